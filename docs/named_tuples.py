@@ -1,0 +1,26 @@
+"""Griffe extension: a NamedTuple's fields are the parameters of its constructor, so that `Args:` can describe them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import griffe
+
+
+class NamedTuples(griffe.Extension):
+    """Gives each class that derives from `NamedTuple` the `__init__` that Python gives it."""
+
+    def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
+        if not any(str(base).endswith("NamedTuple") for base in cls.bases):
+            return
+        fields = [a for a in cls.attributes.values() if a.annotation is not None and "property" not in a.labels]
+        parameters = [griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)]
+        parameters += [
+            griffe.Parameter(
+                a.name, annotation=a.annotation, kind=griffe.ParameterKind.positional_or_keyword, default=a.value
+            )
+            for a in fields
+        ]
+        init = griffe.Function("__init__", lineno=cls.lineno, endlineno=cls.lineno, parent=cls)
+        init.parameters = griffe.Parameters(*parameters)
+        cls.set_member("__init__", init)

@@ -1,0 +1,166 @@
+"""From layer widths to what a thinner model holds: the arithmetic that all slimmed algorithms share.
+
+`Model.widths` names the layer width that each axis of a parameter runs over. A width has so many units; a thinner
+model keeps some of them, and with a unit all that belongs to it: its row of the layer's weight and bias, its entry in
+a normalisation, its column in the next layer. `"conv2*49"` says that each unit stands for 49 consecutive entries, as
+after flattening a 7 x 7 map.
+
+Not supported: modules that know their own width and check it (LayerNorm, recurrent layers, multi-head attention,
+grouped convolutions), and GroupNorm where the groups do not divide the kept channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from partwise.core.errors import CompositionError
+from partwise.core.index import Grid, Index, Whole, shapes_of
+from partwise.core.model import Model, Params
+
+__all__ = ["input_factors", "kept_units", "num_units", "output_factors", "prefix_shapes", "thin", "unit_counts"]
+
+_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # weight (out, in, ...)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # weight (in, out, ...)
+
+
+def num_units(ratio: float, total: int) -> int:
+    """ceil(ratio * total), at least 1; a product that is whole but for rounding counts as whole.
+
+    Example:
+        >>> [num_units(r, 10) for r in (1.0, 0.5, 0.25, 0.125, 0.0625)]
+        [10, 5, 3, 2, 1]
+        >>> num_units(0.07, 100)
+        7
+    """
+    return max(1, math.ceil(ratio * total - 1e-9))
+
+
+def _parse(entry: str) -> tuple[str, int]:
+    name, star, times = entry.partition("*")
+    if star and not (times.isdecimal() and int(times) > 0):
+        raise CompositionError(
+            f"Model(widths): an entry is a width's name, or 'name*times' with a whole number, got {entry!r}. "
+            "Write 'conv2*49' where each unit of 'conv2' stands for 49 entries."
+        )
+    return name, int(times) if star else 1
+
+
+def unit_counts(model: Model, like: Params) -> dict[str, int]:
+    """Width -> its number of units, over the parameters in `like`.
+
+    Raises:
+        CompositionError: the model states no widths, or widths that contradict one another or the parameters.
+    """
+    if not model.widths:
+        raise CompositionError(
+            "Model(widths={}): a thinner model needs to know the width of each axis, got none. "
+            "Name the width of each axis, as in widths={'fc1.weight': ('fc1', None), 'fc1.bias': ('fc1',)}."
+        )
+    counts: dict[str, int] = {}
+    for name, entries in model.widths.items():
+        if name not in like:
+            continue
+        shape = tuple(like[name].shape)
+        if len(entries) != len(shape):
+            raise CompositionError(
+                f"Model(widths[{name!r}]): needs one entry per axis of {shape}, got {len(entries)}. "
+                "Use None for an axis that is never thinned."
+            )
+        for entry, size in zip(entries, shape, strict=True):
+            if entry is None:
+                continue
+            width, times = _parse(entry)
+            units, rest = divmod(size, times)
+            if rest or counts.setdefault(width, units) != units:
+                raise CompositionError(
+                    f"Model(widths[{name!r}]): {entry!r} must have {counts.get(width, units) * times} entries as elsewhere, "
+                    f"got an axis of {size}. Check the names of the widths."
+                )
+    return counts
+
+
+def kept_units(model: Model, like: Params, ratio: float) -> dict[str, int]:
+    """Width -> how many units a model of this width ratio keeps."""
+    return {width: num_units(ratio, units) for width, units in unit_counts(model, like).items()}
+
+
+def thin(model: Model, like: Params, units: Mapping[str, Tensor]) -> Index:
+    """What a model that keeps some units holds.
+
+    Args:
+        model: its `widths` are used.
+        like: the parameters; those without widths are held whole.
+        units: width -> (kept,) int64, ascending. A width left out, or with all its units, is whole.
+    """
+    counts = unit_counts(model, like)
+    kept = {width: at for width, at in units.items() if len(at) < counts[width]}
+    axes: dict[str, tuple[Tensor | None, ...]] = {}
+    for name, t in like.items():
+        entries = model.widths.get(name, (None,) * t.dim())
+        axes[name] = tuple(_positions(entry, kept) for entry in entries)
+    if all(at is None for per_axis in axes.values() for at in per_axis):
+        return Whole(shapes_of(like))
+    return Grid(shapes_of(like), axes)
+
+
+def _positions(entry: str | None, kept: Mapping[str, Tensor]) -> Tensor | None:
+    width, times = _parse(entry) if entry is not None else ("", 1)
+    if width not in kept:
+        return None
+    return (kept[width].unsqueeze(1) * times + torch.arange(times)).reshape(-1)
+
+
+def prefix_shapes(model: Model, like: Params, ratio: float) -> dict[str, tuple[int, ...]]:
+    """Name -> leading entries per axis that a model of this width ratio has, for parameters with widths."""
+    kept = kept_units(model, like, ratio)
+    found: dict[str, tuple[int, ...]] = {}
+    for name, entries in model.widths.items():
+        if name in like:
+            parsed = [_parse(entry) if entry is not None else None for entry in entries]
+            sizes = zip(parsed, like[name].shape, strict=True)
+            found[name] = tuple(size if width is None else kept[width[0]] * width[1] for width, size in sizes)
+    return found
+
+
+def held_share(model: Model, like: Params, name: str, ratio: float) -> float:
+    """The share of one parameter's entries that a model of this width ratio has: its probability under random units."""
+    shape = tuple(like[name].shape)
+    return prod(prefix_shapes(model, like, ratio).get(name, shape)) / prod(shape)
+
+
+def output_factors(model: Model, seed: int, factor: float) -> dict[str, float]:
+    """Parameter -> factor, for weight and bias of every linear map or table whose output is a named width."""
+    return {name: factor for name, axis in _axes(model, seed, output=True).items() if _is_named(model, name, axis)}
+
+
+def input_factors(model: Model, seed: int, factor: float) -> dict[str, float]:
+    """Parameter -> factor, for the weight of every linear map whose input is a named width."""
+    return {name: factor for name, axis in _axes(model, seed, output=False).items() if _is_named(model, name, axis)}
+
+
+def _is_named(model: Model, name: str, axis: int) -> bool:
+    return name in model.widths and model.widths[name][axis] is not None
+
+
+def _axes(model: Model, seed: int, *, output: bool) -> dict[str, int]:
+    """Parameter of a linear map -> the axis that runs over its outputs, or over its inputs."""
+    found: dict[str, int] = {}
+    for path, module in model.build(seed).named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(module, _MAPS):
+            found[f"{prefix}weight"] = 0 if output else 1
+        elif isinstance(module, _TRANSPOSED):
+            found[f"{prefix}weight"] = 1 if output else 0
+        elif isinstance(module, nn.Embedding) and output:
+            found[f"{prefix}weight"] = 1
+            continue
+        else:
+            continue
+        if output:
+            found[f"{prefix}bias"] = 0
+    return found

@@ -1,0 +1,31 @@
+"""The channel that hides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from partwise.core.channel import ClientSession, ServerSession
+from partwise.core.model import Params
+from partwise.core.population import Client
+from partwise.core.update import Update
+
+__all__ = ["Plain"]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The update travels in the reply, in the clear; the server sees each of them."""
+
+    reveals: ClassVar[Literal["sum", "each"]] = "each"
+    exchanges: ClassVar[bool] = False
+    patience_seconds: ClassVar[float] = 0.0
+
+    def server(self, cohort: Sequence[Client], params: Params) -> ServerSession:
+        updates = yield dict.fromkeys(cohort)
+        return [updates[client] for client in sorted(updates)]
+
+    def client(self, update: Update, params: Params) -> ClientSession:
+        yield
+        yield update

@@ -1,0 +1,173 @@
+"""Aggregators: many updates in, one out; and the running sum that feeds those that need no more.
+
+Shapes: a parameter has shape (V, ...); r of its rows are touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from partwise.core.codec import register
+from partwise.core.index import Coords, Index, Joint, Rows, Weight, Whole
+from partwise.core.model import Params, Values
+from partwise.core.population import Census
+from partwise.core.update import Update
+
+__all__ = ["Accumulator", "Aggregator", "Coverage", "Sum", "sum_updates"]
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """Weighted values and weights, summed over clients and kept where anybody held something.
+
+    Args:
+        index: the union of what was held.
+        value: name -> sum of weight * value, of the held shape.
+        weight: name -> sum of weights, broadcastable to the value.
+        total: sum over clients of one weight each (of the largest, where a client's differ by row).
+        count: number of updates summed.
+    """
+
+    index: Index
+    value: Values
+    weight: Values
+    total: float
+    count: int
+
+
+@runtime_checkable
+class Aggregator(Protocol):
+    """Many updates in, one out. `needs`: whether the sum is enough or each update is wanted."""
+
+    @property
+    def needs(self) -> Literal["sum", "each"]: ...
+
+    def init(self, params: Params, census: Census) -> Any: ...
+
+    def reduce(self, got: Sum | Sequence[Update], state: Any, params: Params) -> tuple[Update, Any]:
+        """The aggregate, to be added to the model. `got` is a Sum where `needs` is "sum"."""
+        ...
+
+
+class Coverage:
+    """Weights per coordinate, each parameter at the coarsest grain that still tells held from not held.
+
+    Args:
+        params: name -> tensor; only shapes and devices are used.
+        device: where the weights lie; with the parameters by default.
+    """
+
+    def __init__(self, params: Params, device: torch.device | None = None) -> None:
+        self._shapes = {name: (tuple(t.shape), device or t.device) for name, t in params.items()}
+        self.weights: Values = {}
+
+    def add_(self, index: Index, weight: Weight) -> None:
+        """Add a weight where `index` touches."""
+        for name in index.shapes:
+            self.allocate_(name, index.grain(name))
+        index.cover_(self.weights, weight)
+
+    def allocate_(self, name: str, grain: int) -> None:
+        """Make room for a parameter whose held part shows in its first `grain` axes."""
+        shape, device = self._shapes[name]
+        coarse = shape[:grain] + (1,) * (len(shape) - grain)
+        have = self.weights.get(name)
+        if have is None:
+            self.weights[name] = torch.zeros(coarse, dtype=torch.float64, device=device)
+        elif any(h < c for h, c in zip(have.shape, coarse, strict=True)):
+            finer = tuple(max(h, c) for h, c in zip(have.shape, coarse, strict=True))
+            self.weights[name] = have.expand(finer).clone()
+
+
+class Accumulator:
+    """A running `Sum` that owns its buffers: memory of one model, whatever the number of updates.
+
+    Args:
+        params: name -> tensor; shapes, types and devices of the sums.
+    """
+
+    def __init__(self, params: Params) -> None:
+        self._params = dict(params)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._value: Values = {}
+        self._cover = Coverage(self._params)
+        self._total, self._count = 0.0, 0
+
+    def add_(self, update: Update) -> None:
+        """Add one update, weighted."""
+        values = update.values()
+        for name in update.index.shapes:
+            if name not in self._value:
+                self._value[name] = torch.zeros_like(self._params[name])
+        if isinstance(update.weight, Mapping):
+            weighted = {n: v * _broadcast(update.weight[n], v) for n, v in values.items()}
+            update.index.scatter_add_(self._value, weighted)
+            self._total += max((float(w.max()) for w in update.weight.values() if w.numel()), default=0.0)
+        else:
+            update.index.scatter_add_(self._value, values, float(update.weight))
+            self._total += float(update.weight)
+        self._cover.add_(update.index, update.weight)
+        self._count += 1
+
+    def take(self) -> Sum:
+        """The sum so far; the accumulator is empty afterwards."""
+        value: Values = {}
+        weight: Values = {}
+        whole: dict[str, Tensor | None] = {}
+        single: dict[str, Tensor] = {}
+        for name, cover in self._cover.weights.items():
+            held = _kept(cover, tuple(self._params[name].shape))
+            if isinstance(held, _Flat):
+                single[name] = held.at
+                value[name] = self._value[name].reshape(-1)[held.at]
+                weight[name] = cover.expand(self._params[name].shape).reshape(-1)[held.at]
+            else:
+                whole[name] = held
+                value[name] = self._value[name] if held is None else self._value[name][held]
+                weight[name] = cover if held is None else cover[held]
+        got = Sum(self._union(whole, single), value, weight, self._total, self._count)
+        self._clear()
+        return got
+
+    def _union(self, whole: dict[str, Tensor | None], single: dict[str, Tensor]) -> Index:
+        def shapes(names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+            return {name: tuple(self._params[name].shape) for name in names}
+
+        if not single and all(at is None for at in whole.values()):
+            return Whole(shapes(whole))
+        rows, coords = Rows(shapes(whole), whole), Coords(shapes(single), single)
+        return Joint((rows, coords)) if whole and single else coords if single else rows
+
+
+class _Flat(NamedTuple):
+    at: Tensor
+
+
+def _kept(cover: Tensor, shape: tuple[int, ...]) -> Tensor | None | _Flat:
+    """What was touched: everything (None), some rows, or single coordinates."""
+    touched = cover > 0
+    if bool(touched.all()):
+        return None
+    if cover.numel() == cover.shape[0] == shape[0]:
+        return touched.reshape(-1).nonzero().reshape(-1)
+    return _Flat(touched.expand(shape).reshape(-1).nonzero().reshape(-1))
+
+
+def _broadcast(weight: Tensor, value: Tensor) -> Tensor:
+    return weight.reshape(weight.shape + (1,) * (value.dim() - weight.dim())).to(value.dtype)
+
+
+def sum_updates(updates: Iterable[Update], params: Params) -> Sum:
+    """The sum of some updates, in the order given."""
+    accumulator = Accumulator(params)
+    for update in updates:
+        accumulator.add_(update)
+    return accumulator.take()

@@ -1,0 +1,179 @@
+"""Algorithms: what a client trains and keeps, and what the server makes of the aggregate."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from partwise.core.aggregate import Aggregator
+from partwise.core.codec import register
+from partwise.core.errors import DataError
+from partwise.core.index import Index, Joint, Rows, Whole, shapes_of
+from partwise.core.mean import Mean
+from partwise.core.model import Model, Params, Values
+from partwise.core.plan import LocalPlan, Trained
+from partwise.core.population import Census, Client, Dataset, Examples, Profile
+from partwise.core.rng import derive
+from partwise.core.schedule import ReplyInfo
+from partwise.core.update import Update
+
+__all__ = ["Algorithm", "ClientState", "ServerState", "Site", "Task"]
+
+ClientState = Any
+ServerState = dict[str, Values]
+
+
+@register
+class Task(NamedTuple):
+    """What the server asks.
+
+    Args:
+        id: number of the dispatch; unique in a run.
+        version: commits the server has made.
+        attempt: how often this client was asked at this version before.
+        steps: local steps; 0 leaves it to the plan.
+    """
+
+    id: int
+    version: int
+    attempt: int
+    steps: int
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """What a client has at hand.
+
+    Args:
+        client: its number.
+        model: the model, as code.
+        like: name -> tensor without storage: names, shapes and types of what may be held.
+        data: its examples.
+        profile: how fast it is.
+        seed: the experiment's seed.
+    """
+
+    client: Client
+    model: Model = field(repr=False)
+    like: Params = field(repr=False)
+    data: Dataset = field(repr=False)
+    profile: Profile
+    seed: int
+    _memo: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def derive(self, purpose: str, task: Task) -> int:
+        """The seed of one stream of this client's randomness."""
+        return derive(self.seed, purpose, self.client, task.version, task.attempt)
+
+    def without(self, names: Collection[str]) -> Site:
+        """The same site with some parameters out of sight."""
+        return replace(self, like={n: t for n, t in self.like.items() if n not in names})
+
+    def table_rows(self, name: str) -> Tensor:
+        """The rows of one table that the examples touch: (r,) int64, ascending.
+
+        Raises:
+            DataError: an id outside the table.
+        """
+        if name not in self._memo:
+            columns = self.data.columns()
+            ids = torch.cat([columns[c].reshape(-1) for c in self.model.tables[name]])
+            rows = torch.unique(ids.to(torch.int64))
+            size = self.like[name].shape[0]
+            if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= size):
+                raise DataError(
+                    f"client {self.client}: ids of {name!r} must lie in 0..{size - 1}, got {int(rows[0])}..{int(rows[-1])}. "
+                    "Make the table larger or map the ids."
+                )
+            self._memo[name] = rows
+        found: Tensor = self._memo[name]
+        return found
+
+    def localized(self, index: Index) -> Dataset:
+        """The examples with every id replaced by its position among the held rows.
+
+        Raises:
+            DataError: an example whose id is not held.
+        """
+        held = _held_rows(index)
+        if not held:
+            return self.data
+        seen = self._memo.get("localized")
+        if seen is not None and all(n in seen[0] and torch.equal(seen[0][n], r) for n, r in held.items()):
+            return seen[1]  # type: ignore[no-any-return]
+        columns = dict(self.data.columns())
+        for name, rows in held.items():
+            for column in self.model.tables.get(name, ()):
+                columns[column] = _positions(rows, columns[column].to(torch.int64), f"client {self.client}", column)
+        self._memo["localized"] = (held, Examples(columns))
+        return Examples(columns)
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """What a client trains and keeps, and what the server makes of the aggregate.
+
+    Streams are named updates in a reply; the server holds one set of parameters per stream. `model` is
+    always there. Client state never leaves the client. A method that is not overridden does what federated
+    averaging over the whole model does; only `plan` must be written.
+    """
+
+    def init(self, params: Params, census: Census) -> ServerState:
+        """Stream -> parameters, in buffers of its own."""
+        return {"model": {name: t.clone() for name, t in params.items()}}
+
+    def client_init(self, site: Site) -> ClientState:
+        return None
+
+    def select(self, task: Task, own: ClientState, site: Site) -> Index:
+        """Which part of the model this client asks for."""
+        return Whole(shapes_of(site.like))
+
+    def weight(self, site: Site) -> float:
+        """What this client's update counts for."""
+        return float(len(site.data))
+
+    def personalize(self, values: Values, own: ClientState) -> Values:
+        """The model this client really uses: held values, and what it keeps for itself."""
+        return values
+
+    def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
+        """What to train, as data."""
+        ...
+
+    def finish(
+        self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
+    ) -> tuple[dict[str, Update], ClientState]:
+        """Stream -> update, and the client's next state."""
+        value = {name: trained.end[name] - start for name, start in held["model"].items()}
+        return {"model": Update(index, value, self.weight(site))}, own
+
+    def aggregators(self) -> Mapping[str, Aggregator]:
+        """The aggregator of each stream, where the user names none."""
+        return {"model": Mean("cohort")}
+
+    def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
+        """Add the aggregates; `state` is consumed."""
+        for stream, total in totals.items():
+            total.index.scatter_add_(state[stream], total.values())
+        return state
+
+
+def _held_rows(index: Index) -> dict[str, Tensor]:
+    if isinstance(index, Joint):
+        return {n: r for member in index.members for n, r in _held_rows(member).items()}
+    return {n: r for n, r in index.rows.items() if r is not None} if isinstance(index, Rows) else {}
+
+
+def _positions(rows: Tensor, ids: Tensor, who: str, column: str) -> Tensor:
+    at = torch.searchsorted(rows, ids).clamp_(max=max(0, len(rows) - 1))
+    if len(rows) == 0 or not torch.equal(rows[at], ids):
+        raise DataError(
+            f"{who}: every id in {column!r} must be held, got some that are not. "
+            "Select the rows that the examples touch, or drop those examples."
+        )
+    return at

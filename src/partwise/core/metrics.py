@@ -1,0 +1,142 @@
+"""Metrics as columns per example and a reduction, so that they merge whatever the grouping of clients.
+
+Shapes: b examples in a batch, n examples in a group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from partwise.core.model import ExampleLoss
+from partwise.core.population import Batch
+
+__all__ = ["AUC", "Accuracy", "Loss", "Metric", "Perplexity", "TopK"]
+
+
+class Metric(Protocol):
+    """What is measured. Columns of several groups are merged by concatenation, in any order."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def higher_is_better(self) -> bool: ...
+
+    def measure(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """Columns of one value per example, each (b,)."""
+        ...
+
+    def reduce(self, columns: Mapping[str, Tensor]) -> float:
+        """The metric of the examples in `columns`, each (n,); nan where it is not defined."""
+        ...
+
+
+def _mean(column: Tensor) -> float:
+    return float(column.double().mean()) if len(column) else math.nan
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Mean loss over examples."""
+
+    of: ExampleLoss
+    name: str = "loss"
+    higher_is_better: bool = False
+
+    def measure(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": self.of(outputs, batch)}
+
+    def reduce(self, columns: Mapping[str, Tensor]) -> float:
+        return _mean(columns["loss"])
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean loss in nats."""
+
+    of: ExampleLoss
+    name: str = "perplexity"
+    higher_is_better: bool = False
+
+    def measure(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        return {"loss": self.of(outputs, batch)}
+
+    def reduce(self, columns: Mapping[str, Tensor]) -> float:
+        mean = _mean(columns["loss"])
+        return math.inf if mean > 700 else math.exp(mean)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of examples whose largest logit is the target's; one logit is compared with 0."""
+
+    target: str = "y"
+    name: str = "accuracy"
+    higher_is_better: bool = True
+
+    def measure(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        if outputs.dim() == 1:
+            return {"hit": (outputs > 0) == (batch[self.target] > 0.5)}
+        hit = outputs.argmax(1) == batch[self.target]
+        return {"hit": hit if hit.dim() == 1 else hit.flatten(1).double().mean(1)}
+
+    def reduce(self, columns: Mapping[str, Tensor]) -> float:
+        return _mean(columns["hit"])
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Share of examples whose target is among the k largest logits."""
+
+    k: int = 5
+    target: str = "y"
+    higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"TopK(k={self.k}): k must be at least 1. Use k=1 for accuracy.")
+
+    @property
+    def name(self) -> str:
+        return f"top{self.k}"
+
+    def measure(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        best = outputs.topk(min(self.k, outputs.shape[1]), dim=1).indices
+        return {"hit": (best == batch[self.target].unsqueeze(1)).any(1)}
+
+    def reduce(self, columns: Mapping[str, Tensor]) -> float:
+        return _mean(columns["hit"])
+
+
+@dataclass(frozen=True)
+class AUC:
+    """Exact area under the ROC curve of one logit per example; ties count half; nan with one class only.
+
+    Source: the Mann-Whitney U statistic over positives times negatives.
+    """
+
+    target: str = "y"
+    name: str = "auc"
+    higher_is_better: bool = True
+
+    def measure(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        return {"score": outputs.double(), "target": batch[self.target].double()}
+
+    def reduce(self, columns: Mapping[str, Tensor]) -> float:
+        score, target = columns["score"], columns["target"] > 0.5
+        positives, negatives = int(target.sum()), int((~target).sum())
+        if not positives or not negatives:
+            return math.nan
+        if not torch.isfinite(score).all():
+            return math.nan
+        _, group, size = torch.unique(score, return_inverse=True, return_counts=True)
+        last = size.cumsum(0).double()
+        mean_rank = last - (size.double() - 1) / 2  # ranks count from 1
+        u = float(mean_rank[group][target].sum()) - positives * (positives + 1) / 2
+        return u / (positives * negatives)

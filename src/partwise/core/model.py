@@ -1,0 +1,173 @@
+"""A model as pure functions of its parameters, and what of it can be held in part.
+
+Shapes: b examples in a batch, n examples in a data set, V rows of a table, k row width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from partwise.core.population import Batch
+from partwise.core.rng import derive
+
+__all__ = ["BinaryCrossEntropy", "CrossEntropy", "ExampleLoss", "MeanSquaredError", "Model", "Params", "Values", "like"]
+
+Params = Mapping[str, Tensor]
+Values = dict[str, Tensor]
+ExampleLoss = Callable[[Tensor, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy of logits (b, classes) against `target` (b,) int64; one value per example.
+
+    Outputs with more axes, (b, classes, ...), are averaged over them.
+    """
+
+    target: str = "y"
+
+    def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
+        loss = F.cross_entropy(outputs, batch[self.target], reduction="none")
+        return loss if loss.dim() == 1 else loss.flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """Cross-entropy of one logit per example (b,) against `target` (b,) in {0, 1}."""
+
+    target: str = "y"
+
+    def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
+        target = batch[self.target].to(outputs.dtype)
+        return F.binary_cross_entropy_with_logits(outputs, target, reduction="none")
+
+
+@dataclass(frozen=True)
+class MeanSquaredError:
+    """Half the squared error, averaged over an example's outputs."""
+
+    target: str = "y"
+
+    def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
+        loss = 0.5 * (outputs - batch[self.target].to(outputs.dtype)) ** 2
+        return loss if loss.dim() == 1 else loss.flatten(1).mean(1)
+
+
+class _Slot(NamedTuple):
+    """A place where a module keeps a tensor."""
+
+    home: dict[str, Any]
+    key: str
+    name: str
+    is_buffer: bool
+    is_first: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """An `nn.Module` seen as functions of its parameters.
+
+    Parameters are the module's parameters and its floating buffers, by their dotted names.
+
+    Args:
+        module: a module, or a callable without arguments that makes one (a class, say): then the
+            initial parameters follow the experiment's seed.
+        loss: outputs and batch to one loss per example, (b,).
+        inputs: the columns of a batch that `forward` receives, in order.
+        tables: parameter name -> the columns whose values are its row numbers. Such a parameter can be
+            held by rows.
+        widths: parameter name -> one entry per axis, the name of the layer width that axis runs over, or
+            None for an axis that is never thinned. `"conv2*16"` means: every unit of `conv2` stands for 16
+            consecutive entries, as after flattening. Such parameters can be held by grids.
+
+    Example:
+        >>> model = Model(lambda: nn.Linear(3, 2), CrossEntropy(), inputs=("x",))
+        >>> sorted(model.init(seed=1))
+        ['bias', 'weight']
+    """
+
+    module: nn.Module | Callable[[], nn.Module] = field(repr=False)
+    loss: ExampleLoss
+    inputs: tuple[str, ...] = ("x",)
+    tables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    widths: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    _built: dict[int, nn.Module] = field(default_factory=dict, repr=False, init=False)
+    _found: dict[str, Any] = field(default_factory=dict, repr=False, init=False)
+
+    def build(self, seed: int = 0) -> nn.Module:
+        """The module; made from `seed` where `module` is a callable. Never trained in place."""
+        if isinstance(self.module, nn.Module):
+            return self.module
+        if seed not in self._built:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive(seed, "model"))
+                self._built.clear()
+                self._built[seed] = self.module()
+        return self._built[seed]
+
+    def _any(self) -> nn.Module:
+        if isinstance(self.module, nn.Module):
+            return self.module
+        return next(iter(self._built.values())) if self._built else self.build()
+
+    def init(self, seed: int) -> Values:
+        """The initial parameters, copied; a parameter that two layers share appears once."""
+        self.build(seed)
+        found = {s.name: s.home[s.key].detach().clone() for s in self._slots() if s.is_first}
+        unknown = [name for name in [*self.tables, *self.widths] if name not in found]
+        if unknown:
+            raise ValueError(
+                f"Model(): tables and widths must name parameters, got {unknown}. The parameters are {sorted(found)}."
+            )
+        return found
+
+    def buffers(self) -> frozenset[str]:
+        """Names of the floating buffers, such as running means: they change in `forward`, not by gradients."""
+        return frozenset(slot.name for slot in self._slots() if slot.is_buffer)
+
+    def _slots(self) -> list[_Slot]:
+        """Where the module keeps its tensors; found once."""
+        module = self._any()
+        if self._found.get("module") is not module:
+            slots: list[_Slot] = []
+            names: dict[int, str] = {}
+            for prefix, owner in module.named_modules(remove_duplicate=False):
+                for home, is_buffer in ((owner._parameters, False), (owner._buffers, True)):
+                    for key, tensor in home.items():
+                        if tensor is None or not tensor.is_floating_point():
+                            continue
+                        name = names.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
+                        is_first = name == (f"{prefix}.{key}" if prefix else key)
+                        slots.append(_Slot(home, key, name, is_buffer, is_first))
+            self._found.update(module=module, slots=slots)
+        return self._found["slots"]  # type: ignore[no-any-return]
+
+    def outputs(self, params: Params, batch: Batch, *, training: bool = False) -> Tensor:
+        """What the module makes of a batch under `params`, which may be narrower than the module's own."""
+        module, slots = self._any(), self._slots()
+        if module.training != training:
+            module.train(training)
+        own = [slot.home[slot.key] for slot in slots]
+        try:
+            for slot in slots:  # what torch.func.functional_call does, without finding the places anew each time
+                slot.home[slot.key] = params[slot.name]
+            result: Tensor = module(*(batch[name] for name in self.inputs))
+        finally:
+            for slot, tensor in zip(slots, own, strict=True):
+                slot.home[slot.key] = tensor
+        return result
+
+    def losses(self, params: Params, batch: Batch, *, training: bool = True) -> Tensor:
+        """One loss per example, (b,)."""
+        return self.loss(self.outputs(params, batch, training=training), batch)
+
+
+def like(params: Params) -> Values:
+    """The same names, shapes and types without storage (device `meta`)."""
+    return {name: torch.empty_like(t, device="meta") for name, t in params.items()}

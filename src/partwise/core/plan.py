@@ -1,0 +1,138 @@
+"""Local training as data: what to train, in how many steps, by which rule; an executor runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from partwise.core.codec import register
+from partwise.core.model import Model, Params, Values
+from partwise.core.population import Batch, Dataset
+from partwise.core.rng import Rng
+
+__all__ = [
+    "Executor",
+    "GradientTerm",
+    "Job",
+    "LocalOptimizer",
+    "LocalPlan",
+    "LossFn",
+    "ModelLoss",
+    "Trained",
+    "everything",
+]
+
+
+class LossFn(Protocol):
+    """(params, batch, rng) -> scalar loss; a pure function of its parameters."""
+
+    def __call__(self, params: Params, batch: Batch, rng: Rng) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ModelLoss:
+    """The mean of a model's losses over the batch."""
+
+    model: Model
+
+    def __call__(self, params: Params, batch: Batch, rng: Rng) -> Tensor:
+        return self.model.losses(params, batch).mean()
+
+
+@runtime_checkable
+class LocalOptimizer(Protocol):
+    """The rule of a local step: a frozen dataclass with a field `lr`."""
+
+    @property
+    def lr(self) -> float: ...
+
+    def init(self, params: Params) -> Any:
+        """The first state for these parameters."""
+        ...
+
+    def step_(self, params: Values, grads: Values, state: Any) -> Any:
+        """One step on `params`, in place. `grads` belongs to the optimiser. Returns the next state."""
+        ...
+
+
+class GradientTerm(Protocol):
+    """A change to the gradient at one local step; what it needs of its client are tensors it holds."""
+
+    def __call__(self, params: Params, grads: Values, step: int) -> Values: ...
+
+
+def everything(name: str) -> bool:
+    """Every held parameter is trainable."""
+    return True
+
+
+@dataclass(frozen=True, eq=False)
+class LocalPlan:
+    """What one client trains.
+
+    Args:
+        loss: what is minimised.
+        optimizer: the rule of a step.
+        batch_size: examples in a batch; 0 for all of them at once.
+        steps: local steps; 0 to count by `epochs` instead.
+        epochs: passes over the data. A last short batch is kept.
+        gradient: changes to the gradient, in order, before the optimiser.
+        trainable: which held names move.
+        buffers: held names that the loss itself moves, such as running means.
+    """
+
+    loss: LossFn
+    optimizer: LocalOptimizer
+    batch_size: int = 32
+    steps: int = 0
+    epochs: int = 1
+    gradient: Sequence[GradientTerm] = ()
+    trainable: Callable[[str], bool] = everything
+    buffers: frozenset[str] = frozenset()
+
+    def num_steps(self, examples: int) -> int:
+        """Local steps on that many examples."""
+        size = min(self.batch_size, examples) if self.batch_size else examples
+        return self.steps or self.epochs * max(1, -(-examples // max(1, size)))
+
+
+class Job(NamedTuple):
+    """A plan with what it is run on.
+
+    Args:
+        plan: what to train.
+        start: the values to start from; not changed.
+        data: the examples, ids already numbered within what is held.
+        seed: of the batches and of any noise in the loss.
+    """
+
+    plan: LocalPlan
+    start: Values
+    data: Dataset
+    seed: int
+
+
+@register
+class Trained(NamedTuple):
+    """The result of a job.
+
+    Args:
+        end: the values after training.
+        steps: local steps taken.
+        loss: mean training loss over the steps.
+    """
+
+    end: Values
+    steps: int
+    loss: float
+
+
+class Executor(Protocol):
+    """Runs jobs, one after another or many at once, with the same result."""
+
+    def run(self, jobs: Sequence[Job]) -> Sequence[Trained | Exception]:
+        """One result per job, in order; a job that raised gives its exception."""
+        ...

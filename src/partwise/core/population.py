@@ -1,0 +1,161 @@
+"""Who the clients are: their data, their speed and their links.
+
+Shapes: N clients, n examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from partwise.core.errors import CompositionError
+
+__all__ = ["Batch", "Census", "Client", "Counts", "Dataset", "Examples", "Population", "Profile"]
+
+Client = int
+Batch = Mapping[str, Tensor]
+
+
+class Profile(NamedTuple):
+    """How fast a client is.
+
+    Args:
+        seconds_per_step: pace, seconds per local step.
+        uplink: bytes per second from the client.
+        downlink: bytes per second to the client.
+        memory: bytes the client can spend on its submodel.
+        width: the largest width ratio it can train, in (0, 1].
+    """
+
+    seconds_per_step: float = 0.0
+    uplink: float = float("inf")
+    downlink: float = float("inf")
+    memory: float = float("inf")
+    width: float = 1.0
+
+
+class Dataset(Protocol):
+    """Examples as columns: every column is a tensor with the examples along its first axis."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, at: Tensor) -> Batch:
+        """The examples at positions `at` (batch,) int64."""
+        ...
+
+    def columns(self) -> Batch:
+        """All examples, column by column; each column (n, ...)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """A `Dataset` over tensors in memory (or memory-mapped).
+
+    Args:
+        data: column name -> tensor (n, ...); equal n.
+
+    Example:
+        >>> import torch
+        >>> Examples({"x": torch.zeros(3, 2), "y": torch.tensor([0, 1, 0])}).batch(torch.tensor([1]))["y"]
+        tensor([1])
+    """
+
+    data: Batch = field(repr=False)
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(column) for name, column in self.data.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(
+                f"Examples(): columns must have equal length, got {lengths}. Cut them to the same examples."
+            )
+
+    def __len__(self) -> int:
+        return len(next(iter(self.data.values()))) if self.data else 0
+
+    def batch(self, at: Tensor) -> Batch:
+        return {name: column[at] for name, column in self.data.items()}
+
+    def columns(self) -> Batch:
+        return self.data
+
+    def slice(self, start: int, stop: int) -> Examples:
+        """The examples start..stop, as views."""
+        return Examples({name: column[start:stop] for name, column in self.data.items()})
+
+
+class Population(Protocol):
+    """All clients that exist."""
+
+    @property
+    def clients(self) -> Sequence[Client]:
+        """The clients' numbers, ascending."""
+        ...
+
+    def data(self, client: Client) -> Dataset:
+        """What the client trains on."""
+        ...
+
+    def test_data(self, client: Client) -> Dataset | None:
+        """What the client is tested on, if anything."""
+        ...
+
+    def central_test(self) -> Dataset | None:
+        """A test set held by nobody, if there is one."""
+        ...
+
+    def profile(self, client: Client) -> Profile: ...
+
+    def next_available(self, client: Client, now: float) -> float:
+        """The first moment, not before `now`, at which the client could answer; inf for never."""
+        ...
+
+    def name(self, client: Client) -> str:
+        """What a person would call the client: a module, a role, a row of a table."""
+        ...
+
+
+class Counts(NamedTuple):
+    """Who holds what, counted over all clients.
+
+    Args:
+        heat: name -> how many clients hold each coordinate, broadcastable to the parameter: all axes 1 where
+            everybody holds all of it, `(V, 1, ..)` for tables, the full shape otherwise.
+        weight: the same with each client counted by its aggregation weight.
+        total_weight: the sum of all clients' weights.
+    """
+
+    heat: Mapping[str, Tensor]
+    weight: Mapping[str, Tensor]
+    total_weight: float
+
+
+class Census:
+    """What the server knows about the population before training; counted when first asked for.
+
+    Args:
+        num_clients: N.
+        count: counts the population; None where nobody may.
+    """
+
+    def __init__(self, num_clients: int, count: Callable[[], Counts] | None = None) -> None:
+        self.num_clients = num_clients
+        self._count = count
+
+    @cached_property
+    def counts(self) -> Counts:
+        """Who holds what.
+
+        Raises:
+            CompositionError: the population cannot be counted.
+        """
+        if self._count is None:
+            raise CompositionError(
+                "Census(count=None): a part needs to know how many clients hold each coordinate, got no way to count. "
+                "Give a census, or use a part that does without, such as Mean(by='holders')."
+            )
+        return self._count()

@@ -1,0 +1,104 @@
+"""What a node does: a reducer from messages to effects. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+__all__ = [
+    "SERVER",
+    "Effect",
+    "Failed",
+    "Halt",
+    "Message",
+    "NodeId",
+    "Program",
+    "Record",
+    "Send",
+    "Wake",
+    "Work",
+    "always",
+]
+
+NodeId = int
+SERVER: NodeId = -1
+
+
+class Message(NamedTuple):
+    """What a node receives. now: seconds since the run began, on the runtime's clock."""
+
+    now: float
+    me: NodeId
+    src: NodeId
+    body: Any
+
+
+class Wake(NamedTuple):
+    """A message to oneself: the start of the run (`tag` None) or a timer."""
+
+    tag: int | None = None
+
+
+class Failed(NamedTuple):
+    """A runtime tells a node that its work raised.
+
+    Args:
+        stage: what was being done.
+        reason: the sentence of the error.
+    """
+
+    stage: str
+    reason: str
+
+
+class Send(NamedTuple):
+    """Deliver `body` to a node, `after` seconds from now at the earliest."""
+
+    to: NodeId
+    body: Any
+    after: float = 0.0
+
+
+class Work(NamedTuple):
+    """Local computation for an executor; its result comes back as a message to oneself.
+
+    Args:
+        job: what to compute; an executor knows its kind.
+        steps: local steps, which a virtual clock charges at the node's pace.
+    """
+
+    job: Any
+    steps: int
+
+
+class Record(NamedTuple):
+    """A fact for the run's record."""
+
+    kind: str
+    fields: Mapping[str, Any]
+
+
+class Halt(NamedTuple):
+    """Stop the whole run."""
+
+    reason: str
+
+
+Effect = Send | Work | Record | Halt
+
+
+def always() -> bool:
+    """True: a program whose whole state lies in what `step` returns."""
+    return True
+
+
+class Program(NamedTuple):
+    """What a runtime runs, one per node.
+
+    The state that `step` receives is consumed: `step` may overwrite the buffers in it, and only the state
+    it returns may be used afterwards. A runtime saves it between two steps, while `is_settled()`.
+    """
+
+    init: Callable[[NodeId], Any]
+    step: Callable[[Any, Message], tuple[Any, list[Effect]]]
+    is_settled: Callable[[], bool] = always

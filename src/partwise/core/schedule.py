@@ -1,0 +1,121 @@
+"""The scheduler's protocol: who works, how long, and what is committed together. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+__all__ = [
+    "Action",
+    "After",
+    "Arrived",
+    "Commit",
+    "Deadline",
+    "Dispatch",
+    "Event",
+    "Lost",
+    "ReplyInfo",
+    "Roster",
+    "Scheduler",
+    "Started",
+    "Stop",
+]
+
+
+class ReplyInfo(NamedTuple):
+    """A reply as the scheduler sees it: no tensor in sight.
+
+    Args:
+        id: number of the dispatch it answers; unique in a run.
+        client: who sent it.
+        version: the server version its work began from.
+        steps: local steps it took.
+        examples: examples it trained on.
+    """
+
+    id: int
+    client: int
+    version: int
+    steps: int
+    examples: int
+
+
+class Started(NamedTuple):
+    """The run begins."""
+
+    now: float
+
+
+class Arrived(NamedTuple):
+    """A reply is in; its client was dispatched at `began`."""
+
+    now: float
+    reply: ReplyInfo
+    began: float
+
+
+class Deadline(NamedTuple):
+    """An `After` has run out."""
+
+    now: float
+    tag: int
+
+
+class Lost(NamedTuple):
+    """An asked client will not answer."""
+
+    now: float
+    client: int
+    id: int
+
+
+Event = Started | Arrived | Deadline | Lost
+
+
+class Dispatch(NamedTuple):
+    """Ask a client to work. steps: local steps; 0 leaves it to the algorithm's plan."""
+
+    client: int
+    steps: int = 0
+
+
+class Commit(NamedTuple):
+    """Reduce these replies and commit the result."""
+
+    replies: Sequence[ReplyInfo]
+
+
+class After(NamedTuple):
+    """Wake me in so many seconds."""
+
+    seconds: float
+    tag: int
+
+
+class Stop(NamedTuple):
+    """The run is over."""
+
+    reason: str = "done"
+
+
+Action = Dispatch | Commit | After | Stop
+
+
+class Roster(Protocol):
+    """What a scheduler may know of the population. seed: where its own randomness is derived from."""
+
+    @property
+    def clients(self) -> Sequence[int]: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    def next_available(self, client: int, now: float) -> float: ...
+
+
+class Scheduler(Protocol):
+    """A reducer over events; never sleeps, never asks for the time."""
+
+    def init(self, population: Roster) -> Any: ...
+
+    def step(self, state: Any, event: Event) -> tuple[Any, list[Action]]: ...

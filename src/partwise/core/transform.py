@@ -1,0 +1,66 @@
+"""Transforms: one update in, one out; client chain, server chain and server optimiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from partwise.core.model import Params
+from partwise.core.rng import Rng
+from partwise.core.update import Update
+
+__all__ = ["Chain", "Identity", "State", "Transform", "chain"]
+
+State = Any
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """One update in, one update out, with explicit state.
+
+    The state passed to `apply` is consumed: its buffers may be overwritten, and only the returned state may
+    be used afterwards. The update passed in is never changed.
+    """
+
+    def init(self, params: Params) -> State:
+        """The first state. On a client `params` has shapes and types but no storage (device `meta`)."""
+        ...
+
+    def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]: ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Leaves the update as it is."""
+
+    def init(self, params: Params) -> State:
+        return ()
+
+    def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
+        return update, state
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Several transforms, in order.
+
+    Args:
+        stages: the transforms; the first sees the update first.
+    """
+
+    stages: tuple[Transform, ...] = ()
+
+    def init(self, params: Params) -> State:
+        return tuple(stage.init(params) for stage in self.stages)
+
+    def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
+        after = []
+        for stage, own in zip(self.stages, state, strict=True):
+            update, own = stage.apply(update, own, rng)
+            after.append(own)
+        return update, tuple(after)
+
+
+def chain(*stages: Transform) -> Chain:
+    """Several transforms, in order; `chain()` changes nothing."""
+    return Chain(tuple(stages))

@@ -1,0 +1,127 @@
+"""An update: an index, a value and a weight; the only thing that is trained, sent and summed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from partwise.core.codec import register
+from partwise.core.errors import ProtocolError
+from partwise.core.index import Index, Weight
+from partwise.core.model import Params, Values
+
+__all__ = ["Packed", "Update", "check_update", "is_finite", "map_values", "norm", "scale", "to_dense"]
+
+
+@runtime_checkable
+class Packed(Protocol):
+    """A tensor kept in fewer bytes; unpacking is exact, the loss lies in the transform that packed it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def unpack(self) -> Tensor: ...
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What a client adds to the model, where, and what it counts for.
+
+    Args:
+        index: which coordinates.
+        value: name -> tensor of the held shape: end minus start, to be **added**. May be packed on the way.
+        weight: in examples unless said otherwise: one number, or name -> weights broadcast from the left.
+
+    Example:
+        >>> from partwise.core.index import Whole
+        >>> u = Update(Whole({"w": (2,)}), {"w": torch.tensor([3.0, 4.0])}, weight=10.0)
+        >>> norm(u), norm(scale(u, 0.5))
+        (5.0, 2.5)
+    """
+
+    index: Index
+    value: Mapping[str, Tensor | Packed]
+    weight: Weight = 1.0
+
+    def values(self) -> Values:
+        """The value with every packed tensor unpacked."""
+        return {n: v if isinstance(v, Tensor) else v.unpack() for n, v in self.value.items()}
+
+    def unpacked(self) -> Update:
+        """The same update without packed tensors."""
+        return replace(self, value=self.values())
+
+
+def map_values(update: Update, function: Callable[[Tensor], Tensor]) -> Update:
+    """The update with `function` applied to each of its tensors."""
+    return replace(update, value={n: function(v) for n, v in update.values().items()})
+
+
+def scale(update: Update, factor: float) -> Update:
+    """factor * value, same index and weight."""
+    return map_values(update, lambda v: v * factor)
+
+
+def norm(update: Update) -> float:
+    """Euclidean norm over all held coordinates, summed in float64."""
+    return math.sqrt(
+        sum(float(torch.linalg.vector_norm(v, dtype=torch.float64)) ** 2 for v in update.values().values())
+    )
+
+
+def to_dense(update: Update, params: Params) -> Values:
+    """Pᵀ v with the shapes, types and devices of `params`; zero where nothing is held."""
+    dense = {name: torch.zeros_like(t) for name, t in params.items()}
+    update.index.scatter_add_(dense, update.values())
+    return dense
+
+
+def is_finite(update: Update) -> bool:
+    """Whether every value and weight is a finite number."""
+    weights = update.weight.values() if isinstance(update.weight, Mapping) else [torch.tensor(update.weight)]
+    return all(bool(torch.isfinite(t).all()) for t in [*update.values().values(), *weights])
+
+
+def check_update(update: Update, params: Params) -> None:
+    """Refuse an update that does not fit `params`.
+
+    Raises:
+        ProtocolError: unknown parameter, wrong shape of parameter, index or value, or a weight below zero.
+    """
+    for name, shape in update.index.shapes.items():
+        if name not in params:
+            raise ProtocolError(
+                f"Update(): must name parameters of the model, got {name!r}. The model has {sorted(params)}."
+            )
+        if tuple(shape) != tuple(params[name].shape):
+            raise ProtocolError(
+                f"Update({name!r}): the index is for shape {tuple(shape)}, the parameter has {tuple(params[name].shape)}. "
+                "Client and server must build the same model."
+            )
+    if update.value.keys() != update.index.shapes.keys():
+        raise ProtocolError(
+            f"Update(): values must be given for exactly what the index holds, got {sorted(update.value)} "
+            f"for {sorted(update.index.shapes)}. Send every held parameter."
+        )
+    for name, value in update.value.items():
+        expected = update.index.held_shape(name)
+        if tuple(value.shape) != expected:
+            raise ProtocolError(
+                f"Update({name!r}): the value must have the held shape {expected}, got {tuple(value.shape)}. "
+                "Send end minus start of what was gathered."
+            )
+    lowest = _lowest(update.weight)
+    if lowest < 0:
+        raise ProtocolError(f"Update(): the weight must be at least 0, got {lowest}. Send a number of examples.")
+
+
+def _lowest(weight: Weight) -> float:
+    if not isinstance(weight, Mapping):
+        return float(weight)
+    return min((float(w.min()) for w in weight.values() if w.numel()), default=0.0)

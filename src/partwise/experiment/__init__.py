@@ -1,0 +1,1 @@
+"""One frozen description of a run: checks, programs, store, checkpoints, report."""

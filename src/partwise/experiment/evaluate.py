@@ -1,0 +1,173 @@
+"""Evaluation: the central test set, and each client's own.
+
+Shapes: n examples in a group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from partwise.core.algorithm import Algorithm
+from partwise.core.metrics import Metric
+from partwise.core.model import Model, Params
+from partwise.core.population import Client, Dataset, Examples
+from partwise.core.workload import Workload
+
+__all__ = ["ClientScore", "Evaluation", "Score", "evaluate", "summarize"]
+
+_CHUNK = 8192  # examples evaluated at once
+
+
+class Score(NamedTuple):
+    """One number.
+
+    Args:
+        name: of the metric.
+        scope: `central`; `pooled` over all clients' test examples together; over clients `mean`, `weighted` (by
+            examples), `p10`, `p90`, `worst`.
+        value: the number.
+    """
+
+    name: str
+    scope: str
+    value: float
+
+
+class ClientScore(NamedTuple):
+    """One number of one client."""
+
+    client: Client
+    name: str
+    value: float
+    examples: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """When and what is evaluated.
+
+    Args:
+        every: versions between two evaluations; the first and the last version are always evaluated.
+        per_client: also evaluate on each client's own test set.
+        target: stop when the main metric reaches this value; None never stops.
+        scope: the score that `target` looks at.
+    """
+
+    every: int = 1
+    per_client: bool = True
+    target: float | None = None
+    scope: str = ""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"Evaluation(every={self.every}): must be at least 1, got {self.every}. 1 is every version.")
+
+
+def _columns(metrics: Sequence[Metric], model: Model, params: Params, data: Dataset) -> dict[str, dict[str, Tensor]]:
+    """Metric -> its columns over the data, each (n,)."""
+    parts: dict[str, dict[str, list[Tensor]]] = {m.name: {} for m in metrics}
+    with torch.no_grad():
+        for at in torch.arange(len(data)).split(_CHUNK):
+            batch = data.batch(at)
+            outputs = model.outputs(params, batch)
+            for metric in metrics:
+                for column, values in metric.measure(outputs, batch).items():
+                    parts[metric.name].setdefault(column, []).append(values)
+    return {name: {c: torch.cat(v) for c, v in columns.items()} for name, columns in parts.items()}
+
+
+def _groups(
+    workload: Workload, clients: Iterable[Client], *, alone: bool
+) -> Iterator[tuple[list[tuple[Client, int]], Dataset]]:
+    """Clients' test sets joined to chunks, so that small clients do not cost a forward pass each."""
+    group: list[tuple[Client, int]] = []
+    members: list[Dataset] = []
+    for client in clients:
+        data = workload.population.test_data(client)
+        if data is None or not len(data):
+            continue
+        group.append((client, len(data)))
+        members.append(data)
+        if alone or sum(n for _, n in group) >= _CHUNK:
+            yield group, _joined(members)
+            group, members = [], []
+    if group:
+        yield group, _joined(members)
+
+
+def _joined(members: Sequence[Dataset]) -> Dataset:
+    if len(members) == 1:
+        return members[0]
+    first, *_ = members
+    return Examples({name: torch.cat([m.columns()[name] for m in members]) for name in first.columns()})
+
+
+def evaluate(
+    workload: Workload, algorithm: Algorithm, params: Params, own: Mapping[Client, Any], *, per_client: bool
+) -> tuple[list[Score], list[ClientScore]]:
+    """Scores of the model under `params`.
+
+    Args:
+        workload: metrics, model and test sets.
+        algorithm: knows what a client keeps for itself.
+        params: the server's.
+        own: client -> its state, for those that have one.
+        per_client: whether to look at each client's test set.
+    """
+    scores: list[Score] = []
+    central = workload.population.central_test()
+    if central is not None and len(central):
+        columns = _columns(workload.metrics, workload.model, params, central)
+        scores += [Score(m.name, "central", m.reduce(columns[m.name])) for m in workload.metrics]
+    if not per_client:
+        return scores, []
+    personal = type(algorithm).personalize is not Algorithm.personalize
+    rows: list[ClientScore] = []
+    pooled: dict[str, dict[str, list[Tensor]]] = {m.name: {} for m in workload.metrics}
+    for group, data in _groups(workload, workload.population.clients, alone=personal):
+        used = algorithm.personalize(dict(params), own.get(group[0][0])) if personal else params
+        columns = _columns(workload.metrics, workload.model, used, data)
+        for metric in workload.metrics:
+            for name, column in columns[metric.name].items():
+                pooled[metric.name].setdefault(name, []).append(column)
+            rows += _per_client(metric, columns[metric.name], group)
+    for metric in workload.metrics:
+        if pooled[metric.name]:
+            merged = {c: torch.cat(v) for c, v in pooled[metric.name].items()}
+            scores.append(Score(metric.name, "pooled", metric.reduce(merged)))
+            scores += summarize(metric, [r for r in rows if r.name == metric.name])
+    return scores, rows
+
+
+def _per_client(metric: Metric, columns: Mapping[str, Tensor], group: Sequence[tuple[Client, int]]) -> list[ClientScore]:
+    rows, start = [], 0
+    for client, examples in group:
+        part = {name: column[start : start + examples] for name, column in columns.items()}
+        rows.append(ClientScore(client, metric.name, metric.reduce(part), examples))
+        start += examples
+    return rows
+
+
+def summarize(metric: Metric, rows: Sequence[ClientScore]) -> list[Score]:
+    """Mean, weighted mean, 10th and 90th percentile and worst over clients where the metric is defined."""
+    kept = [r for r in rows if not math.isnan(r.value)]
+    if not kept:
+        return []
+    values = torch.tensor([r.value for r in kept], dtype=torch.float64)
+    weights = torch.tensor([r.examples for r in kept], dtype=torch.float64)
+    low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
+    worst = values.min() if metric.higher_is_better else values.max()
+    found = {
+        "mean": float(values.mean()),
+        "weighted": float((values * weights).sum() / weights.sum()),
+        "p10": low,
+        "p90": high,
+        "worst": float(worst),
+    }
+    return [Score(metric.name, scope, value) for scope, value in found.items()]

@@ -1,0 +1,206 @@
+"""An experiment: one frozen description, from which a run is made."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import torch
+
+from partwise.channels.plain import Plain
+from partwise.core.aggregate import Aggregator
+from partwise.core.algorithm import Algorithm
+from partwise.core.channel import Channel
+from partwise.core.errors import PartwiseError
+from partwise.core.program import SERVER
+from partwise.core.runtime import Runtime
+from partwise.core.schedule import Scheduler
+from partwise.core.transform import Chain, Transform
+from partwise.core.workload import Workload, WorkloadSource
+from partwise.experiment.checkpoint import Checkpoints
+from partwise.experiment.evaluate import Evaluation
+from partwise.experiment.recorder import Checkpointing, Progress, Recorder, Silent
+from partwise.experiment.result import Result
+from partwise.experiment.store import RunStore, environment, new_run_folder
+from partwise.programs.star import Star
+from partwise.runtimes.simulate import Simulate
+from partwise.schedulers.synchronous import Synchronous
+
+__all__ = ["Experiment"]
+
+Chains = Sequence[Transform] | Mapping[str, Sequence[Transform]]
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """What is trained, on whom, by which parts, and how it is judged.
+
+    Args:
+        workload: model, clients and metrics, or a description they are made from.
+        algorithm: what clients train and keep.
+        scheduler: who works, when, and what is committed together.
+        name: of the run's folder.
+        seed: all randomness is derived from it.
+        client: transforms on a client's update, in order; or stream -> transforms.
+        server: transforms on the aggregate, in order; or stream -> transforms.
+        aggregator: of the stream `model`, or stream -> aggregator; the algorithm's own by default.
+        channel: how updates reach the aggregator.
+        evaluation: when and what is evaluated.
+        checkpointing: when the run is saved.
+        runtime: what makes time pass.
+        on_refused: what a refused update (not finite, wrong shape) does: `skip` it or `stop` the run.
+        threads: of torch in this process; 0 leaves them alone.
+
+    Raises:
+        CompositionError: parts that do not fit together; raised by `star`, and so before the first round.
+    """
+
+    workload: Workload | WorkloadSource
+    algorithm: Algorithm
+    scheduler: Scheduler = field(default_factory=Synchronous)
+    name: str = "run"
+    seed: int = 0
+    client: Chains = ()
+    server: Chains = ()
+    aggregator: Aggregator | Mapping[str, Aggregator] | None = None
+    channel: Channel = field(default_factory=Plain)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpointing: Checkpointing = field(default_factory=Checkpointing)
+    runtime: Runtime = field(default_factory=Simulate)
+    on_refused: Literal["skip", "stop"] = "skip"
+    threads: int = 1
+
+    def build(self) -> tuple[Star, Workload]:
+        """The programs' definition and the workload, checked."""
+        workload = self.workload if isinstance(self.workload, Workload) else self.workload.build(self.seed)
+        aggregators = self.aggregator if isinstance(self.aggregator, Mapping) else {"model": self.aggregator}
+        star = Star(
+            algorithm=self.algorithm,
+            scheduler=self.scheduler,
+            model=workload.model,
+            population=workload.population,
+            channel=self.channel,
+            aggregators={stream: part for stream, part in aggregators.items() if part is not None},
+            client_chain=_chains(self.client),
+            server_chain=_chains(self.server),
+            seed=self.seed,
+            on_refused=self.on_refused,
+        )
+        self.scheduler.init(star.roster())  # refuses a cohort that is too large now, not in the first round
+        return star, workload
+
+    def run(
+        self,
+        folder: str | Path | None = None,
+        *,
+        resume: bool = False,
+        progress: Progress | None = None,
+        root: str | Path = "runs",
+    ) -> Result:
+        """Run to the end, or to the target, or to Ctrl-C.
+
+        Args:
+            folder: of the run; a new one under `root` by default.
+            resume: go on from the last checkpoint in `folder`.
+            progress: shows the run.
+            root: where new folders are made.
+
+        Returns:
+            The result, which reads from the folder.
+
+        Raises:
+            CheckpointError: the folder cannot be written, or there is nothing to resume.
+            DivergedError: the run diverged; the last checkpoint is kept.
+        """
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        star, workload = self.build()
+        path = Path(folder) if folder is not None else new_run_folder(Path(root), self.name)
+        store = RunStore(path)
+        try:
+            return self._run(path, store, star, workload, resume, progress or Silent())
+        finally:
+            store.close()
+
+    def _run(
+        self, path: Path, store: RunStore, star: Star, workload: Workload, resume: bool, progress: Progress
+    ) -> Result:
+        checkpoints = Checkpoints(path / "checkpoints", keep=self.checkpointing.keep)
+        recorder = Recorder(
+            star,
+            workload,
+            evaluation=self.evaluation,
+            store=store,
+            checkpoints=checkpoints,
+            checkpointing=self.checkpointing,
+            progress=progress,
+        )
+        saved = None
+        if resume:
+            saved = checkpoints.load()
+            recorder.restore(saved.entries)
+        else:
+            self._describe(store, workload)
+        store.set_meta("status", "running")
+        progress.started(int(getattr(self.scheduler, "rounds", 0)), str(path))
+        reason = "failed"
+        try:
+            with _ctrl_c(recorder):
+                programs, entries = star.programs(), saved.entries if saved else None
+                states, reason = self.runtime.run(programs, workload.population, recorder, entries=entries)
+        except PartwiseError as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            store.set_meta("status", reason)
+            store.commit()
+            progress.finished(reason)
+        return Result(path, {stream: dict(p) for stream, p in states[SERVER].streams.items()})
+
+    def _describe(self, store: RunStore, workload: Workload) -> None:
+        main = workload.main
+        about = {
+            "name": self.name,
+            "seed": self.seed,
+            "algorithm": repr(self.algorithm),
+            "scheduler": repr(self.scheduler),
+            "metric": main.name,
+            "higher_is_better": main.higher_is_better,
+            "num_clients": len(workload.population.clients),
+            "environment": environment(),
+            "spec": repr(self),
+        }
+        for key, value in about.items():
+            store.set_meta(key, value)
+
+
+def _chains(chains: Chains) -> dict[str, Transform]:
+    streams = chains if isinstance(chains, Mapping) else {"model": chains}
+    return {stream: Chain(tuple(stages)) for stream, stages in streams.items() if stages}
+
+
+@contextmanager
+def _ctrl_c(recorder: Recorder) -> Iterator[None]:
+    """The first Ctrl-C finishes the version under way and saves; the second one is as always."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if recorder.interrupted:
+            raise KeyboardInterrupt
+        recorder.interrupted = True
+
+    try:
+        before = signal.signal(signal.SIGINT, stop)
+    except ValueError:  # not in the main thread: then Ctrl-C is not ours to catch
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+

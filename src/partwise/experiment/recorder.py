@@ -1,0 +1,203 @@
+"""The observer of a run: writes its record, evaluates, saves checkpoints, and says when to stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from partwise.core.errors import DivergedError
+from partwise.core.program import SERVER, Record
+from partwise.core.runtime import World
+from partwise.core.workload import Workload
+from partwise.experiment.checkpoint import Checkpoints
+from partwise.experiment.evaluate import Evaluation, Score, evaluate
+from partwise.experiment.store import RunStore
+from partwise.programs.star import Star
+
+__all__ = ["Checkpointing", "Progress", "Recorder", "Silent"]
+
+_DIVERGED_ABOVE = 1e6  # a training loss that no useful run reaches
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """When a run is saved; it is always saved at its end.
+
+    Args:
+        every_seconds: of wall time between two checkpoints; 0 saves after every version.
+        keep: how many checkpoints are kept, >= 1.
+    """
+
+    every_seconds: float = 20.0
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.every_seconds < 0:
+            raise ValueError(
+                f"Checkpointing(every_seconds={self.every_seconds}): must be at least 0, got {self.every_seconds}. "
+                "0 saves after every version."
+            )
+        if self.keep < 1:
+            raise ValueError(f"Checkpointing(keep={self.keep}): must be at least 1, got {self.keep}. 2 survives a bad disk.")
+
+
+class Progress(Protocol):
+    """Shows a run to somebody."""
+
+    def started(self, total: int, folder: str) -> None: ...
+
+    def committed(self, version: int, loss: float, world: World, scores: Sequence[Score]) -> None:
+        """A version was made; `scores` is empty where it was not evaluated."""
+        ...
+
+    def noticed(self, record: Record) -> None:
+        """A client was lost or refused."""
+        ...
+
+    def finished(self, reason: str) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def started(self, total: int, folder: str) -> None: ...
+
+    def committed(self, version: int, loss: float, world: World, scores: Sequence[Score]) -> None: ...
+
+    def noticed(self, record: Record) -> None: ...
+
+    def finished(self, reason: str) -> None: ...
+
+
+class Recorder:
+    """Writes what a run says, as it says it.
+
+    Args:
+        star: the programs' definition.
+        workload: what is measured.
+        evaluation: when it is measured.
+        store: the run's record.
+        checkpoints: where the run is saved.
+        checkpointing: when it is saved.
+        progress: shows the run.
+    """
+
+    def __init__(
+        self,
+        star: Star,
+        workload: Workload,
+        *,
+        evaluation: Evaluation,
+        store: RunStore,
+        checkpoints: Checkpoints,
+        checkpointing: Checkpointing,
+        progress: Progress,
+    ) -> None:
+        self._star, self._workload, self._evaluation = star, workload, evaluation
+        self._store, self._checkpoints, self._checkpointing = store, checkpoints, checkpointing
+        self._progress = progress
+        self._saved_at = time.monotonic()
+        self._is_due = False
+        self.version, self.number = 0, 0
+        self.interrupted = False
+
+    # What the runtime calls
+
+    def record(self, record: Record, world: World) -> str | None:
+        self.number += 1
+        self._store.append_events([(self.number, world.now, record.kind, dict(record.fields))])
+        match record.kind:
+            case "started":
+                self._measure(world)
+            case "reply":
+                self._store.append_replies([self._reply_row(record.fields, world)])
+            case "lost" | "refused":
+                self._progress.noticed(record)
+            case "commit":
+                return self._committed(record.fields, world)
+        return None
+
+    def settled(self, world: World) -> None:
+        if self._is_due:
+            self._is_due = False
+            wait = self._checkpointing.every_seconds
+            if self.interrupted or time.monotonic() - self._saved_at >= wait:
+                self.save(world)
+
+    def ended(self, world: World, reason: str) -> None:
+        """Evaluate the last version if it was not, and save."""
+        if self.version % self._evaluation.every:
+            self._measure(world)
+        self.save(world)
+
+    def save(self, world: World) -> None:
+        """Write the record, then a checkpoint that knows how much of the record belongs to it."""
+        self._store.commit()
+        entries, unchanged = world.entries()
+        mine = {"number": self.number, "version": self.version}
+        self._checkpoints.save(self.version, {**entries, "recorder": mine}, unchanged)
+        self._saved_at = time.monotonic()
+
+    def restore(self, entries: Mapping[str, object]) -> None:
+        """Go on after a checkpoint: what was recorded later is forgotten."""
+        mine: Any = entries["recorder"]
+        self.number, self.version = mine["number"], mine["version"]
+        self._store.truncate_after(seq=self.number, version=self.version)
+
+    # What that means
+
+    def _reply_row(self, fields: Mapping[str, Any], world: World) -> dict[str, Any]:
+        return {**fields, "arrived": world.now, "server_version": self.version}
+
+    def _committed(self, fields: Mapping[str, Any], world: World) -> str | None:
+        self.version, self._is_due = fields["version"], True
+        loss = float(fields["loss"])
+        if not math.isfinite(loss) or loss > _DIVERGED_ABOVE:
+            raise DivergedError(
+                f"version {self.version}: the training loss is {loss:g}; the run diverges. "
+                "Lower the learning rates, or clip; the last checkpoint is from before."
+            )
+        scores = self._measure(world) if self.version % self._evaluation.every == 0 else []
+        self._store.append_metrics([self._row(world, Score("train_loss", "cohort", loss))])
+        self._progress.committed(self.version, loss, world, scores)
+        if self.interrupted:
+            return "interrupted"
+        return self._reached(scores)
+
+    def _measure(self, world: World) -> list[Score]:
+        server = world.state(SERVER)
+        own = {}
+        for client in self._workload.population.clients if self._evaluation.per_client else ():
+            node = world.state(client)
+            if node is not None and node.own is not None:
+                own[client] = node.own
+        scores, rows = evaluate(
+            self._workload, self._star.algorithm, server.streams["model"], own, per_client=self._evaluation.per_client
+        )
+        self._store.append_metrics([self._row(world, score) for score in scores])
+        self._store.append_clients([(self.version, r.client, r.name, r.value, r.examples) for r in rows])
+        return scores
+
+    def _row(self, world: World, score: Score) -> tuple[Any, ...]:
+        traffic = world.traffic
+        return (self.version, world.now, traffic.uplink, traffic.downlink, score.name, score.scope, score.value)
+
+    def _reached(self, scores: Sequence[Score]) -> str | None:
+        target, main = self._evaluation.target, self._workload.main
+        score = main_score(scores, main.name, self._evaluation.scope)
+        if target is None or score is None:
+            return None
+        reached = score.value >= target if main.higher_is_better else score.value <= target
+        return f"target reached: {main.name} {score.value:.4f}" if reached else None
+
+
+def main_score(scores: Sequence[Score], name: str, scope: str = "") -> Score | None:
+    """The score that speaks for a version: central where there is one, else pooled over the clients."""
+    found = {s.scope: s for s in scores if s.name == name}
+    for wanted in (scope,) if scope else ("central", "pooled"):
+        if wanted in found:
+            return found[wanted]
+    return None

@@ -1,0 +1,57 @@
+"""The result of a run, read from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from partwise.core.model import Params
+from partwise.experiment.store import RunStore
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Result"]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run made.
+
+    Args:
+        folder: its record and checkpoints.
+        streams: stream -> parameters after the last version; empty for a run that was only opened.
+
+    Example:
+        result = experiment.run(); result.table()[-1]; result.frame().plot(x="version", y="value")
+    """
+
+    folder: Path
+    streams: Mapping[str, Params] = field(default_factory=dict, repr=False)
+
+    @property
+    def params(self) -> Params:
+        """The trained parameters, to be loaded by `module.load_state_dict(result.params, strict=False)`."""
+        return self.streams["model"]
+
+    def table(self, name: str | None = None, scope: str | None = None) -> list[dict[str, Any]]:
+        """One row per version and score: version, time, bytes, name, scope, value."""
+        with RunStore.read(self.folder) as store:
+            return store.metrics(name, scope)
+
+    def frame(self, name: str | None = None, scope: str | None = None) -> pandas.DataFrame:
+        """The table as a pandas data frame (extra `tables`)."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("Result.frame(): needs pandas, got none. pip install 'partwise[tables]'.") from error
+        return pandas.DataFrame(self.table(name, scope))
+
+    def value(self, name: str, scope: str) -> float:
+        """A score after the last version it was measured at."""
+        rows = self.table(name, scope)
+        if not rows:
+            raise LookupError(f"Result.value({name!r}, {scope!r}): no such score was recorded. See Result.table().")
+        return float(rows[-1]["value"])

@@ -1,0 +1,66 @@
+"""Changes to the local gradient; each holds the tensors it needs of its client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from partwise.core.model import Params, Values
+
+__all__ = ["ClipGradient", "Proximal", "Shift"]
+
+
+@dataclass(frozen=True, eq=False)
+class Proximal:
+    """grad + mu * (v - anchor): a pull towards where the task began.
+
+    Args:
+        mu: strength, >= 0.
+        anchor: name -> the values at the start, of the held shapes. A name left out is not pulled.
+
+    Source: Li et al., "Federated optimization in heterogeneous networks", MLSys 2020, arXiv:1812.06127.
+    """
+
+    mu: float
+    anchor: Params = field(repr=False)
+
+    def __call__(self, params: Params, grads: Values, step: int) -> Values:
+        anchor = self.anchor
+        return {n: g.add(params[n] - anchor[n], alpha=self.mu) if n in anchor else g for n, g in grads.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Shift:
+    """grad + by: SCAFFOLD's correction, with by = c - c_i.
+
+    Args:
+        by: name -> what is added, of the held shapes. A name left out is not shifted.
+    """
+
+    by: Params = field(repr=False)
+
+    def __call__(self, params: Params, grads: Values, step: int) -> Values:
+        return {n: g + self.by[n] if n in self.by else g for n, g in grads.items()}
+
+
+@dataclass(frozen=True)
+class ClipGradient:
+    """The gradient scaled to a norm of at most `max_norm`, over all held parameters together.
+
+    Args:
+        max_norm: > 0.
+    """
+
+    max_norm: float
+
+    def __post_init__(self) -> None:
+        if not self.max_norm > 0:
+            raise ValueError(
+                f"ClipGradient(max_norm={self.max_norm}): must be above 0, got {self.max_norm}. 5 is usual."
+            )
+
+    def __call__(self, params: Params, grads: Values, step: int) -> Values:
+        total = torch.stack([torch.linalg.vector_norm(g) for g in grads.values()]).norm()
+        factor = (self.max_norm / (total + 1e-12)).clamp(max=1.0)
+        return {n: g * factor for n, g in grads.items()}

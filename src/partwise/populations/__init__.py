@@ -1,0 +1,1 @@
+"""Who the clients are: partitions, profiles, availability."""

@@ -1,0 +1,1 @@
+"""What each node does, as reducers from messages to effects."""

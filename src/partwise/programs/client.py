@@ -1,0 +1,147 @@
+"""The client's side of the star."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from partwise.core.algorithm import ClientState, Site, Task
+from partwise.core.channel import ClientSession
+from partwise.core.codec import register
+from partwise.core.errors import PartwiseError
+from partwise.core.index import Index, Whole
+from partwise.core.model import Values
+from partwise.core.plan import Job, Trained
+from partwise.core.program import SERVER, Effect, Failed, Message, NodeId, Send, Wake, Work
+from partwise.core.rng import generator
+from partwise.core.transform import State
+from partwise.core.update import Update
+from partwise.programs.messages import Answer, Ask, Fetch, Held, Released, Reply, Trouble
+
+if TYPE_CHECKING:
+    from partwise.programs.star import Star
+
+__all__ = ["ClientNode", "ClientProgram", "OpenTask"]
+
+
+@register
+@dataclass
+class OpenTask:
+    """A task under way: what was asked for, and what came."""
+
+    task: Task
+    index: Index
+    held: dict[str, Values] | None = None
+
+
+@register
+@dataclass
+class ClientNode:
+    """What a client keeps between messages.
+
+    Args:
+        own: the algorithm's client state.
+        met: whether that state has been made.
+        chains: stream -> state of the client chain.
+        open: the task under way, if any.
+        kept: reply -> stream -> update, held back for a channel's exchange.
+    """
+
+    own: ClientState = None
+    met: bool = False
+    chains: dict[str, State] = field(default_factory=dict)
+    open: OpenTask | None = None
+    kept: dict[int, dict[str, Update]] = field(default_factory=dict)
+
+
+class ClientProgram:
+    """Task -> Fetch -> Held -> work -> Reply; then the channel's exchange, where it has one."""
+
+    def __init__(self, star: Star) -> None:
+        self._star = star
+        self._sessions: dict[tuple[NodeId, int, str], ClientSession] = {}  # never saved: restarted, not resumed
+
+    def init(self, me: NodeId) -> ClientNode:
+        return ClientNode()
+
+    def step(self, node: ClientNode, message: Message) -> tuple[ClientNode, list[Effect]]:
+        """One message in; a failure of any stage becomes a message to the server."""
+        body = message.body
+        stage = {Task: "select", Held: "train", Trained: "finish"}.get(type(body), "exchange")
+        if isinstance(body, Failed):
+            return self._give_up(node, body.stage, body.reason)
+        try:
+            return node, self._effects(node, message.me, body)
+        except (PartwiseError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+            return self._give_up(node, stage, f"{type(error).__name__}: {error}")
+
+    def _give_up(self, node: ClientNode, stage: str, reason: str) -> tuple[ClientNode, list[Effect]]:
+        if node.open is None:
+            return node, []
+        trouble = Trouble(node.open.task.id, stage, reason)
+        node.open = None
+        return node, [Send(SERVER, trouble)]
+
+    def _effects(self, node: ClientNode, me: NodeId, body: Any) -> list[Effect]:
+        match body:
+            case Task():
+                return self._begin(node, self._star.site(me), body)
+            case Held() if node.open is not None and body.id == node.open.task.id:
+                return self._train(node, self._star.site(me), body)
+            case Trained() if node.open is not None and node.open.held is not None:
+                return self._finish(node, self._star.site(me), body)
+            case Ask():
+                return self._answer(node, me, body)
+            case Released(id):
+                node.kept.pop(id, None)
+            case Wake():
+                pass
+        return []
+
+    def _begin(self, node: ClientNode, site: Site, task: Task) -> list[Effect]:
+        algorithm = self._star.algorithm
+        node.open = OpenTask(task, Whole({}))  # so that a failing select knows its task
+        if not node.met:
+            node.own, node.met = algorithm.client_init(site), True
+        node.open = OpenTask(task, algorithm.select(task, node.own, site))
+        return [Send(SERVER, Fetch(task.id, node.open.index))]
+
+    def _train(self, node: ClientNode, site: Site, held: Held) -> list[Effect]:
+        assert node.open is not None
+        node.open.held = {stream: dict(values) for stream, values in held.streams.items()}
+        task, index, algorithm = node.open.task, node.open.index, self._star.algorithm
+        plan = algorithm.plan(node.open.held, index, task, node.own, site)
+        start = algorithm.personalize(node.open.held["model"], node.own)
+        data = site.localized(index)
+        if not len(data):
+            raise ValueError(f"client {site.client}: has no examples to train on. Leave it out of the population.")
+        job = Job(plan, start, data, site.derive("work", task))
+        return [Work(job, plan.num_steps(len(data)))]
+
+    def _finish(self, node: ClientNode, site: Site, trained: Trained) -> list[Effect]:
+        assert node.open is not None and node.open.held is not None
+        task, index = node.open.task, node.open.index
+        updates, node.own = self._star.algorithm.finish(node.open.held, trained, index, task, node.own, site)
+        for stream, update in updates.items():
+            transform = self._star.chain("client", stream)
+            state = node.chains[stream] if stream in node.chains else transform.init(site.like)
+            rng = generator(site.seed, f"client chain {stream}", site.client, task.version, task.attempt)
+            updates[stream], node.chains[stream] = transform.apply(update, state, rng)
+        node.open = None
+        if self._star.channel.exchanges:
+            node.kept[task.id] = updates
+            updates = {}
+        return [Send(SERVER, Reply(task.id, trained.steps, len(site.data), trained.loss, updates))]
+
+    def _answer(self, node: ClientNode, me: NodeId, ask: Ask) -> list[Effect]:
+        key = (me, ask.session, ask.stream)
+        if key not in self._sessions:
+            update = node.kept[ask.id][ask.stream]
+            self._sessions[key] = self._star.channel.client(update, self._star.site(me).like)
+            next(self._sessions[key])
+        try:
+            answer = self._sessions[key].send(ask.body)
+        except StopIteration:
+            del self._sessions[key]
+            return []
+        return [Send(SERVER, Answer(ask.session, ask.turn, answer))]

@@ -1,0 +1,285 @@
+"""The server's side of the star."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from partwise.core.aggregate import Aggregator, Sum, sum_updates
+from partwise.core.algorithm import ServerState, Task
+from partwise.core.codec import register
+from partwise.core.errors import DivergedError, ProtocolError
+from partwise.core.index import Index
+from partwise.core.program import Effect, Halt, Message, NodeId, Record, Send, Wake
+from partwise.core.rng import generator
+from partwise.core.schedule import After, Arrived, Commit, Deadline, Dispatch, Event, Lost, ReplyInfo, Started, Stop
+from partwise.core.transform import State
+from partwise.core.update import Update, check_update, is_finite
+from partwise.programs.messages import Answer, Fetch, Held, Released, Reply, Trouble
+from partwise.programs.session import TIMERS, Session
+
+if TYPE_CHECKING:
+    from partwise.programs.star import Star
+
+__all__ = ["InFlight", "ServerNode", "ServerProgram"]
+
+
+@register
+@dataclass
+class InFlight:
+    """A task that was dispatched and not yet answered."""
+
+    task: Task
+    client: int
+    began: float
+
+
+@register
+@dataclass
+class ServerNode:
+    """What the server keeps between messages.
+
+    Args:
+        streams: stream -> parameters.
+        version: commits made.
+        schedule: the scheduler's state.
+        reducers: stream -> the aggregator's state.
+        chains: stream -> state of the server chain.
+        in_flight: task -> what is known of it.
+        inbox: task -> the reply, until it is committed.
+        infos: the same replies as the scheduler sees them.
+        attempts: client -> (version, how often it was asked at it).
+        next_id: number of the next task.
+        stopped: whether the scheduler has stopped.
+    """
+
+    streams: ServerState
+    version: int = 0
+    schedule: Any = None
+    reducers: dict[str, State] = field(default_factory=dict)
+    chains: dict[str, State] = field(default_factory=dict)
+    in_flight: dict[int, InFlight] = field(default_factory=dict)
+    inbox: dict[int, Reply] = field(default_factory=dict)
+    infos: dict[int, ReplyInfo] = field(default_factory=dict)
+    attempts: dict[int, tuple[int, int]] = field(default_factory=dict)
+    next_id: int = 0
+    stopped: bool = False
+
+
+class ServerProgram:
+    """Turns messages into the scheduler's events, and its actions into messages and commits."""
+
+    def __init__(self, star: Star) -> None:
+        self._star = star
+        self._session: Session | None = None  # never saved: restarted, not resumed
+        self._waiting: list[Any] = []  # actions that wait for the session to end
+
+    def init(self, me: NodeId) -> ServerNode:
+        star = self._star
+        params = star.initial()
+        node = ServerNode(star.algorithm.init(params, star.census))
+        node.schedule = star.scheduler.init(star.roster())
+        for stream, aggregator in star.all_aggregators().items():
+            node.reducers[stream] = aggregator.init(node.streams[stream], star.census)
+            node.chains[stream] = star.chain("server", stream).init(node.streams[stream])
+        return node
+
+    def is_settled(self) -> bool:
+        """Whether the node's state is all there is: no channel's exchange is open."""
+        return self._session is None
+
+    def step(self, node: ServerNode, message: Message) -> tuple[ServerNode, list[Effect]]:
+        if node.stopped:
+            return node, []
+        effects: list[Effect] = []
+        match message.body:
+            case Fetch(id, index):
+                self._fetch(node, message, id, index, effects)
+            case Answer() | Wake(tag=int()) if self._session is not None and self._session.is_for(message):
+                self._turn(node, message, effects)
+            case _:
+                event = self._event(node, message, effects)
+                if event is not None:
+                    node.schedule, actions = self._star.scheduler.step(node.schedule, event)
+                    self._act(node, message, actions, effects)
+        return node, effects
+
+    # What a message means
+
+    def _event(self, node: ServerNode, message: Message, effects: list[Effect]) -> Event | None:
+        now, src, body = message.now, message.src, message.body
+        match body:
+            case Wake(None):
+                effects.append(Record("started", {"clients": len(self._star.population.clients)}))
+                return Started(now)
+            case Wake(int() as tag) if tag > TIMERS:
+                return Deadline(now, tag)
+            case Trouble(id, stage, reason):
+                flight = self._take(node, id, src)
+                if flight is None:
+                    return None
+                fields = {"client": src, "version": flight.task.version, "stage": stage, "reason": reason}
+                effects.append(Record("lost", fields))
+                return Lost(now, src, id)
+            case Reply():
+                return self._arrived(node, message, effects)
+            case _:
+                return None
+
+    def _take(self, node: ServerNode, id: int, src: NodeId) -> InFlight | None:
+        flight = node.in_flight.get(id)
+        if flight is None or flight.client != src:
+            return None  # answered twice, or not asked
+        return node.in_flight.pop(id)
+
+    def _arrived(self, node: ServerNode, message: Message, effects: list[Effect]) -> Event | None:
+        now, src, reply = message.now, message.src, message.body
+        flight = self._take(node, reply.id, src)
+        if flight is None:
+            return None
+        fault = self._fault(node, reply)
+        if fault:
+            effects.append(Record("refused", {"client": src, "version": flight.task.version, "reason": fault}))
+            if self._star.on_refused == "stop":
+                effects.append(Halt(f"client {src} was refused: {fault}"))
+            return Lost(now, src, reply.id)
+        info = ReplyInfo(reply.id, src, flight.task.version, reply.steps, reply.examples)
+        node.inbox[reply.id], node.infos[reply.id] = reply, info
+        fields = {
+            "client": src,
+            "version": flight.task.version,
+            "steps": reply.steps,
+            "examples": reply.examples,
+            "loss": reply.loss,
+            "began": flight.began,
+            "staleness": node.version - flight.task.version,
+        }
+        effects.append(Record("reply", fields))
+        return Arrived(now, info, flight.began)
+
+    def _fault(self, node: ServerNode, reply: Reply) -> str:
+        try:
+            for stream, update in reply.updates.items():
+                check_update(update, node.streams.get(stream, {}))
+                if not is_finite(update):
+                    return f"stream {stream!r} must be finite, got NaN or infinity. Lower the client's learning rate or look at its data."
+        except ProtocolError as error:
+            return str(error)
+        return ""
+
+    def _fetch(self, node: ServerNode, message: Message, id: int, index: Index, effects: list[Effect]) -> None:
+        flight = node.in_flight.get(id)
+        if flight is None or flight.client != message.src:
+            return
+        model = node.streams["model"]
+        wrong = [n for n, s in index.shapes.items() if n not in model or tuple(model[n].shape) != tuple(s)]
+        if wrong:
+            del node.in_flight[id]
+            reason = f"asked for {wrong[:3]} with shapes the model does not have. Client and server must build the same model."
+            effects.append(Record("refused", {"client": message.src, "version": flight.task.version, "reason": reason}))
+            node.schedule, actions = self._star.scheduler.step(node.schedule, Lost(message.now, message.src, id))
+            self._act(node, message, actions, effects)
+            return
+        held = {stream: index.gather(params) for stream, params in node.streams.items()}
+        effects.append(Send(message.src, Held(id, held)))
+
+    # What the scheduler wants
+
+    def _act(self, node: ServerNode, message: Message, actions: Sequence[Any], effects: list[Effect]) -> None:
+        queue = [*self._waiting, *actions]
+        self._waiting = []
+        while queue:
+            if self._session is not None:
+                self._waiting = queue
+                return
+            match queue.pop(0):
+                case Dispatch(client, steps):
+                    self._dispatch(node, message.now, client, steps, effects)
+                case Commit(replies):
+                    self._commit(node, message, replies, effects)
+                case After(seconds, tag):
+                    effects.append(Send(message.me, Wake(tag), after=seconds))
+                case Stop(reason):
+                    node.stopped = True
+                    effects.append(Halt(reason))
+
+    def _dispatch(self, node: ServerNode, now: float, client: int, steps: int, effects: list[Effect]) -> None:
+        version, times = node.attempts.get(client, (-1, 0))
+        attempt = times if version == node.version else 0
+        node.attempts[client] = (node.version, attempt + 1)
+        task = Task(node.next_id, node.version, attempt, steps)
+        node.in_flight[task.id] = InFlight(task, client, now)
+        node.next_id += 1
+        effects.append(Send(client, task))
+
+    def _commit(self, node: ServerNode, message: Message, infos: Sequence[ReplyInfo], effects: list[Effect]) -> None:
+        ordered = sorted(infos, key=lambda info: (info.client, info.id))  # so that arrival order never matters
+        if not self._star.channel.exchanges:
+            opened = {s: [node.inbox[i.id].updates[s] for i in ordered] for s in self._star.all_aggregators()}
+            self._close(node, message.now, ordered, opened, effects)
+            return
+        self._session = Session(self._star.channel, ordered, list(self._star.all_aggregators()), node.streams)
+        self._advance(node, message, self._session.open(node.next_id), effects)
+
+    def _turn(self, node: ServerNode, message: Message, effects: list[Effect]) -> None:
+        assert self._session is not None
+        self._advance(node, message, self._session.step(message), effects)
+        if self._session is None:
+            self._act(node, message, [], effects)
+
+    def _advance(self, node: ServerNode, message: Message, sends: list[Send], effects: list[Effect]) -> None:
+        assert self._session is not None
+        effects.extend(sends)
+        node.next_id += 1
+        if self._session.is_done:
+            session, self._session = self._session, None
+            effects.extend(Send(i.client, Released(i.id)) for i in session.replies)
+            self._close(node, message.now, session.replies, session.opened, effects)
+
+    def _close(
+        self,
+        node: ServerNode,
+        now: float,
+        infos: Sequence[ReplyInfo],
+        opened: Mapping[str, Sum | Sequence[Update]],
+        effects: list[Effect],
+    ) -> None:
+        totals: dict[str, Update] = {}
+        for stream, aggregator in self._star.all_aggregators().items():
+            params = node.streams[stream]
+            got = _fit(opened[stream], aggregator, params)
+            total, node.reducers[stream] = aggregator.reduce(got, node.reducers[stream], params)
+            rng = generator(self._star.seed, f"server chain {stream}", node.version)
+            chain = self._star.chain("server", stream)
+            totals[stream], node.chains[stream] = chain.apply(total, node.chains[stream], rng)
+            if not is_finite(totals[stream]):
+                raise DivergedError(
+                    f"version {node.version}: the aggregate of stream {stream!r} is no longer finite. "
+                    "Lower the learning rates; the last checkpoint is from before."
+                )
+        losses = [(node.inbox[i.id].loss, i.examples) for i in infos]
+        for info in infos:
+            del node.inbox[info.id], node.infos[info.id]
+        node.streams = self._star.algorithm.commit(node.streams, totals, infos)
+        node.version += 1
+        weight = sum(n for _, n in losses)
+        fields = {
+            "version": node.version,
+            "replies": len(infos),
+            "clients": [i.client for i in infos],
+            "loss": sum(loss * n for loss, n in losses) / weight if weight else float("nan"),
+            "staleness": [node.version - 1 - i.version for i in infos],
+        }
+        effects.append(Record("commit", fields))
+
+
+def _fit(
+    got: Sum | Sequence[Update], aggregator: Aggregator, params: dict[str, torch.Tensor]
+) -> Sum | Sequence[Update]:
+    """Updates as the aggregator wants them: summed, or each without packing."""
+    if isinstance(got, Sum):
+        return got
+    return sum_updates(got, params) if aggregator.needs == "sum" else [u.unpacked() for u in got]

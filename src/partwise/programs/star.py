@@ -1,0 +1,165 @@
+"""The star: one server, many clients, one definition for every runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from partwise.core.aggregate import Aggregator
+from partwise.core.algorithm import Algorithm, Site
+from partwise.core.channel import Channel
+from partwise.core.errors import CompositionError
+from partwise.core.model import Model, Params, like
+from partwise.core.population import Census, Client, Population
+from partwise.core.program import SERVER, NodeId, Program
+from partwise.core.schedule import Roster, Scheduler
+from partwise.core.transform import Chain, Transform
+from partwise.programs.census import count
+from partwise.programs.client import ClientProgram
+from partwise.programs.server import ServerProgram
+
+__all__ = ["Star"]
+
+
+@dataclass(frozen=True, eq=False)
+class Star:
+    """A server and its clients, as programs.
+
+    Args:
+        algorithm: what clients train and keep.
+        scheduler: who works, when, and what is committed together.
+        model: parameters and loss.
+        population: the clients.
+        aggregators: stream -> aggregator; the algorithm's own where a stream is missing.
+        client_chain: stream -> transform on the client; unchanged where missing.
+        server_chain: stream -> transform on the aggregate; unchanged where missing.
+        channel: how updates reach the aggregator.
+        seed: of everything.
+        on_refused: what a refused update does: it is skipped like a lost client, or it stops the run.
+
+    Raises:
+        CompositionError: parts that do not fit together.
+    """
+
+    algorithm: Algorithm
+    scheduler: Scheduler
+    model: Model = field(repr=False)
+    population: Population = field(repr=False)
+    channel: Channel
+    aggregators: Mapping[str, Aggregator] = field(default_factory=dict)
+    client_chain: Mapping[str, Transform] = field(default_factory=dict)
+    server_chain: Mapping[str, Transform] = field(default_factory=dict)
+    seed: int = 0
+    on_refused: Literal["skip", "stop"] = "skip"
+    _sites: dict[Client, Site] = field(default_factory=dict, repr=False, init=False)
+
+    def __post_init__(self) -> None:
+        if self.on_refused not in ("skip", "stop"):
+            raise ValueError(f"Star(on_refused={self.on_refused!r}): must be 'skip' or 'stop'. Choose one.")
+        for stream, aggregator in self.all_aggregators().items():
+            if aggregator.needs == "each" and self.channel.reveals == "sum":
+                raise CompositionError(
+                    f"{aggregator!r}: needs each update of stream {stream!r}, but {self.channel!r} reveals only their sum. "
+                    "Use an aggregator with needs='sum', or a channel that reveals each."
+                )
+        known = set(self.all_aggregators())
+        for what, chains in (
+            ("client", self.client_chain),
+            ("server", self.server_chain),
+            ("aggregator", self.aggregators),
+        ):
+            unknown = sorted(set(chains) - known)
+            if unknown:
+                raise CompositionError(
+                    f"{type(self.algorithm).__name__}: has the streams {sorted(known)}, got a {what} for {unknown}. "
+                    "Name one of its streams."
+                )
+
+    def all_aggregators(self) -> dict[str, Aggregator]:
+        """Stream -> the aggregator that is used."""
+        own = dict(self.algorithm.aggregators())
+        own.update({stream: part for stream, part in self.aggregators.items() if stream in own})
+        return own
+
+    def chain(self, side: Literal["client", "server"], stream: str) -> Transform:
+        """The transform of one stream on one side."""
+        chains = self.client_chain if side == "client" else self.server_chain
+        return chains.get(stream, Chain())
+
+    def initial(self) -> Params:
+        """The parameters before the first round."""
+        return self.model.init(self.seed)
+
+    def site(self, client: Client) -> Site:
+        """What one client has at hand; kept for the clients asked last."""
+        if client in self._sites:
+            self._sites[client] = self._sites.pop(client)  # the newest is last
+            return self._sites[client]
+        if len(self._sites) >= _SITES_KEPT:
+            del self._sites[next(iter(self._sites))]
+        site = Site(
+            client=client,
+            model=self.model,
+            like=self.like,
+            data=self.population.data(client),
+            profile=self.population.profile(client),
+            seed=self.seed,
+        )
+        self._sites[client] = site
+        return site
+
+    @cached_property
+    def census(self) -> Census:
+        """What the server knows about the population."""
+        return Census(len(self.population.clients), lambda: count(self))
+
+    @cached_property
+    def like(self) -> Params:
+        """Names, shapes and types of the parameters, without storage."""
+        return like(self.initial())
+
+    def roster(self) -> Roster:
+        """What the scheduler may know of the population."""
+        return _Roster(self.population, self.seed)
+
+    def programs(self) -> Mapping[NodeId, Program]:
+        """One program per node: the server's, and the clients', made when asked for."""
+        return _Programs(self)
+
+
+_SITES_KEPT = 2048
+
+
+class _Programs(Mapping[NodeId, Program]):
+    def __init__(self, star: Star) -> None:
+        server, client = ServerProgram(star), ClientProgram(star)
+        self._server = Program(server.init, server.step, server.is_settled)
+        self._client = Program(client.init, client.step)
+        self._clients = star.population.clients
+
+    def __getitem__(self, node: NodeId) -> Program:
+        return self._server if node == SERVER else self._client
+
+    def __iter__(self) -> Iterator[NodeId]:
+        yield SERVER
+        yield from self._clients
+
+    def __len__(self) -> int:
+        return 1 + len(self._clients)
+
+
+@dataclass(frozen=True, eq=False)
+class _Roster:
+    """What the scheduler sees of the population."""
+
+    population: Population
+    seed: int
+
+    @property
+    def clients(self) -> Sequence[Client]:
+        return self.population.clients
+
+    def next_available(self, client: int, now: float) -> float:
+        return self.population.next_available(client, now)

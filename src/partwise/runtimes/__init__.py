@@ -1,0 +1,5 @@
+"""What makes time pass and messages move: the only place with clocks, processes, sockets and devices."""
+
+from partwise.runtimes.simulate import Simulate
+
+__all__ = ["Simulate"]

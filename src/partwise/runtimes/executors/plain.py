@@ -1,0 +1,65 @@
+"""One client after another, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from partwise.core.model import Values
+from partwise.core.plan import Job, LocalPlan, Trained
+from partwise.core.rng import generator, numpy_generator
+
+__all__ = ["Plain", "batches"]
+
+
+def batches(plan: LocalPlan, examples: int, seed: int) -> Iterator[Tensor]:
+    """The positions of each local step's batch, (batch,) int64: passes in new orders, short last batches kept."""
+    size = min(plan.batch_size or examples, examples)
+    left, epoch = plan.num_steps(examples), 0
+    while left:
+        order = torch.from_numpy(numpy_generator(seed, "batches", epoch).permutation(examples))
+        for at in order.split(size)[:left]:
+            yield at
+        left -= min(left, -(-examples // size))
+        epoch += 1
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The executor that all others are compared with: a loop of gradient steps per client."""
+
+    def run(self, jobs: Sequence[Job]) -> Sequence[Trained | Exception]:
+        results: list[Trained | Exception] = []
+        for job in jobs:
+            try:
+                results.append(_train(job))
+            except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+                results.append(error)
+        return results
+
+
+def _train(job: Job) -> Trained:
+    plan = job.plan
+    params: Values = {name: t.clone() for name, t in job.start.items()}
+    names = [n for n, t in params.items() if plan.trainable(n) and n not in plan.buffers and t.is_floating_point()]
+    leaves = [params[n].requires_grad_() for n in names]
+    state = plan.optimizer.init({n: params[n].detach() for n in names})
+    rng, total, steps = generator(job.seed, "loss"), 0.0, 0
+    losses: list[Tensor] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)  # dropout layers know no generator but the global one
+        for at in batches(plan, len(job.data), job.seed):
+            loss = plan.loss(params, job.data.batch(at), rng)
+            found = torch.autograd.grad(loss, leaves, allow_unused=True)
+            with torch.no_grad():
+                grads = {n: torch.zeros_like(params[n]) if g is None else g for n, g in zip(names, found, strict=True)}
+                for term in plan.gradient:
+                    grads = term(params, grads, steps)
+                state = plan.optimizer.step_(params, grads, state)
+            losses.append(loss.detach())
+            steps += 1
+    total = float(torch.stack(losses).double().mean())
+    return Trained({n: t.detach() for n, t in params.items()}, steps, total)

@@ -1,0 +1,117 @@
+"""Rounds: ask a cohort, wait, commit, ask the next."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from partwise.core.schedule import (
+    Action,
+    After,
+    Arrived,
+    Commit,
+    Deadline,
+    Dispatch,
+    Event,
+    Lost,
+    ReplyInfo,
+    Roster,
+    Started,
+    Stop,
+)
+
+__all__ = ["Rounds", "Synchronous"]
+
+
+class Rounds(NamedTuple):
+    """State of `Synchronous`.
+
+    Args:
+        clients: all of them.
+        seed: where the cohorts are derived from.
+        round: the open round, from 1; 0 before the first.
+        waiting: clients of this round that have neither answered nor been lost.
+        got: replies of this round.
+    """
+
+    clients: tuple[int, ...]
+    seed: int
+    round: int = 0
+    waiting: tuple[int, ...] = ()
+    got: tuple[ReplyInfo, ...] = ()
+
+
+@dataclass(frozen=True)
+class Synchronous:
+    """Each round a cohort drawn uniformly without replacement; all its replies are committed together.
+
+    Args:
+        cohort: clients asked in a round, K >= 1.
+        rounds: how many rounds, >= 1.
+        steps: local steps; 0 leaves them to the algorithm.
+        deadline_seconds: a round is closed at the latest so long after it began; 0 waits for every client.
+        min_replies: replies without which a round commits nothing, >= 1.
+    """
+
+    cohort: int = 10
+    rounds: int = 100
+    steps: int = 0
+    deadline_seconds: float = 0.0
+    min_replies: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("cohort", 1), ("rounds", 1), ("steps", 0), ("deadline_seconds", 0), ("min_replies", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"Synchronous({name}={value}): must be at least {least}, got {value}. Raise it.")
+        if self.min_replies > self.cohort:
+            raise ValueError(
+                f"Synchronous(min_replies={self.min_replies}): must be at most the cohort of {self.cohort}, "
+                f"got {self.min_replies}. Lower it."
+            )
+
+    def init(self, population: Roster) -> Rounds:
+        clients = tuple(population.clients)
+        if self.cohort > len(clients):
+            raise ValueError(
+                f"Synchronous(cohort={self.cohort}): must be at most the population, got a population of {len(clients)}. "
+                "Lower the cohort or add clients."
+            )
+        return Rounds(clients, population.seed)
+
+    def step(self, state: Rounds, event: Event) -> tuple[Rounds, list[Action]]:
+        match event:
+            case Started():
+                return self._open(state)
+            case Arrived(_, reply, _) if reply.client in state.waiting:
+                waiting = tuple(c for c in state.waiting if c != reply.client)
+                return self._close_if_all(state._replace(waiting=waiting, got=(*state.got, reply)))
+            case Lost(_, client, _) if client in state.waiting:
+                return self._close_if_all(state._replace(waiting=tuple(c for c in state.waiting if c != client)))
+            case Deadline(_, tag) if tag == state.round:
+                return self._close(state)
+            case _:
+                return state, []
+
+    def _open(self, state: Rounds) -> tuple[Rounds, list[Action]]:
+        if state.round == self.rounds:
+            return state, [Stop()]
+        round = state.round + 1
+        cohort = self.draw(state.clients, state.seed, round)
+        actions: list[Action] = [Dispatch(client, self.steps) for client in cohort]
+        if self.deadline_seconds:
+            actions.append(After(self.deadline_seconds, round))
+        return state._replace(round=round, waiting=cohort, got=()), actions
+
+    def draw(self, clients: tuple[int, ...], seed: int, round: int) -> tuple[int, ...]:
+        """The cohort of one round, ascending; the same for every algorithm under one seed."""
+        return tuple(sorted(random.Random(f"{seed}|cohort|{round}").sample(clients, self.cohort)))
+
+    def _close_if_all(self, state: Rounds) -> tuple[Rounds, list[Action]]:
+        return (state, []) if state.waiting else self._close(state)
+
+    def _close(self, state: Rounds) -> tuple[Rounds, list[Action]]:
+        commit: list[Action] = [Commit(state.got)] if len(state.got) >= self.min_replies else []
+        state, more = self._open(state)
+        return state, commit + more

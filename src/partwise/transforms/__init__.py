@@ -1,0 +1,1 @@
+"""One update in, one out: clip, sparsify, quantize, noise, optimize."""

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from partwise.core.metrics import AUC, Accuracy, Loss, Perplexity, TopK
+from partwise.core.model import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+
+
+def auc_by_pairs(scores: list[float], targets: list[int]) -> float:
+    won = 0.0
+    pairs = 0
+    for (s, y), (r, z) in itertools.product(zip(scores, targets, strict=True), repeat=2):
+        if y == 1 and z == 0:
+            pairs += 1
+            won += 1.0 if s > r else 0.5 if s == r else 0.0
+    return won / pairs
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_auc_counts_pairs_and_ties_half(seed):
+    rng = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 6, (40,), generator=rng).float()
+    targets = (torch.rand(40, generator=rng) < 0.3).long()
+    metric = AUC()
+    got = metric.reduce(metric.measure(scores, {"y": targets}))
+    assert got == pytest.approx(auc_by_pairs(scores.tolist(), targets.tolist()), abs=1e-12)
+
+
+def test_auc_is_undefined_for_one_class_and_for_scores_that_are_not_finite():
+    metric = AUC()
+    assert math.isnan(metric.reduce(metric.measure(torch.tensor([1.0, 2.0]), {"y": torch.tensor([1, 1])})))
+    assert math.isnan(metric.reduce(metric.measure(torch.tensor([1.0, math.nan]), {"y": torch.tensor([1, 0])})))
+
+
+def test_metrics_merge_whatever_the_grouping():
+    rng = torch.Generator().manual_seed(2)
+    outputs, y = torch.randn(30, 4, generator=rng), torch.randint(0, 4, (30,), generator=rng)
+    for metric in (Accuracy(), TopK(2), Loss(CrossEntropy()), Perplexity(CrossEntropy())):
+        whole = metric.reduce(metric.measure(outputs, {"y": y}))
+        parts = [metric.measure(outputs[a:b], {"y": y[a:b]}) for a, b in ((20, 30), (0, 3), (3, 20))]
+        merged = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+        assert metric.reduce(merged) == pytest.approx(whole, abs=1e-12)
+
+
+def test_hand_computed_values():
+    outputs = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 3.0], [1.0, 5.0, 0.0]], dtype=torch.float64)
+    batch = {"y": torch.tensor([0, 1, 2])}
+    assert Accuracy().reduce(Accuracy().measure(outputs, batch)) == pytest.approx(1 / 3)
+    assert TopK(2).reduce(TopK(2).measure(outputs, batch)) == pytest.approx(2 / 3)
+    expected = -sum(
+        math.log(math.exp(row[y]) / sum(map(math.exp, row))) for row, y in zip(outputs.tolist(), [0, 1, 2], strict=True)
+    )
+    loss = Loss(CrossEntropy())
+    assert loss.reduce(loss.measure(outputs, batch)) == pytest.approx(expected / 3, abs=1e-12)
+    perplexity = Perplexity(CrossEntropy())
+    assert perplexity.reduce(perplexity.measure(outputs, batch)) == pytest.approx(math.exp(expected / 3), abs=1e-12)
+
+
+def test_one_logit_is_compared_with_zero():
+    batch = {"y": torch.tensor([1, 0, 1, 1])}
+    assert Accuracy().reduce(Accuracy().measure(torch.tensor([0.5, -2.0, -1.0, 3.0]), batch)) == 0.75
+    expected = (
+        math.log1p(math.exp(-0.5)) + math.log1p(math.exp(-2.0)) + math.log1p(math.exp(1.0)) + math.log1p(math.exp(-3))
+    )
+    loss = Loss(BinaryCrossEntropy())
+    outputs = torch.tensor([0.5, -2.0, -1.0, 3.0], dtype=torch.float64)
+    assert loss.reduce(loss.measure(outputs, batch)) == pytest.approx(expected / 4, abs=1e-12)
+
+
+def test_squared_error_is_halved_and_averaged_over_outputs():
+    values = MeanSquaredError()(torch.tensor([[1.0, 3.0], [0.0, 0.0]]), {"y": torch.tensor([[0.0, 0.0], [2.0, 0.0]])})
+    assert values.tolist() == [2.5, 1.0]
+
+
+def test_no_example_gives_nan_and_a_large_loss_gives_infinite_perplexity():
+    assert math.isnan(Accuracy().reduce({"hit": torch.zeros(0)}))
+    assert Perplexity(CrossEntropy()).reduce({"loss": torch.tensor([1e4])}) == math.inf
+
+
+def test_top_k_needs_a_k():
+    with pytest.raises(ValueError, match=r"TopK\(k=0\): k must be at least 1"):
+        TopK(0)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from partwise.core.model import CrossEntropy, Model, like
+
+
+def make() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def test_initial_parameters_follow_the_seed_and_leave_the_global_generator_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    a, b, c = (
+        Model(make, CrossEntropy()).init(1),
+        Model(make, CrossEntropy()).init(1),
+        Model(make, CrossEntropy()).init(2),
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    assert not torch.equal(a["0.weight"], c["0.weight"])
+
+
+def test_floating_buffers_are_parameters_and_integer_ones_are_not():
+    model = Model(make, CrossEntropy())
+    assert set(model.init(0)) == {
+        "0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "3.weight", "3.bias",
+    }  # fmt: skip
+    assert model.buffers() == {"1.running_mean", "1.running_var"}
+
+
+def test_outputs_are_those_of_the_module_with_these_parameters_and_it_keeps_its_own():
+    module = make()
+    model = Model(module, CrossEntropy())
+    params = {n: t + 0.25 for n, t in model.init(0).items()}
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    got = model.outputs(params, {"x": x})
+    own = {n: t.clone() for n, t in module.state_dict().items()}
+    other = make()
+    other.load_state_dict(params, strict=False)
+    assert torch.equal(got, other.eval()(x))
+    assert all(torch.equal(t, own[n]) for n, t in module.state_dict().items())
+    assert isinstance(module[0].weight, nn.Parameter)
+
+
+def test_a_narrower_model_runs_under_narrower_parameters():
+    model = Model(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), CrossEntropy())
+    p = model.init(3)
+    thin = {
+        "0.weight": p["0.weight"][:2],
+        "0.bias": p["0.bias"][:2],
+        "2.weight": p["2.weight"][:, :2],
+        "2.bias": p["2.bias"],
+    }
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    expected = (x @ p["0.weight"][:2].T + p["0.bias"][:2]).clamp(min=0) @ p["2.weight"][:, :2].T + p["2.bias"]
+    assert torch.allclose(model.outputs(thin, {"x": x}), expected, atol=1e-6)
+
+
+def test_a_tensor_that_two_layers_share_is_one_parameter():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x))
+
+    model = Model(Tied, CrossEntropy())
+    assert list(model.init(0)) == ["a.weight"]
+    out = model.outputs({"a.weight": 2 * torch.eye(3)}, {"x": torch.ones(1, 3)})
+    assert out.tolist() == [[4.0, 4.0, 4.0]]
+
+
+def test_a_table_that_is_no_parameter_is_refused():
+    with pytest.raises(ValueError, match=r"tables and widths must name parameters, got \['emb.weight'\]"):
+        Model(make, CrossEntropy(), tables={"emb.weight": ("ids",)}).init(0)
+
+
+def test_like_has_no_storage():
+    meta = like({"w": torch.zeros(7, 2, dtype=torch.float64)})["w"]
+    assert (meta.device.type, tuple(meta.shape), meta.dtype) == ("meta", (7, 2), torch.float64)

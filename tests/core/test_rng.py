@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import torch
+
+from partwise.core.rng import derive, generator, numpy_generator
+
+
+def test_streams_differ_by_seed_purpose_and_every_key():
+    seeds = {derive(s, p, c, v) for s in range(5) for p in ("batches", "noise") for c in range(5) for v in range(5)}
+    assert len(seeds) == 250
+    assert all(0 <= s < 2**63 for s in seeds)
+    assert derive(1, "a", 12, 3) != derive(1, "a", 1, 23)
+
+
+def test_generators_repeat_and_know_nothing_of_the_global_one():
+    torch.manual_seed(0)
+    a = torch.rand(4, generator=generator(1, "x", 2))
+    torch.manual_seed(9)
+    assert torch.equal(a, torch.rand(4, generator=generator(1, "x", 2)))
+    assert numpy_generator(1, "x", 2).integers(0, 2**60) == numpy_generator(1, "x", 2).integers(0, 2**60)

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+
+from partwise.core.schedule import After, Arrived, Commit, Deadline, Dispatch, Lost, ReplyInfo, Started, Stop
+from partwise.schedulers import Synchronous
+
+
+class Roster:
+    seed = 3
+
+    def __init__(self, clients: int) -> None:
+        self.clients = range(clients)
+
+    def next_available(self, client: int, now: float) -> float:
+        return now
+
+
+def reply(client: int, id: int = 0) -> ReplyInfo:
+    return ReplyInfo(id, client, 0, 5, 7)
+
+
+def asked(actions: list[object]) -> list[int]:
+    return [a.client for a in actions if isinstance(a, Dispatch)]
+
+
+def test_a_round_is_committed_when_all_have_answered_and_the_next_begins():
+    scheduler = Synchronous(cohort=3, rounds=2)
+    state, actions = scheduler.step(scheduler.init(Roster(5)), Started(0.0))
+    first = asked(actions)
+    assert len(set(first)) == 3
+    for client in first[:2]:
+        state, actions = scheduler.step(state, Arrived(1.0, reply(client), 0.0))
+        assert actions == []
+    state, actions = scheduler.step(state, Arrived(2.0, reply(first[2]), 0.0))
+    assert isinstance(actions[0], Commit)
+    assert [r.client for r in actions[0].replies] == first
+    assert len(asked(actions)) == 3
+
+
+def test_after_the_last_round_it_stops():
+    scheduler = Synchronous(cohort=1, rounds=1)
+    state, actions = scheduler.step(scheduler.init(Roster(1)), Started(0.0))
+    _, actions = scheduler.step(state, Arrived(1.0, reply(0), 0.0))
+    assert [type(a) for a in actions] == [Commit, Stop]
+
+
+def test_a_lost_client_does_not_hold_the_round_up_and_a_late_reply_changes_nothing():
+    scheduler = Synchronous(cohort=2, rounds=3)
+    state, actions = scheduler.step(scheduler.init(Roster(2)), Started(0.0))
+    state, actions = scheduler.step(state, Lost(1.0, 1, 9))
+    assert actions == []
+    state, actions = scheduler.step(state, Arrived(2.0, reply(0), 0.0))
+    assert [r.client for r in actions[0].replies] == [0]
+    again, actions = scheduler.step(state._replace(waiting=(0,)), Arrived(3.0, reply(1), 0.0))
+    assert again.got == ()
+    assert actions == []
+
+
+def test_a_round_below_its_minimum_commits_nothing():
+    scheduler = Synchronous(cohort=2, rounds=3, min_replies=2)
+    state, _ = scheduler.step(scheduler.init(Roster(2)), Started(0.0))
+    state, _ = scheduler.step(state, Lost(1.0, 0, 4))
+    state, actions = scheduler.step(state, Arrived(2.0, reply(1), 0.0))
+    assert not [a for a in actions if isinstance(a, Commit)]
+    assert asked(actions) == [0, 1]
+
+
+def test_the_deadline_of_the_open_round_closes_it_and_that_of_an_old_one_does_not():
+    scheduler = Synchronous(cohort=3, rounds=9, deadline_seconds=5.0)
+    state, actions = scheduler.step(scheduler.init(Roster(3)), Started(0.0))
+    assert actions[-1] == After(5.0, 1)
+    state, _ = scheduler.step(state, Arrived(1.0, reply(2), 0.0))
+    state, actions = scheduler.step(state, Deadline(5.0, 1))
+    assert [r.client for r in actions[0].replies] == [2]
+    assert scheduler.step(state, Deadline(6.0, 1)) == (state, [])
+
+
+def test_the_cohort_is_uniform_without_replacement_and_follows_seed_and_round():
+    scheduler = Synchronous(cohort=2, rounds=4000)
+    clients = tuple(range(5))
+    drawn = [scheduler.draw(clients, 3, r) for r in range(1, 4001)]
+    assert all(len(set(c)) == 2 and c == tuple(sorted(c)) for c in drawn)
+    counts = [sum(client in c for c in drawn) for client in clients]
+    assert all(abs(n - 1600) < 130 for n in counts)  # sd of each is 31; four of them
+    assert scheduler.draw(clients, 3, 7) == scheduler.draw(clients, 3, 7)
+    assert [scheduler.draw(clients, 4, r) for r in range(1, 30)] != drawn[:29]
+
+
+def test_a_cohort_larger_than_the_population_is_refused():
+    with pytest.raises(
+        ValueError, match=r"Synchronous\(cohort=6\): must be at most the population, got a population of 5"
+    ):
+        Synchronous(cohort=6).init(Roster(5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cohort": 0}, r"Synchronous\(cohort=0\): must be at least 1"),
+        ({"rounds": 0}, r"Synchronous\(rounds=0\): must be at least 1"),
+        ({"deadline_seconds": -1.0}, r"Synchronous\(deadline_seconds=-1.0\): must be at least 0"),
+        ({"cohort": 2, "min_replies": 3}, r"Synchronous\(min_replies=3\): must be at most the cohort of 2"),
+    ],
+)
+def test_wrong_values_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Synchronous(**arguments)
