@@ -1,9 +1,6 @@
 import contextlib
-import dataclasses
 import struct
-import zlib
 from math import copysign, prod
-from typing import NamedTuple
 
 import hypothesis.strategies as st
 import msgpack
@@ -13,44 +10,26 @@ import torch
 import zstandard
 from hypothesis import HealthCheck, example, given, settings
 
-from partwise.core.blocks import checksum
-from partwise.core.codec import (
-    PREFIX_BYTES,
-    decode,
-    encode,
-    encode_parts,
-    encoded_size,
-    join,
-    message_length,
-    register,
-    split,
-)
+from partwise.core.codec import PREFIX_BYTES, decode, encode, encode_parts, encoded_size, join, message_length, split
 from partwise.core.errors import ProtocolError
-
-
-@register
-class Pair(NamedTuple):
-    left: object
-    right: object = None
-
-
-@register
-@dataclasses.dataclass(frozen=True)
-class Ratio:
-    value: float
-    rows: object = None
-    cached: dict = dataclasses.field(default_factory=dict, init=False, compare=False)
-
-    def __post_init__(self):
-        if type(self.value) is float and self.value < 0:
-            raise ValueError(f"Ratio(value={self.value}): must be at least 0, got {self.value}. Drop the sign.")
-
-
-@register
-@dataclasses.dataclass(frozen=True)
-class Nothing:
-    pass
-
+from wire import (
+    ARRAY,
+    DICT,
+    INTS,
+    LIST,
+    NAMED,
+    OBJECT,
+    SCALAR,
+    SET,
+    TENSOR,
+    Nothing,
+    Pair,
+    Ratio,
+    head,
+    mark,
+    same,
+    sealed,
+)
 
 TORCH = [
     torch.bool, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32,
@@ -58,49 +37,6 @@ TORCH = [
     torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
 ]  # fmt: skip
 NUMPY = ["bool", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"]
-
-
-def raw(t):
-    flat = t.detach().resolve_conj().contiguous().reshape(-1)
-    return bytes(flat.view(torch.uint8).tolist()) if flat.numel() else b""
-
-
-def same(a, b):
-    """Equal to the last bit, kind by kind."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and raw(a) == raw(b)
-    if isinstance(a, np.ndarray | np.generic):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    if isinstance(a, float):
-        return struct.pack("<d", a) == struct.pack("<d", b)
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same(x, y) for x, y in zip(a.items(), b.items(), strict=True))
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    if dataclasses.is_dataclass(a):
-        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a) if f.init)
-    return a == b
-
-
-def sealed(header, payload=None, *, version=1, flags=0, total=None, crc=0, magic=b"PTWS"):
-    """A message around any header and payload, with a prefix that is right unless told otherwise."""
-    body = header + (b"" if payload is None else bytes(-(PREFIX_BYTES + len(header)) % 8) + payload)
-    total = PREFIX_BYTES + len(body) if total is None else total
-    prefix = struct.pack("<4sHHIQI", magic, version, flags, len(header), total, crc)
-    return prefix + struct.pack("<I", zlib.crc32(prefix + header)) + body
-
-
-def head(*tokens):
-    return b"".join(msgpack.packb(t) for t in tokens)
-
-
-def mark(code, count=0):
-    return msgpack.ExtType(code, bytes([count]))
-
-
-LIST, TUPLE, DICT, SET, OBJECT, TENSOR, ARRAY, SCALAR, BIG, BYTES, INTS, NAMED = range(1, 13)
 
 
 def tensors(dtype, shape):
@@ -212,39 +148,20 @@ class TestRoundTrip:
         back = join(*split(tree))
         assert [np.asarray(x).tolist() for x in back] == [[1, 256, 70000], [4, 3, 2, 1, 0], 2.5, True]
 
+    def test_names_of_split_tensors_differ(self):
+        tree = {"a/b": torch.ones(1), "a": {"b": torch.zeros(2)}, "__metadata__": torch.ones(3)}
+        skeleton, named = split(tree)
+        assert set(named) == {"a/b", "a/b~1", "__metadata__~1"}
+        assert same(join(skeleton, named), tree)
+        with pytest.raises(ProtocolError, match=r"kept apart must be there, got none named 'a/b~1'\. Restore its file"):
+            join(skeleton, {"a/b": torch.ones(1)})
+
     def test_a_dict_keeps_its_order(self):
         assert list(decode(encode({"b": 1, "a": 2, 3: 0}))) == ["b", "a", 3]
         assert encode({"b": 1, "a": 2}) != encode({"a": 2, "b": 1})
 
     def test_equal_sets_give_equal_bytes(self):
         assert encode(frozenset([9, 1, 2**70])) == encode(frozenset([2**70, 9, 1]))
-
-
-class TestPacking:
-    def test_ascending_ids_cost_about_a_byte_each(self):
-        ids = torch.arange(0, 20_000, 100)
-        assert len(encode(ids)) < 200 + 80
-        assert len(encode(ids)) < len(encode(ids.float()))
-
-    def test_scattered_ids_are_narrowed(self):
-        ids = torch.arange(1000) * 7919 % 60_000 + 2**40
-        assert len(encode(ids)) < 2 * 1000 + 80
-        assert torch.equal(decode(encode(ids)), ids)
-
-    @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64])
-    def test_extremes(self, dtype):
-        low, high = torch.iinfo(dtype).min, torch.iinfo(dtype).max
-        for row in ([low] * 50 + [high], [high] + [low] * 50, [low, high] * 50, [high] * 60, [high - 3, high] * 70):
-            values = torch.tensor(np.array(row, str(dtype).removeprefix("torch.")))
-            assert same(decode(encode(values)), values)
-
-    def test_large_noise_stays_a_view_and_large_pattern_is_packed(self):
-        noise = torch.from_numpy(np.random.default_rng(3).integers(0, 256, 400_000, dtype=np.uint8))
-        assert len(encode(noise)) - 400_000 < 64
-        assert len(encode(torch.zeros(400_000, dtype=torch.uint8))) < 1000
-
-    def test_floats_are_never_packed(self):
-        assert len(encode(torch.zeros(5000))) >= 20_000
 
 
 class TestViews:
@@ -271,97 +188,6 @@ class TestViews:
         tree = [torch.tensor([1.5, -2.5], dtype=torch.float64), np.array([3.25]), 7]
         buffer = bytearray(shift) + encode(tree)
         assert same(decode(memoryview(buffer)[shift:]), tree)
-
-
-class TestRegister:
-    def test_the_constructor_runs(self):
-        good = encode(Ratio(2.5))
-        assert decode(good) == Ratio(2.5)
-        header = good[PREFIX_BYTES:].replace(struct.pack(">d", 2.5), struct.pack(">d", -2.5))
-        with pytest.raises(ProtocolError) as caught:
-            decode(sealed(header))
-        assert str(caught.value) == (
-            "decode(): Ratio refused its fields: Ratio(value=-2.5): must be at least 0, got -2.5. Drop the sign."
-        )
-
-    def test_an_unknown_class(self):
-        message = sealed(head(1, "Stranger", 0, 0, mark(OBJECT, 0)))
-        with pytest.raises(ProtocolError, match=r"must be registered here, got 'Stranger'\. Import the module"):
-            decode(message)
-
-    def test_another_version_of_a_class(self):
-        old = zlib.crc32(b"left,middle")
-        with pytest.raises(ProtocolError, match=r"Pair must have the same fields on both sides, here left, right"):
-            decode(sealed(head(1, "Pair", old, 0, mark(OBJECT, 0), 1, 2)))
-
-    def test_what_cannot_be_registered(self):
-        with pytest.raises(TypeError, match=r"needs a NamedTuple or a dataclass, got neither"):
-            register(int)
-        with pytest.raises(TypeError, match=r"needs a NamedTuple or a dataclass, got neither"):
-            register(tuple)
-
-    def test_two_classes_of_one_name(self):
-        other = dataclasses.make_dataclass("Pair", ["left"])
-        with pytest.raises(
-            ValueError, match=r"register\(Pair\): registered classes have names of their own, got one in"
-        ):
-            register(other)
-
-    def test_a_class_that_is_made_again_replaces_itself(self):
-        def make():
-            @register
-            @dataclasses.dataclass(frozen=True)
-            class Again:
-                x: int
-
-            return Again
-
-        make()
-        second = make()
-        assert type(decode(encode(second(3)))) is second
-
-
-class TestEncodeErrors:
-    @pytest.mark.parametrize(
-        ("tree", "sentence"),
-        [
-            ({"a": [1, {2}]}, r"a tree holds .* got a set at tree\['a'\]\[1\]\. Convert it, or register its class\."),
-            (Pair(1, object()), r"got a object at tree\['right'\]"),
-            ({1.5: 0}, r"a dict's keys are str, int or tuples of them, got the key 1\.5 at tree\. Convert it\."),
-            ({"a": {True: 0}}, r"got the key True at tree\['a'\]"),
-            ({(1, b""): 0}, r"got the key \(1, b''\)"),
-            (frozenset(["a"]), r"a frozenset holds int, got another kind at tree\. Convert it to a list\."),
-            (frozenset([True]), r"a frozenset holds int"),
-            (
-                torch.zeros(2, device="meta"),
-                r"a tensor is dense, of a plain dtype, with storage .*meta",
-            ),
-            (torch.zeros([1] * 33), r"at most 32 dimensions, got one with .* dim=33 at tree"),
-            (torch.eye(2).to_sparse(), r"got one with .*layout=torch\.sparse_coo"),
-            (np.array(["a"]), r"got a ndarray with dtype=<U1"),
-            (np.array([None]), r"got a ndarray with dtype=object"),
-            (np.ma.masked_array([1, 2], [True, False]), r"got a MaskedArray"),
-            (np.datetime64("2020"), r"got a datetime64"),
-            (1j, r"got a complex"),
-            (bytearray(b"x"), r"got a bytearray"),
-        ],
-    )
-    def test_what_has_no_encoding(self, tree, sentence):
-        with pytest.raises(TypeError, match=sentence):
-            encode(tree)
-
-    def test_too_deep(self):
-        tree = []
-        for _ in range(63):
-            tree = [tree]
-        assert same(decode(encode(tree)), tree)
-        for deeper in ([tree], {"a": tree}):
-            with pytest.raises(ValueError, match=r"a tree is at most 64 deep, got more at tree.*Flatten it"):
-                encode(deeper)
-        loop = []
-        loop.append(loop)
-        with pytest.raises(ValueError, match="at most 64 deep"):
-            encode(loop)
 
 
 IDS_BLOCK = (4, 1, 100)  # int64, one dimension of 100
@@ -546,24 +372,3 @@ class TestFuzz:
             header[data.draw(st.integers(0, length - 1))] = data.draw(st.integers(0, 255))
         payload = message[PREFIX_BYTES + length + -(PREFIX_BYTES + length) % 8 :]
         self.tried(sealed(bytes(header), payload))
-
-
-class TestChecksum:
-    """Each of the changes that are likely on disks and wires changes it."""
-
-    DATA = np.random.default_rng(5).integers(0, 256, 3 * 8192 + 1003, dtype=np.uint8).tobytes()
-
-    def test_it_is_crc32_below_a_row(self):
-        assert checksum(memoryview(b"123456789")) == 0xCBF43926
-
-    def test_it_is_crc32_of_sums_above(self):
-        words = struct.unpack("<3072Q", self.DATA[: 3 * 8192])
-        sums = b"".join(struct.pack("<Q", sum(words[i * 1024 : (i + 1) * 1024]) % 2**64) for i in range(3))
-        assert checksum(memoryview(self.DATA)) == zlib.crc32(self.DATA[3 * 8192 :], zlib.crc32(sums))
-
-    def test_it_sees_swapped_lost_and_zeroed_pages(self):
-        d, page = self.DATA, 8192
-        swapped = d[page : 2 * page] + d[:page] + d[2 * page :]
-        shifted = d[8:] + d[:8]
-        zeroed = d[:4096] + bytes(4096) + d[page:]
-        assert len({checksum(memoryview(x)) for x in (d, swapped, shifted, zeroed)}) == 4

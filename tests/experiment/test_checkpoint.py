@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import partwise
 from partwise.core.codec import register
 from partwise.core.errors import CheckpointError
 from partwise.experiment.checkpoint import Checkpoints
@@ -231,8 +232,10 @@ class TestKilled:
             "for v in range(10**6):\n"
             "    c.save(v, {'p': {'w': torch.full((60_000,), float(v))}, 'n': v}); print(v, flush=True)\n"
         )
+        env = {**os.environ, "PYTHONPATH": str(Path(partwise.__file__).parents[1])}
         for acknowledged in (1, 4, 9):
-            with subprocess.Popen([sys.executable, "-c", script, folder], stdout=subprocess.PIPE, text=True) as child:
+            command = [sys.executable, "-c", script, folder]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as child:
                 for _ in range(acknowledged):
                     last = int(child.stdout.readline())
                 child.send_signal(signal.SIGKILL)
@@ -411,7 +414,7 @@ class TestDisk:
         )
         if version:
             assert Checkpoints(folder).load().entries["n"] == 1
-        assert not [p for p in folder.rglob("*.tmp")]
+        assert not list(folder.rglob("*.tmp"))
 
     @pytest.mark.parametrize(
         ("number", "sentence"),

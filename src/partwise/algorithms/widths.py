@@ -22,7 +22,16 @@ from partwise.core.errors import CompositionError
 from partwise.core.index import Grid, Index, Whole, shapes_of
 from partwise.core.model import Model, Params
 
-__all__ = ["input_factors", "kept_units", "num_units", "output_factors", "prefix_shapes", "thin", "unit_counts"]
+__all__ = [
+    "held_share",
+    "input_factors",
+    "kept_units",
+    "num_units",
+    "output_factors",
+    "prefix_shapes",
+    "thin",
+    "unit_counts",
+]
 
 _MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # weight (out, in, ...)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # weight (in, out, ...)
@@ -78,8 +87,8 @@ def unit_counts(model: Model, like: Params) -> dict[str, int]:
             units, rest = divmod(size, times)
             if rest or counts.setdefault(width, units) != units:
                 raise CompositionError(
-                    f"Model(widths[{name!r}]): {entry!r} must have {counts.get(width, units) * times} entries as elsewhere, "
-                    f"got an axis of {size}. Check the names of the widths."
+                    f"Model(widths[{name!r}]): {entry!r} must have {counts.get(width, units) * times} entries, as "
+                    f"elsewhere, got an axis of {size}. Check the names of the widths."
                 )
     return counts
 

@@ -70,7 +70,8 @@ class Coverage:
     def add_(self, index: Index, weight: Weight) -> None:
         """Add a weight where `index` touches."""
         for name in index.shapes:
-            self.allocate_(name, index.grain(name))
+            axes = weight[name].dim() if isinstance(weight, Mapping) else 0
+            self.allocate_(name, max(index.grain(name), axes))
         index.cover_(self.weights, weight)
 
     def allocate_(self, name: str, grain: int) -> None:

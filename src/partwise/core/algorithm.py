@@ -36,12 +36,15 @@ class Task(NamedTuple):
         version: commits the server has made.
         attempt: how often this client was asked at this version before.
         steps: local steps; 0 leaves it to the plan.
+        committed: numbers of this client's earlier tasks whose replies were committed, until it has answered a task
+            that told it so: client state that must agree with the server's counts a change from then on.
     """
 
     id: int
     version: int
     attempt: int
     steps: int
+    committed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

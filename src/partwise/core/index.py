@@ -272,10 +272,9 @@ class Grid:
             if self._is_whole(name):
                 target[name].add_(_weight_of(weight, name, self.shapes[name], target[name]))
                 continue
-            grain = self.grain(name)
-            at = tuple(a if axis < grain else torch.zeros_like(a[:1]) for axis, a in enumerate(self._at(name)))
-            if target[name].shape == self.shapes[name]:
-                at = self._at(name)
+            sizes = zip(target[name].shape, self.shapes[name], strict=True)
+            is_fine = [size == full for size, full in sizes]
+            at = tuple(a if fine else torch.zeros_like(a[:1]) for a, fine in zip(self._at(name), is_fine, strict=True))
             held = torch.broadcast_shapes(*(a.shape for a in at))
             target[name][at] = target[name][at] + _weight_of(weight, name, tuple(held), target[name])
 

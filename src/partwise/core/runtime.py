@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from partwise.core.codec import register
@@ -22,11 +22,21 @@ class Traffic:
         uplink: from clients.
         downlink: to clients.
         messages: how many, both ways.
+        clients: client -> its own (uplink, downlink).
     """
 
     uplink: int = 0
     downlink: int = 0
     messages: int = 0
+    clients: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def count_(self, client: int, *, uplink: int = 0, downlink: int = 0) -> None:
+        """Count one message to or from a client."""
+        up, down = self.clients.get(client, (0, 0))
+        self.clients[client] = (up + uplink, down + downlink)
+        self.uplink += uplink
+        self.downlink += downlink
+        self.messages += 1
 
 
 class World(Protocol):

@@ -114,7 +114,14 @@ class Roster(Protocol):
 
 
 class Scheduler(Protocol):
-    """A reducer over events; never sleeps, never asks for the time."""
+    """A reducer over events; never sleeps, never asks for the time.
+
+    `state_types`: the classes that its state is made of, beside plain trees and `ReplyInfo`, so that a run can be
+    saved.
+    """
+
+    @property
+    def state_types(self) -> tuple[type, ...]: ...
 
     def init(self, population: Roster) -> Any: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,22 +12,26 @@ from types import FrameType
 from typing import Literal
 
 import torch
+from safetensors.torch import save_file
 
 from partwise.channels.plain import Plain
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
 from partwise.core.channel import Channel
-from partwise.core.errors import PartwiseError
+from partwise.core.errors import CheckpointError, PartwiseError
 from partwise.core.program import SERVER
 from partwise.core.runtime import Runtime
 from partwise.core.schedule import Scheduler
 from partwise.core.transform import Chain, Transform
 from partwise.core.workload import Workload, WorkloadSource
 from partwise.experiment.checkpoint import Checkpoints
+from partwise.experiment.dump import save_spec
 from partwise.experiment.evaluate import Evaluation
+from partwise.experiment.population_summary import population_summary
 from partwise.experiment.recorder import Checkpointing, Progress, Recorder, Silent
-from partwise.experiment.result import Result
-from partwise.experiment.store import RunStore, environment, new_run_folder
+from partwise.experiment.result import MODEL, Result
+from partwise.experiment.rundir import environment, new_run_folder, save_environment
+from partwise.experiment.store import RunStore
 from partwise.programs.star import Star
 from partwise.runtimes.simulate import Simulate
 from partwise.schedulers.synchronous import Synchronous
@@ -121,7 +126,9 @@ class Experiment:
             torch.set_num_threads(self.threads)
         star, workload = self.build()
         path = Path(folder) if folder is not None else new_run_folder(Path(root), self.name)
-        store = RunStore(path)
+        if folder is not None and not resume:
+            _empty_folder(path)
+        store = RunStore(path, "resume" if resume else "append")
         try:
             return self._run(path, store, star, workload, resume, progress or Silent())
         finally:
@@ -143,10 +150,12 @@ class Experiment:
         saved = None
         if resume:
             saved = checkpoints.load()
+            _same_population(path, star)
             recorder.restore(saved.entries)
         else:
-            self._describe(store, workload)
-        store.set_meta("status", "running")
+            self._describe(path, store, star, workload)
+        store.set_meta(status="running")
+        store.commit()  # so that others can see the run while it goes on
         progress.started(int(getattr(self.scheduler, "rounds", 0)), str(path))
         reason = "failed"
         try:
@@ -157,26 +166,50 @@ class Experiment:
             reason = f"{type(error).__name__}: {error}"
             raise
         finally:
-            store.set_meta("status", reason)
+            store.set_meta(status=reason)
             store.commit()
             progress.finished(reason)
-        return Result(path, {stream: dict(p) for stream, p in states[SERVER].streams.items()})
+        streams = {stream: dict(params) for stream, params in states[SERVER].streams.items()}
+        save_file(streams["model"], path / MODEL)
+        return Result(path, streams)
 
-    def _describe(self, store: RunStore, workload: Workload) -> None:
-        main = workload.main
-        about = {
-            "name": self.name,
-            "seed": self.seed,
-            "algorithm": repr(self.algorithm),
-            "scheduler": repr(self.scheduler),
-            "metric": main.name,
-            "higher_is_better": main.higher_is_better,
-            "num_clients": len(workload.population.clients),
-            "environment": environment(),
-            "spec": repr(self),
-        }
-        for key, value in about.items():
-            store.set_meta(key, value)
+    def _describe(self, path: Path, store: RunStore, star: Star, workload: Workload) -> None:
+        """Write down what is run, on whom and where, before it begins."""
+        main, found = workload.main, environment()
+        store.set_meta(
+            name=self.name,
+            seed=self.seed,
+            algorithm=repr(self.algorithm),
+            scheduler=repr(self.scheduler),
+            workload=repr(self.workload),
+            metric=main.name,
+            higher_is_better=main.higher_is_better,
+            num_clients=len(workload.population.clients),
+            experiment=repr(self),
+            environment=found,
+        )
+        save_environment(path, found)
+        save_spec(self, path)
+        (path / "population.json").write_text(json.dumps(population_summary(star)))
+
+
+def _same_population(path: Path, star: Star) -> None:
+    """Refuse to resume on other clients than the run began with."""
+    found = path / "population.json"
+    if found.exists() and json.loads(found.read_text()) != json.loads(json.dumps(population_summary(star))):
+        raise CheckpointError(
+            f"Experiment.run(folder={str(path)!r}, resume=True): the clients or their examples must be those the run began "
+            "with, got others. Use the same data (and, for StdlibCode, the same Python), or begin a new run."
+        )
+
+
+def _empty_folder(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    if any(path.iterdir()):
+        raise CheckpointError(
+            f"Experiment.run(folder={str(path)!r}): a new run needs a new or empty folder, got one with files. "
+            "Name another, or resume the run in it."
+        )
 
 
 def _chains(chains: Chains) -> dict[str, Transform]:

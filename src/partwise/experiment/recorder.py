@@ -14,7 +14,7 @@ from partwise.core.runtime import World
 from partwise.core.workload import Workload
 from partwise.experiment.checkpoint import Checkpoints
 from partwise.experiment.evaluate import Evaluation, Score, evaluate
-from partwise.experiment.store import RunStore
+from partwise.experiment.store import ReplyRow, RunStore
 from partwise.programs.star import Star
 
 __all__ = ["Checkpointing", "Progress", "Recorder", "Silent"]
@@ -102,13 +102,14 @@ class Recorder:
         self._saved_at = time.monotonic()
         self._is_due = False
         self.version, self.number = 0, 0
+        self._seen: dict[int, tuple[int, int]] = {}  # client -> bytes counted in its earlier replies
         self.interrupted = False
 
     # What the runtime calls
 
     def record(self, record: Record, world: World) -> str | None:
         self.number += 1
-        self._store.append_events([(self.number, world.now, record.kind, dict(record.fields))])
+        self._store.append_events([(world.now, record.kind, dict(record.fields))])
         match record.kind:
             case "started":
                 self._measure(world)
@@ -135,22 +136,37 @@ class Recorder:
 
     def save(self, world: World) -> None:
         """Write the record, then a checkpoint that knows how much of the record belongs to it."""
-        self._store.commit()
+        self._store.commit(durable=True)
         entries, unchanged = world.entries()
-        mine = {"number": self.number, "version": self.version}
+        mine = {"number": self.number, "version": self.version, "seen": self._seen}
         self._checkpoints.save(self.version, {**entries, "recorder": mine}, unchanged)
         self._saved_at = time.monotonic()
 
     def restore(self, entries: Mapping[str, object]) -> None:
         """Go on after a checkpoint: what was recorded later is forgotten."""
         mine: Any = entries["recorder"]
-        self.number, self.version = mine["number"], mine["version"]
+        self.number, self.version, self._seen = mine["number"], mine["version"], mine["seen"]
         self._store.truncate_after(seq=self.number, version=self.version)
 
     # What that means
 
-    def _reply_row(self, fields: Mapping[str, Any], world: World) -> dict[str, Any]:
-        return {**fields, "arrived": world.now, "server_version": self.version}
+    def _reply_row(self, fields: Mapping[str, Any], world: World) -> ReplyRow:
+        client = fields["client"]
+        up, down = world.traffic.clients.get(client, (0, 0))
+        before = self._seen.get(client, (0, 0))
+        self._seen[client] = (up, down)
+        return ReplyRow(
+            version=self.version + 1,
+            client=client,
+            steps=fields["steps"],
+            examples=fields["examples"],
+            uplink_bytes=up - before[0],
+            downlink_bytes=down - before[1],
+            began=fields["began"],
+            arrived=world.now,
+            loss=fields["loss"],
+            staleness=fields["staleness"],
+        )
 
     def _committed(self, fields: Mapping[str, Any], world: World) -> str | None:
         self.version, self._is_due = fields["version"], True

@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from partwise.core.model import Params
 from partwise.experiment.store import RunStore
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Result"]
+    from partwise.core.model import Params
+
+__all__ = ["MODEL", "Result"]
+
+MODEL = "model.safetensors"  # the trained parameters, in a run's folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +26,6 @@ class Result:
     Args:
         folder: its record and checkpoints.
         streams: stream -> parameters after the last version; empty for a run that was only opened.
-
-    Example:
-        result = experiment.run(); result.table()[-1]; result.frame().plot(x="version", y="value")
     """
 
     folder: Path
@@ -34,11 +34,15 @@ class Result:
     @property
     def params(self) -> Params:
         """The trained parameters, to be loaded by `module.load_state_dict(result.params, strict=False)`."""
-        return self.streams["model"]
+        if "model" in self.streams:
+            return self.streams["model"]
+        from safetensors.torch import load_file  # so that opening a run loads no torch
+
+        return load_file(self.folder / MODEL)
 
     def table(self, name: str | None = None, scope: str | None = None) -> list[dict[str, Any]]:
         """One row per version and score: version, time, bytes, name, scope, value."""
-        with RunStore.read(self.folder) as store:
+        with RunStore(self.folder, "read") as store:
             return store.metrics(name, scope)
 
     def frame(self, name: str | None = None, scope: str | None = None) -> pandas.DataFrame:

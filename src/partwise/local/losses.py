@@ -64,8 +64,8 @@ class Nested:
         wide = self.model.outputs(_prefix(params, self.prefixes[-1]), batch, training=True)  # (b, classes, ...)
         if wide.dim() < 2:
             raise ValueError(
-                f"Nested(distill=True): the model must give one logit per class, got outputs of shape {tuple(wide.shape)}. "
-                "Give the model two outputs, or turn distillation off."
+                f"Nested(distill=True): the model must give one logit per class, got outputs of shape "
+                f"{tuple(wide.shape)}. Give the model two outputs, or turn distillation off."
             )
         taught = self.model.outputs(narrow, batch, training=True)
         return self.model.loss(wide, batch).mean() + F.cross_entropy(taught, wide.detach().softmax(1))

@@ -64,7 +64,7 @@ class ArrayPopulation:
             _check_offsets("test_offsets", self.test_offsets, self.test_columns)
             if len(self.test_offsets) != len(self.offsets):
                 raise DataError(
-                    f"ArrayPopulation(): test_offsets must have one entry per client and one more, {len(self.offsets)}, "
+                    f"ArrayPopulation(): test_offsets must be one longer than there are clients, {len(self.offsets)}, "
                     f"got {len(self.test_offsets)}. Repeat an offset for a client without test examples."
                 )
         if self.names and len(self.names) != len(self.offsets) - 1:

@@ -48,7 +48,9 @@ class Daily:
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise ValueError(f"Daily(share={self.share}): share must be in (0, 1], got {self.share}. Use Always() for 1.")
+            raise ValueError(
+                f"Daily(share={self.share}): share must be in (0, 1], got {self.share}. Use Always() for 1."
+            )
         if not self.period_seconds > 0 or math.isinf(self.period_seconds):
             raise ValueError(
                 f"Daily(period_seconds={self.period_seconds}): the period must be positive and finite, "

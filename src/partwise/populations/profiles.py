@@ -127,7 +127,9 @@ class Widths:
 
     def __post_init__(self) -> None:
         if not self.ratios or not all(0 < r <= 1 for r in self.ratios):
-            raise ValueError(f"Widths(ratios={self.ratios}): ratios must be in (0, 1], at least one. Use 1.0 for whole.")
+            raise ValueError(
+                f"Widths(ratios={self.ratios}): ratios must be in (0, 1], at least one. Use 1.0 for whole."
+            )
         if self.shares and len(self.shares) != len(self.ratios):
             raise ValueError(
                 f"Widths(): needs one share per ratio, got {len(self.shares)} shares for {len(self.ratios)} ratios. "

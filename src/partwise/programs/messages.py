@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from partwise.core.codec import register
 from partwise.core.index import Index
 from partwise.core.model import Values
+from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
 __all__ = ["Answer", "Ask", "Fetch", "Held", "Released", "Reply", "Trouble"]
@@ -76,3 +77,6 @@ class Released(NamedTuple):
     """The exchange about a reply is over: the client may forget its update."""
 
     id: int
+
+
+register(ReplyInfo)  # core/schedule.py knows no codec: it imports the standard library alone

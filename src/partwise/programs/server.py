@@ -52,6 +52,7 @@ class ServerNode:
         inbox: task -> the reply, until it is committed.
         infos: the same replies as the scheduler sees them.
         attempts: client -> (version, how often it was asked at it).
+        told: client -> its tasks whose replies were committed, until it has answered a task that told it so.
         next_id: number of the next task.
         stopped: whether the scheduler has stopped.
     """
@@ -65,6 +66,7 @@ class ServerNode:
     inbox: dict[int, Reply] = field(default_factory=dict)
     infos: dict[int, ReplyInfo] = field(default_factory=dict)
     attempts: dict[int, tuple[int, int]] = field(default_factory=dict)
+    told: dict[int, tuple[int, ...]] = field(default_factory=dict)
     next_id: int = 0
     stopped: bool = False
 
@@ -140,6 +142,7 @@ class ServerProgram:
         flight = self._take(node, reply.id, src)
         if flight is None:
             return None
+        node.told[src] = tuple(id for id in node.told.get(src, ()) if id not in flight.task.committed)
         fault = self._fault(node, reply)
         if fault:
             effects.append(Record("refused", {"client": src, "version": flight.task.version, "reason": fault}))
@@ -210,7 +213,7 @@ class ServerProgram:
         version, times = node.attempts.get(client, (-1, 0))
         attempt = times if version == node.version else 0
         node.attempts[client] = (node.version, attempt + 1)
-        task = Task(node.next_id, node.version, attempt, steps)
+        task = Task(node.next_id, node.version, attempt, steps, node.told.get(client, ()))
         node.in_flight[task.id] = InFlight(task, client, now)
         node.next_id += 1
         effects.append(Send(client, task))
@@ -263,6 +266,7 @@ class ServerProgram:
         losses = [(node.inbox[i.id].loss, i.examples) for i in infos]
         for info in infos:
             del node.inbox[info.id], node.infos[info.id]
+            node.told[info.client] = (*node.told.get(info.client, ()), info.id)
         node.streams = self._star.algorithm.commit(node.streams, totals, infos)
         node.version += 1
         weight = sum(n for _, n in losses)

@@ -10,6 +10,7 @@ from typing import Literal
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, Site
 from partwise.core.channel import Channel
+from partwise.core.codec import register
 from partwise.core.errors import CompositionError
 from partwise.core.model import Model, Params, like
 from partwise.core.population import Census, Client, Population
@@ -58,6 +59,8 @@ class Star:
     def __post_init__(self) -> None:
         if self.on_refused not in ("skip", "stop"):
             raise ValueError(f"Star(on_refused={self.on_refused!r}): must be 'skip' or 'stop'. Choose one.")
+        for kind in self.scheduler.state_types:
+            register(kind)
         for stream, aggregator in self.all_aggregators().items():
             if aggregator.needs == "each" and self.channel.reveals == "sum":
                 raise CompositionError(

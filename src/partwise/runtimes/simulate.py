@@ -150,11 +150,10 @@ class _World:
         if src == to:
             return 0.0
         size = encoded_size(body)
-        self.traffic.messages += 1
         if to == SERVER:
-            self.traffic.uplink += size
+            self.traffic.count_(src, uplink=size)
             return size / self._population.profile(src).uplink
-        self.traffic.downlink += size
+        self.traffic.count_(to, downlink=size)
         return size / self._population.profile(to).downlink
 
     # Saving

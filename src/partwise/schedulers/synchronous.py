@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from partwise.core.schedule import (
     Action,
@@ -59,6 +59,7 @@ class Synchronous:
     steps: int = 0
     deadline_seconds: float = 0.0
     min_replies: int = 1
+    state_types: ClassVar[tuple[type, ...]] = (Rounds,)
 
     def __post_init__(self) -> None:
         for name, least in (("cohort", 1), ("rounds", 1), ("steps", 0), ("deadline_seconds", 0), ("min_replies", 1)):

@@ -1,1 +1,8 @@
-"""One update in, one out: clip, sparsify, quantize, noise, optimize."""
+"""One update in, one out: clip, sparsify, quantize, optimize."""
+
+from partwise.transforms.clip import Clip, Scale
+from partwise.transforms.optimize import Adagrad, Adam, ServerSGD, Yogi
+from partwise.transforms.quantize import Quantize
+from partwise.transforms.sparsify import ErrorFeedback, TopK
+
+__all__ = ["Adagrad", "Adam", "Clip", "ErrorFeedback", "Quantize", "Scale", "ServerSGD", "TopK", "Yogi"]

@@ -111,7 +111,7 @@ class StdlibCode:
     def build(self, seed: int) -> Workload:
         sequences, modules, num_names = self._sequences()
         train, test, names = _Columns(self.window), _Columns(self.window), []
-        for client, (module, (early, late)) in enumerate(zip(modules, sequences)):
+        for client, (module, (early, late)) in enumerate(zip(modules, sequences, strict=True)):
             own, everything = np.unique(early), np.unique(np.concatenate([early, late]))
             if len(early) <= self.window or len(own) < 2:
                 continue
@@ -125,9 +125,7 @@ class StdlibCode:
             )
         columns, offsets = train.joined()
         test_columns, test_offsets = test.joined()
-        population = ArrayPopulation(
-            columns, offsets, test_columns, test_offsets, names=names, profiles=self.profiles
-        )
+        population = ArrayPopulation(columns, offsets, test_columns, test_offsets, names=names, profiles=self.profiles)
         loss = BinaryCrossEntropy()
         model = Model(
             partial(AttentionRecommender, num_names, self.embedding, self.hidden),
@@ -160,7 +158,7 @@ class StdlibCode:
         tokens = self._tokens()
         rows = self._rows(tokens)
         sequences, modules = [], []
-        for module, start, stop in zip(tokens.modules, tokens.offsets, tokens.offsets[1:]):
+        for module, start, stop in zip(tokens.modules, tokens.offsets[:-1], tokens.offsets[1:], strict=True):
             if stop - start < self.min_names:
                 continue
             cut = start + int((stop - start) * (1 - self.test_share))

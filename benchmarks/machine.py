@@ -1,0 +1,34 @@
+"""What a benchmark prints about where it ran."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+__all__ = ["describe"]
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def describe(seed: int) -> str:
+    """One line: machine, versions, commit, seed."""
+    versions = f"Python {sys.version.split()[0]}, torch {version('torch')}, partwise {version('partwise')}"
+    return f"{_processor()}, {os.cpu_count()} cores; {versions}, commit {_commit()}, seed {seed}"

@@ -1,0 +1,130 @@
+"""Parts of the model that never leave a client, around any algorithm."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from partwise.core.aggregate import Aggregator
+from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
+from partwise.core.codec import register
+from partwise.core.errors import CompositionError
+from partwise.core.index import Grid, Index, Joint
+from partwise.core.model import Params, Values
+from partwise.core.plan import LocalPlan, Trained
+from partwise.core.population import Census
+from partwise.core.schedule import ReplyInfo
+from partwise.core.update import Update
+
+__all__ = ["LocalOnly", "PersonalState"]
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+@register
+class PersonalState(NamedTuple):
+    """What a client keeps.
+
+    Args:
+        inner: the state of the algorithm inside.
+        value: name -> the client's own parameters, whole.
+    """
+
+    inner: Any
+    value: Values
+
+
+@dataclass(frozen=True)
+class LocalOnly(Algorithm):
+    """An algorithm some of whose parameters stay on the client: trained and used there, never sent.
+
+    With `normalization` it is FedBN. A client that has never been asked starts from the model's initial values, and is
+    evaluated with them; the server keeps those values too, and never changes them.
+
+    Args:
+        inner: what is done with all other parameters.
+        names: parameters that stay, by their full names.
+        normalization: also everything in a BatchNorm, its affine map and its running statistics. Modules are told by
+            their type; LayerNorm and GroupNorm have no statistics of the data and are shared.
+
+    Source: Li et al., "FedBN: federated learning on non-IID features via local batch normalization", ICLR 2021,
+        arXiv:2102.07623; Arivazhagan et al., "Federated learning with personalization layers", arXiv:1912.00818.
+    Differs: the released FedBN code looks for "bn" in the parameters' names and misses layers called otherwise.
+    """
+
+    inner: Algorithm
+    names: tuple[str, ...] = ()
+    normalization: bool = True
+
+    def local_names(self, site: Site) -> frozenset[str]:
+        """The parameters that stay on the client.
+
+        Raises:
+            ValueError: a name that the model does not have.
+        """
+        known = site.like.keys()
+        for name in self.names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"The model has {sorted(known)}."
+                raise ValueError(
+                    f"LocalOnly(names={self.names}): must name parameters of the model, got {name!r}. {hint}"
+                )
+        found = set(self.names)
+        if self.normalization:
+            for path, module in site.model.build(site.seed).named_modules():
+                if isinstance(module, _BATCH_NORMS):
+                    own = [*module.named_parameters(path), *module.named_buffers(path)]
+                    found.update(name for name, _ in own if name in known)
+        return frozenset(found)
+
+    def init(self, params: Params, census: Census) -> ServerState:
+        return self.inner.init(params, census)
+
+    def client_init(self, site: Site) -> ClientState:
+        local = self.local_names(site)
+        initial = site.model.init(site.seed)
+        inner = self.inner.client_init(site.without(local))
+        return PersonalState(inner, {name: t for name, t in initial.items() if name in local})
+
+    def select(self, task: Task, own: ClientState, site: Site) -> Index:
+        index = self.inner.select(task, own.inner, site.without(own.value.keys()))
+        thinned = own.value.keys() & site.model.widths.keys()
+        if thinned and _has_grid(index):
+            raise CompositionError(
+                f"LocalOnly({type(self.inner).__name__}): what stays on a client is whole, but {min(thinned)!r} "
+                "belongs to a thinned layer. Leave it to be averaged, or train whole models."
+            )
+        return index
+
+    def weight(self, site: Site) -> float:
+        return self.inner.weight(site)
+
+    def personalize(self, values: Values, own: ClientState) -> Values:
+        if own is None:  # never asked
+            return self.inner.personalize(values, None)
+        return {**self.inner.personalize(values, own.inner), **own.value}
+
+    def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
+        return self.inner.plan(held, index, task, own.inner, site.without(own.value.keys()))
+
+    def finish(
+        self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
+    ) -> tuple[dict[str, Update], ClientState]:
+        shared = trained._replace(end={n: t for n, t in trained.end.items() if n not in own.value})
+        updates, inner = self.inner.finish(held, shared, index, task, own.inner, site.without(own.value.keys()))
+        return updates, PersonalState(inner, {name: trained.end[name] for name in own.value})
+
+    def aggregators(self) -> Mapping[str, Aggregator]:
+        return self.inner.aggregators()
+
+    def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
+        return self.inner.commit(state, totals, replies)
+
+
+def _has_grid(index: Index) -> bool:
+    return isinstance(index, Grid) or (isinstance(index, Joint) and any(_has_grid(m) for m in index.members))

@@ -1,0 +1,93 @@
+"""What a report says about the clients and the model, as plain numbers.
+
+Shapes: a table has V rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from partwise.core.algorithm import Site, Task
+from partwise.core.population import Client, Population
+from partwise.programs.star import Star
+
+__all__ = ["population_summary"]
+
+_BEFORE_TRAINING = Task(-1, 0, 0, 0)
+
+
+def population_summary(star: Star, limit: int = 20_000) -> dict[str, Any]:
+    """Who the clients are and what they hold, ready for JSON; a run keeps it as `population.json`.
+
+    Args:
+        star: the programs' definition.
+        limit: of the clients whose parts are looked at, at least 1; a larger population is sampled evenly.
+
+    Returns:
+        `clients` N; `names`, `examples`, `test_examples` one each per client, in the order of `numbers`;
+        `sampled`, how many clients the rest was counted over; `rows_touched` and `values_held` one per sampled
+        client: rows of the tables that its examples touch, and parameters it holds under the algorithm; `heat`
+        table -> [holders, rows] pairs, hottest first; `model` with `parameters`, `bytes` and `tables`
+        (name -> [V, ...]).
+
+    Raises:
+        ValueError: limit is below 1.
+        DataError: a client's ids lie outside a table.
+    """
+    if limit < 1:
+        raise ValueError(f"population_summary(limit={limit}): must be at least 1, got {limit}. 20000 takes seconds.")
+    population, clients = star.population, star.population.clients
+    sample = clients[:: -(-len(clients) // limit)] if clients else clients
+    tables = [name for name in star.model.tables if name in star.like]
+    holders = {name: torch.zeros(star.like[name].shape[0], dtype=torch.int64) for name in tables}
+    touched, held = [], []
+    for client in sample:
+        site = star.site(client)
+        rows = 0
+        for name, count in holders.items():
+            at = site.table_rows(name)
+            count[at] += 1
+            rows += len(at)
+        touched.append(rows)
+        held.append(_values_held(star, site))
+    return {
+        "clients": len(clients),
+        "numbers": None if list(clients) == list(range(len(clients))) else list(clients),
+        "names": _names(population, clients),
+        "examples": [len(population.data(client)) for client in clients],
+        "test_examples": [len(population.test_data(client) or ()) for client in clients],
+        "sampled": len(sample),
+        "rows_touched": touched if tables else None,
+        "values_held": held,
+        "heat": {name: _histogram(count) for name, count in holders.items()},
+        "model": _model(star, tables),
+    }
+
+
+def _values_held(star: Star, site: Site) -> int:
+    index = star.algorithm.select(_BEFORE_TRAINING, star.algorithm.client_init(site), site)
+    return sum(prod(index.held_shape(name)) for name in index.shapes)
+
+
+def _names(population: Population, clients: Sequence[Client]) -> list[str] | None:
+    """One per client; None where nobody gave any, which saves a list of numbers."""
+    names = [population.name(client) for client in clients]
+    return None if names == [str(client) for client in clients] else names
+
+
+def _histogram(count: Tensor) -> list[list[int]]:
+    values, rows = torch.unique(count, return_counts=True)
+    return [[h, n] for h, n in zip(values.flip(0).tolist(), rows.flip(0).tolist(), strict=True)]
+
+
+def _model(star: Star, tables: Sequence[str]) -> dict[str, Any]:
+    return {
+        "parameters": sum(tensor.numel() for tensor in star.like.values()),
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in star.like.values()),
+        "tables": {name: list(star.like[name].shape) for name in tables},
+    }

@@ -1,0 +1,462 @@
+"""The report of one or more runs: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from partwise import __version__
+from partwise.core.errors import CheckpointError
+from partwise.experiment import plots
+from partwise.experiment.compare import Row, compare
+from partwise.experiment.headline import headline, sentence
+from partwise.experiment.inline_svg import inline_svg
+from partwise.experiment.runs import ClientValue, Run, RunLike, common_score, read_runs
+from partwise.experiment.words import (
+    amount,
+    bytes_text,
+    count_text,
+    number,
+    percent,
+    seconds_text,
+    title_of,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["write_report"]
+
+_SHOWN = 10  # clients at either end of a run's table, and reasons of trouble
+_PARTS = (
+    "algorithm",
+    "workload",
+    "scheduler",
+    "aggregator",
+    "client",
+    "server",
+    "channel",
+    "evaluation",
+    "runtime",
+    "seed",
+)
+_SCOPES = {
+    "central": "on the central test set",
+    "pooled": "on all clients’ test examples together",
+    "mean": "in the mean over clients",
+    "weighted": "in the mean over clients, weighted by their examples",
+    "p10": "at the 10th percentile of the clients",
+    "p90": "at the 90th percentile of the clients",
+    "worst": "of the worst client",
+    "cohort": "of the cohort",
+}
+
+
+def write_report(
+    folders: Iterable[RunLike],
+    out: str | Path,
+    *,
+    metric: str | None = None,
+    target: float | None = None,
+    title: str = "",
+) -> Path:
+    """Write what runs did, what it cost and on whom, as one HTML file.
+
+    Args:
+        folders: of the runs, at least one; the first is what the others are measured by.
+        out: the file.
+        metric: the runs' main metric by default.
+        target: the score to be reached; by default the last one of the first run.
+        title: of the page; the runs' names by default.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        CheckpointError: a folder holds no run, or the file cannot be written.
+        DataError: the runs have different main metrics, or one lacks the score.
+    """
+    import jinja2
+
+    runs, path = read_runs(folders), Path(out)
+    rows = compare(runs, metric, target)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("partwise.experiment"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("report.html.j2").render(_page(runs, rows, path, target, title))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(
+            f"write_report({str(path)!r}): needs a file that it may write, got: {error.strerror}. Name another."
+        ) from error
+    return path
+
+
+def _page(runs: Sequence[Run], rows: Sequence[Row], out: Path, target: float | None, title: str) -> dict[str, Any]:
+    name, scope = rows[0].metric, rows[0].scope
+    is_own = target is not None
+    lead = headline(runs, rows, is_own_target=is_own)
+    others = [sentence(run, row, rows[0], is_own_target=is_own) for run, row in list(zip(runs, rows))[1:]]
+    commands = [_reproduce(run) for run in runs]
+    report = shlex.join(["partwise", "report", *(str(run.folder) for run in runs), "--out", str(out)])
+    return {
+        "title": title or _title(runs),
+        "lead": lead,
+        "others": [text for text in others if text != lead],
+        "notes": list(_notes(runs, rows)),
+        "metric": title_of(name),
+        "scope": _SCOPES.get(scope, scope),
+        "tiles": [_tile(run, row, at) for at, (run, row) in enumerate(zip(runs, rows))],
+        "table": _table(runs, rows),
+        "quality": _figures(_quality(runs, rows)),
+        "over_clients": _figures(_over_clients(runs, rows)),
+        "data": _data(runs),
+        "runs": [_run(run, row, at) for at, (run, row) in enumerate(zip(runs, rows))],
+        "commands": [text for text, is_command in commands if is_command] + [report],
+        "has_all_commands": all(is_command for _, is_command in commands),
+        "number_of_colours": len(plots.COLOURS),
+        "version": __version__,
+    }
+
+
+def _title(runs: Sequence[Run]) -> str:
+    labels = [run.label for run in runs]
+    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
+
+
+def _notes(runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[str]:
+    """What a reader must know before believing the numbers."""
+    for run in runs:
+        status = str(run.meta.get("status", ""))
+        if status == "running":
+            yield f"{run.label} has not finished: it was running, or had been killed, when this was written."
+        elif status == "interrupted" or "Error" in status or status == "failed":
+            yield f"{run.label} did not finish: {status}. Its numbers are those up to version {run.last.version}."
+    for run, row in zip(runs, rows):
+        if math.isnan(row.final):
+            yield f"{run.label} ended with a score that is not a number."
+    workloads = {str(run.meta.get("workload")) for run in runs}
+    if len(workloads) > 1:
+        yield "The runs have different workloads; their scores need not mean the same."
+    if len({run.meta.get("seed") for run in runs}) > 1:
+        yield "The runs have different seeds, so part of the difference between them is chance."
+
+
+def _tile(run: Run, row: Row, at: int) -> dict[str, Any]:
+    facts = [f"best {number(row.best)} in {run.noun} {row.best_version:,}"]
+    if row.target is not None:
+        reached = f"reached in {amount(row.target_version, run.noun)}" if row.target_version is not None else "not reached"
+        facts.append(f"{number(row.target)} {reached}")
+    if row.uplink_share is not None:
+        facts.append(f"an upload is {percent(row.uplink_share)} of the model")
+    return {"colour": at % len(plots.COLOURS), "name": row.name, "value": number(row.final), "facts": facts}
+
+
+# The table
+
+
+def _table(runs: Sequence[Run], rows: Sequence[Row]) -> dict[str, Any]:
+    """Column groups with titles, and rows of cells; a column that no run has anything for is left out."""
+    goal = f"To reach {number(rows[0].target)}" if rows[0].target is not None else "To reach the target"
+    has_rounds = {run.noun for run in runs} == {"round"}
+    spec: list[tuple[str, str, Callable[[Row], str], Callable[[Row], object]]] = [
+        (title_of(rows[0].metric), "final", lambda r: number(r.final), lambda r: r.final),
+        (title_of(rows[0].metric), "best", lambda r: number(r.best), lambda r: r.best),
+        (goal, "rounds" if has_rounds else "versions", _reached(lambda r: count_text(r.target_version)), _goal),
+        (goal, "uplink", _reached(lambda r: bytes_text(r.target_uplink)), _goal),
+        (goal, "downlink", _reached(lambda r: bytes_text(r.target_downlink)), _goal),
+        (goal, "time", _reached(lambda r: seconds_text(r.target_seconds)), _seconds),
+        ("Upload", "of the model", lambda r: percent(r.uplink_share), lambda r: r.uplink_share),
+        ("Whole run", "bytes", lambda r: bytes_text(r.uplink + r.downlink), lambda r: r.uplink + r.downlink),
+        ("Whole run", "wall time", lambda r: seconds_text(r.wall_seconds), lambda r: r.wall_seconds),
+        ("Clients at the end", "mean", lambda r: number(r.mean), lambda r: r.mean),
+        ("Clients at the end", "p10", lambda r: number(r.p10), lambda r: r.p10),
+        ("Clients at the end", "p90", lambda r: number(r.p90), lambda r: r.p90),
+        ("Clients at the end", "worst", lambda r: number(r.worst), lambda r: r.worst),
+    ]
+    columns = [column for column in spec if any(column[3](row) is not None for row in rows)]
+    groups: list[list[Any]] = []
+    for group, *_ in columns:
+        if groups and groups[-1][0] == group:
+            groups[-1][1] += 1
+        else:
+            groups.append([group, 1])
+    return {
+        "groups": groups,
+        "columns": [column[1] for column in columns],
+        "starts": [at == 0 or columns[at][0] != columns[at - 1][0] for at in range(len(columns))],
+        "rows": [
+            {"colour": at % len(plots.COLOURS), "name": row.name, "cells": [cell(row) for _, _, cell, _ in columns]}
+            for at, row in enumerate(rows)
+        ],
+    }
+
+
+def _reached(cell: Callable[[Row], str]) -> Callable[[Row], str]:
+    return lambda row: "not reached" if row.target_version is None else cell(row)
+
+
+def _goal(row: Row) -> object:
+    return row.target
+
+
+def _seconds(row: Row) -> object:
+    return row.target_seconds or None
+
+
+# Figures
+
+
+def _figures(wanted: Iterable[tuple[str, str, Callable[[], Figure], str]]) -> list[dict[str, str]]:
+    """Those that have something to show, as the template wants them."""
+    found = []
+    for name, title, draw, reading in wanted:
+        try:
+            figure = draw()
+        except LookupError:
+            continue
+        found.append({"title": title, "svg": inline_svg(figure, name, f"{title}. {reading}"), "reading": reading})
+    return found
+
+
+def _quality(runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[tuple[str, str, Callable[[], Figure], str]]:
+    name, scope, target = rows[0].metric, rows[0].scope, rows[0].target if len(rows) > 1 else None
+    title, noun = title_of(name), runs[0].noun
+    which = "higher" if runs[0].higher_is_better(name) else "lower"
+    line = " The dashed line is the score to be reached." if target is not None else ""
+    yield (
+        "version",
+        f"{title} by {noun}",
+        lambda: plots.metric_by_version(runs, name, scope=scope, target=target),
+        f"How good the model is after each {noun}, measured {_SCOPES.get(scope, scope)}; {which} is better.{line} "
+        f"A curve further to the left needs fewer {noun}s for the same quality.",
+    )
+    yield (
+        "bytes",
+        f"{title} by bytes sent",
+        lambda: plots.metric_by_bytes(runs, name, scope=scope, target=target),
+        "The same scores by what had been sent until then, to and from all clients. Bytes are those of the encoded "
+        "messages. Where the runs differ much, each grid line to the right stands for a multiple of the bytes.",
+    )
+    yield (
+        "time",
+        f"{title} by virtual time",
+        lambda: plots.metric_by_time(runs, name, scope=scope, target=target),
+        "The same scores by the time that would have passed on clients with the paces and links of this population. "
+        "It includes computing and sending; the machine that ran the simulation plays no part.",
+    )
+    yield (
+        "loss",
+        "Training loss",
+        lambda: plots.training_loss(runs),
+        f"The mean loss on what the clients of each {noun} trained on, while they trained: thin as it was, thick as a "
+        f"moving average. It jumps, for every {noun} asks other clients. If it rises for long, the rates are too high.",
+    )
+
+
+def _over_clients(runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[tuple[str, str, Callable[[], Figure], str]]:
+    name, noun = rows[0].metric, runs[0].noun
+    yield (
+        "scores",
+        f"{title_of(name)} of every client at the end",
+        lambda: plots.client_scores(runs, name),
+        "Each client’s score on its own test examples, from the worst client to the best. A flat, high curve serves "
+        "all alike; a steep left end means that some are served badly. Clients with few test examples scatter most.",
+    )
+    yield (
+        "band",
+        f"Spread over clients by {noun}",
+        lambda: plots.client_band(runs, name),
+        "The line is the mean over clients, each counted once; the band reaches from the 10th to the 90th percentile. "
+        "A band that narrows while its line improves means that those behind catch up.",
+    )
+    yield (
+        "answers",
+        "How often clients took part",
+        lambda: plots.participation(runs),
+        "For each number of answers, how many clients gave that many in the run. Clients at 0 never trained: "
+        "what only they hold was not learnt.",
+    )
+
+
+# Data
+
+
+def _data(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """The clients and the model, of the first run that knows them."""
+    run = next((run for run in runs if run.population), None)
+    if run is None or run.population is None:
+        return None
+    about = run.population
+    wanted = [
+        (
+            "heat",
+            "Heat of the rows",
+            lambda: plots.heat([run]),
+            "The heat of a row is the number of clients whose examples touch it. Few rows are hot and most are cold: "
+            "in a plain mean over the cohort, a cold row’s update is drowned by the many clients that do not have it.",
+        ),
+        (
+            "rows",
+            "Rows per client",
+            lambda: plots.rows_per_client([run]),
+            "How many rows of the model’s tables one client’s examples touch. A client needs to hold, train and send "
+            "no others.",
+        ),
+    ]
+    return {"facts": list(_facts(about)), "figures": _figures(wanted), "note": _sampled(about)}
+
+
+def _facts(about: Any) -> Iterator[tuple[str, str]]:
+    model, examples, touched = about.get("model", {}), about.get("examples"), about.get("rows_touched")
+    if "clients" in about:
+        yield "Clients", count_text(about["clients"])
+    if examples:
+        yield "Training examples", f"{sum(examples):,}; {_spread(examples)} per client"
+    if any(about.get("test_examples") or ()):
+        yield "Test examples of clients", f"{sum(about['test_examples']):,}; {_spread(about['test_examples'])} per client"
+    if "parameters" in model:
+        size = f" ({bytes_text(model['bytes'])})" if "bytes" in model else ""
+        yield "Model", f"{model['parameters']:,} parameters{size}"
+    for name, (rows, *shape) in model.get("tables", {}).items():
+        yield f"Table {name}", f"{rows:,} rows{''.join(f' × {n:,}' for n in shape)}"
+        cold = dict(about.get("heat", {}).get(name, ())).get(0, 0)
+        if cold:
+            yield "Rows that no client touches", f"{cold:,} ({percent(cold / rows)})"
+    if touched:
+        total = sum(rows for rows, *_ in model.get("tables", {}).values())
+        share = f" ({percent(median(touched) / total)} of all rows in the median)" if total else ""
+        yield "Rows touched per client", f"{_spread(touched)}{share}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"median {count_text(median(values))}, from {count_text(min(values))} to {count_text(max(values))}"
+
+
+def _sampled(about: Any) -> str:
+    sampled, clients = about.get("sampled"), about.get("clients")
+    if sampled is None or sampled == clients:
+        return ""
+    return f"Heat and rows were counted over {sampled:,} of the {clients:,} clients, evenly chosen."
+
+
+# One section per run
+
+
+def _run(run: Run, row: Row, at: int) -> dict[str, Any]:
+    parts = [(key, _shown(run.meta[key])) for key in _PARTS if run.meta.get(key) not in (None, "", [], {}, "()", "{}")]
+    return {
+        "colour": at % len(plots.COLOURS),
+        "name": run.label,
+        "folder": str(run.folder),
+        "facts": list(_spent(run)),
+        "parts": parts,
+        "spec": _shown(run.meta["spec"]) if "spec" in run.meta else "",
+        "environment": _environment(run.meta.get("environment")),
+        "trouble": _trouble(run),
+        "clients": _clients(run, row.metric),
+    }
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+def _spent(run: Run) -> Iterator[tuple[str, str]]:
+    if "status" in run.meta:
+        yield "Ended", str(run.meta["status"])
+    yield f"{run.noun}s".capitalize(), count_text(run.last.version)
+    yield "Uplink, downlink", f"{bytes_text(run.last.uplink)}, {bytes_text(run.last.downlink)}"
+    if run.last.seconds:
+        yield "Virtual time", seconds_text(run.last.seconds)
+    if run.meta.get("wall_seconds") is not None:
+        yield "Wall time", seconds_text(float(run.meta["wall_seconds"]))
+    if run.answers:
+        asked, clients = sum(run.answers.values()), len(run.answers)
+        yield "Answers", f"{asked:,} from {amount(clients, 'client')}"
+    held, model = (run.population or {}).get("values_held"), (run.population or {}).get("model", {})
+    if held and model.get("parameters"):
+        yield "A client holds", f"{percent(median(held) / model['parameters'])} of the parameters in the median"
+
+
+def _environment(found: Any) -> list[tuple[str, str]]:
+    """Versions, machine and commit; nested tables one level deep."""
+    if not isinstance(found, dict):
+        return []
+    lines = []
+    for key, value in found.items():
+        if key == "git" and isinstance(value, dict):
+            lines.append(("commit", f"{value.get('commit')}{' with local changes' if value.get('is_dirty') else ''}"))
+        elif key == "memory_bytes":
+            lines.append(("memory", bytes_text(value)))
+        elif isinstance(value, dict):
+            lines += [(f"{key} {inner}", _shown(v)) for inner, v in value.items() if v is not None]
+        elif value not in (None, ""):
+            lines.append((key, _shown(value)))
+    return lines
+
+
+def _trouble(run: Run) -> dict[str, Any]:
+    """Lost and refused clients by reason, the most frequent first."""
+    groups: dict[tuple[str, str, str], list[Any]] = {}
+    for trouble in run.troubles:
+        groups.setdefault((trouble.kind, trouble.stage, trouble.reason), []).append(trouble)
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    lines = []
+    for (kind, stage, reason), found in ordered[:_SHOWN]:
+        names = [run.client_name(client) for client in dict.fromkeys(t.client for t in found)]
+        who = ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+        first, last = min(t.version for t in found), max(t.version for t in found)
+        when = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        lines.append({"what": f"{kind} in {stage}" if stage else kind, "times": f"{len(found):,}", "who": who,
+                      "when": when, "reason": reason})  # fmt: skip
+    return {
+        "lost": sum(t.kind == "lost" for t in run.troubles),
+        "refused": sum(t.kind == "refused" for t in run.troubles),
+        "lines": lines,
+        "more": max(0, len(ordered) - _SHOWN),
+    }
+
+
+def _clients(run: Run, metric: str) -> dict[str, Any] | None:
+    """The clients served worst and best at the end."""
+    values = run.clients.get(metric, ())
+    defined = sorted((c for c in values if not math.isnan(c.value)), key=lambda c: (c.value, c.client))
+    if not defined:
+        return None
+    if not run.higher_is_better(metric):
+        defined.reverse()
+    lines = [_client(run, client) for client in defined]
+    is_short = len(lines) <= 2 * _SHOWN
+    tables = [("All clients, worst first", lines)] if is_short else [
+        (f"The {_SHOWN} worst", lines[:_SHOWN]),
+        (f"The {_SHOWN} best", lines[: -_SHOWN - 1 : -1]),
+    ]  # fmt: skip
+    return {"metric": title_of(metric), "tables": tables, "undefined": len(values) - len(defined), "of": len(values)}
+
+
+def _client(run: Run, client: ClientValue) -> dict[str, str]:
+    return {
+        "name": run.client_name(client.client),
+        "examples": count_text(client.examples),
+        "value": number(client.value),
+        "answers": count_text(run.answers.get(client.client, 0)),
+    }
+
+
+def _reproduce(run: Run) -> tuple[str, bool]:
+    """The command that makes the run again, and whether there is one."""
+    if run.meta.get("command"):
+        return str(run.meta["command"]), True
+    spec = run.folder / "spec.toml"
+    return (shlex.join(["partwise", "run", str(spec)]), True) if spec.is_file() else ("", False)

@@ -1,0 +1,216 @@
+"""Finished, interrupted and running runs, read from their folders for comparison and report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from partwise.core.errors import CheckpointError, DataError
+from partwise.experiment.store import RunStore
+
+__all__ = ["ClientValue", "Point", "Run", "RunLike", "Trouble", "common_score", "read_run", "read_runs"]
+
+
+_TROUBLES = ("lost", "refused")
+
+
+class Point(NamedTuple):
+    """A score of one version, with what the run had spent by then.
+
+    Args:
+        version: of the server.
+        seconds: on the runtime's clock.
+        uplink: bytes from clients so far.
+        downlink: bytes to clients so far.
+        value: the score; nan where it is not defined.
+    """
+
+    version: int
+    seconds: float
+    uplink: float
+    downlink: float
+    value: float
+
+
+class ClientValue(NamedTuple):
+    """A client's score. `examples` is how many it was tested on."""
+
+    client: int
+    value: float
+    examples: int
+
+
+class Trouble(NamedTuple):
+    """A client that was lost or refused."""
+
+    kind: str
+    client: int
+    version: int
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run's folder holds.
+
+    Args:
+        folder: it was read from.
+        label: what the run is called beside others.
+        meta: as recorded.
+        scores: (name, scope) -> a point per evaluated version.
+        clients: metric -> each client's score at the last evaluated version; empty where clients were not evaluated.
+        answers: client -> how many of its replies arrived.
+        troubles: clients lost and refused, in order.
+        population: what `population_summary` gave, if it was kept.
+    """
+
+    folder: Path
+    label: str
+    meta: Mapping[str, Any] = field(repr=False)
+    scores: Mapping[tuple[str, str], Sequence[Point]] = field(repr=False)
+    clients: Mapping[str, Sequence[ClientValue]] = field(repr=False)
+    answers: Mapping[int, int] = field(repr=False)
+    troubles: Sequence[Trouble] = field(repr=False)
+    population: Mapping[str, Any] | None = field(repr=False)
+
+    @property
+    def metric(self) -> str:
+        """The main metric's name."""
+        return str(self.meta.get("metric", ""))
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Whether more of a metric is better."""
+        if metric == self.metric:
+            return bool(self.meta.get("higher_is_better", True))
+        return not any(word in metric for word in ("loss", "perplexity", "error"))
+
+    @cached_property
+    def last(self) -> Point:
+        """The last version on record; its value means nothing."""
+        every = [points[-1] for points in self.scores.values() if points]
+        return max(every, key=lambda p: (p.version, p.uplink), default=Point(0, 0.0, 0, 0, math.nan))
+
+    @property
+    def noun(self) -> str:
+        """What a version is called: `round` where the scheduler has rounds."""
+        return "round" if str(self.meta.get("scheduler", "Synchronous")).startswith("Synchronous") else "version"
+
+    @property
+    def model_bytes(self) -> int | None:
+        """Bytes of the full model."""
+        return None if self.population is None else self.population.get("model", {}).get("bytes")
+
+    def client_name(self, client: int) -> str:
+        """What a person would call a client."""
+        about = self.population or {}
+        names, numbers = about.get("names"), about.get("numbers")
+        if names:
+            at = client if numbers is None else numbers.index(client)
+            return str(names[at])
+        return f"client {client}"
+
+
+RunLike = Run | str | Path
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read one run's record.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+    """
+    path = Path(folder)
+    with RunStore(path, "read") as store:
+        meta = store.meta()
+        scores: dict[tuple[str, str], list[Point]] = {}
+        for row in store.metrics():
+            point = Point(row["version"], row["time"], row["uplink_bytes"], row["downlink_bytes"], row["value"])
+            scores.setdefault((row["name"], row["scope"]), []).append(point)
+        evaluated = max((p.version for (n, s), ps in scores.items() if s == "pooled" for p in ps), default=0)
+        clients: dict[str, list[ClientValue]] = {}
+        for row in store.clients(evaluated):
+            clients.setdefault(row["name"], []).append(ClientValue(row["client"], row["value"], row["examples"]))
+        answers = Counter(row["client"] for row in store.replies())
+        troubles = [_trouble(event["kind"], event["body"]) for kind in _TROUBLES for event in store.events(kind)]
+    return Run(
+        folder=path,
+        label=str(meta.get("name") or path.name),
+        meta=meta,
+        scores=scores,
+        clients=clients,
+        answers=answers,
+        troubles=troubles,
+        population=_population(path),
+    )
+
+
+def read_runs(folders: Iterable[RunLike]) -> list[Run]:
+    """Read runs and give them labels that differ: the name, else with the algorithm, else the folder.
+
+    Raises:
+        CheckpointError: a folder holds no run.
+        ValueError: no folder is given.
+    """
+    runs = [run if isinstance(run, Run) else read_run(run) for run in folders]
+    if not runs:
+        raise ValueError("read_runs([]): needs at least one run, got none. Name the folder of a run.")
+    kinds = [run.label for run in runs], [f"{run.label} {_short(run)}" for run in runs], [r.folder.name for r in runs]
+    labels = next((found for found in kinds if len(set(found)) == len(runs)), None)
+    if labels is None:
+        labels = [f"{run.label} #{at}" for at, run in enumerate(runs, 1)]
+    return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
+
+
+def common_score(runs: Sequence[Run], metric: str | None = None, scope: str | None = None) -> tuple[str, str]:
+    """The metric and scope by which all these runs can be judged.
+
+    Args:
+        runs: at least one.
+        metric: its name; the runs' main metric by default.
+        scope: central where all have one, else pooled over clients, by default.
+
+    Raises:
+        DataError: the runs have different main metrics, or one lacks the score.
+    """
+    name = metric or runs[0].metric
+    if metric is None and len({run.metric for run in runs}) > 1:
+        found = ", ".join(f"{run.metric} ({run.label})" for run in runs)
+        shared = sorted(set.intersection(*({n for n, _ in run.scores} for run in runs)) - {"train_loss"})
+        remedy = f"Name one that all recorded: {', '.join(shared)}." if shared else "They recorded none in common."
+        raise DataError(f"compare({len(runs)} runs): they must have one main metric, got {found}. {remedy}")
+    wanted = [scope] if scope else [*filter(None, [runs[0].meta.get("scope")]), "central", "pooled", "mean", "cohort"]
+    for candidate in wanted:
+        if all((name, candidate) in run.scores for run in runs):
+            return name, str(candidate)
+    lacking = next((run for run in runs if all((name, w) not in run.scores for w in wanted)), runs[-1])
+    there = ", ".join(f"{n} ({s})" for n, s in sorted(lacking.scores)) or "nothing"
+    raise DataError(
+        f"compare({len(runs)} runs): all must have recorded {name}{f' ({scope})' if scope else ''}, got "
+        f"{there} from {lacking.label!r} ({lacking.folder}). Name a score that all of them have."
+    )
+
+
+def _trouble(kind: str, body: Mapping[str, Any]) -> Trouble:
+    return Trouble(
+        kind, int(body["client"]), int(body["version"]), str(body.get("stage", "")), str(body.get("reason", ""))
+    )
+
+
+def _population(path: Path) -> Mapping[str, Any] | None:
+    """What is known of the clients; a run that was killed while writing it is a run without."""
+    try:
+        about = json.loads((path / "population.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return about if isinstance(about, dict) else None
+
+
+def _short(run: Run) -> str:
+    return str(run.meta.get("algorithm", "")).split("(", 1)[0]

@@ -1,0 +1,406 @@
+"""The record of a run: every event and metric, in one SQLite file in the run's folder.
+
+While a process writes, the file is in write-ahead mode: what was committed survives a kill at any moment, and others
+can read meanwhile. Closed, it is a single file that can be read from anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import operator
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Literal, NamedTuple, get_type_hints
+
+import msgpack
+
+from partwise.core.errors import CheckpointError
+from partwise.experiment.lock import WriterLock
+
+__all__ = ["RECORD", "ClientRow", "EventRow", "MetricRow", "ReplyRow", "RunStore"]
+
+RECORD = "record.sqlite"
+SCHEMA_VERSION = 1
+_APPLICATION_ID = 0x50575253  # "PWRS", in the file's first page: tells a record from other databases
+
+
+class EventRow(NamedTuple):
+    """Something that happened.
+
+    Args:
+        time: seconds since the run began, on the runtime's clock.
+        kind: what it was, such as `"refused"`.
+        body: what msgpack takes: None, bool, int, float, str, bytes, lists and dicts of these. Tuples become lists.
+    """
+
+    time: float
+    kind: str
+    body: Any
+
+
+class MetricRow(NamedTuple):
+    """A metric of one version.
+
+    Args:
+        version: the server version that was measured.
+        time: seconds since the run began, on the runtime's clock.
+        uplink_bytes: bytes that clients had sent by then, in all.
+        downlink_bytes: bytes that clients had received by then, in all.
+        name: of the metric.
+        scope: over what: `"central"`, `"clients mean"`, ...
+        value: may be nan or infinite.
+    """
+
+    version: int
+    time: float
+    uplink_bytes: int
+    downlink_bytes: int
+    name: str
+    scope: str
+    value: float
+
+
+class ClientRow(NamedTuple):
+    """A metric of one client. examples: how many it was measured on."""
+
+    version: int
+    client: int
+    name: str
+    value: float
+    examples: int
+
+
+class ReplyRow(NamedTuple):
+    """A reply that arrived.
+
+    Args:
+        version: the server version it can become part of at the earliest.
+        client: who sent it.
+        steps: local steps it took.
+        examples: examples it trained on.
+        uplink_bytes: bytes that it and what belongs to it took.
+        downlink_bytes: bytes that the task it answers took.
+        began: when the client was asked, seconds since the run began.
+        arrived: when the reply was in.
+        loss: mean training loss.
+        staleness: versions committed since its work began.
+    """
+
+    version: int
+    client: int
+    steps: int
+    examples: int
+    uplink_bytes: int
+    downlink_bytes: int
+    began: float
+    arrived: float
+    loss: float
+    staleness: int
+
+
+Row = tuple[Any, ...] | Mapping[str, Any]  # the fields in order, or by name
+
+
+class _Table(NamedTuple):
+    name: str
+    row: Any  # a NamedTuple class
+    columns: tuple[str, ...]
+    kinds: tuple[type, ...]
+    constraint: str
+
+    @property
+    def create(self) -> str:
+        names = {int: "INTEGER", float: "REAL", str: "TEXT"}
+        # No column is NOT NULL: SQLite keeps nan as NULL.
+        columns = ", ".join(f"{c} {names[k]}" for c, k in zip(self.columns, self.kinds, strict=True))
+        return f"CREATE TABLE {self.name} ({columns}, seq INTEGER{self.constraint})"
+
+
+def _table(name: str, row: Any, *key: str) -> _Table:
+    kinds = get_type_hints(row)
+    constraint = f", PRIMARY KEY ({', '.join(key)})" if key else ""
+    return _Table(name, row, tuple(kinds), tuple(kinds.values()), constraint)
+
+
+# Every row carries the number of the last event before it, so that a record can be cut at an event.
+_METRICS = _table("metrics", MetricRow, "version", "name", "scope")
+_CLIENTS = _table("clients", ClientRow, "version", "client", "name")
+_REPLIES = _table("replies", ReplyRow)  # the same client may reply twice before a commit, so there is no key
+_SCHEMA = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE events (seq INTEGER PRIMARY KEY, time REAL, kind TEXT, body BLOB)",
+    *(table.create for table in (_METRICS, _CLIENTS, _REPLIES)),
+    "CREATE INDEX events_by_kind ON events (kind)",
+)
+
+
+class RunStore:
+    """The record in a run's folder. Appended rows are kept from the next `commit` on.
+
+    Args:
+        folder: the run's folder.
+        mode: `"append"` continues the record or begins one, `"resume"` needs one, `"read"` needs one and leaves it as
+            it is. Of the first two, only one process at a time may have it.
+
+    Raises:
+        CheckpointError: no folder or record, not Partwise's, of another schema version, damaged, or another process
+            writes it. Any method raises it when the disk is full or cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with RunStore(tempfile.mkdtemp()) as store:
+        ...     store.append_metrics([MetricRow(1, 2.5, 800, 900, "auc", "central", 0.75)])
+        ...     store.commit()
+        ...     store.metrics(name="auc")[0]["value"]
+        0.75
+    """
+
+    _MODES: ClassVar = ("append", "resume", "read")
+
+    def __init__(self, folder: Path | str, mode: Literal["append", "resume", "read"] = "append") -> None:
+        if mode not in self._MODES:
+            raise ValueError(f"RunStore(mode={mode!r}): mode is one of {self._MODES}, got {mode!r}. Choose one.")
+        self.folder = Path(folder)
+        self._lock: WriterLock | None = None
+        self._db: sqlite3.Connection | None = None
+        self._seq = 0
+        path = self.folder / RECORD
+        if mode != "append" and not path.is_file():
+            what = "a folder without one" if self.folder.is_dir() else "no folder"
+            raise CheckpointError(f"{self._me()}: there must be a run's {RECORD}, got {what}. Name a run's folder.")
+        if mode != "read":
+            self._lock = WriterLock(self.folder)
+        try:
+            with self._saying("opening the record"):
+                self._db = self._connected(path, mode)
+            self._seq = self.last_seq()
+        except BaseException:
+            self.close()
+            raise
+
+    def _me(self) -> str:
+        return f"RunStore({str(self.folder)!r})"
+
+    def _connected(self, path: Path, mode: str) -> sqlite3.Connection:
+        access = "ro" if mode == "read" else "rwc"
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={access}", uri=True, isolation_level=None, timeout=10)
+        try:
+            self._check(db)
+            if mode != "read":
+                # A disk that cannot share memory, as over a network, keeps the plain journal: slower, as safe.
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = NORMAL")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _check(self, db: sqlite3.Connection) -> None:
+        """Refuse a database that is not a record of this version; make an empty one a record."""
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application == 0 and tables == 0:
+            db.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA:
+                db.execute(statement)
+            db.execute("INSERT INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
+            db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            db.execute("COMMIT")
+        elif application != _APPLICATION_ID:
+            raise CheckpointError(
+                f"{self._me()}: {RECORD} must be a run's record, got another database. Name a run's folder."
+            )
+        (found,) = db.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone() or ("none",)
+        if found != str(SCHEMA_VERSION):
+            raise CheckpointError(
+                f"{self._me()}: the record must have schema version {SCHEMA_VERSION}, got {found}. "
+                "Use the version of Partwise that wrote it, or begin the run again."
+            )
+
+    @contextlib.contextmanager
+    def _saying(self, doing: str) -> Iterator[None]:
+        """Turn SQLite's errors into sentences."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise CheckpointError(f"{self._me()}: {doing} {_sentence(str(error))}") from error
+
+    @property
+    def _open(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise CheckpointError(f"{self._me()}: the record must be open, got a closed one. Open it again.")
+        return self._db
+
+    # Writing
+
+    def _write(self, doing: str, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        db = self._open
+        with self._saying(doing):
+            if not db.in_transaction:
+                db.execute("BEGIN IMMEDIATE")
+            db.executemany(statement, rows)
+
+    def _append(self, table: _Table, rows: Iterable[Row]) -> None:
+        casts: tuple[Callable[[Any], Any], ...] = tuple(operator.index if k is int else k for k in table.kinds)
+
+        def plain(row: Row) -> tuple[Any, ...]:
+            try:
+                full = table.row(**row) if isinstance(row, Mapping) else row
+                values = (v if v is None else cast(v) for cast, v in zip(casts, full, strict=True))
+                return (*values, self._seq)
+            except (TypeError, ValueError) as error:
+                rule = f"a {table.row.__name__} is {', '.join(table.columns)}"
+                raise TypeError(f"{self._me()}: {rule}, got {row!r}. Give these, in this order.") from error
+
+        holes = ", ".join("?" for _ in (*table.columns, "seq"))
+        self._write(f"writing {table.name}", f"INSERT OR REPLACE INTO {table.name} VALUES ({holes})", map(plain, rows))
+
+    def append_events(self, rows: Iterable[EventRow | tuple[float, str, Any]]) -> int:
+        """Append events, numbered upwards from 1; the number of the last one there is."""
+        first = self._seq + 1
+        packed = [
+            (seq, float(time), str(kind), msgpack.packb(body)) for seq, (time, kind, body) in enumerate(rows, first)
+        ]
+        self._write("writing events", "INSERT INTO events VALUES (?, ?, ?, ?)", packed)
+        self._seq += len(packed)
+        return self._seq
+
+    def append_metrics(self, rows: Iterable[Row]) -> None:
+        """Append `MetricRow`s; one of the same version, name and scope is replaced."""
+        self._append(_METRICS, rows)
+
+    def append_clients(self, rows: Iterable[Row]) -> None:
+        """Append `ClientRow`s; one of the same version, client and name is replaced."""
+        self._append(_CLIENTS, rows)
+
+    def append_replies(self, rows: Iterable[Row]) -> None:
+        """Append `ReplyRow`s."""
+        self._append(_REPLIES, rows)
+
+    def set_meta(self, **values: Any) -> None:
+        """Set facts about the run, as JSON; `schema_version` is not for setting."""
+        rows = [(key, json.dumps(value)) for key, value in values.items() if key != "schema_version"]
+        self._write("writing meta", "INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+
+    def commit(self, *, durable: bool = False) -> None:
+        """Keep what was appended, whatever happens to this process.
+
+        Args:
+            durable: wait for the disk, so that it also survives a loss of power. For checkpoints.
+        """
+        db = self._open
+        with self._saying("committing"):
+            if db.in_transaction:
+                db.execute("COMMIT")
+            if durable:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def truncate_after(self, *, seq: int | None = None, version: int | None = None) -> None:
+        """Remove, in one transaction, what was recorded after a checkpoint.
+
+        Args:
+            seq: events with a higher number go, and all rows appended after them; None keeps all.
+            version: rows of higher server versions go; None keeps all.
+        """
+        db = self._open
+        with self._saying("truncating the record"):
+            if not db.in_transaction:
+                db.execute("BEGIN IMMEDIATE")
+            if seq is not None:
+                db.execute("DELETE FROM events WHERE seq > ?", (seq,))
+            for table in (_METRICS, _CLIENTS, _REPLIES):
+                if seq is not None:
+                    db.execute(f"DELETE FROM {table.name} WHERE seq > ?", (seq,))
+                if version is not None:
+                    db.execute(f"DELETE FROM {table.name} WHERE version > ?", (version,))
+            db.execute("COMMIT")
+        self._seq = self.last_seq()
+
+    # Reading
+
+    def _rows(self, statement: str, values: Mapping[str, object]) -> list[tuple[Any, ...]]:
+        where = [f"{name} = ?" for name, value in values.items() if value is not None]
+        statement = statement.replace("{where}", f"WHERE {' AND '.join(where)}" if where else "")
+        with self._saying("reading the record"):
+            return self._open.execute(statement, [v for v in values.values() if v is not None]).fetchall()
+
+    def _read(self, table: _Table, order: str, values: Mapping[str, object]) -> list[dict[str, Any]]:
+        statement = f"SELECT {', '.join(table.columns)} FROM {table.name} {{where}} ORDER BY {order}"
+        empty = [float("nan") if kind is float else None for kind in table.kinds]
+        return [
+            {c: e if v is None else v for c, v, e in zip(table.columns, row, empty, strict=True)}
+            for row in self._rows(statement, values)
+        ]
+
+    def last_seq(self) -> int:
+        """The number of the last event; 0 if there is none."""
+        return int(self._rows("SELECT coalesce(max(seq), 0) FROM events", {})[0][0])
+
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Events in order: seq, time, kind, body."""
+        found = self._rows("SELECT seq, time, kind, body FROM events {where} ORDER BY seq", {"kind": kind})
+        unpack = msgpack.unpackb
+        return [
+            {"seq": seq, "time": time, "kind": what, "body": unpack(body, strict_map_key=False)}
+            for seq, time, what, body in found
+        ]
+
+    def metrics(self, name: str | None = None, scope: str | None = None) -> list[dict[str, Any]]:
+        """Metrics by version; the keys are the fields of `MetricRow`."""
+        return self._read(_METRICS, "version, name, scope", {"name": name, "scope": scope})
+
+    def clients(
+        self, version: int | None = None, name: str | None = None, client: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Metrics of clients by version and client; the keys are the fields of `ClientRow`."""
+        return self._read(_CLIENTS, "version, client, name", {"version": version, "name": name, "client": client})
+
+    def replies(self, version: int | None = None, client: int | None = None) -> list[dict[str, Any]]:
+        """Replies in the order in which they were appended; the keys are the fields of `ReplyRow`."""
+        return self._read(_REPLIES, "rowid", {"version": version, "client": client})
+
+    def meta(self) -> dict[str, Any]:
+        """Facts about the run."""
+        return {key: json.loads(value) for key, value in self._rows("SELECT key, value FROM meta ORDER BY key", {})}
+
+    # Closing
+
+    def close(self) -> None:
+        """Commit, leave a single file, and let others write. May be called twice."""
+        try:
+            if self._db is not None and self._lock is not None:
+                self.commit()
+                with contextlib.suppress(sqlite3.Error):  # somebody reads: the last of them tidies up
+                    self._db.execute("PRAGMA journal_mode = DELETE").fetchall()
+        finally:
+            if self._db is not None:
+                self._db.close()
+            self._db = None
+            if self._lock is not None:
+                self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> RunStore:  # noqa: PYI034 - no concrete class is subclassed
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _sentence(text: str) -> str:
+    """Rule, value and remedy for SQLite's message; its codes are not available in Python 3.10."""
+    kept = "What was committed before is safe."
+    if "full" in text:
+        return f"needs room on the disk, got: {text}. {kept} Free some space and resume the run."
+    if "readonly" in text or "unable to open" in text:
+        return f"needs a folder that it may write to, got: {text}. {kept} Make it writable."
+    if "not a database" in text or "malformed" in text or "no such" in text:
+        return f"needs a whole {RECORD}, got: {text}. Restore the file from a copy, or begin the run again."
+    if "locked" in text:
+        return f"needs the database for itself for a moment, got: {text}. Close the program that has it open."
+    return f"needs a disk that works, got: {text}. {kept} Look at the disk and resume the run."

@@ -1,0 +1,136 @@
+"""Numbers as people read them. Standard library only."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["amount", "bytes_text", "count_text", "number", "percent", "ratio_of_bytes", "seconds_text", "title_of"]
+
+_TITLES = {"auc": "AUC", "accuracy": "Accuracy", "loss": "Loss", "perplexity": "Perplexity", "train_loss": "Training loss"}
+NOTHING = "–"
+
+
+def title_of(metric: str) -> str:
+    """A metric's name as a heading has it.
+
+    Example:
+        >>> title_of("auc"), title_of("top5"), title_of("my_score")
+        ('AUC', 'Top 5 accuracy', 'my score')
+    """
+    if metric.startswith("top") and metric[3:].isdigit():
+        return f"Top {metric[3:]} accuracy"
+    return _TITLES.get(metric, metric.replace("_", " "))
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A score, with as many decimals as mean something.
+
+    Example:
+        >>> number(0.71449), number(1234.5), number(float("nan")), number(0.00012345)
+        ('0.714', '1,234', '–', '0.000123')
+    """
+    if value is None or math.isnan(value):
+        return NOTHING
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    size = abs(value)
+    if size >= 1e6 or 0 < size < 10 ** -(digits + 3):
+        text = f"{value:.2e}"
+    elif size >= 1000:
+        text = f"{value:,.0f}"
+    elif size >= 10:
+        text = f"{value:.1f}"
+    elif 0 < size < 10 ** -(digits - 1):
+        text = f"{value:.{digits}g}"
+    else:
+        text = f"{value:.{digits}f}"
+    return text.replace("-", "−", 1) if value < 0 else text
+
+
+def count_text(value: float | None) -> str:
+    """A count with thousands apart."""
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
+def amount(count: int, noun: str) -> str:
+    """A count with its noun.
+
+    Example:
+        >>> amount(1, "round"), amount(1234, "round")
+        ('1 round', '1,234 rounds')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def bytes_text(value: float | None) -> str:
+    """Bytes in powers of a thousand.
+
+    Example:
+        >>> bytes_text(950), bytes_text(12_345_678), bytes_text(1e9)
+        ('950 B', '12.3 MB', '1.00 GB')
+    """
+    if value is None:
+        return NOTHING
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(value) < 999.5 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} B" if unit == "B" else f"{_three(value)} {unit}"
+
+
+def seconds_text(value: float | None) -> str:
+    """A duration in the unit that suits it.
+
+    Example:
+        >>> seconds_text(0.25), seconds_text(75), seconds_text(10_000), seconds_text(200_000)
+        ('0.25 s', '75.0 s', '2.78 h', '2.31 days')
+    """
+    if value is None or math.isnan(value):
+        return NOTHING
+    for size, unit in ((172_800, "days"), (7200, "h"), (120, "min")):
+        if value >= size:
+            return f"{_three(value / _SECONDS[unit])} {unit}"
+    return f"{_three(value)} s" if value else "0 s"
+
+
+_SECONDS = {"days": 86_400, "h": 3600, "min": 60}
+
+
+def percent(share: float | None) -> str:
+    """A share in percent, to two digits.
+
+    Example:
+        >>> percent(0.0123), percent(1.0), percent(0.0)
+        ('1.2 %', '100 %', '0 %')
+    """
+    if share is None or math.isnan(share):
+        return NOTHING
+    value = 100 * share
+    if value and abs(value) < 0.095:
+        return f"{value:.1g} %"
+    return f"{value:.1f} %" if value and abs(value) < 9.95 else f"{value:.0f} %"
+
+
+def ratio_of_bytes(bytes_: float, other: float) -> str:
+    """How one amount of traffic relates to another, as the end of a sentence.
+
+    Example:
+        >>> ratio_of_bytes(1e6, 40e6)
+        '1/40 of the bytes'
+        >>> ratio_of_bytes(60, 100), ratio_of_bytes(101, 100), ratio_of_bytes(130, 100)
+        ('60 % of the bytes', 'about as many bytes', '1.3 times the bytes')
+    """
+    ratio = bytes_ / other
+    if ratio <= 0.2:
+        return f"1/{round(1 / ratio):,} of the bytes" if ratio else "none of the bytes"
+    if ratio < 0.95:
+        return f"{round(100 * ratio)} % of the bytes"
+    return "about as many bytes" if ratio <= 1.05 else f"{_two(ratio)} times the bytes"
+
+
+def _two(value: float) -> str:
+    return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
+
+
+def _three(value: float) -> str:
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"

@@ -1,0 +1,96 @@
+"""What a user has, as checked columns.
+
+Shapes: n examples.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from partwise.core.errors import DataError
+
+__all__ = ["as_columns", "known"]
+
+
+def known(where: str, name: str, names: Iterable[str]) -> str:
+    """`name`, if it is one of `names`.
+
+    Raises:
+        DataError: it is not; the message gives the nearest name that is.
+    """
+    names = list(names)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}?" if near else f"The columns are {', '.join(map(repr, names))}."
+    raise DataError(f"{where}: must name a column, got {name!r}. {hint}")
+
+
+def as_columns(where: str, columns: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors of equal length from tensors, arrays and lists.
+
+    Tensors keep their type; float64 arrays and lists become float32, as models have it.
+
+    Raises:
+        DataError: no column, unequal lengths, text or objects, ragged values, NaN or infinity.
+    """
+    found = {name: _tensor(where, name, values) for name, values in columns.items()}
+    lengths = {name: len(column) for name, column in found.items()}
+    if len(set(lengths.values())) != 1 or not next(iter(lengths.values())):
+        raise DataError(
+            f"{where}: columns must have equal length, at least 1, got {lengths or 'no column'}. "
+            "Cut them to the same examples."
+        )
+    for name, column in found.items():
+        if column.is_floating_point():
+            bad = (~torch.isfinite(column.flatten(1) if column.dim() > 1 else column.unsqueeze(1))).any(1)
+            if bad.any():
+                raise DataError(
+                    f"{where}: numbers must be finite, got NaN or infinity in column {name!r} of {int(bad.sum())} "
+                    f"examples, the first at {int(bad.nonzero()[0])}. Fill or drop them."
+                )
+    return found
+
+
+def _tensor(where: str, name: str, values: Any) -> Tensor:
+    if isinstance(values, Tensor):
+        if values.dim() == 0:
+            raise DataError(f"{where}: a column has one row per example, got a single number for {name!r}. Use a list.")
+        return values
+    array = _array(where, name, values)
+    if array.ndim == 0:
+        raise DataError(f"{where}: a column has one row per example, got a single number for {name!r}. Use a list.")
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            f"{where}: columns must hold numbers, got {array.dtype} in column {name!r}. "
+            "Encode text as integers first, or leave the column out."
+        )
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)
+    elif array.dtype.kind == "u" and array.dtype != np.uint8:
+        array = array.astype(np.int64)
+    # torch wants memory it may write to, in the machine's byte order, without negative strides.
+    if not array.flags.writeable or not array.dtype.isnative or any(s < 0 for s in array.strides):
+        array = array.astype(array.dtype.newbyteorder("="), copy=True, order="C")
+    return torch.from_numpy(array)
+
+
+def _array(where: str, name: str, values: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    if isinstance(values, np.ndarray):
+        return values
+    items = list(values)
+    if items and not isinstance(items[0], (int, float, str, bytes)):
+        try:
+            return np.stack([np.asarray(item) for item in items])
+        except ValueError as error:
+            raise DataError(
+                f"{where}: all examples must have the same shape, got different ones in column {name!r}. "
+                "Pad or cut them to one length."
+            ) from error
+    return np.asarray(items)

@@ -1,0 +1,57 @@
+"""Contracts for parts of your own: one call says which rule a part breaks, if any.
+
+from partwise.testing import check
+
+def test_my_transform():
+    check(MyTransform(rate=0.5))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from partwise.core.aggregate import Aggregator
+from partwise.core.algorithm import Algorithm
+from partwise.core.index import Index
+from partwise.core.plan import LocalOptimizer
+from partwise.core.transform import Transform
+from partwise.testing.aggregators import check_aggregator
+from partwise.testing.algorithms import check_algorithm
+from partwise.testing.indices import check_index
+from partwise.testing.optimizers import check_optimizer
+from partwise.testing.transforms import check_transform
+
+__all__ = ["check", "check_aggregator", "check_algorithm", "check_index", "check_optimizer", "check_transform"]
+
+
+def check(part: Any) -> None:
+    """Check a part against the contract of its family, which follows from its methods.
+
+    Args:
+        part: a transform, aggregator, index, algorithm or local optimiser.
+
+    Raises:
+        AssertionError: a rule is broken; the sentence says which.
+        TypeError: it is none of these.
+
+    Example:
+        >>> from partwise.transforms import TopK
+        >>> check(TopK(k=3))
+    """
+    if isinstance(part, type):
+        raise TypeError(f"check({part.__name__}): needs a part, got its class. Make one: {part.__name__}(…).")
+    if isinstance(part, Algorithm):
+        check_algorithm(part)
+    elif isinstance(part, Aggregator):
+        check_aggregator(part)
+    elif isinstance(part, LocalOptimizer):
+        check_optimizer(part)
+    elif isinstance(part, Index):
+        check_index(part)
+    elif isinstance(part, Transform):
+        check_transform(part)
+    else:
+        raise TypeError(
+            f"check({part!r}): needs a transform, aggregator, index, algorithm or local optimiser, got a "
+            f"{type(part).__name__} with the methods of none. Compare its methods with the protocols in partwise.core."
+        )

@@ -1,0 +1,175 @@
+"""The contract of algorithms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from partwise.core.aggregate import sum_updates
+from partwise.core.algorithm import Algorithm, Site, Task
+from partwise.core.model import Model, Params
+from partwise.core.plan import Job, LocalPlan, Trained
+from partwise.core.population import Census
+from partwise.core.schedule import ReplyInfo
+from partwise.core.update import Update
+from partwise.runtimes.executors.plain import Plain
+from partwise.testing.examples import example_census, example_model, example_sites
+from partwise.testing.indices import check_index
+from partwise.testing.rules import check_fits, check_part, check_same, expect, saved, snapshot, trying, unchanged
+
+__all__ = ["check_algorithm"]
+
+_STEPS = 2
+
+
+def check_algorithm(part: Algorithm, *, model: Model | None = None, sites: Sequence[Site] | None = None) -> None:
+    """Check that an algorithm keeps the rules of its family, in two rounds with three clients.
+
+    Args:
+        part: the algorithm.
+        model: what it trains; by default a small classifier with a table and a layer that can be thinned.
+        sites: its clients; by default three that differ in rows, examples and width. Needed with a model of your own.
+
+    Raises:
+        AssertionError: a rule is broken; the sentence says which.
+
+    Example:
+        >>> from partwise.algorithms import FedAvg
+        >>> check_algorithm(FedAvg())
+    """
+    check_part(part)
+    model = model or example_model()
+    sites = list(sites or example_sites(model))
+    params = model.init(sites[0].seed)
+    before = snapshot(part, params, "the parameters"), repr(part), sorted(vars(part))
+    census = _census(part, sites, params)
+    with trying(part, "must build the server's state"):
+        state = part.init(params, census)
+    names = sorted(part.aggregators())
+    has_all = "model" in state and sorted(state) == names
+    rule = f"must have parameters for each of its streams {names}, `model` among them"
+    expect(has_all, part, rule, got=sorted(state), remedy="Make `init` and `aggregators` agree")
+    reducers = {stream: a.init(state[stream], census) for stream, a in part.aggregators().items()}
+    owns: list[Any] = [None] * len(sites)
+    for version in range(2):
+        replies = []
+        for i, site in enumerate(sites):
+            reply = _client(part, site, owns[i], state, version)
+            owns[i] = reply.own
+            replies.append(reply)
+        totals = _reduced(part, replies, state, reducers)
+        state = _committed(part, state, totals, replies, version)
+    unchanged(part, before[0], params, "the parameters that `init` is given")
+    expect(
+        (repr(part), sorted(vars(part))) == before[1:],
+        part,
+        "must keep its state outside itself",
+        got="a part that changed",
+        remedy="Return the state",
+    )
+
+
+class _Reply(NamedTuple):
+    site: Site
+    trained: Trained
+    updates: dict[str, Update]
+    own: Any
+
+
+def _task(site: Site, version: int) -> Task:
+    return Task(version * 100 + site.client, version, 0, _STEPS)
+
+
+def _census(part: Algorithm, sites: Sequence[Site], params: Params) -> Census:
+    """Who holds what, asked at version 0 as a star would."""
+    asked = []
+    for site in sites:
+        with trying(part, "must select before any training"):
+            index = part.select(_task(site, 0), part.client_init(site), site)
+            weight = part.weight(site)
+        is_number = isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0
+        expect(is_number, part, "a weight is a finite number, at least 0", got=weight, remedy="Count examples")
+        asked.append(Update(index, {}, float(weight)))
+    return example_census(asked, params)
+
+
+def _client(part: Algorithm, site: Site, own: Any, state: Any, version: int) -> _Reply:
+    task = _task(site, version)
+    own = part.client_init(site) if version == 0 else own
+    copy = saved(part, own)
+    reply = _work(part, site, task, own, state)
+    with trying(part, "must go on from a saved client state"):
+        again = _work(part, site, task, copy, state)
+    check_same(
+        part,
+        (reply.updates, reply.own),
+        (again.updates, again.own),
+        "must depend on task, held values, client state and site alone, and survive saving",
+        "Derive randomness with site.derive(purpose, task), and keep all state in what is returned",
+    )
+    return reply
+
+
+def _work(part: Algorithm, site: Site, task: Task, own: Any, state: Any) -> _Reply:
+    with trying(part, "must select an index"):
+        index = part.select(task, own, site)
+    check_index(index, state["model"])
+    held = {stream: index.gather(params) for stream, params in state.items()}
+    before = snapshot(part, held, "held values")
+    with trying(part, "must plan local training"):
+        plan = part.plan(held, index, task, own, site)
+        start = part.personalize(held["model"], own)
+    expect(
+        isinstance(plan, LocalPlan), part, "plan must give a LocalPlan", got=type(plan).__name__, remedy="Return one"
+    )
+    data = site.localized(index)
+    expect(
+        plan.num_steps(len(data)) > 0, part, "must take at least one local step", got=0, remedy="Set steps or epochs"
+    )
+    trained = Plain().run([Job(plan, start, data, site.derive("work", task))])[0]
+    if isinstance(trained, Exception):
+        raise AssertionError(
+            f"{part!r}: its plan must run, got {type(trained).__name__}: {trained} on client {site.client}."
+        ) from trained
+    after = snapshot(part, trained, "a training result")
+    with trying(part, "must finish a task"):
+        updates, own = part.finish(held, trained, index, task, own, site)
+    unchanged(part, before, held, "the held values")
+    unchanged(part, after, trained, "the training result")
+    return _Reply(site, trained, updates, own)
+
+
+def _reduced(part: Algorithm, replies: Sequence[_Reply], state: Any, reducers: dict[str, Any]) -> dict[str, Update]:
+    totals = {}
+    for stream, aggregator in part.aggregators().items():
+        params = state[stream]
+        for reply in replies:
+            expect(
+                stream in reply.updates,
+                part,
+                "must reply with an update for each of its streams",
+                got=sorted(reply.updates),
+                remedy=f"Add {stream!r} in `finish`",
+            )
+            check_fits(part, reply.updates[stream], params)
+        updates = [reply.updates[stream].unpacked() for reply in replies]
+        got = sum_updates(updates, params) if aggregator.needs == "sum" else updates
+        totals[stream], reducers[stream] = aggregator.reduce(got, reducers[stream], params)
+    return totals
+
+
+def _committed(part: Algorithm, state: Any, totals: dict[str, Update], replies: Sequence[_Reply], version: int) -> Any:
+    """The next server state, the same from a saved one; names, shapes and types stay."""
+    infos = [
+        ReplyInfo(_task(r.site, version).id, r.site.client, version, r.trained.steps, len(r.site.data)) for r in replies
+    ]
+    copy = saved(part, state)
+    with trying(part, "must commit"):
+        again = part.commit(copy, totals, infos)
+        before = {stream: {n: (t.shape, t.dtype) for n, t in params.items()} for stream, params in state.items()}
+        state = part.commit(state, totals, infos)
+    check_same(part, state, again, "must commit the same from a saved state", "Keep all state in what is returned")
+    after = {stream: {n: (t.shape, t.dtype) for n, t in params.items()} for stream, params in state.items()}
+    expect(after == before, part, "must keep names, shapes and types", got="others", remedy="Add to the parameters")
+    return state

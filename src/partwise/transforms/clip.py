@@ -1,0 +1,88 @@
+"""Transforms that scale an update as a whole."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from partwise.core.model import Params
+from partwise.core.rng import Rng
+from partwise.core.transform import State
+from partwise.core.update import Update, norm, scale
+
+__all__ = ["Clip", "Scale"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """value * min(1, max_norm / ‖value‖), over all held coordinates together.
+
+    The norm of the result never exceeds `max_norm`, also after rounding. Parts that need a bounded update
+    (a masked sum, noise) look for `bound`.
+
+    Args:
+        max_norm: largest Euclidean norm, > 0.
+
+    Raises:
+        ValueError: an update that is not finite.
+
+    Example:
+        >>> from partwise.core.index import Whole
+        >>> update = Update(Whole({"w": (2,)}), {"w": torch.tensor([6.0, 8.0])})
+        >>> Clip(5.0).apply(update, (), torch.Generator())[0].values()["w"]
+        tensor([3., 4.])
+    """
+
+    max_norm: float
+
+    def __post_init__(self) -> None:
+        if not self.max_norm > 0:
+            raise ValueError(
+                f"Clip(max_norm={self.max_norm}): must be above 0, got {self.max_norm}. "
+                "Take the median norm of a few unclipped updates."
+            )
+
+    @property
+    def bound(self) -> float:
+        """The largest Euclidean norm of what comes out."""
+        return self.max_norm
+
+    def init(self, params: Params) -> State:
+        return ()
+
+    def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
+        length = norm(update)
+        if not math.isfinite(length):
+            raise ValueError(
+                f"{self!r}: needs a finite update, got norm {length}. Lower the learning rate or look at the data."
+            )
+        if length <= self.max_norm:
+            return update, state
+        clipped = scale(update, self.max_norm / length)
+        if norm(clipped) > self.max_norm:  # elements were rounded up
+            eps = max(torch.finfo(v.dtype).eps for v in clipped.values().values())
+            clipped = scale(update, self.max_norm / length * (1 - 2 * eps))
+        return clipped, state
+
+
+@dataclass(frozen=True)
+class Scale:
+    """factor * value; on the server, a learning rate without memory.
+
+    Args:
+        factor: any finite number.
+    """
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.factor):
+            raise ValueError(f"Scale(factor={self.factor}): must be finite, got {self.factor}. 1 changes nothing.")
+
+    def init(self, params: Params) -> State:
+        return ()
+
+    def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
+        return scale(update, self.factor), state

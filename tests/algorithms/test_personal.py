@@ -1,0 +1,234 @@
+"""Parameters that never leave a client."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy_star import Clients, Cohorts, everybody, full_batch, number_model, parabolas, run, server, star_of
+from torch import nn
+
+from partwise.algorithms import FedAvg, FedProx, FedSubAvg, HeteroFL, LocalOnly, Scaffold
+from partwise.algorithms.personal import PersonalState
+from partwise.core.codec import decode, encode
+from partwise.core.model import CrossEntropy, Model
+from partwise.core.population import Profile
+from partwise.local import SGD, LocalTraining
+
+
+class Normed(nn.Module):
+    """A BatchNorm whose name does not say so, and a LayerNorm named `bn`."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.downsample, self.bn, self.out = (
+            nn.Linear(3, 4),
+            nn.BatchNorm1d(4),
+            nn.LayerNorm(4),
+            nn.Linear(4, 2),
+        )
+        self.double()
+
+    def forward(self, x):
+        return self.out(self.bn(self.downsample(self.first(x)).relu()))
+
+
+LOCAL = {f"downsample.{n}" for n in ("weight", "bias", "running_mean", "running_var")}
+
+
+def shifted(sizes=(6, 4, 8)):
+    rng = torch.Generator().manual_seed(0)
+    return Clients(
+        [
+            {
+                "x": (torch.randn(n, 3, generator=rng) * (i + 1) + 3 * i).double(),
+                "y": torch.randint(2, (n,), generator=rng),
+            }
+            for i, n in enumerate(sizes)
+        ]
+    )
+
+
+def normed():
+    return Model(Normed, CrossEntropy())
+
+
+def played(algorithm, cohorts, population=None, seed=2):
+    population = population or shifted()
+    states, log = run(star_of(algorithm, normed(), population, Cohorts(cohorts), seed=seed))
+    assert not log.of("lost")
+    return states, log
+
+
+def test_normalization_is_told_by_type():
+    states, _ = played(LocalOnly(FedAvg(full_batch(1))), ((0, 1),))
+    assert states[0].own.value.keys() == LOCAL
+    assert type(states[0].own) is PersonalState
+
+
+def test_numbers_of_the_method_notes():
+    """Clients end with (1, 2) and (3, 6): the shared layer is averaged to (2, 4), the kept one stays."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shared = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+            self.kept = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+        def forward(self, to):
+            return ((self.shared - to) ** 2 + (self.kept - to) ** 2).sum(1) / 2
+
+    rows = [{"to": torch.tensor([ends], dtype=torch.float64)} for ends in ((1.0, 2.0), (3.0, 6.0))]
+    model = Model(Two, lambda outputs, batch: outputs, inputs=("to",))
+    algorithm = LocalOnly(FedAvg(full_batch(1, lr=1.0)), names=("kept",))
+    population = Clients(rows)
+    states, _ = run(star_of(algorithm, model, population, everybody(population, 1)))
+    assert states[-1].streams["model"]["shared"].tolist() == [2, 4]
+    assert states[-1].streams["model"]["kept"].tolist() == [0, 0]
+    assert [states[i].own.value["kept"].tolist() for i in (0, 1)] == [[1, 2], [3, 6]]
+
+
+def plain_training(values, rows, steps, lr):
+    """Full-batch steps of the module itself."""
+    module = Normed()
+    module.load_state_dict({**module.state_dict(), **values})
+    module.train()
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(module(rows["x"]), rows["y"])
+        grads = torch.autograd.grad(loss, list(module.parameters()))
+        with torch.no_grad():
+            for p, g in zip(module.parameters(), grads, strict=True):
+                p -= lr * g
+    return {n: t.detach().clone() for n, t in module.state_dict().items() if t.is_floating_point()}
+
+
+def test_rounds_equal_the_plain_loop():
+    """Non-normalisation values equal on all; each client's own values are those of its last local training."""
+    population, cohorts = shifted(), ((0, 1, 2), (0, 2), (1, 2), (0, 1, 2))
+    shared = normed().init(2)
+    own = [{n: shared[n].clone() for n in LOCAL} for _ in range(3)]
+    sizes = (6, 4, 8)
+    for cohort in cohorts:
+        total = {n: torch.zeros_like(t) for n, t in shared.items()}
+        for i in cohort:
+            end = plain_training({**shared, **own[i]}, population.columns[i], 3, 0.1)
+            own[i] = {n: end[n] for n in LOCAL}
+            for n in shared.keys() - LOCAL:
+                total[n] += sizes[i] / sum(sizes[j] for j in cohort) * (end[n] - shared[n])
+        shared = {n: t + total[n] for n, t in shared.items()}
+    states, _ = played(LocalOnly(FedAvg(full_batch(3))), cohorts, population)
+    for n, t in shared.items():
+        torch.testing.assert_close(states[-1].streams["model"][n], t, rtol=0, atol=1e-12)
+    for i in range(3):
+        for n in LOCAL:
+            torch.testing.assert_close(states[i].own.value[n], own[i][n], rtol=0, atol=1e-12)
+
+
+def test_own_values_never_travel():
+    population = shifted()
+    star = star_of(LocalOnly(FedAvg(full_batch(1))), normed(), population, Cohorts(((0, 1),)))
+    states, log = run(star, server)
+    initial = normed().init(0)
+    for name in LOCAL:
+        assert torch.equal(states[-1].streams["model"][name], initial[name])
+        assert not torch.equal(states[0].own.value[name], states[1].own.value[name])
+    index = star.algorithm.select(None, star.algorithm.client_init(star.site(2)), star.site(2))
+    assert not LOCAL & index.shapes.keys()
+    assert log.of("commit")
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        FedAvg(LocalTraining(SGD(0.1), batch_size=2)),
+        FedProx(0.5, LocalTraining(SGD(0.1), batch_size=2)),
+        Scaffold(LocalTraining(SGD(0.1), batch_size=2)),
+    ],
+)
+def test_without_batchnorm_it_is_the_inner_algorithm(inner):
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(3, 2).double()
+
+        def forward(self, x):
+            return self.out(x)
+
+    model, population = Model(Plain, CrossEntropy()), shifted()
+    ends = [
+        run(star_of(a, model, population, everybody(population, 2)))[0][-1].streams for a in (inner, LocalOnly(inner))
+    ]
+    for stream in ends[0]:
+        assert all(torch.equal(ends[0][stream][n], ends[1][stream][n]) for n in ends[0][stream])
+
+
+@pytest.mark.parametrize("inner", [FedProx(0.5, full_batch(3)), Scaffold(full_batch(3))])
+def test_own_values_are_neither_pulled_nor_shifted(inner):
+    """In the second round the two terms differ from zero; a run with everything else frozen shows only kept values."""
+    population = shifted()
+    states, _ = played(LocalOnly(inner), ((0, 1, 2), (0, 1, 2)), population)
+    assert all(bool(torch.isfinite(t).all()) for t in states[0].own.value.values())
+    number = LocalOnly(inner, names=("w",))
+    alone = parabolas()
+    states, _ = run(star_of(number, number_model(), alone, everybody(alone, 2)))
+    v = 0.0
+    for _ in range(6):
+        v -= 0.1 * 3 * (v - 4)
+    assert float(states[1].own.value["w"]) == pytest.approx(v, abs=1e-13)
+
+
+def test_personalize_is_what_is_used():
+    algorithm = LocalOnly(FedAvg(full_batch(2)))
+    states, _ = played(algorithm, ((0,), (0, 1)))
+    params = states[-1].streams["model"]
+    used = algorithm.personalize(dict(params), states[0].own)
+    assert used.keys() == params.keys()
+    assert all(torch.equal(used[n], states[0].own.value[n]) for n in LOCAL)
+    assert torch.equal(used["out.weight"], params["out.weight"])
+    never_asked = algorithm.personalize(dict(params), None)
+    assert all(torch.equal(never_asked[n], normed().init(2)[n]) for n in LOCAL)
+
+
+def test_with_submodels():
+    class Recommender(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.items, self.norm, self.out = nn.Embedding(9, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+        def forward(self, ids):
+            return self.out(self.norm(self.items(ids)))
+
+    rows = [{"ids": torch.tensor(i), "y": torch.tensor([0, 1, 1])} for i in ([1, 1, 4], [4, 7, 7])]
+    model = Model(Recommender, CrossEntropy(), inputs=("ids",), tables={"items.weight": ("ids",)})
+    population = Clients(rows)
+    star = star_of(LocalOnly(FedSubAvg("heat", full_batch(1))), model, population, everybody(population, 2))
+    states, log = run(star)
+    assert not log.of("lost")
+    moved = (states[-1].streams["model"]["items.weight"] != model.init(0)["items.weight"]).any(1)
+    assert moved.nonzero().flatten().tolist() == [1, 4, 7]
+
+
+def test_state_survives_the_codec():
+    states, _ = played(LocalOnly(Scaffold(full_batch(1))), ((0,),))
+    again = decode(encode(states[0].own))
+    assert again.value.keys() == LOCAL
+    assert torch.equal(again.value["downsample.running_var"], states[0].own.value["downsample.running_var"])
+    assert type(again.inner) is type(states[0].own.inner)
+
+
+def test_messages():
+    population = shifted()
+    star = star_of(LocalOnly(FedAvg(), names=("out.wieght",)), normed(), population, Cohorts(((0,),)))
+    with pytest.raises(ValueError, match=r"must name parameters of the model, got 'out.wieght'. Did you mean 'out.weight'\?"):
+        star.algorithm.client_init(star.site(0))
+    star = star_of(LocalOnly(FedAvg(), names=("zzz",)), normed(), population, Cohorts(((0,),)))
+    with pytest.raises(ValueError, match=r"got 'zzz'. The model has \['bn.bias'"):
+        star.algorithm.client_init(star.site(0))
+
+
+def test_a_thinned_layer_cannot_stay():
+    widths = {"first.weight": ("h", None), "first.bias": ("h",), **dict.fromkeys(LOCAL, ("h",)), "out.weight": (None, "h")}
+    population = shifted()
+    population.profiles = {0: Profile(width=0.5)}
+    star = star_of(LocalOnly(HeteroFL()), Model(Normed, CrossEntropy(), widths=widths), population, Cohorts(((0,),)))
+    _, log = run(star)
+    assert "LocalOnly(HeteroFL): what stays on a client is whole, but 'downsample.bias' belongs" in log.of("lost")[0]["reason"]

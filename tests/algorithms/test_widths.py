@@ -1,0 +1,108 @@
+"""The arithmetic of layer widths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from partwise.algorithms.widths import (
+    held_share,
+    input_factors,
+    kept_units,
+    num_units,
+    output_factors,
+    prefix_shapes,
+    thin,
+    unit_counts,
+)
+from partwise.core.errors import CompositionError
+from partwise.core.index import Grid, Whole
+from partwise.core.model import CrossEntropy, Model
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.conv = nn.Embedding(7, 6), nn.Conv2d(2, 4, 3)
+        self.up, self.norm = nn.ConvTranspose1d(4, 10, 3), nn.BatchNorm1d(10)
+        self.out = nn.Linear(30, 5)
+
+
+WIDTHS = {
+    "table.weight": (None, "e"),
+    "conv.weight": ("c", None, None, None),
+    "conv.bias": ("c",),
+    "up.weight": ("c", "u", None),
+    "up.bias": ("u",),
+    "norm.weight": ("u",),
+    "out.weight": (None, "u*3"),
+}
+
+
+def model(**changed):
+    return Model(Net, CrossEntropy(), widths={**WIDTHS, **changed})
+
+
+def test_ceiling():
+    ratios = (1.0, 0.5, 0.25, 0.125, 0.0625)
+    assert [num_units(r, 64) for r in ratios] == [64, 32, 16, 8, 4]
+    assert [num_units(r, 10) for r in ratios] == [10, 5, 3, 2, 1]
+    assert [num_units(k / 100, 100) for k in range(1, 101)] == list(range(1, 101))  # rounding never adds a unit
+    assert num_units(0.001, 3) == 1
+
+
+def test_counts_and_shapes():
+    params = model().init(0)
+    assert unit_counts(model(), params) == {"e": 6, "c": 4, "u": 10}
+    assert kept_units(model(), params, 0.25) == {"e": 2, "c": 1, "u": 3}
+    shapes = prefix_shapes(model(), params, 0.25)
+    assert shapes["out.weight"] == (5, 9)
+    assert shapes["up.weight"] == (1, 3, 3)
+    assert "out.bias" not in shapes
+    assert held_share(model(), params, "up.weight", 0.25) == pytest.approx(3 / 40)
+    assert held_share(model(), params, "out.bias", 0.25) == 1
+
+
+def test_thin_holds_blocks_of_flattened_units():
+    params = model().init(0)
+    index = thin(model(), params, {"u": torch.tensor([1, 7]), "e": torch.arange(6)})
+    assert isinstance(index, Grid)
+    assert index.axes["out.weight"][1].tolist() == [3, 4, 5, 21, 22, 23]
+    assert index.axes["table.weight"] == (None, None)
+    assert index.axes["out.bias"] == (None,)
+    assert isinstance(thin(model(), params, {"e": torch.arange(6)}), Whole)
+
+
+def test_gather_and_scatter_unchanged_is_the_identity():
+    params = model().init(0)
+    after = {n: t.clone() for n, t in params.items()}
+    units = {width: torch.arange(k) for width, k in kept_units(model(), params, 0.5).items()}
+    index = thin(model(), params, units)
+    held = index.gather(params)
+    index.scatter_add_(after, {n: t - index.gather(params)[n] for n, t in held.items()})
+    index.put_(after, held)
+    assert all(torch.equal(after[n], params[n]) for n in params)
+
+
+def test_factors_find_linear_maps_by_type():
+    named = model()
+    assert output_factors(named, 0, 4.0) == dict.fromkeys(
+        ["table.weight", "conv.weight", "conv.bias", "up.weight", "up.bias"], 4.0
+    )
+    assert input_factors(named, 0, 2.0) == dict.fromkeys(["up.weight", "out.weight"], 2.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"conv.weight": ("c", None)}, r"Model\(widths\['conv.weight'\]\): needs one entry per axis of \(4, 2, 3, 3\), got 2"),
+        ({"out.weight": (None, "u*4")}, r"'u\*4' must have 40 entries, as elsewhere, got an axis of 30"),
+        ({"out.weight": (None, "u")}, r"'u' must have 10 entries, as elsewhere, got an axis of 30"),
+        ({"out.weight": (None, "u*x")}, r"an entry is a width's name, or 'name\*times' .* got 'u\*x'"),
+        ({"out.weight": (None, "v*7")}, r"'v\*7' must have 28 entries, as elsewhere, got an axis of 30"),
+    ],
+)
+def test_messages(changed, message):
+    with pytest.raises(CompositionError, match=message):
+        unit_counts(model(**changed), model().init(0))
