@@ -10,6 +10,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     # Type checkers read these lines, the interpreter reads _MODULE_OF; a test keeps them equal.
+    from partwise.aggregators import Krum as Krum
+    from partwise.aggregators import Mean as Mean
+    from partwise.aggregators import Median as Median
+    from partwise.aggregators import TrimmedMean as TrimmedMean
+    from partwise.algorithms import FedAvg as FedAvg
+    from partwise.algorithms import FedProx as FedProx
+    from partwise.algorithms import FedSubAvg as FedSubAvg
+    from partwise.algorithms import FederatedDropout as FederatedDropout
+    from partwise.algorithms import FjORD as FjORD
+    from partwise.algorithms import HeteroFL as HeteroFL
+    from partwise.algorithms import LocalOnly as LocalOnly
+    from partwise.algorithms import Scaffold as Scaffold
+    from partwise.channels import Plain as Plain
     from partwise.core.aggregate import Aggregator as Aggregator
     from partwise.core.aggregate import Sum as Sum
     from partwise.core.algorithm import Algorithm as Algorithm
@@ -35,7 +48,6 @@ if TYPE_CHECKING:
     from partwise.core.metrics import Loss as Loss
     from partwise.core.metrics import Metric as Metric
     from partwise.core.metrics import Perplexity as Perplexity
-    from partwise.core.metrics import TopK as TopK
     from partwise.core.model import BinaryCrossEntropy as BinaryCrossEntropy
     from partwise.core.model import CrossEntropy as CrossEntropy
     from partwise.core.model import MeanSquaredError as MeanSquaredError
@@ -53,53 +65,155 @@ if TYPE_CHECKING:
     from partwise.core.transform import Transform as Transform
     from partwise.core.transform import chain as chain
     from partwise.core.update import Update as Update
+    from partwise.core.workload import Workload as Workload
+    from partwise.experiment import Checkpointing as Checkpointing
+    from partwise.experiment import Evaluation as Evaluation
+    from partwise.experiment import Experiment as Experiment
+    from partwise.experiment import Result as Result
+    from partwise.experiment import dump as dump
+    from partwise.experiment import load as load
+    from partwise.experiment import write_report as write_report
+    from partwise.experiment.compare import compare as compare
+    from partwise.local import AdamW as AdamW
+    from partwise.local import LocalTraining as LocalTraining
+    from partwise.local import SGD as SGD
+    from partwise.populations import ArrayPopulation as ArrayPopulation
+    from partwise.populations import Dirichlet as Dirichlet
+    from partwise.populations import IID as IID
+    from partwise.populations import LinearSizes as LinearSizes
+    from partwise.populations import LogNormal as LogNormal
+    from partwise.populations import NaturalKey as NaturalKey
+    from partwise.populations import QuantitySkew as QuantitySkew
+    from partwise.populations import Shards as Shards
+    from partwise.populations import Widths as Widths
+    from partwise.populations import from_arrays as from_arrays
+    from partwise.populations import from_dataset as from_dataset
+    from partwise.populations import from_hugging_face as from_hugging_face
+    from partwise.populations import from_partition as from_partition
+    from partwise.populations import from_table as from_table
+    from partwise.runtimes import Simulate as Simulate
+    from partwise.schedulers import Synchronous as Synchronous
+    from partwise.transforms import Adagrad as Adagrad
+    from partwise.transforms import Adam as Adam
+    from partwise.transforms import Clip as Clip
+    from partwise.transforms import ErrorFeedback as ErrorFeedback
+    from partwise.transforms import Quantize as Quantize
+    from partwise.transforms import Scale as Scale
+    from partwise.transforms import ServerSGD as ServerSGD
+    from partwise.transforms import TopK as TopK
+    from partwise.transforms import Yogi as Yogi
+    from partwise.workloads import CIFAR10 as CIFAR10
+    from partwise.workloads import ClickLog as ClickLog
+    from partwise.workloads import FashionMNIST as FashionMNIST
+    from partwise.workloads import LeafSynthetic as LeafSynthetic
+    from partwise.workloads import MNIST as MNIST
+    from partwise.workloads import Shakespeare as Shakespeare
+    from partwise.workloads import SparseLogistic as SparseLogistic
+    from partwise.workloads import StdlibCode as StdlibCode
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
     "AUC": "partwise.core.metrics",
     "Accuracy": "partwise.core.metrics",
+    "Adagrad": "partwise.transforms",
+    "Adam": "partwise.transforms",
+    "AdamW": "partwise.local",
     "Aggregator": "partwise.core.aggregate",
     "Algorithm": "partwise.core.algorithm",
+    "ArrayPopulation": "partwise.populations",
     "BinaryCrossEntropy": "partwise.core.model",
+    "CIFAR10": "partwise.workloads",
     "Census": "partwise.core.population",
     "Channel": "partwise.core.channel",
     "CheckpointError": "partwise.core.errors",
+    "Checkpointing": "partwise.experiment",
+    "ClickLog": "partwise.workloads",
     "ClientError": "partwise.core.errors",
+    "Clip": "partwise.transforms",
     "CompositionError": "partwise.core.errors",
     "Coords": "partwise.core.index",
     "CrossEntropy": "partwise.core.model",
     "DataError": "partwise.core.errors",
     "Dataset": "partwise.core.population",
+    "Dirichlet": "partwise.populations",
     "DivergedError": "partwise.core.errors",
+    "ErrorFeedback": "partwise.transforms",
+    "Evaluation": "partwise.experiment",
     "Examples": "partwise.core.population",
+    "Experiment": "partwise.experiment",
+    "FashionMNIST": "partwise.workloads",
+    "FedAvg": "partwise.algorithms",
+    "FedProx": "partwise.algorithms",
+    "FedSubAvg": "partwise.algorithms",
+    "FederatedDropout": "partwise.algorithms",
+    "FjORD": "partwise.algorithms",
     "GradientTerm": "partwise.core.plan",
     "Grid": "partwise.core.index",
+    "HeteroFL": "partwise.algorithms",
+    "IID": "partwise.populations",
     "Index": "partwise.core.index",
     "Joint": "partwise.core.index",
+    "Krum": "partwise.aggregators",
+    "LeafSynthetic": "partwise.workloads",
+    "LinearSizes": "partwise.populations",
+    "LocalOnly": "partwise.algorithms",
     "LocalOptimizer": "partwise.core.plan",
     "LocalPlan": "partwise.core.plan",
+    "LocalTraining": "partwise.local",
+    "LogNormal": "partwise.populations",
     "Loss": "partwise.core.metrics",
+    "MNIST": "partwise.workloads",
+    "Mean": "partwise.aggregators",
     "MeanSquaredError": "partwise.core.model",
+    "Median": "partwise.aggregators",
     "Metric": "partwise.core.metrics",
     "Model": "partwise.core.model",
+    "NaturalKey": "partwise.populations",
     "PartwiseError": "partwise.core.errors",
     "Perplexity": "partwise.core.metrics",
+    "Plain": "partwise.channels",
     "Population": "partwise.core.population",
     "Profile": "partwise.core.population",
     "ProtocolError": "partwise.core.errors",
+    "QuantitySkew": "partwise.populations",
+    "Quantize": "partwise.transforms",
+    "Result": "partwise.experiment",
     "Rows": "partwise.core.index",
+    "SGD": "partwise.local",
+    "Scaffold": "partwise.algorithms",
+    "Scale": "partwise.transforms",
     "Scheduler": "partwise.core.schedule",
+    "ServerSGD": "partwise.transforms",
+    "Shakespeare": "partwise.workloads",
+    "Shards": "partwise.populations",
+    "Simulate": "partwise.runtimes",
     "Site": "partwise.core.algorithm",
+    "SparseLogistic": "partwise.workloads",
     "SpecError": "partwise.core.errors",
+    "StdlibCode": "partwise.workloads",
     "Sum": "partwise.core.aggregate",
+    "Synchronous": "partwise.schedulers",
     "Task": "partwise.core.algorithm",
-    "TopK": "partwise.core.metrics",
+    "TopK": "partwise.transforms",
     "Transform": "partwise.core.transform",
+    "TrimmedMean": "partwise.aggregators",
     "Update": "partwise.core.update",
     "Whole": "partwise.core.index",
+    "Widths": "partwise.populations",
+    "Workload": "partwise.core.workload",
+    "Yogi": "partwise.transforms",
     "chain": "partwise.core.transform",
+    "compare": "partwise.experiment.compare",
     "derive": "partwise.core.rng",
+    "dump": "partwise.experiment",
+    "from_arrays": "partwise.populations",
+    "from_dataset": "partwise.populations",
+    "from_hugging_face": "partwise.populations",
+    "from_partition": "partwise.populations",
+    "from_table": "partwise.populations",
+    "load": "partwise.experiment",
+    "write_report": "partwise.experiment",
 }
 
 __all__ = [*_MODULE_OF, "__version__"]  # noqa: PLE0604 - the keys are strings

@@ -156,7 +156,7 @@ def test_heterofl_published_parameter_counts():
 
 def test_heterofl_published_network_runs_at_every_width():
     model = published()
-    rows = {"x": torch.randn(2, 1, 28, 28), "y": torch.tensor([1, 7])}
+    rows = {"x": torch.arange(1568.0).sin().reshape(2, 1, 28, 28), "y": torch.tensor([1, 7])}
     population = Clients([rows] * 2, {0: Profile(width=0.125), 1: Profile(width=0.0625)})
     _, log = run(star_of(HeteroFL(full_batch(1)), model, population, everybody(population, 1)))
     assert len(log.of("reply")) == 2
@@ -359,7 +359,7 @@ def test_fjord_output_of_a_width_depends_on_its_prefix_only():
     after = [float(loss(torn, batch, torch.Generator().manual_seed(s))) for s in seeds]
     narrow = float(by_hand({n: cut(t, at[n]) for n, t in held.items()}, batch))
     same = [a == b for a, b in zip(after, before, strict=True)]
-    assert {b for b, kept in zip(before, same, strict=True) if kept} == {pytest.approx(narrow)}
+    assert all(b == pytest.approx(narrow) for b, kept in zip(before, same, strict=True) if kept)
     assert 4 <= sum(same) <= 16
 
 
@@ -435,8 +435,8 @@ def test_running_statistics_of_a_thin_batchnorm_move():
 
     names = [f"norm.{n}" for n in ("weight", "bias", "running_mean", "running_var")]
     widths = {"fc.weight": ("h", None), "fc.bias": ("h",), "out.weight": (None, "h"), **dict.fromkeys(names, ("h",))}
-    rows = {"x": torch.randn(8, 2) + 9, "y": torch.tensor([0, 1] * 4)}
-    for algorithm in (HeteroFL(full_batch(2)), FjORD((0.25, 0.5), full_batch(2)), FederatedDropout(0.5, full_batch(2))):
+    rows = {"x": torch.arange(16.0).reshape(8, 2) + 9, "y": torch.tensor([0, 1] * 4)}
+    for algorithm in (HeteroFL(full_batch(2)), FjORD((0.25, 0.5), full_batch(8)), FederatedDropout(0.5, full_batch(2))):
         model = Model(Normed, CrossEntropy(), widths=widths)
         population = Clients([rows], {0: Profile(width=0.5)})
         after = final(algorithm, model, population, rounds=1)

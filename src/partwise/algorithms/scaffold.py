@@ -36,12 +36,12 @@ class ScaffoldState(NamedTuple):
     Args:
         where: the coordinates it covers.
         value: c_i, of the held shapes, as far as the server is known to have it.
-        pending: task -> (its version, the change sent in its reply), until that reply is known to be committed.
+        pending: task -> the change sent in its reply, until that reply is known to be committed.
     """
 
     where: Index
     value: Values
-    pending: dict[int, tuple[int, Values]]
+    pending: dict[int, Values]
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Scaffold(Algorithm):
         for name in site.model.buffers() & change.keys():
             change[name] = torch.zeros_like(change[name])  # moved by the forward pass, not by gradients
         updates = {"model": Update(index, value), "control": Update(index, change)}
-        return updates, own._replace(pending={**own.pending, task.id: (task.version, change)})
+        return updates, own._replace(pending=_latest({**own.pending, task.id: change}))
 
     def aggregators(self) -> Mapping[str, Aggregator]:
         mean = Mean("expected_holders" if self.submodel else "cohort")
@@ -147,16 +147,19 @@ class Scaffold(Algorithm):
 
 
 def _settled(own: ScaffoldState, task: Task) -> ScaffoldState:
-    """The control with every pending change either added or forgotten.
+    """The control with every change added whose reply the task says was committed.
 
-    A task does not say which replies were committed; one that comes at a later version is taken to say that they
-    were. That holds unless a reply came after its round's deadline or was refused.
+    A scheduler commits a client's replies in the order of its tasks, or never: what is older is forgotten.
     """
-    value = own.value
-    for version, change in own.pending.values():
-        if task.version > version:
-            value = {name: t + change[name] for name, t in value.items()}
-    return own._replace(value=value, pending={})
+    value, last = own.value, max(task.committed, default=-1)
+    for id in sorted(own.pending.keys() & task.committed):
+        value = {name: t + own.pending[id][name] for name, t in value.items()}
+    return own._replace(value=value, pending={id: change for id, change in own.pending.items() if id > last})
+
+
+def _latest(pending: dict[int, Values]) -> dict[int, Values]:
+    """At most four, so that a client whose replies are never committed does not fill its memory."""
+    return {id: pending[id] for id in sorted(pending)[-4:]}
 
 
 def _placed(own: ScaffoldState, index: Index, server: Params) -> ScaffoldState:

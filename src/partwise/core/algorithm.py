@@ -79,12 +79,15 @@ class Site:
     def table_rows(self, name: str) -> Tensor:
         """The rows of one table that the examples touch: (r,) int64, ascending.
 
+        Tables that share a column of ids hold the same rows, those that any of their columns touch, since one
+        column can be renumbered in one way only.
+
         Raises:
             DataError: an id outside the table.
         """
         if name not in self._memo:
             columns = self.data.columns()
-            ids = torch.cat([columns[c].reshape(-1) for c in self.model.tables[name]])
+            ids = torch.cat([columns[c].reshape(-1) for c in self.model.columns_of(name)])
             rows = torch.unique(ids.to(torch.int64))
             size = self.like[name].shape[0]
             if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= size):
@@ -108,10 +111,11 @@ class Site:
         seen = self._memo.get("localized")
         if seen is not None and all(n in seen[0] and torch.equal(seen[0][n], r) for n, r in held.items()):
             return seen[1]  # type: ignore[no-any-return]
-        columns = dict(self.data.columns())
+        original = self.data.columns()
+        columns = dict(original)
         for name, rows in held.items():
             for column in self.model.tables.get(name, ()):
-                columns[column] = _positions(rows, columns[column].to(torch.int64), f"client {self.client}", column)
+                columns[column] = _positions(rows, original[column].to(torch.int64), f"client {self.client}", column)
         self._memo["localized"] = (held, Examples(columns))
         return Examples(columns)
 

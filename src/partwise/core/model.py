@@ -127,6 +127,15 @@ class Model:
             )
         return found
 
+    def columns_of(self, table: str) -> tuple[str, ...]:
+        """The columns that number a table's rows, and those of every table that shares one of them, and so on."""
+        found = set(self.tables[table])
+        while True:
+            more = found.union(*(c for c in map(set, self.tables.values()) if c & found))
+            if more == found:
+                return tuple(sorted(found))
+            found = more
+
     def buffers(self) -> frozenset[str]:
         """Names of the floating buffers, such as running means: they change in `forward`, not by gradients."""
         return frozenset(slot.name for slot in self._slots() if slot.is_buffer)

@@ -18,6 +18,7 @@ __all__ = [
     "Wake",
     "Work",
     "always",
+    "ignore",
 ]
 
 NodeId = int
@@ -92,13 +93,19 @@ def always() -> bool:
     return True
 
 
+def ignore(spool: Any) -> None:
+    """Take no spool: a program that keeps little."""
+
+
 class Program(NamedTuple):
     """What a runtime runs, one per node.
 
     The state that `step` receives is consumed: `step` may overwrite the buffers in it, and only the state
-    it returns may be used afterwards. A runtime saves it between two steps, while `is_settled()`.
+    it returns may be used afterwards. A runtime saves it between two steps, while `is_settled()`. Before the first
+    step it gives `attach` the `core.spool.Spool` in which the program may keep what is large.
     """
 
     init: Callable[[NodeId], Any]
     step: Callable[[Any, Message], tuple[Any, list[Effect]]]
     is_settled: Callable[[], bool] = always
+    attach: Callable[[Any], None] = ignore

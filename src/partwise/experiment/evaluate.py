@@ -66,7 +66,9 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise ValueError(f"Evaluation(every={self.every}): must be at least 1, got {self.every}. 1 is every version.")
+            raise ValueError(
+                f"Evaluation(every={self.every}): must be at least 1, got {self.every}. 1 is every version."
+            )
 
 
 def _columns(metrics: Sequence[Metric], model: Model, params: Params, data: Dataset) -> dict[str, dict[str, Tensor]]:
@@ -145,7 +147,9 @@ def evaluate(
     return scores, rows
 
 
-def _per_client(metric: Metric, columns: Mapping[str, Tensor], group: Sequence[tuple[Client, int]]) -> list[ClientScore]:
+def _per_client(
+    metric: Metric, columns: Mapping[str, Tensor], group: Sequence[tuple[Client, int]]
+) -> list[ClientScore]:
     rows, start = [], 0
     for client, examples in group:
         part = {name: column[start : start + examples] for name, column in columns.items()}

@@ -148,11 +148,12 @@ class Experiment:
             progress=progress,
         )
         saved = None
-        if resume:
+        if resume and checkpoints.folder.is_dir():
             saved = checkpoints.load()
             _same_population(path, star)
             recorder.restore(saved.entries)
-        else:
+        else:  # also a run that was killed before its first checkpoint
+            store.truncate_after(seq=0, version=-1)
             self._describe(path, store, star, workload)
         store.set_meta(status="running")
         store.commit()  # so that others can see the run while it goes on
@@ -235,5 +236,3 @@ def _ctrl_c(recorder: Recorder) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-

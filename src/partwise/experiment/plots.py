@@ -253,8 +253,6 @@ def heat(runs: Iterable[RunLike]) -> Figure:
 
 def rows_per_client(runs: Iterable[RunLike]) -> Figure:
     """How many rows of the tables the clients' examples touch, as a histogram with logarithmic bins."""
-    from matplotlib.ticker import FuncFormatter
-
     read = read_runs(runs)
     rows = next((r for run in read if (r := (run.population or {}).get("rows_touched"))), [])
     positive = sorted(r for r in rows if r > 0)
@@ -268,9 +266,8 @@ def rows_per_client(runs: Iterable[RunLike]) -> Figure:
         axes.axvline(middle, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         axes.text(middle, 1.01, f"median {middle:,}", transform=axes.get_xaxis_transform(), ha="center", va="bottom")
         axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: count_text(v)))
-        axes.set(xlabel="Rows that one client's examples touch", ylabel="Clients")
+        _ticks(axes.xaxis, count_text, is_log=True)
+        axes.set(xlabel="Rows that one client’s examples touch", ylabel="Clients")
         return figure
 
 
@@ -335,8 +332,8 @@ def _lines(
             _ticks(axes.yaxis, count_text, is_log=True)
         if target is not None:
             axes.axhline(target, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1.5)
-            where = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom", "fontsize": 11}
-            axes.text(0.995, target, number(target), **where)
+            where = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "bottom", "fontsize": 11}
+            axes.text(0.01, target, number(target), **where)
         _draw(figure, axes, curves, what, x=x, y=y)
         if tick is not None:
             _ticks(axes.xaxis, tick, is_log=is_log)
@@ -404,7 +401,7 @@ def _ticks(axis: Any, text: Callable[[float], str], *, is_log: bool) -> None:
         axis.set_major_locator(LogLocator(subs=steps, numticks=9))
         axis.set_minor_formatter(NullFormatter())
     else:
-        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(text(value))))
 
 

@@ -19,6 +19,7 @@ from partwise.programs.star import Star
 
 __all__ = ["Checkpointing", "Progress", "Recorder", "Silent"]
 
+_REFUSED_IN_A_ROW = 20  # without a single usable update in between
 _DIVERGED_ABOVE = 1e6  # a training loss that no useful run reaches
 
 
@@ -41,7 +42,9 @@ class Checkpointing:
                 "0 saves after every version."
             )
         if self.keep < 1:
-            raise ValueError(f"Checkpointing(keep={self.keep}): must be at least 1, got {self.keep}. 2 survives a bad disk.")
+            raise ValueError(
+                f"Checkpointing(keep={self.keep}): must be at least 1, got {self.keep}. 2 survives a bad disk."
+            )
 
 
 class Progress(Protocol):
@@ -103,6 +106,7 @@ class Recorder:
         self._is_due = False
         self.version, self.number = 0, 0
         self._seen: dict[int, tuple[int, int]] = {}  # client -> bytes counted in its earlier replies
+        self._refused_in_a_row = 0
         self.interrupted = False
 
     # What the runtime calls
@@ -113,10 +117,13 @@ class Recorder:
         match record.kind:
             case "started":
                 self._measure(world)
+                self._is_due = True  # so that a run killed in its first round can be resumed
             case "reply":
+                self._refused_in_a_row = 0
                 self._store.append_replies([self._reply_row(record.fields, world)])
             case "lost" | "refused":
                 self._progress.noticed(record)
+                self._refused(record)
             case "commit":
                 return self._committed(record.fields, world)
         return None
@@ -125,7 +132,7 @@ class Recorder:
         if self._is_due:
             self._is_due = False
             wait = self._checkpointing.every_seconds
-            if self.interrupted or time.monotonic() - self._saved_at >= wait:
+            if self.interrupted or self.version == 0 or time.monotonic() - self._saved_at >= wait:
                 self.save(world)
 
     def ended(self, world: World, reason: str) -> None:
@@ -149,6 +156,15 @@ class Recorder:
         self._store.truncate_after(seq=self.number, version=self.version)
 
     # What that means
+
+    def _refused(self, record: Record) -> None:
+        """One client may be broken; when nobody's update can be used, the model is."""
+        self._refused_in_a_row += record.kind == "refused"
+        if self._refused_in_a_row >= _REFUSED_IN_A_ROW:
+            raise DivergedError(
+                f"version {self.version}: the last {self._refused_in_a_row} updates were all refused; the run diverges "
+                f"or every client is broken. The last reason: {record.fields['reason']}"
+            )
 
     def _reply_row(self, fields: Mapping[str, Any], world: World) -> ReplyRow:
         client = fields["client"]

@@ -1,1 +1,31 @@
 """Who the clients are: partitions, profiles, availability."""
+
+from partwise.populations.arrays import ArrayPopulation
+from partwise.populations.availability import Always, Daily
+from partwise.populations.partitions import IID, Dirichlet, LinearSizes, NaturalKey, QuantitySkew, Shards
+from partwise.populations.picture import describe, draw
+from partwise.populations.profiles import Constant, LogNormal, Widths
+from partwise.populations.sources import from_arrays, from_dataset, from_hugging_face, from_partition
+from partwise.populations.tables import from_table
+
+__all__ = [
+    "IID",
+    "Always",
+    "ArrayPopulation",
+    "Constant",
+    "Daily",
+    "Dirichlet",
+    "LinearSizes",
+    "LogNormal",
+    "NaturalKey",
+    "QuantitySkew",
+    "Shards",
+    "Widths",
+    "describe",
+    "draw",
+    "from_arrays",
+    "from_dataset",
+    "from_hugging_face",
+    "from_partition",
+    "from_table",
+]

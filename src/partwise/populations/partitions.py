@@ -70,7 +70,7 @@ class Dirichlet:
         self_balancing: a client that has more than n / N examples gets none of the labels that follow.
 
     Source: Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019, arXiv
-    1905.12022, section 4.
+    1905.12022.
     Differs: a client below the minimum receives random examples from the largest, one at a time, instead of
     drawing everything anew until the minimum holds, which need not end.
     """
@@ -173,7 +173,7 @@ class QuantitySkew:
         alpha: concentration, > 0; small: a few clients have nearly everything.
         min_partition_size: examples every client has at least.
 
-    Source: Li, Diao, Chen, He, "Federated Learning on Non-IID Data Silos", ICDE 2022, arXiv 2102.02079, section 3.3.
+    Source: Li, Diao, Chen, He, "Federated Learning on Non-IID Data Silos", ICDE 2022, arXiv 2102.02079.
     """
 
     num_partitions: int

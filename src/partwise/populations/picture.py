@@ -112,13 +112,13 @@ def _rows(population: Population, columns: tuple[str, ...]) -> tuple[Counts, Cou
 
 
 def _draw_labels(ax: Axes, population: Population, label: str, sizes: Counts) -> None:
-    shown = list(population.clients)[:: max(1, -(-len(sizes) // _BARS))]
+    shown = list(population.clients)[:: _stride(sizes)]
     labels = [_whole_labels(population.data(c).columns().get(label)) for c in shown]
     names = np.unique(np.concatenate([own for own in labels if own is not None] or [np.empty(0, np.int64)]))
-    ax.set_xlabel("client" if len(shown) == len(sizes) else f"client (every {shown[1] - shown[0]}th)")
+    ax.set_xlabel("client" if len(shown) == len(sizes) else f"client (one in {shown[1] - shown[0]} drawn)")
     ax.set_ylabel("examples")
     if not len(names) or any(own is None for own in labels):
-        ax.bar(range(len(shown)), [int(sizes[i]) for i in range(0, len(sizes), max(1, -(-len(sizes) // _BARS)))])
+        ax.bar(range(len(shown)), sizes[:: _stride(sizes)])
         ax.set_title("examples by client")
         return
     others = len(names) > _LABELS
@@ -131,7 +131,11 @@ def _draw_labels(ax: Axes, population: Population, label: str, sizes: Counts) ->
         rest = np.array([len(own) for own in labels if own is not None]) - bottom
         ax.bar(range(len(shown)), rest, bottom=bottom, width=1.0, label="others", color="lightgrey")
     ax.set_title(f"examples by client and {label}")
-    ax.legend(fontsize=6, ncols=2, loc="upper right")
+    ax.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
+
+
+def _stride(sizes: Counts) -> int:
+    return max(1, -(-len(sizes) // _BARS))
 
 
 def _whole_labels(column: torch.Tensor | None) -> Counts | None:

@@ -111,7 +111,7 @@ class Widths:
         base: everything but the width.
         seed: of the order.
 
-    Source: Diao, Ding, Tarokh, "HeteroFL", ICLR 2021, arXiv 2010.01264, section 4 (levels a to e).
+    Source: Diao, Ding, Tarokh, "HeteroFL", ICLR 2021, arXiv 2010.01264 (levels a to e).
     Differs: fixed assignment with exact proportions per block, not an independent draw per client.
 
     Example:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from partwise.core.algorithm import ClientState, Site, Task
 from partwise.core.channel import ClientSession
 from partwise.core.codec import register
-from partwise.core.errors import PartwiseError
+from partwise.core.errors import DataError, PartwiseError
 from partwise.core.index import Index, Whole
 from partwise.core.model import Values
 from partwise.core.plan import Job, Trained
@@ -94,6 +94,8 @@ class ClientProgram:
                 return self._answer(node, me, body)
             case Released(id):
                 node.kept.pop(id, None)
+                for key in [key for key in self._sessions if key[0] == me]:
+                    del self._sessions[key]
             case Wake():
                 pass
         return []
@@ -101,6 +103,8 @@ class ClientProgram:
     def _begin(self, node: ClientNode, site: Site, task: Task) -> list[Effect]:
         algorithm = self._star.algorithm
         node.open = OpenTask(task, Whole({}))  # so that a failing select knows its task
+        if not len(site.data):
+            raise DataError(f"client {site.client}: has no examples to train on. Leave it out of the population.")
         if not node.met:
             node.own, node.met = algorithm.client_init(site), True
         node.open = OpenTask(task, algorithm.select(task, node.own, site))
@@ -113,8 +117,6 @@ class ClientProgram:
         plan = algorithm.plan(node.open.held, index, task, node.own, site)
         start = algorithm.personalize(node.open.held["model"], node.own)
         data = site.localized(index)
-        if not len(data):
-            raise ValueError(f"client {site.client}: has no examples to train on. Leave it out of the population.")
         job = Job(plan, start, data, site.derive("work", task))
         return [Work(job, plan.num_steps(len(data)))]
 
@@ -136,6 +138,8 @@ class ClientProgram:
     def _answer(self, node: ClientNode, me: NodeId, ask: Ask) -> list[Effect]:
         key = (me, ask.session, ask.stream)
         if key not in self._sessions:
+            if ask.id not in node.kept:
+                return []  # it was released, or is from before this client began anew
             update = node.kept[ask.id][ask.stream]
             self._sessions[key] = self._star.channel.client(update, self._star.site(me).like)
             next(self._sessions[key])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -13,9 +13,10 @@ from partwise.core.algorithm import ServerState, Task
 from partwise.core.codec import register
 from partwise.core.errors import DivergedError, ProtocolError
 from partwise.core.index import Index
-from partwise.core.program import Effect, Halt, Message, NodeId, Record, Send, Wake
+from partwise.core.program import Effect, Failed, Halt, Message, NodeId, Record, Send, Wake
 from partwise.core.rng import generator
 from partwise.core.schedule import After, Arrived, Commit, Deadline, Dispatch, Event, Lost, ReplyInfo, Started, Stop
+from partwise.core.spool import Kept, Spool
 from partwise.core.transform import State
 from partwise.core.update import Update, check_update, is_finite
 from partwise.programs.messages import Answer, Fetch, Held, Released, Reply, Trouble
@@ -24,7 +25,7 @@ from partwise.programs.session import TIMERS, Session
 if TYPE_CHECKING:
     from partwise.programs.star import Star
 
-__all__ = ["InFlight", "ServerNode", "ServerProgram"]
+__all__ = ["InFlight", "ServerNode", "ServerProgram", "Waiting"]
 
 
 @register
@@ -35,6 +36,19 @@ class InFlight:
     task: Task
     client: int
     began: float
+
+
+@register
+class Waiting(NamedTuple):
+    """A reply that was not committed yet.
+
+    Args:
+        loss: the client's mean training loss.
+        updates: stream -> update, in a spool.
+    """
+
+    loss: float
+    updates: Mapping[str, Kept]
 
 
 @register
@@ -63,7 +77,7 @@ class ServerNode:
     reducers: dict[str, State] = field(default_factory=dict)
     chains: dict[str, State] = field(default_factory=dict)
     in_flight: dict[int, InFlight] = field(default_factory=dict)
-    inbox: dict[int, Reply] = field(default_factory=dict)
+    inbox: dict[int, Waiting] = field(default_factory=dict)
     infos: dict[int, ReplyInfo] = field(default_factory=dict)
     attempts: dict[int, tuple[int, int]] = field(default_factory=dict)
     told: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -78,6 +92,7 @@ class ServerProgram:
         self._star = star
         self._session: Session | None = None  # never saved: restarted, not resumed
         self._waiting: list[Any] = []  # actions that wait for the session to end
+        self._spool = Spool()
 
     def init(self, me: NodeId) -> ServerNode:
         star = self._star
@@ -88,6 +103,10 @@ class ServerProgram:
             node.reducers[stream] = aggregator.init(node.streams[stream], star.census)
             node.chains[stream] = star.chain("server", stream).init(node.streams[stream])
         return node
+
+    def attach(self, spool: Spool) -> None:
+        """Keep replies there until they are committed."""
+        self._spool = spool
 
     def is_settled(self) -> bool:
         """Whether the node's state is all there is: no channel's exchange is open."""
@@ -102,12 +121,16 @@ class ServerProgram:
                 self._fetch(node, message, id, index, effects)
             case Answer() | Wake(tag=int()) if self._session is not None and self._session.is_for(message):
                 self._turn(node, message, effects)
+            case Failed():
+                self._failed(node, message, effects)
             case _:
-                event = self._event(node, message, effects)
-                if event is not None:
-                    node.schedule, actions = self._star.scheduler.step(node.schedule, event)
-                    self._act(node, message, actions, effects)
+                self._schedule(node, message, self._event(node, message, effects), effects)
         return node, effects
+
+    def _schedule(self, node: ServerNode, message: Message, event: Event | None, effects: list[Effect]) -> None:
+        if event is not None:
+            node.schedule, actions = self._star.scheduler.step(node.schedule, event)
+            self._act(node, message, actions, effects)
 
     # What a message means
 
@@ -121,15 +144,37 @@ class ServerProgram:
                 return Deadline(now, tag)
             case Trouble(id, stage, reason):
                 flight = self._take(node, id, src)
-                if flight is None:
-                    return None
-                fields = {"client": src, "version": flight.task.version, "stage": stage, "reason": reason}
-                effects.append(Record("lost", fields))
-                return Lost(now, src, id)
+                return None if flight is None else self._lost(now, flight, stage, reason, effects)
             case Reply():
                 return self._arrived(node, message, effects)
             case _:
                 return None
+
+    def _lost(self, now: float, flight: InFlight, stage: str, reason: str, effects: list[Effect]) -> Lost:
+        fields = {"client": flight.client, "version": flight.task.version, "stage": stage, "reason": reason}
+        effects.append(Record("lost", fields))
+        return Lost(now, flight.client, flight.task.id)
+
+    def _refused(self, now: float, flight: InFlight, reason: str, effects: list[Effect]) -> Lost:
+        fields = {"client": flight.client, "version": flight.task.version, "reason": reason}
+        effects.append(Record("refused", fields))
+        if self._star.on_refused == "stop":
+            effects.append(Halt(f"client {flight.client} was refused: {reason}"))
+        return Lost(now, flight.client, flight.task.id)
+
+    def _failed(self, node: ServerNode, message: Message, effects: list[Effect]) -> None:
+        """A runtime says that a client is gone, or that it sent what cannot be read: its tasks come to nothing."""
+        now, stage, reason = message.now, message.body.stage, message.body.reason
+        if self._session is not None:
+            self._advance(node, message, self._session.lose(message.src), effects)
+            self._act(node, message, [], effects)
+        for flight in [f for f in node.in_flight.values() if f.client == message.src]:
+            del node.in_flight[flight.task.id]
+            if stage == "message":
+                event = self._refused(now, flight, reason, effects)
+            else:
+                event = self._lost(now, flight, stage, reason, effects)
+            self._schedule(node, message, event, effects)
 
     def _take(self, node: ServerNode, id: int, src: NodeId) -> InFlight | None:
         flight = node.in_flight.get(id)
@@ -145,12 +190,10 @@ class ServerProgram:
         node.told[src] = tuple(id for id in node.told.get(src, ()) if id not in flight.task.committed)
         fault = self._fault(node, reply)
         if fault:
-            effects.append(Record("refused", {"client": src, "version": flight.task.version, "reason": fault}))
-            if self._star.on_refused == "stop":
-                effects.append(Halt(f"client {src} was refused: {fault}"))
-            return Lost(now, src, reply.id)
+            return self._refused(now, flight, fault, effects)
         info = ReplyInfo(reply.id, src, flight.task.version, reply.steps, reply.examples)
-        node.inbox[reply.id], node.infos[reply.id] = reply, info
+        updates = {stream: self._spool.keep(update) for stream, update in reply.updates.items()}
+        node.inbox[reply.id], node.infos[reply.id] = Waiting(reply.loss, updates), info
         fields = {
             "client": src,
             "version": flight.task.version,
@@ -182,9 +225,7 @@ class ServerProgram:
         if wrong:
             del node.in_flight[id]
             reason = f"asked for {wrong[:3]} with shapes the model does not have. Client and server must build the same model."
-            effects.append(Record("refused", {"client": message.src, "version": flight.task.version, "reason": reason}))
-            node.schedule, actions = self._star.scheduler.step(node.schedule, Lost(message.now, message.src, id))
-            self._act(node, message, actions, effects)
+            self._schedule(node, message, self._refused(message.now, flight, reason, effects), effects)
             return
         held = {stream: index.gather(params) for stream, params in node.streams.items()}
         effects.append(Send(message.src, Held(id, held)))
@@ -221,11 +262,17 @@ class ServerProgram:
     def _commit(self, node: ServerNode, message: Message, infos: Sequence[ReplyInfo], effects: list[Effect]) -> None:
         ordered = sorted(infos, key=lambda info: (info.client, info.id))  # so that arrival order never matters
         if not self._star.channel.exchanges:
-            opened = {s: [node.inbox[i.id].updates[s] for i in ordered] for s in self._star.all_aggregators()}
+            opened = {s: self._updates(node, ordered, s) for s in self._star.all_aggregators()}
             self._close(node, message.now, ordered, opened, effects)
             return
         self._session = Session(self._star.channel, ordered, list(self._star.all_aggregators()), node.streams)
+        node.next_id += 1  # the number of the session, which makes its timers its own
         self._advance(node, message, self._session.open(node.next_id), effects)
+
+    def _updates(self, node: ServerNode, infos: Sequence[ReplyInfo], stream: str) -> Iterable[Update]:
+        """One update after another, so that they are never all in memory."""
+        for info in infos:
+            yield node.inbox[info.id].updates[stream].take()
 
     def _turn(self, node: ServerNode, message: Message, effects: list[Effect]) -> None:
         assert self._session is not None
@@ -236,7 +283,6 @@ class ServerProgram:
     def _advance(self, node: ServerNode, message: Message, sends: list[Send], effects: list[Effect]) -> None:
         assert self._session is not None
         effects.extend(sends)
-        node.next_id += 1
         if self._session.is_done:
             session, self._session = self._session, None
             effects.extend(Send(i.client, Released(i.id)) for i in session.replies)
@@ -247,7 +293,7 @@ class ServerProgram:
         node: ServerNode,
         now: float,
         infos: Sequence[ReplyInfo],
-        opened: Mapping[str, Sum | Sequence[Update]],
+        opened: Mapping[str, Sum | Iterable[Update]],
         effects: list[Effect],
     ) -> None:
         totals: dict[str, Update] = {}
@@ -281,7 +327,7 @@ class ServerProgram:
 
 
 def _fit(
-    got: Sum | Sequence[Update], aggregator: Aggregator, params: dict[str, torch.Tensor]
+    got: Sum | Iterable[Update], aggregator: Aggregator, params: dict[str, torch.Tensor]
 ) -> Sum | Sequence[Update]:
     """Updates as the aggregator wants them: summed, or each without packing."""
     if isinstance(got, Sum):

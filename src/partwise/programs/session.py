@@ -8,6 +8,7 @@ from typing import Any
 from partwise.core.aggregate import Sum
 from partwise.core.algorithm import ServerState
 from partwise.core.channel import Channel, ServerSession
+from partwise.core.errors import CompositionError
 from partwise.core.program import SERVER, Message, Send, Wake
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
@@ -36,6 +37,11 @@ class Session:
         self._channel, self._params = channel, params
         self._streams = list(streams)
         self._ids = {info.client: info.id for info in replies}
+        if len(self._ids) < len(replies):
+            raise CompositionError(
+                f"{channel!r}: exchanges messages about one reply per client, got {len(replies)} replies of "
+                f"{len(self._ids)} clients. Use a scheduler that commits each client once."
+            )
         self._number, self._turn_number = 0, 0
         self._side: ServerSession | None = None
         self._asked: set[int] = set()
@@ -58,35 +64,48 @@ class Session:
     def open(self, number: int) -> list[Send]:
         """The first messages."""
         self._number = number
-        return self._next_stream()
+        return self._go_on()
 
     def step(self, message: Message) -> list[Send]:
         """One answer, or the end of patience; the next messages once all have answered."""
         match message.body:
-            case Answer(_, _, body):
-                if message.src in self._asked:
-                    self._answers[message.src] = body
-                return self._go_on() if self._answers.keys() == self._asked else []
-            case Wake(int() as tag):
-                return self._go_on() if tag == self._timer() else []
+            case Answer(_, _, body) if message.src in self._asked:
+                self._answers[message.src] = body
+                return self._go_on_if_all()
+            case Wake(int() as tag) if tag == self._timer():
+                return self._go_on()
             case _:
                 return []
+
+    def lose(self, client: int) -> list[Send]:
+        """A client that will not answer is not waited for."""
+        if client not in self._asked or client in self._answers:
+            return []
+        self._asked.discard(client)
+        return self._go_on_if_all()
+
+    def _go_on_if_all(self) -> list[Send]:
+        return self._go_on() if self._answers.keys() == self._asked else []
 
     def _timer(self) -> int:
         return TIMERS - (self._number * 1024 + self._turn_number)
 
-    def _next_stream(self) -> list[Send]:
-        self._side = self._channel.server(sorted(self._ids), self._params[self._streams[0]])
-        return self._send(next(self._side))
-
     def _go_on(self) -> list[Send]:
-        assert self._side is not None
-        answers = {client: self._answers[client] for client in sorted(self._answers)}
-        try:
-            return self._send(self._side.send(answers))
-        except StopIteration as end:
-            self.opened[self._streams.pop(0)] = end.value
-            return self._next_stream() if self._streams else []
+        """Hand the answers to the channel, until it has a message for somebody or every stream is opened."""
+        answers: dict[int, Any] | None = {client: self._answers[client] for client in sorted(self._answers)}
+        while self._streams:
+            if self._side is None:
+                self._side, answers = self._channel.server(sorted(self._ids), self._params[self._streams[0]]), None
+            try:
+                messages = next(self._side) if answers is None else self._side.send(answers)
+            except StopIteration as end:
+                self.opened[self._streams.pop(0)] = end.value
+                self._side = None
+                continue
+            if messages:
+                return self._send(messages)
+            answers = {}
+        return []
 
     def _send(self, messages: dict[int, Any]) -> list[Send]:
         self._turn_number += 1

@@ -69,14 +69,14 @@ class Star:
                 )
         known = set(self.all_aggregators())
         for what, chains in (
-            ("client", self.client_chain),
-            ("server", self.server_chain),
-            ("aggregator", self.aggregators),
+            ("a client chain", self.client_chain),
+            ("a server chain", self.server_chain),
+            ("an aggregator", self.aggregators),
         ):
             unknown = sorted(set(chains) - known)
             if unknown:
                 raise CompositionError(
-                    f"{type(self.algorithm).__name__}: has the streams {sorted(known)}, got a {what} for {unknown}. "
+                    f"{type(self.algorithm).__name__}: has the streams {sorted(known)}, got {what} for {unknown}. "
                     "Name one of its streams."
                 )
 
@@ -138,7 +138,7 @@ _SITES_KEPT = 2048
 class _Programs(Mapping[NodeId, Program]):
     def __init__(self, star: Star) -> None:
         server, client = ServerProgram(star), ClientProgram(star)
-        self._server = Program(server.init, server.step, server.is_settled)
+        self._server = Program(server.init, server.step, server.is_settled, server.attach)
         self._client = Program(client.init, client.step)
         self._clients = star.population.clients
 

@@ -8,30 +8,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from partwise.core.codec import encoded_size, register
+from partwise.core.codec import encoded_size
 from partwise.core.plan import Executor, Job
 from partwise.core.population import Population
-from partwise.core.program import SERVER, Effect, Failed, Halt, Message, NodeId, Program, Record, Send, Wake, Work
+from partwise.core.program import SERVER, Effect, Halt, Message, NodeId, Program, Record, Send, Wake, Work
 from partwise.core.runtime import Observer, Traffic
+from partwise.core.spool import DEFAULT_MEMORY_BYTES, Kept, Spool, footprint
 from partwise.runtimes.executors.plain import Plain
+from partwise.runtimes.parcel import Opened, Parcel, clock_of, failed, packed, unpacked
 
 __all__ = ["Simulate"]
-
-
-@register
-@dataclass(order=True)
-class _Event:
-    """A message under way. Ties in time are broken by the order of sending."""
-
-    time: float
-    number: int
-    src: NodeId = field(compare=False)
-    to: NodeId = field(compare=False)
-    body: Any = field(compare=False)
-
-
-class _Pending:
-    """Stands for the result of a job that has not been run yet."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +29,22 @@ class Simulate:
 
     Args:
         executor: runs local plans.
+        memory_bytes: bound of the memory for messages under way, replies that wait for a commit, and client states,
+            >= 0; what is more goes to a temporary file. Jobs that wait for the executor have a quarter of it. No
+            result depends on it.
+        folder: where that file is; the system's folder for temporary files by default.
     """
 
     executor: Executor = field(default_factory=Plain)
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory_bytes < 0:
+            raise ValueError(
+                f"Simulate(memory_bytes={self.memory_bytes}): must be at least 0, got {self.memory_bytes}. "
+                "0 keeps next to nothing in memory."
+            )
 
     def run(
         self,
@@ -56,34 +55,38 @@ class Simulate:
         until: float | None = None,
         entries: Mapping[str, object] | None = None,
     ) -> tuple[Mapping[NodeId, Any], str]:
-        world = _World(programs, population, self.executor)
+        world = _World(programs, population, self.executor, Spool(self.memory_bytes, self.folder))
         if entries is None:
             world.start()
         else:
             world.restore(entries)
         reason = world.run(observer, math.inf if until is None else until)
         observer.ended(world, reason)
-        return world.states, reason
+        return Opened(world.nodes), reason
 
 
 class _World:
-    def __init__(self, programs: Mapping[NodeId, Program], population: Population, executor: Executor) -> None:
+    def __init__(
+        self, programs: Mapping[NodeId, Program], population: Population, executor: Executor, spool: Spool
+    ) -> None:
         self.now, self.traffic = 0.0, Traffic()
-        self.states: dict[NodeId, Any] = {}
-        self._programs, self._population, self._executor = programs, population, executor
-        self._queue: list[_Event] = []
+        self.nodes: dict[NodeId, Kept] = {}
+        self._programs, self._population, self._executor, self._spool = programs, population, executor, spool
+        self._queue: list[Parcel] = []
         self._number = 0
-        self._jobs: dict[int, tuple[NodeId, Job]] = {}  # by number of the event that brings the result
-        self._results: dict[int, Any] = {}
+        self._jobs: dict[int, tuple[Parcel, Job]] = {}  # by number of the parcel that brings the result
+        self._jobs_bytes = 0
         self._changed: set[NodeId] = set()
+        self._saved: set[int] = set()  # numbers of the messages that the last entries had
         self._stop = ""
+        programs[SERVER].attach(spool)
 
     def start(self) -> None:
         """The server wakes first; a client exists from its first message on."""
         self._push(0.0, SERVER, SERVER, Wake())
 
     def state(self, node: NodeId) -> Any:
-        return self.states.get(node)
+        return self.nodes[node].tree if node in self.nodes else None
 
     # Time
 
@@ -91,15 +94,9 @@ class _World:
         while self._queue:
             if self._queue[0].time > until:
                 return "time is up"
-            event = heapq.heappop(self._queue)
-            self.now = event.time
-            program = self._programs[event.to]
-            if event.to not in self.states:
-                self.states[event.to] = program.init(event.to)
-            message = Message(event.time, event.to, event.src, self._body(event))
-            self.states[event.to], effects = program.step(self.states[event.to], message)
-            self._changed.add(event.to)
-            records = self._apply(event.to, effects)
+            parcel = heapq.heappop(self._queue)
+            self.now = parcel.time
+            records = self._apply(parcel.to, self._step(parcel))
             for record in records:
                 self._stop = observer.record(record, self) or self._stop
             if records and self._programs[SERVER].is_settled():
@@ -108,21 +105,24 @@ class _World:
                 return self._stop
         return "nothing left to do"
 
-    def _body(self, event: _Event) -> Any:
-        if not isinstance(event.body, _Pending):
-            return event.body
-        self._run_jobs()
-        result = self._results.pop(event.number)
-        if isinstance(result, Exception):
-            return Failed("train", f"{type(result).__name__}: {result}")
-        return result
+    def _step(self, parcel: Parcel) -> list[Effect]:
+        if parcel.body is None:
+            self._run_jobs()
+        assert parcel.body is not None
+        program, node = self._programs[parcel.to], parcel.to
+        state = self.nodes.pop(node).take() if node in self.nodes else program.init(node)
+        state, effects = program.step(state, Message(parcel.time, node, parcel.src, parcel.body.take()))
+        self.nodes[node] = self._spool.keep(state, 0 if node == SERVER else None)
+        self._changed.add(node)
+        return effects
 
     def _run_jobs(self) -> None:
         """Run what is waiting, in order of client, so that an executor may run it together."""
-        numbers = sorted(self._jobs, key=lambda number: (self._jobs[number][0], number))
-        results = self._executor.run([self._jobs[number][1] for number in numbers])
-        self._results.update(zip(numbers, results, strict=True))
-        self._jobs.clear()
+        waiting = sorted(self._jobs.values(), key=lambda found: (found[0].to, found[0].number))
+        self._jobs, self._jobs_bytes = {}, 0
+        results = self._executor.run([job for _, job in waiting])
+        for (parcel, _), result in zip(waiting, results, strict=True):
+            parcel.body = self._spool.keep(failed("train", result) if isinstance(result, Exception) else result)
 
     def _apply(self, me: NodeId, effects: Sequence[Effect]) -> list[Record]:
         records: list[Record] = []
@@ -132,9 +132,7 @@ class _World:
                     if after != math.inf:
                         self._push(self.now + after + self._transfer(me, to, body), me, to, body)
                 case Work(job, steps):
-                    self._jobs[self._number] = (me, job)
-                    pace = self._population.profile(me).seconds_per_step
-                    self._push(self.now + steps * pace, me, me, _Pending())
+                    self._work(me, job, steps)
                 case Record():
                     records.append(effect)
                 case Halt(reason):
@@ -142,7 +140,19 @@ class _World:
         return records
 
     def _push(self, time: float, src: NodeId, to: NodeId, body: Any) -> None:
-        heapq.heappush(self._queue, _Event(time, self._number, src, to, body))
+        parcel = Parcel(time, max(src, to), self._number, src, to).stamped(self._spool.keep(body))
+        heapq.heappush(self._queue, parcel)
+        self._number += 1
+
+    def _work(self, me: NodeId, job: Job, steps: int) -> None:
+        """Have the result delivered when the client is through; when it is computed is another matter."""
+        size = footprint(job.start)
+        if self._jobs and self._jobs_bytes + size > self._spool.max_bytes // 4:
+            self._run_jobs()
+        parcel = Parcel(self.now + steps * self._population.profile(me).seconds_per_step, me, self._number, me, me)
+        self._jobs[self._number] = parcel, job
+        self._jobs_bytes += size
+        heapq.heappush(self._queue, parcel)
         self._number += 1
 
     def _transfer(self, src: NodeId, to: NodeId, body: Any) -> float:
@@ -160,24 +170,17 @@ class _World:
 
     def entries(self) -> tuple[Mapping[str, object], Collection[str]]:
         self._run_jobs()
-        for event in self._queue:
-            if isinstance(event.body, _Pending):
-                event.body = self._results.pop(event.number)
-                if isinstance(event.body, Exception):
-                    event.body = Failed("train", f"{type(event.body).__name__}: {event.body}")
-        clock = {"now": self.now, "number": self._number, "traffic": self.traffic}
-        entries: dict[str, object] = {"clock": clock, "queue": sorted(self._queue)}
-        entries.update({f"node/{node}": state for node, state in self.states.items()})
-        unchanged = {f"node/{node}" for node in self.states if node not in self._changed}
+        clock = clock_of(self.now, self._number, self.traffic)
+        numbers = {parcel.number for parcel in self._queue}
+        unchanged = {f"node/{node}" for node in self.nodes if node not in self._changed}
+        unchanged |= {f"message/{number}" for number in numbers & self._saved}
         self._changed.clear()
-        return entries, unchanged
+        self._saved = numbers
+        return packed(clock, self._queue, self.nodes), unchanged
 
     def restore(self, entries: Mapping[str, object]) -> None:
         """Go on from what `entries` gave."""
-        clock: Any = entries["clock"]
-        queue: Any = entries["queue"]
+        clock, queue, self.nodes = unpacked(entries, self._spool)
         self.now, self._number, self.traffic = clock["now"], clock["number"], clock["traffic"]
         self._queue = sorted(queue)
-        for name in entries:
-            if name.startswith("node/"):
-                self.states[int(name.removeprefix("node/"))] = entries[name]
+        self._saved = {parcel.number for parcel in queue}

@@ -131,10 +131,11 @@ def _unheld(part: Aggregator, params: Params, num_updates: int) -> None:
 
 
 def _few(part: Aggregator, params: Params) -> None:
+    census = example_census(example_updates(params, 5), params)
     for num in (0, 1):
         updates = example_updates(params, num)
         try:
-            result = _once(part, updates, params)
+            result, _ = _reduce(part, updates, params, part.init(params, census))
         except (ValueError, PartwiseError) as error:
             expect(
                 type(part).__name__ in str(error),

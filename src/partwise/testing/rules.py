@@ -54,7 +54,7 @@ def check_part(part: Any) -> None:
     if isinstance(part, type):
         raise TypeError(f"check({part.__name__}): needs a part, got its class. Make one: {part.__name__}().")
     expect(
-        is_dataclass(part) and type(part).__dataclass_params__.frozen,
+        _settings(part) is not None and _settings(part).frozen,
         part,
         "a part is a frozen dataclass",
         got=f"a {type(part).__name__} that is not",
@@ -64,12 +64,17 @@ def check_part(part: Any) -> None:
     with trying(part, "a part rebuilds from its repr"):
         rebuilt = eval(text, _namespace(part))  # noqa: S307 - the object's own repr, not something that arrived
     expect(
-        repr(rebuilt) == text and (rebuilt == part or not type(part).__dataclass_params__.eq),
+        repr(rebuilt) == text and (rebuilt == part or not _settings(part).eq),
         part,
         "a part rebuilds from its repr",
         got=f"{rebuilt!r}",
         remedy="Keep every setting in a field whose repr is code",
     )
+
+
+def _settings(part: object) -> Any:
+    """What @dataclass was called with; None for anything else."""
+    return vars(type(part)).get("__dataclass_params__")
 
 
 def _namespace(part: object) -> dict[str, Any]:
@@ -119,7 +124,7 @@ def saved(part: object, state: Any) -> Any:
 
 def check_same(part: object, one: Any, other: Any, rule: str, remedy: str) -> None:
     """Two trees are the same to the last bit."""
-    same = snapshot(part, one, "the result") == snapshot(part, other, "the result")
+    same = snapshot(part, one, "a result") == snapshot(part, other, "a result")
     expect(same, part, rule, got="two different results", remedy=remedy)
 
 

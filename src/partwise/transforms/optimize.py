@@ -20,7 +20,7 @@ from partwise.core.update import Update
 
 __all__ = ["Adagrad", "Adam", "ServerSGD", "Yogi"]
 
-# slot -> name -> tensor of the parameter's shape; the slots are `m`, `v` and `count`
+# Slot -> name -> tensor of the parameter's shape. The slots are `m`, `v`, `count`; and `like`, empty tensors of its type.
 _Slots = dict[str, Values]
 _Step = Callable[[dict[str, Tensor], Tensor], Tensor]
 
@@ -57,7 +57,7 @@ class ServerSGD:
         _share("ServerSGD", "momentum", self.momentum)
 
     def init(self, params: Params) -> State:
-        return {"m": _filled(params, 0.0)}
+        return {"like": _types(params), "m": _filled(params, 0.0)}
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
         def step(slots: dict[str, Tensor], aggregate: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class Adagrad:
         _positive("Adagrad", "tau", self.tau)
 
     def init(self, params: Params) -> State:
-        return {"m": _filled(params, 0.0), "v": _filled(params, self.tau**2)}
+        return {"like": _types(params), "m": _filled(params, 0.0), "v": _filled(params, self.tau**2)}
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
         def step(slots: dict[str, Tensor], aggregate: Tensor) -> Tensor:
@@ -135,8 +135,10 @@ class Adam:
         _positive("Adam", "tau", self.tau)
 
     def init(self, params: Params) -> State:
-        state = {"m": _filled(params, 0.0), "v": _filled(params, 0.0 if self.bias_correction else self.tau**2)}
-        return {**state, "count": _filled(params, 0.0)} if self.bias_correction else state
+        slots = {"like": _types(params), "m": _filled(params, 0.0)}
+        if self.bias_correction:
+            return {**slots, "v": _filled(params, 0.0), "count": _filled(params, 0.0)}
+        return {**slots, "v": _filled(params, self.tau**2)}
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
         def step(slots: dict[str, Tensor], aggregate: Tensor) -> Tensor:
@@ -178,7 +180,7 @@ class Yogi:
         _positive("Yogi", "tau", self.tau)
 
     def init(self, params: Params) -> State:
-        return {"m": _filled(params, 0.0), "v": _filled(params, self.tau**2)}
+        return {"like": _types(params), "m": _filled(params, 0.0), "v": _filled(params, self.tau**2)}
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
         def step(slots: dict[str, Tensor], aggregate: Tensor) -> Tensor:
@@ -196,28 +198,30 @@ def _filled(params: Params, fill: float) -> Values:
     return {n: torch.full_like(t, fill, dtype=torch.promote_types(t.dtype, torch.float32)) for n, t in params.items()}
 
 
+def _types(params: Params) -> Values:
+    return {name: torch.empty(0, dtype=t.dtype) for name, t in params.items()}
+
+
 def _averaged_(m: Tensor, aggregate: Tensor, beta1: float) -> Tensor:
     return m.mul_(beta1).add_(aggregate, alpha=1 - beta1)
 
 
 def _advance(update: Update, state: _Slots, lazy: bool, step: _Step) -> tuple[Update, Any]:
     """Run `step` on the slots and the aggregate of each parameter; it changes the slots in place."""
-    values = update.values()
-    dtypes = {name: value.dtype for name, value in values.items()}
-    index = update.index
+    values, index = update.values(), update.index
+    full_slots = {slot: full for slot, full in state.items() if slot != "like"}
     if not lazy:
         dense = {name: torch.zeros_like(full) for name, full in state["m"].items()}
         index.scatter_add_(dense, {name: value.to(dense[name]) for name, value in values.items()})
         index, values = Whole(shapes_of(dense)), dense
-        dtypes = {**{name: value.dtype for name, value in dense.items()}, **dtypes}
     is_whole = all(index.grain(name) == 0 for name in index.shapes)
-    held = state if is_whole else {slot: index.gather(full) for slot, full in state.items()}
+    held = full_slots if is_whole else {slot: index.gather(full) for slot, full in full_slots.items()}
     steps = {}
     for name, value in values.items():
         slots = {slot: held[slot][name] for slot in held}
-        steps[name] = step(slots, value.to(slots["m"])).to(dtypes[name])
+        steps[name] = step(slots, value.to(slots["m"])).to(state["like"][name].dtype)
     if not is_whole:
-        for slot, full in state.items():
+        for slot, full in full_slots.items():
             index.put_(full, held[slot])
     weight = update.weight
     if not lazy and isinstance(weight, Mapping):  # weights per row of an index that is no longer the result's

@@ -1,1 +1,17 @@
 """Built-in data sets and the small models that fit them."""
+
+from partwise.workloads.generated import ClickLog, LeafSynthetic, SparseLogistic
+from partwise.workloads.images import CIFAR10, MNIST, FashionMNIST
+from partwise.workloads.shakespeare import Shakespeare
+from partwise.workloads.stdlib_code import StdlibCode
+
+__all__ = [
+    "CIFAR10",
+    "MNIST",
+    "ClickLog",
+    "FashionMNIST",
+    "LeafSynthetic",
+    "Shakespeare",
+    "SparseLogistic",
+    "StdlibCode",
+]

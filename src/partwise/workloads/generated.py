@@ -133,7 +133,7 @@ class LeafSynthetic:
         test_share: the last share of each client's examples, in [0, 1).
         profiles: how fast the clients are.
 
-    Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv 1812.06127, section 5.1;
+    Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv 1812.06127;
     github litian96/FedProx `data/synthetic_1_1/generate_synthetic.py`.
     """
 

@@ -60,7 +60,7 @@ class Shakespeare:
         profiles: how fast the clients are.
 
     Source: McMahan et al., AISTATS 2017, arXiv 1602.05629, section 3; Caldas et al., "LEAF", arXiv 1812.01097.
-    Differs: other edition and parse, hence other clients than the published 715 or 1,146.
+    Differs: other edition and parse, hence other clients than the published 1,146.
     """
 
     folder: str

@@ -1,0 +1,101 @@
+"""The application: its exit codes, and errors as sentences."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from partwise import __version__
+from partwise.core.errors import CheckpointError, PartwiseError
+
+__all__ = ["FAILED", "INTERRUPTED", "NOT_A_RUN", "UNUSABLE", "app", "fail", "main"]
+
+FAILED, UNUSABLE, NOT_A_RUN, INTERRUPTED = 1, 2, 3, 130
+
+_HELP = """Federated learning in which each participant holds, trains and sends a part of the model.
+
+Begin with: partwise demo
+"""
+_EPILOG = (
+    "Exit codes: 0 done. 1 the run failed: it diverged, or the disk is full. 2 the specification or the command cannot "
+    "be used. 3 nothing to resume, or not a run's folder. 130 interrupted by Ctrl-C, after saving."
+)
+
+
+class _Sentences(TyperGroup):
+    """Turns errors into a sentence and an exit code. Bugs keep their traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # --debug is understood anywhere, for people add it at the end of the command that failed
+        rest = [a for a in args if a != "--debug"]
+        return super().parse_args(ctx, ["--debug", *rest] if len(rest) < len(args) else rest)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `partwise list | head`
+            raise
+        except KeyboardInterrupt:
+            fail("interrupted before there was anything to save.", INTERRUPTED)
+        except (PartwiseError, ValueError, OSError, ImportError) as error:
+            if ctx.params.get("debug"):
+                raise
+            code = NOT_A_RUN if isinstance(error, CheckpointError) else FAILED if isinstance(error, OSError) else UNUSABLE
+            fail(sentence(error), code)
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says, for somebody who does not read Python."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    return str(error) or type(error).__name__
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Say why, and end with an exit code."""
+    typer.echo(f"partwise: {message}", err=True)
+    raise typer.Exit(code)
+
+
+app = typer.Typer(
+    name="partwise",
+    cls=_Sentences,
+    help=_HELP,
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"partwise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version, and end.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    pass
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: without the program's name; those of the process by default.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a pipe on Windows cannot write every character by default
+            stream.reconfigure(errors="replace")
+    app(args=None if args is None else list(args), prog_name="partwise")

@@ -1,0 +1,249 @@
+"""What a run says while it goes on, gathered for whatever shows it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from partwise.core.program import Record
+    from partwise.core.runtime import World
+    from partwise.experiment.evaluate import Score
+
+__all__ = ["Header", "Notice", "Snapshot", "View", "Watcher"]
+
+
+class Header(NamedTuple):
+    """What is known when a run begins.
+
+    Args:
+        name: of the run.
+        folder: of the run.
+        total: versions to come in all; 0 if nobody knows.
+        clients: in the population.
+        metric: the main one.
+        noun: what a version is called.
+    """
+
+    name: str
+    folder: str
+    total: int
+    clients: int
+    metric: str
+    noun: str
+
+
+class Snapshot(NamedTuple):
+    """A run after a version.
+
+    Args:
+        version: how many commits were made.
+        total: how many there will be; 0 if nobody knows.
+        loss: mean training loss of the cohort.
+        scores: of this version; empty where it was not evaluated.
+        value: the main metric when it was measured last; nan before.
+        best: the best it ever was.
+        uplink: bytes from clients so far.
+        downlink: bytes to clients so far.
+        seconds: on the runtime's clock.
+        clients_per_second: replies per second on the wall's clock, lately.
+        seconds_left: on the wall's clock; nan if nobody knows.
+        lost: clients lost so far.
+        refused: updates refused so far.
+    """
+
+    version: int
+    total: int
+    loss: float
+    scores: Sequence[Score]
+    value: float
+    best: float
+    uplink: int
+    downlink: int
+    seconds: float
+    clients_per_second: float
+    seconds_left: float
+    lost: int
+    refused: int
+
+
+class Notice(NamedTuple):
+    """A client that was lost or refused, by name where it has one."""
+
+    kind: str
+    client: int
+    name: str
+    version: int
+    reason: str
+
+    def __str__(self) -> str:
+        who = f"client {self.client}" if self.name == str(self.client) else f"client {self.client} ({self.name})"
+        return f"{who} {self.kind} at version {self.version}: {self.reason}"
+
+
+class View(Protocol):
+    """Shows a run somewhere."""
+
+    def prepare(self, what: str) -> None:
+        """Data are being read; nothing runs yet."""
+        ...
+
+    def begin(self, header: Header) -> None: ...
+
+    def show(self, snapshot: Snapshot) -> None: ...
+
+    def notice(self, notice: Notice) -> None: ...
+
+    def end(self, reason: str, snapshot: Snapshot | None) -> None: ...
+
+
+class Watcher:
+    """Follows a run, and tells a view. It is the `Progress` that `Experiment.run` asks for.
+
+    Args:
+        view: shows it.
+        scope: of the main metric; the default is that of targets.
+    """
+
+    def __init__(self, view: View, scope: str = "") -> None:
+        self._view, self._scope = view, scope
+        self.header: Header | None = None
+        self.last: Snapshot | None = None
+        self.reason = ""
+        self._meta: Mapping[str, Any] = {}
+        self._value, self._best = math.nan, math.nan
+        self._counts = {"lost": 0, "refused": 0}
+        self._names: Mapping[str, Any] | None = None
+        self._began = self._before = time.monotonic()
+        self._first_version: int | None = None
+        self._asked: int | None = None
+        self._rate = math.nan
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the run got as far as its first round."""
+        return self.header is not None
+
+    # What an experiment calls
+
+    def started(self, total: int, folder: str) -> None:
+        self._meta = _meta(folder)
+        noun = "round" if str(self._meta.get("scheduler", "")).startswith("Synchronous") else "version"
+        name, metric = str(self._meta.get("name", "run")), str(self._meta.get("metric", ""))
+        self.header = Header(name, folder, total, int(self._meta.get("num_clients", 0)), metric, noun)
+        self._best = _best_so_far(Path(folder), metric, self._scope, self._is_higher_better)
+        self._began = self._before = time.monotonic()
+        self._view.begin(self.header)
+
+    def committed(self, version: int, loss: float, world: World, scores: Sequence[Score]) -> None:
+        assert self.header is not None
+        self._measured(scores)
+        self._paced(world)
+        if self._first_version is None:
+            self._first_version = version - 1
+        done, elapsed = version - self._first_version, time.monotonic() - self._began
+        total, traffic = self.header.total, world.traffic
+        self.last = Snapshot(
+            version=version,
+            total=total,
+            loss=loss,
+            scores=scores,
+            value=self._value,
+            best=self._best,
+            uplink=traffic.uplink,
+            downlink=traffic.downlink,
+            seconds=world.now,
+            clients_per_second=self._rate,
+            seconds_left=elapsed / done * (total - version) if total else math.nan,
+            lost=self._counts["lost"],
+            refused=self._counts["refused"],
+        )
+        self._view.show(self.last)
+
+    def noticed(self, record: Record) -> None:
+        fields = record.fields
+        self._counts[record.kind] = self._counts.get(record.kind, 0) + 1
+        client, reason = int(fields["client"]), str(fields["reason"])
+        if fields.get("stage"):
+            reason = f"in {fields['stage']}: {reason}"
+        self._view.notice(Notice(record.kind, client, self._name(client), int(fields["version"]), reason))
+
+    def finished(self, reason: str) -> None:
+        self.reason = reason
+        self._view.end(reason, self.last)
+
+    # What is made of it
+
+    @property
+    def _is_higher_better(self) -> bool:
+        return bool(self._meta.get("higher_is_better", True))
+
+    def _measured(self, scores: Sequence[Score]) -> None:
+        from partwise.experiment.recorder import main_score
+
+        assert self.header is not None
+        score = main_score(scores, self.header.metric, self._scope)
+        if score is not None:
+            self._value = score.value
+            self._best = _better(self._best, score.value, self._is_higher_better)
+
+    def _paced(self, world: World) -> None:
+        """Update the replies per second, as a mean in which the last few versions count most."""
+        from partwise.core.program import SERVER
+
+        server, now = world.state(SERVER), time.monotonic()
+        asked = server.next_id - len(server.in_flight)
+        if self._asked is not None and now > self._before:
+            rate = (asked - self._asked) / (now - self._before)
+            self._rate = rate if math.isnan(self._rate) else 0.8 * self._rate + 0.2 * rate
+        self._asked, self._before = asked, now
+
+    def _name(self, client: int) -> str:
+        if self._names is None:
+            assert self.header is not None
+            self._names = _population(Path(self.header.folder))
+        names, numbers = self._names.get("names"), self._names.get("numbers")
+        if not names:
+            return str(client)
+        at = client if numbers is None else numbers.index(client)
+        return str(names[at])
+
+
+def _better(one: float, other: float, higher: bool) -> float:
+    if math.isnan(one) or math.isnan(other):
+        return other if math.isnan(one) else one
+    return (max if higher else min)(one, other)
+
+
+def _meta(folder: str) -> Mapping[str, Any]:
+    from partwise.experiment.store import RunStore
+
+    with RunStore(folder, "read") as store:
+        return store.meta()
+
+
+def _best_so_far(folder: Path, metric: str, scope: str, higher: bool) -> float:
+    """The best value on record, which a resumed run has before its first round."""
+    from partwise.experiment.store import RunStore
+
+    best = math.nan
+    with RunStore(folder, "read") as store:
+        for wanted in (scope,) if scope else ("central", "pooled"):
+            rows = store.metrics(metric, wanted)
+            for row in rows:
+                best = _better(best, row["value"], higher)
+            if rows:
+                break
+    return best
+
+
+def _population(folder: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads((folder / "population.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

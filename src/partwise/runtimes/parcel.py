@@ -1,0 +1,115 @@
+"""Messages under way, and the entries of a saved world: the same form for every runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from partwise.core.codec import register
+from partwise.core.program import SERVER, Failed, NodeId, Wake
+from partwise.core.runtime import Traffic
+from partwise.core.spool import Kept, Spool, footprint, owned
+
+__all__ = ["Entries", "Opened", "Parcel", "clock_of", "failed", "packed", "unpacked"]
+
+register(Wake)  # core/program.py knows no codec: it imports the standard library alone
+register(Failed)
+
+
+@register
+@dataclass(order=True)
+class Parcel:
+    """A message under way.
+
+    Ties in time go to the lower client, then to the message sent first: of clients that take no time, one finishes
+    before the next begins, so that their messages are never all there at once.
+
+    Args:
+        time: when it is delivered.
+        client: whom it concerns: the higher of sender and receiver, which is never the server if there is a choice.
+        number: how many were sent before.
+        src: sender.
+        to: receiver.
+    """
+
+    time: float
+    client: NodeId
+    number: int
+    src: NodeId = field(compare=False)
+    to: NodeId = field(compare=False)
+    body: Kept | None = field(default=None, init=False, compare=False, repr=False)  # None: not computed yet
+
+    def stamped(self, body: Kept | None) -> Parcel:
+        """The same parcel, with what is in it."""
+        self.body = body
+        return self
+
+
+class Entries(Mapping[str, object]):
+    """Entries by name; those that lie in a spool's file are read when they are asked for."""
+
+    def __init__(self, entries: Mapping[str, object]) -> None:
+        self._entries = entries
+
+    def __getitem__(self, name: str) -> object:
+        found = self._entries[name]
+        return found.tree if isinstance(found, Kept) else found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class Opened(Mapping[NodeId, Any]):
+    """The states of nodes, read when they are asked for."""
+
+    def __init__(self, states: Mapping[NodeId, Kept]) -> None:
+        self._states = states
+
+    def __getitem__(self, node: NodeId) -> Any:
+        return self._states[node].tree
+
+    def __iter__(self) -> Iterator[NodeId]:
+        return iter(self._states)
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+
+def failed(stage: str, error: Exception) -> Failed:
+    """What a node is told of an error."""
+    return Failed(stage, f"{type(error).__name__}: {error}")
+
+
+def clock_of(now: float, number: int, traffic: Traffic) -> dict[str, object]:
+    """The clock's entry, which no later message changes."""
+    return {"now": now, "number": number, "traffic": replace(traffic, clients=dict(traffic.clients))}
+
+
+def packed(clock: object, parcels: Iterable[Parcel], states: Mapping[NodeId, Kept]) -> Entries:
+    """The entries of a world: the clock, the queue, every message in it, every node.
+
+    They are to be encoded before the world goes on.
+    """
+    queue = sorted(parcels)
+    entries: dict[str, object] = {"clock": clock, "queue": queue}
+    entries.update({f"message/{parcel.number}": parcel.body for parcel in queue})
+    entries.update({f"node/{node}": state for node, state in states.items()})
+    return Entries(entries)
+
+
+def unpacked(entries: Mapping[str, object], spool: Spool) -> tuple[Any, list[Parcel], dict[NodeId, Kept]]:
+    """What `packed` was given; one entry after another is read."""
+
+    def kept(name: str) -> Kept:
+        tree = owned(entries[name])
+        return spool.keep(tree, 0 if name == f"node/{SERVER}" else footprint(tree))
+
+    clock, queue = entries["clock"], entries["queue"]
+    assert isinstance(queue, list)
+    parcels = [parcel.stamped(kept(f"message/{parcel.number}")) for parcel in queue]
+    nodes = [name for name in entries if name.startswith("node/")]
+    return clock, parcels, {int(name.removeprefix("node/")): kept(name) for name in nodes}

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import nn
+
+from partwise.algorithms import FedAvg, LocalOnly
+from partwise.algorithms.personal import PersonalState
+from partwise.core.metrics import Accuracy, Loss
+from partwise.core.model import CrossEntropy, Model
+from partwise.core.population import Examples, Profile
+from partwise.core.workload import Workload
+from partwise.experiment import evaluate as module
+from partwise.experiment.evaluate import ClientScore, evaluate, summarize
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Clients with test sets of unequal size; client 2 has none."""
+
+    sizes: tuple[int, ...] = (3, 7, 0, 1, 12)
+    central: bool = False
+    clients: range = field(default=range(5))
+
+    def test_data(self, client: int) -> Examples | None:
+        if not self.sizes[client]:
+            return None
+        rng = torch.Generator().manual_seed(client)
+        n = self.sizes[client]
+        return Examples({"x": torch.randn(n, 3, generator=rng), "y": torch.randint(0, 4, (n,), generator=rng)})
+
+    def data(self, client: int) -> Examples:
+        return Examples({"x": torch.zeros(1, 3), "y": torch.zeros(1, dtype=torch.int64)})
+
+    def central_test(self) -> Examples | None:
+        rng = torch.Generator().manual_seed(99)
+        x, y = torch.randn(9, 3, generator=rng), torch.randint(0, 4, (9,), generator=rng)
+        return Examples({"x": x, "y": y}) if self.central else None
+
+    def profile(self, client: int) -> Profile:
+        return Profile()
+
+    def next_available(self, client: int, now: float) -> float:
+        return now
+
+    def name(self, client: int) -> str:
+        return str(client)
+
+
+def workload(**changes: object) -> Workload:
+    model = Model(lambda: nn.Linear(3, 4), CrossEntropy())
+    return Workload(model, Groups(**changes), (Accuracy(), Loss(CrossEntropy())))
+
+
+def by_hand(work: Workload, params: dict[str, torch.Tensor]) -> dict[int, tuple[float, float, int]]:
+    """Client -> accuracy, loss, examples; plain loops in float64."""
+    found = {}
+    for client in work.population.clients:
+        data = work.population.test_data(client)
+        if data is None:
+            continue
+        hits, losses = [], []
+        for x, y in zip(data.data["x"].tolist(), data.data["y"].tolist(), strict=True):
+            z = [
+                sum(w * v for w, v in zip(row, x, strict=True)) + b
+                for row, b in zip(params["weight"].tolist(), params["bias"].tolist(), strict=True)
+            ]
+            hits.append(z.index(max(z)) == y)
+            losses.append(math.log(sum(map(math.exp, z))) - z[y])
+        found[client] = (sum(hits) / len(hits), sum(losses) / len(losses), len(hits))
+    return found
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 8192])
+def test_scores_are_those_of_plain_loops_however_clients_are_grouped(chunk, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    work = workload()
+    params = work.model.init(3)
+    scores, rows = evaluate(work, FedAvg(), params, {}, per_client=True)
+    expected = by_hand(work, params)
+    assert {(r.client, r.examples) for r in rows} == {(c, n) for c, (_, _, n) in expected.items()}
+    for row in rows:
+        assert row.value == pytest.approx(expected[row.client][0 if row.name == "accuracy" else 1], abs=1e-6)
+    total = sum(n for _, _, n in expected.values())
+    found = {(s.name, s.scope): s.value for s in scores}
+    for at, name in ((0, "accuracy"), (1, "loss")):
+        values = [v[at] for v in expected.values()]
+        pooled = sum(v[at] * v[2] for v in expected.values()) / total
+        assert found[name, "pooled"] == pytest.approx(pooled, abs=1e-6)
+        assert found[name, "weighted"] == pytest.approx(pooled, abs=1e-6)  # a mean over examples, so these agree
+        assert found[name, "mean"] == pytest.approx(sum(values) / len(values), abs=1e-6)
+        assert found[name, "worst"] == pytest.approx((min if name == "accuracy" else max)(values), abs=1e-6)
+
+
+def test_percentiles_interpolate_and_undefined_clients_are_left_out():
+    rows = [ClientScore(c, "accuracy", v, 1) for c, v in enumerate([0.0, 0.5, math.nan, 1.0, 0.25])]
+    found = {s.scope: s.value for s in summarize(Accuracy(), rows)}
+    assert found["p10"] == pytest.approx(0.075)  # 0.3 of the way from the first to the second of 0, .25, .5, 1
+    assert found["p90"] == pytest.approx(0.85)
+    assert found["mean"] == pytest.approx(0.4375)
+    assert summarize(Accuracy(), [ClientScore(0, "accuracy", math.nan, 1)]) == []
+
+
+def test_a_central_test_set_is_measured_and_clients_only_when_asked_for():
+    work = workload(central=True)
+    params = work.model.init(3)
+    scores, rows = evaluate(work, FedAvg(), params, {}, per_client=False)
+    assert rows == []
+    assert {s.scope for s in scores} == {"central"}
+    x, y = (work.population.central_test().data[n] for n in ("x", "y"))
+    expected = float(((x @ params["weight"].T + params["bias"]).argmax(1) == y).double().mean())
+    assert scores[0].value == pytest.approx(expected)
+
+
+def test_a_client_is_measured_with_what_it_keeps_for_itself():
+    work = workload()
+    params = work.model.init(3)
+    algorithm = LocalOnly(FedAvg(), names=("bias",), normalization=False)
+    plain = {r.client: r.value for r in evaluate(work, FedAvg(), params, {}, per_client=True)[1] if r.name == "loss"}
+    kept = {"bias": torch.tensor([5.0, 0.0, 0.0, 0.0])}
+    own = {1: PersonalState(None, kept)}
+    personal = {
+        r.client: r.value for r in evaluate(work, algorithm, params, own, per_client=True)[1] if r.name == "loss"
+    }
+    assert personal[0] == pytest.approx(plain[0])
+    expected = by_hand(work, {**params, **kept})
+    assert personal[1] == pytest.approx(expected[1][1], abs=1e-6)
+    assert personal[1] != pytest.approx(plain[1], abs=1e-3)

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+
+from partwise.aggregators import Mean
+from partwise.algorithms import FedAvg, FedSubAvg
+from partwise.core.errors import CheckpointError, CompositionError, DataError, DivergedError
+from partwise.core.metrics import AUC, Loss
+from partwise.core.model import BinaryCrossEntropy, Model
+from partwise.core.population import Examples, Profile
+from partwise.core.update import Update, map_values
+from partwise.core.workload import Workload
+from partwise.experiment.evaluate import Evaluation
+from partwise.experiment.experiment import Experiment
+from partwise.experiment.recorder import Checkpointing, Silent
+from partwise.experiment.store import RunStore
+from partwise.local import SGD, LocalTraining
+from partwise.schedulers import Synchronous
+
+
+class Scores(nn.Module):
+    """The sum of the rows of two ids: a logistic regression over a table."""
+
+    def __init__(self, rows: int = 12) -> None:
+        super().__init__()
+        self.table = nn.Embedding(rows, 1)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.table(ids).squeeze(2).sum(1) + self.bias
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Six clients; client c touches the rows c..c+5 and has 5 + 3 c examples."""
+
+    highest_id: int = 10
+    empty_client: int = -1
+    bad_client: int = -1
+
+    @property
+    def clients(self) -> range:
+        return range(6)
+
+    def _make(self, client: int, purpose: int) -> Examples:
+        n = 0 if client == self.empty_client else 5 + 3 * client
+        rng = torch.Generator().manual_seed(100 * purpose + client)
+        ids = torch.randint(client, min(client + 6, self.highest_id + 1), (n, 2), generator=rng)
+        if self.highest_id > 11 and client == 3:
+            ids[0, 0] = self.highest_id
+        y = (torch.rand(n, generator=rng) < ids.double().mean(1) / 11).float()
+        if client == self.bad_client:
+            y = torch.full_like(y, math.nan)
+        return Examples({"ids": ids, "y": y})
+
+    def data(self, client: int) -> Examples:
+        return self._make(client, 1)
+
+    def test_data(self, client: int) -> Examples:
+        return replace(self, empty_client=-1, bad_client=-1)._make(client, 2)
+
+    def central_test(self) -> None:
+        return None
+
+    def profile(self, client: int) -> Profile:
+        return Profile(seconds_per_step=0.1 * (1 + client), uplink=1000.0, downlink=4000.0)
+
+    def next_available(self, client: int, now: float) -> float:
+        return now
+
+    def name(self, client: int) -> str:
+        return f"client number {client}"
+
+
+def experiment(population: Toy | None = None, **changes: object) -> Experiment:
+    model = Model(Scores, BinaryCrossEntropy(), inputs=("ids",), tables={"table.weight": ("ids",)})
+    workload = Workload(model, population or Toy(), (AUC(), Loss(BinaryCrossEntropy())))
+    plan = LocalTraining(SGD(lr=0.5), batch_size=4, steps=3)
+    made = Experiment(workload, FedSubAvg("count", plan), Synchronous(cohort=3, rounds=4), name="toy", seed=3)
+    return replace(made, **changes)
+
+
+def test_a_run_leaves_a_record_a_model_and_checkpoints(tmp_path):
+    result = experiment().run(tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"record.sqlite", "model.safetensors", "environment.json", "population.json", "checkpoints"} <= names
+    with RunStore(tmp_path / "run", "read") as store:
+        assert store.meta()["status"] == "done"
+        assert [row["version"] for row in store.metrics("auc", "pooled")] == [0, 1, 2, 3, 4]
+        assert len(store.replies()) == 12
+        assert all(row["uplink_bytes"] > 0 and row["arrived"] > row["began"] for row in store.replies())
+        assert sum(r["uplink_bytes"] for r in store.replies()) == store.metrics("auc", "pooled")[-1]["uplink_bytes"]
+    assert result.value("auc", "pooled") == result.table("auc", "pooled")[-1]["value"]
+    assert torch.equal(type(result)(result.folder).params["bias"], result.params["bias"])
+    assert len(result.frame("loss", "pooled")) == 5
+
+
+def test_two_runs_of_one_spec_are_bit_equal_and_another_seed_is_another_run(tmp_path):
+    a, b = experiment().run(tmp_path / "a"), experiment().run(tmp_path / "b")
+    c = experiment(seed=4).run(tmp_path / "c")
+    assert all(torch.equal(a.params[n], b.params[n]) for n in a.params)
+    assert a.table() == b.table()
+    assert not torch.equal(a.params["table.weight"], c.params["table.weight"])
+
+
+def test_it_stops_at_the_target(tmp_path):
+    result = experiment(evaluation=Evaluation(target=0.0)).run(tmp_path / "run")
+    assert result.table("auc", "pooled")[-1]["version"] == 1
+    with RunStore(tmp_path / "run", "read") as store:
+        assert store.meta()["status"].startswith("target reached: auc")
+
+
+def test_the_last_version_is_always_evaluated(tmp_path):
+    result = experiment(evaluation=Evaluation(every=3)).run(tmp_path / "run")
+    assert [row["version"] for row in result.table("auc", "pooled")] == [0, 3, 4]
+
+
+# Bad input
+
+
+def test_a_cohort_larger_than_the_population(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"Synchronous\(cohort=9\): must be at most the population, got a population of 6"
+    ):
+        experiment(scheduler=Synchronous(cohort=9)).run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_client_without_examples_is_lost_by_name_and_the_run_goes_on(tmp_path):
+    experiment(Toy(empty_client=2), scheduler=Synchronous(cohort=6, rounds=2)).run(tmp_path / "run")
+    with RunStore(tmp_path / "run", "read") as store:
+        lost = store.events("lost")
+        assert [e["body"]["client"] for e in lost] == [2, 2]
+        assert "client 2: has no examples to train on. Leave it out of the population." in lost[0]["body"]["reason"]
+        assert store.meta()["status"] == "done"
+
+
+def test_ids_outside_the_table_are_named_before_the_first_round(tmp_path):
+    with pytest.raises(
+        DataError, match=r"client 3: ids of 'table.weight' must lie in 0\.\.11, got \d+\.\.14\. Make the table"
+    ):
+        experiment(Toy(highest_id=14)).run(tmp_path / "run")
+
+
+def test_an_update_that_is_not_finite_is_refused_by_name_and_the_run_goes_on(tmp_path):
+    experiment(Toy(bad_client=4), scheduler=Synchronous(cohort=6, rounds=2)).run(tmp_path / "run")
+    with RunStore(tmp_path / "run", "read") as store:
+        refused = store.events("refused")
+        assert [e["body"]["client"] for e in refused] == [4, 4]
+        assert "must be finite, got NaN or infinity" in refused[0]["body"]["reason"]
+        assert [len(e["body"]["clients"]) for e in store.events("commit")] == [5, 5]
+
+
+def test_a_refused_update_stops_the_run_where_that_is_asked_for(tmp_path):
+    run = experiment(Toy(bad_client=4), scheduler=Synchronous(cohort=6, rounds=2), on_refused="stop")
+    run.run(tmp_path / "run")
+    with RunStore(tmp_path / "run", "read") as store:
+        assert store.meta()["status"].startswith("client 4 was refused: stream 'model' must be finite")
+        assert store.events("commit") == []
+
+
+@dataclass(frozen=True)
+class WrongShape:
+    """Sends a row too few."""
+
+    def init(self, params: object) -> tuple[()]:
+        return ()
+
+    def apply(self, update: Update, state: object, rng: object) -> tuple[Update, object]:
+        return map_values(update, lambda v: v[:-1]), state
+
+
+def test_an_update_of_the_wrong_shape_is_refused_by_name(tmp_path):
+    experiment(client=[WrongShape()], scheduler=Synchronous(cohort=2, rounds=1)).run(tmp_path / "run")
+    with RunStore(tmp_path / "run", "read") as store:
+        reasons = [e["body"]["reason"] for e in store.events("refused")]
+    assert len(reasons) == 2
+    assert "the value must have the held shape" in reasons[0]
+
+
+def test_a_diverging_run_stops_says_which_version_and_keeps_the_last_checkpoint(tmp_path):
+    wild = FedAvg(LocalTraining(SGD(lr=1e12, weight_decay=0.5), batch_size=4, steps=3))
+    run = experiment(algorithm=wild, scheduler=Synchronous(6, 50), checkpointing=Checkpointing(0))
+    with pytest.raises(DivergedError, match=r"version \d+: "):
+        run.run(tmp_path / "run")
+    from partwise.experiment.checkpoint import Checkpoints
+
+    saved = Checkpoints(tmp_path / "run" / "checkpoints").load()
+    streams = saved.entries["node/-1"].streams
+    assert all(torch.isfinite(t).all() for t in streams["model"].values())
+    with RunStore(tmp_path / "run", "read") as store:
+        assert store.meta()["status"].startswith("DivergedError")
+
+
+def test_a_part_for_a_stream_that_is_not_there(tmp_path):
+    with pytest.raises(
+        CompositionError, match=r"FedSubAvg: has the streams \['model'\], got a client chain for \['control'\]"
+    ):
+        experiment(client={"control": [WrongShape()]}).run(tmp_path / "run")
+    with pytest.raises(CompositionError, match=r"got an aggregator for \['logits'\]"):
+        experiment(aggregator={"logits": Mean()}).run(tmp_path / "run")
+
+
+def test_a_folder_that_is_in_use_and_one_with_nothing_to_resume(tmp_path):
+    experiment().run(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="a new run needs a new or empty folder, got one with files"):
+        experiment().run(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="there must be a run's record.sqlite, got no folder"):
+        experiment().run(tmp_path / "nowhere", resume=True)
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path):
+    experiment().run(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="must be those the run began with, got others"):
+        experiment(Toy(highest_id=7)).run(tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_can_be_resumed_and_nothing_changes(tmp_path):
+    first = experiment().run(tmp_path / "run")
+    again = experiment().run(tmp_path / "run", resume=True)
+    assert all(torch.equal(first.params[n], again.params[n]) for n in first.params)
+    assert first.table() == again.table()
+
+
+class Interrupts(Silent):
+    """Presses Ctrl-C after the second version."""
+
+    def committed(self, version, loss, world, scores):
+        if version == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_finishes_the_version_saves_and_can_be_resumed_to_the_same_bits(tmp_path):
+    whole = experiment().run(tmp_path / "whole")
+    part = experiment().run(tmp_path / "part", progress=Interrupts())
+    assert part.table("auc", "pooled")[-1]["version"] < 4
+    with RunStore(tmp_path / "part", "read") as store:
+        assert store.meta()["status"] == "interrupted"
+    rest = experiment().run(tmp_path / "part", resume=True)
+    assert all(torch.equal(whole.params[n], rest.params[n]) for n in whole.params)
+    assert whole.table() == rest.table()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_evaluation_and_checkpointing_refuse_wrong_values():
+    with pytest.raises(ValueError, match=r"Evaluation\(every=0\): must be at least 1"):
+        Evaluation(every=0)
+    with pytest.raises(ValueError, match=r"Checkpointing\(every_seconds=-1\): must be at least 0"):
+        Checkpointing(-1)
+    with pytest.raises(ValueError, match=r"Checkpointing\(keep=0\): must be at least 1"):
+        Checkpointing(keep=0)
+
+
+def test_the_environment_says_versions_and_machine(tmp_path):
+    experiment().run(tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert found["torch"] == torch.__version__
+    assert {"python", "numpy", "cores", "platform"} <= found.keys()

@@ -1,0 +1,111 @@
+"""Every part passes its family's contract."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+
+from partwise.aggregators import Krum, Mean, Median
+from partwise.algorithms import FedAvg
+from partwise.core.aggregate import Aggregator
+from partwise.core.algorithm import Algorithm
+from partwise.core.index import Coords, Grid, Index, Joint
+from partwise.core.model import like
+from partwise.core.plan import LocalOptimizer
+from partwise.core.transform import Identity, Transform, chain
+from partwise.local import SGD
+from partwise.testing import check, check_transform
+from partwise.testing.examples import example_indices, example_params
+from partwise.transforms import Adam, Clip, ErrorFeedback, Quantize, Scale, ServerSGD, TopK, Yogi
+
+FAMILIES = {
+    "transforms": Transform,
+    "aggregators": Aggregator,
+    "local": LocalOptimizer,
+    "algorithms": Algorithm,
+}
+# What a part is made with where it has no defaults; further settings that deserve a run of their own.
+NEEDED = {"Clip": {"max_norm": 1.5}, "ErrorFeedback": {"inner": TopK(ratio=0.3)}, "Krum": {"f": 4}}
+NEEDED |= {"Scale": {"factor": -0.5}, "TopK": {"k": 5}, "LocalOnly": {"inner": FedAvg()}}
+FURTHER = [
+    Identity(),
+    chain(Clip(2.0), ErrorFeedback(TopK(k=3, scope="layer"), when_absent="drop"), Quantize(bits=4, bucket=7)),
+    TopK(ratio=1.0),
+    Quantize(bits=2, scale_by="max"),
+    ServerSGD(lazy=False),
+    Adam(bias_correction=True),
+    Yogi(lazy=False),
+    *(
+        Mean(by, at_least=c)
+        for by in ("holders", "cohort", "expected", "expected_holders", "ratio")
+        for c in (0.0, 1.0)
+    ),
+    Krum(f=2, num_selected=5),
+    SGD(momentum=0.9, weight_decay=0.1, cautious=True),
+]
+
+
+def parts() -> list[Any]:
+    """Every part of the families, from their `__all__`."""
+    found = []
+    for family, protocol in FAMILIES.items():
+        module = import_module(f"partwise.{family}")
+        for name in module.__all__:
+            cls = getattr(module, name)
+            if isinstance(cls, type) and all(hasattr(cls, m) for m in METHODS[protocol]):
+                found.append(cls(**NEEDED.get(name, {})))
+    return found + FURTHER
+
+
+METHODS = {
+    Transform: ("init", "apply"),
+    Aggregator: ("init", "reduce", "needs"),
+    LocalOptimizer: ("init", "step_"),
+    Algorithm: ("select", "plan", "finish", "commit"),
+}
+
+
+@pytest.mark.parametrize("part", parts(), ids=repr)
+def test_part_passes_its_contract(part):
+    check(part)
+
+
+@pytest.mark.parametrize("kind", example_indices(example_params()))
+def test_index_passes_its_contract(kind):
+    check(example_indices(example_params())[kind])
+
+
+@pytest.mark.parametrize("part", [Identity(), *(p for p in parts() if isinstance(p, Transform))], ids=repr)
+def test_client_transforms_need_no_storage(part):
+    is_server_side = type(part).__module__ == "partwise.transforms.optimize"
+    if is_server_side:
+        with pytest.raises(AssertionError, match="without storage"):
+            check_transform(part, on_client=True)
+    else:
+        check_transform(part, on_client=True)
+
+
+def test_the_list_is_whole():
+    names = {type(part).__name__ for part in parts()}
+    assert names >= {"Adagrad", "Clip", "Quantize", "Krum", "Mean", "Median", "TrimmedMean", "SGD", "AdamW", "FedAvg"}
+
+
+def test_what_is_no_part_is_refused():
+    with pytest.raises(TypeError, match=r"check\(Clip\): needs a part, got its class\. Make one: Clip\(…\)\."):
+        check(Clip)
+    with pytest.raises(
+        TypeError, match=r"check\(3\): needs a transform, aggregator, .* got a int with the methods of none\."
+    ):
+        check(3)
+
+
+def test_protocols_tell_families_apart():
+    index = Joint((Coords({"a": (3,)}, {"a": torch.tensor([1])}), Grid({"b": (2,)}, {"b": (None,)})))
+    for part, family in ((index, Index), (SGD(), LocalOptimizer), (Median(), Aggregator), (Scale(1.0), Transform)):
+        others = {Index, LocalOptimizer, Aggregator, Transform, Algorithm} - {family}
+        assert isinstance(part, family)
+        assert not any(isinstance(part, other) for other in others)
+    assert like(example_params())["E"].is_meta

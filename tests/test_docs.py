@@ -1,0 +1,24 @@
+"""The pages that promise to be run are run."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+PAGES = [Path(__file__).parents[1] / "docs" / "tutorial.md"]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_of_the_page_runs_in_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text()
+    module = ModuleType(page.stem)
+    monkeypatch.setitem(sys.modules, page.stem, module)  # classes look up the module they are made in
+    for block in BLOCK.finditer(text):
+        line = text[: block.start()].count("\n") + 1
+        exec(compile("\n" * line + block[1], str(page), "exec"), module.__dict__)

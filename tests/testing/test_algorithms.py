@@ -1,0 +1,77 @@
+"""Each rule of the contract of algorithms can be broken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from partwise.algorithms import FedAvg
+from partwise.core.algorithm import Algorithm
+from partwise.core.update import scale
+from partwise.testing import check, check_algorithm
+
+
+@dataclass(frozen=True)
+class BrokenAlgorithm(Algorithm):
+    """FedAvg with one fault."""
+
+    fault: str = ""
+
+    def init(self, params, census):
+        if self.fault == "no copy":
+            return {"model": dict(params)}
+        return {"control" if self.fault == "no model" else "model": {n: t.clone() for n, t in params.items()}}
+
+    def weight(self, site):
+        return -1.0 if self.fault == "weight" else float(len(site.data))
+
+    def plan(self, held, index, task, own, site):
+        plan = FedAvg().local.plan(site, task)
+        if self.fault == "trains the held values":
+            held["model"]["hidden.bias"].add_(1)
+        return {"steps": 3} if self.fault == "no plan" else plan
+
+    def finish(self, held, trained, index, task, own, site):
+        updates, own = Algorithm.finish(self, held, trained, index, task, own, site)
+        match self.fault:
+            case "chance":
+                updates = {"model": scale(updates["model"], float(torch.rand(())))}
+            case "other stream":
+                updates = {"control": updates["model"]}
+            case "whole index":
+                updates = {
+                    "model": replace(updates["model"], value={n: v.sum() for n, v in updates["model"].value.items()})
+                }
+            case "spoils the result":
+                trained.end["hidden.bias"].zero_()
+        return updates, own
+
+    def commit(self, state, totals, replies):
+        state = Algorithm.commit(self, state, totals, replies)
+        return {"model": {n: t.double() for n, t in state["model"].items()}} if self.fault == "type" else state
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("", None),
+        ("no copy", "must leave the parameters that `init` is given as it is"),
+        ("no model", r"must have parameters for each of its streams \['model'\]"),
+        ("weight", "a weight is a finite number, at least 0, got -1.0"),
+        ("trains the held values", "must leave the held values as it is"),
+        ("no plan", "plan must give a LocalPlan, got dict"),
+        ("chance", "must depend on task, held values, client state and site alone"),
+        ("other stream", r"must reply with an update for each of its streams, got \['control'\]"),
+        ("whole index", "must give an update that fits the model"),
+        ("spoils the result", "must leave the training result as it is"),
+        ("type", "must keep names, shapes and types"),
+    ],
+)
+def test_algorithm_rule_fails(fault, says):
+    if says is None:
+        check_algorithm(BrokenAlgorithm())
+    else:
+        with pytest.raises(AssertionError, match=says):
+            check(BrokenAlgorithm(fault))

@@ -1,0 +1,80 @@
+"""Each rule of the contract of indices can be broken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from partwise.core.index import Index, Rows, Whole
+from partwise.testing import check
+
+
+@dataclass(frozen=True, eq=False)
+class BrokenIndex:
+    """`inner` with one method gone wrong."""
+
+    inner: Index
+    fault: str = ""
+
+    @property
+    def shapes(self):
+        return self.inner.shapes
+
+    def gather(self, params):
+        held = {n: params[n] for n in self.shapes} if self.fault == "views" else self.inner.gather(params)
+        return dict(list(held.items())[1:]) if self.fault == "names" else held
+
+    def scatter_add_(self, target, values, scale=1.0):
+        if self.fault == "transpose":
+            values = {n: v.flip(0) for n, v in values.items()}
+        self.inner.scatter_add_(target, values, 1.0 if self.fault == "scale" else scale)
+
+    def put_(self, target, values):
+        if self.fault == "put adds":
+            self.inner.scatter_add_(target, values)
+        elif self.fault == "put everywhere":
+            for n in self.shapes:
+                target[n].zero_()
+            self.inner.put_(target, values)
+        else:
+            self.inner.put_(target, values)
+
+    def cover_(self, target, weight):
+        if self.fault == "cover scalar" and isinstance(weight, dict):
+            weight = 1.0
+        self.inner.cover_(target, 2 * weight if self.fault == "cover twice" else weight)
+
+    def grain(self, name):
+        return 0 if self.fault == "grain" else self.inner.grain(name)
+
+    def held_shape(self, name):
+        return (99,) if self.fault == "shape" else self.inner.held_shape(name)
+
+    def coords(self, name):
+        return self.inner.coords(name).flip(0) if self.fault == "coords" else self.inner.coords(name)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("names", "must gather exactly the names in `shapes`, got"),
+        ("views", "must leave the parameters when gathered values are written to as it is"),
+        ("shape", r"must gather 'E' in its held shape \(99,\)"),
+        ("coords", r"coords\('E'\) must be the flat positions"),
+        ("transpose", "scatter_add_ must be the transpose of gather"),
+        ("scale", "scatter_add_ must add scale times the values"),
+        ("put adds", "gather must give back what put_ wrote"),
+        ("put everywhere", "put_ must write only what is held"),
+        ("cover twice", "cover_ must add its weight to 'E' exactly where"),
+        ("cover scalar", "cover_ must broadcast weights per row"),
+        ("grain", "cover_ must"),
+        ("", "an index must have an encoding, got TypeError"),
+    ],
+)
+def test_index_rule_fails(fault, says):
+    rows = Rows({"E": (5, 2), "b": (3,)}, {"E": torch.tensor([0, 2, 3]), "b": None})
+    inner = Whole({"E": (5, 2), "b": (3,)}) if fault == "views" else rows
+    with pytest.raises(AssertionError, match=says):
+        check(BrokenIndex(inner, fault))

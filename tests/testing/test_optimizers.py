@@ -1,0 +1,53 @@
+"""Each rule of the contract of local optimisers can be broken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from partwise.testing import check
+
+
+@dataclass(frozen=True)
+class BrokenOptimizer:
+    """Gradient descent with one fault."""
+
+    lr: float = 0.1
+    fault: str = ""
+
+    def init(self, params):
+        return [0]
+
+    def step_(self, params, grads, state):
+        for name in params if self.fault == "all names" else grads:
+            grad = grads.get(name, torch.ones(()))
+            if self.fault == "another tensor":
+                params[name] = params[name] - self.lr * grad
+            elif self.fault == "upward":
+                params[name].add_(grad, alpha=self.lr)
+            elif self.fault == "chance":
+                params[name].sub_(grad, alpha=self.lr * float(torch.rand(())))
+            elif self.fault != "still":
+                params[name].sub_(grad, alpha=self.lr)
+        return state
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("", None),
+        ("all names", "must leave a parameter without a gradient"),
+        ("another tensor", "step_ must change the parameters in place, got another tensor"),
+        ("still", "step_ must change the parameters in place, got the values from before"),
+        ("upward", "must step against the gradient, got a slope of"),
+        ("chance", "must depend on its arguments alone"),
+    ],
+)
+def test_optimizer_rule_fails(fault, says):
+    if says is None:
+        check(BrokenOptimizer())
+    else:
+        with pytest.raises(AssertionError, match=says):
+            check(BrokenOptimizer(fault=fault))
