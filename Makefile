@@ -9,7 +9,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet -c constraints/d
 TORCH := $(shell sed -n '/^torch==/p' constraints/dev.txt)
 PACKAGE := pyproject.toml constraints/dev.txt
 
-DEMO = $(PY) -m partwise.demo
+DEMO = $(VENV)/bin/partwise demo
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,24 @@ from typing import Any
 from partwise.experiment.store import RunStore
 
 METRIC = "auc"
+NASTY = "<b>&\"'$x_ {{ 7*7 }} _日本"
+POPULATION = {
+    "clients": 4,
+    "numbers": None,
+    "names": ["ab", "cd", "ef", NASTY],
+    "examples": [10, 30, 60, 100],
+    "test_examples": [2, 3, 5, 7],
+    "sampled": 4,
+    "rows_touched": [2, 3, 5, 40],
+    "values_held": [100, 120, 150, 200],
+    "heat": {"table.weight": [[4, 1], [2, 6], [1, 33], [0, 10]]},
+    "model": {"parameters": 1000, "bytes": 4000, "tables": {"table.weight": [50, 16]}},
+}
+TROUBLES = [
+    ("lost", 0, 3, "train", "RuntimeError: no memory"),
+    ("lost", 2, 9, "train", "RuntimeError: no memory"),
+    ("refused", 3, 4, "", f"must be finite, got {NASTY}"),
+]
 
 
 def write_run(
@@ -60,3 +79,44 @@ def write_run(
     if population is not None:
         (folder / "population.json").write_text(json.dumps(population))
     return folder
+
+
+def curve(rate: float, uplink: int, versions: int = 12) -> list[tuple[int, float, int, int, float]]:
+    """Every second version, of 30 seconds each; the downlink is twice the uplink."""
+    return [(v, 30.0 * v, uplink * v, 2 * uplink * v, 0.5 + rate * v) for v in range(0, versions + 1, 2)]
+
+
+def full_run(folder: Path, rate: float, uplink: int, **more: Any) -> Path:
+    """A run with everything a record can hold."""
+    points = curve(rate, uplink)
+    spread = {
+        "mean": [p[4] - 0.01 for p in points],
+        "p10": [p[4] - 0.1 for p in points],
+        "p90": [p[4] + 0.1 for p in points],
+        "worst": [p[4] - 0.2 for p in points],
+    }
+    meta = {
+        "seed": 3,
+        "num_clients": 4,
+        "scheduler": "Synchronous(rounds=12, cohort=2)",
+        "workload": "Toy(rows=50)",
+        "environment": {
+            "python": "3.11.2",
+            "git": {"commit": "abc123", "is_dirty": True},
+            "memory_bytes": 8_000_000_000,
+        },
+        "experiment": "Experiment(workload=Toy(rows=50), seed=3)",
+        **more.pop("meta", {}),
+    }
+    return write_run(
+        folder,
+        points,
+        meta=meta,
+        spread=spread,
+        clients=[(0, 0.4, 2), (1, 0.9, 3), (2, math.nan, 5), (3, 0.7, 7)],
+        replies=[0, 1, 0, 1, 0, 3],
+        troubles=TROUBLES,
+        losses=[0.7, 0.65, 0.6, 0.62],
+        population=POPULATION,
+        **more,
+    )

@@ -14,7 +14,7 @@ from partwise.core.algorithm import Algorithm
 from partwise.core.model import Model
 from partwise.core.population import Dataset, Examples, Profile
 from partwise.core.program import SERVER, Record
-from partwise.core.schedule import Action, Arrived, Commit, Dispatch, Event, Lost, ReplyInfo, Roster, Started, Stop
+from partwise.core.schedule import Action, Arrived, Commit, Dispatch, Event, Lost, Roster, Started, Stop
 from partwise.local import SGD, LocalTraining
 from partwise.programs.server import ServerNode
 from partwise.programs.star import Star
@@ -117,9 +117,7 @@ def run(star: Star, look: Any = None, kind: str = "commit") -> tuple[Mapping[int
 
 
 def star_of(algorithm: Algorithm, model: Model, population: Clients, scheduler: Any, **more: Any) -> Star:
-    return Star(
-        algorithm=algorithm, scheduler=scheduler, model=model, population=population, channel=Plain(), **more
-    )
+    return Star(algorithm=algorithm, scheduler=scheduler, model=model, population=population, channel=Plain(), **more)
 
 
 def server(world: Any) -> ServerNode:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy_star import Clients, Cohorts, everybody, full_batch, number_model, parabolas, run, server, star_of, trajectory
 from torch import nn
 
 from partwise.algorithms import FedAvg, FedProx
 from partwise.core.model import CrossEntropy, Model
 from partwise.local import SGD, LocalTraining
+from toy_star import Clients, Cohorts, everybody, full_batch, number_model, parabolas, run, server, star_of, trajectory
 
 
 def oracle_round(w, a, b, p, lr, steps, mu=0.0):
@@ -102,9 +102,7 @@ class TwoLayers(nn.Module):
 
 def classes(sizes=(7, 12, 4), seed=0):
     rng = torch.Generator().manual_seed(seed)
-    return Clients(
-        [{"x": torch.randn(n, 4, generator=rng), "y": torch.randint(3, (n,), generator=rng)} for n in sizes]
-    )
+    return Clients([{"x": torch.randn(n, 4, generator=rng), "y": torch.randint(3, (n,), generator=rng)} for n in sizes])
 
 
 def final(algorithm, model, population, rounds=3, seed=5):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy_star import Clients, Cohorts, everybody, full_batch, number_model, parabolas, run, server, star_of
 from torch import nn
 
 from partwise.algorithms import FedAvg, FedProx, FedSubAvg, HeteroFL, LocalOnly, Scaffold
@@ -13,6 +12,7 @@ from partwise.core.codec import decode, encode
 from partwise.core.model import CrossEntropy, Model
 from partwise.core.population import Profile
 from partwise.local import SGD, LocalTraining
+from toy_star import Clients, Cohorts, everybody, full_batch, number_model, parabolas, run, server, star_of
 
 
 class Normed(nn.Module):
@@ -218,7 +218,9 @@ def test_state_survives_the_codec():
 def test_messages():
     population = shifted()
     star = star_of(LocalOnly(FedAvg(), names=("out.wieght",)), normed(), population, Cohorts(((0,),)))
-    with pytest.raises(ValueError, match=r"must name parameters of the model, got 'out.wieght'. Did you mean 'out.weight'\?"):
+    with pytest.raises(
+        ValueError, match=r"must name parameters of the model, got 'out.wieght'. Did you mean 'out.weight'\?"
+    ):
         star.algorithm.client_init(star.site(0))
     star = star_of(LocalOnly(FedAvg(), names=("zzz",)), normed(), population, Cohorts(((0,),)))
     with pytest.raises(ValueError, match=r"got 'zzz'. The model has \['bn.bias'"):
@@ -226,9 +228,17 @@ def test_messages():
 
 
 def test_a_thinned_layer_cannot_stay():
-    widths = {"first.weight": ("h", None), "first.bias": ("h",), **dict.fromkeys(LOCAL, ("h",)), "out.weight": (None, "h")}
+    widths = {
+        "first.weight": ("h", None),
+        "first.bias": ("h",),
+        **dict.fromkeys(LOCAL, ("h",)),
+        "out.weight": (None, "h"),
+    }
     population = shifted()
     population.profiles = {0: Profile(width=0.5)}
     star = star_of(LocalOnly(HeteroFL()), Model(Normed, CrossEntropy(), widths=widths), population, Cohorts(((0,),)))
     _, log = run(star)
-    assert "LocalOnly(HeteroFL): what stays on a client is whole, but 'downsample.bias' belongs" in log.of("lost")[0]["reason"]
+    assert (
+        "LocalOnly(HeteroFL): what stays on a client is whole, but 'downsample.bias' belongs"
+        in log.of("lost")[0]["reason"]
+    )

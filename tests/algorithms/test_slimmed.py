@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 
 import pytest
 import torch
 import torch.nn.functional as F
-from toy_star import Clients, Cohorts, everybody, full_batch, run, star_of
 from torch import nn
 
 from partwise.algorithms import FedAvg, FederatedDropout, FjORD, HeteroFL
@@ -22,6 +21,7 @@ from partwise.core.plan import Trained
 from partwise.core.population import Examples, Profile
 from partwise.core.update import Update
 from partwise.local import SGD, LocalTraining
+from toy_star import Clients, Cohorts, everybody, full_batch, run, star_of
 
 TASK = Task(0, 0, 0, 0)
 
@@ -125,7 +125,7 @@ class Published(nn.Module):
     def __init__(self, hidden=(64, 128, 256, 512)):
         super().__init__()
         sizes = (1, *hidden)
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 1, 1) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 1, 1) for i, o in pairwise(sizes))
         self.norms = nn.ModuleList(nn.BatchNorm2d(o, momentum=None, track_running_stats=False) for o in hidden)
         self.out = nn.Linear(hidden[-1], 10)
 
@@ -140,7 +140,10 @@ def published():
     widths = {"out.weight": (None, "3")}
     for i in range(4):
         widths[f"convs.{i}.weight"] = (str(i), str(i - 1) if i else None, None, None)
-        widths |= {f"{part}.{i}.{kind}": (str(i),) for part, kind in (("convs", "bias"), ("norms", "weight"), ("norms", "bias"))}
+        widths |= {
+            f"{part}.{i}.{kind}": (str(i),)
+            for part, kind in (("convs", "bias"), ("norms", "weight"), ("norms", "bias"))
+        }
     return Model(Published, CrossEntropy(), widths=widths)
 
 
@@ -248,7 +251,9 @@ def test_dropout_masks_follow_from_seed_round_and_client():
     model = convolution()
 
     def units(client, version, seed=3, **how):
-        index = FederatedDropout(0.5, **how).select(Task(9, version, 0, 0), None, site_of(model, client=client, seed=seed))
+        index = FederatedDropout(0.5, **how).select(
+            Task(9, version, 0, 0), None, site_of(model, client=client, seed=seed)
+        )
         return tuple(index.axes["conv.bias"][0].tolist()), tuple(index.axes["fc.bias"][0].tolist())
 
     assert units(0, 0) == units(0, 0)
@@ -311,7 +316,9 @@ def test_dropout_covers_an_entry_with_the_product_of_both_chances():
     seen = torch.zeros(6, 20)
     for version in range(400):
         index = algorithm.select(Task(0, version, 0, 0), None, site_of(model))
-        index.cover_({n: seen if n == "fc.weight" else torch.zeros(t.shape) for n, t in site_of(model).like.items()}, 1.0)
+        index.cover_(
+            {n: seen if n == "fc.weight" else torch.zeros(t.shape) for n, t in site_of(model).like.items()}, 1.0
+        )
     chance = 3 / 6 * 3 / 5
     assert float((seen / 400 - chance).abs().max()) < 5 * (chance * (1 - chance) / 400) ** 0.5
 
@@ -334,7 +341,9 @@ def fjord_loss(width, distill=False, widths=(0.2, 0.4, 0.6, 0.8, 1.0)):
     return algorithm.plan(held, index, TASK, None, site).loss, held["model"], images().columns[0]
 
 
-@pytest.mark.parametrize(("tier", "width", "chance"), [(0.6, 0.6, 1 / 3), (1.0, 0.6, 0.6), (1.0, 0.2, 1.0), (0.4, 0.4, 0.5)])
+@pytest.mark.parametrize(
+    ("tier", "width", "chance"), [(0.6, 0.6, 1 / 3), (1.0, 0.6, 0.6), (1.0, 0.2, 1.0), (0.4, 0.4, 0.5)]
+)
 def test_fjord_chance_that_a_batch_covers_a_width(tier, width, chance):
     """P(p >= q) = number of widths in [q, p_max] over the number up to p_max; `conv` has one unit per 0.2."""
     loss, held, batch = fjord_loss(tier)
@@ -448,7 +457,9 @@ def test_messages():
         HeteroFL(redraw=(1.5,))
     with pytest.raises(ValueError, match=r"FederatedDropout\(keep_prob=0\): must lie in \(0, 1\], got 0"):
         FederatedDropout(0)
-    with pytest.raises(ValueError, match=r"FederatedDropout\(estimator='mean'\): must be 'count' or 'heat', got 'mean'"):
+    with pytest.raises(
+        ValueError, match=r"FederatedDropout\(estimator='mean'\): must be 'count' or 'heat', got 'mean'"
+    ):
         FederatedDropout(estimator="mean")
     with pytest.raises(ValueError, match=r"FederatedDropout\(weights='n'\): must be 'uniform' or 'samples', got 'n'"):
         FederatedDropout(weights="n")

@@ -6,12 +6,12 @@ from itertools import combinations
 
 import pytest
 import torch
-from toy_star import Clients, Cohorts, full_batch, run, server, star_of
 from torch import nn
 
 from partwise.algorithms import FedAvg, FedSubAvg
 from partwise.core.model import Model
 from partwise.local import SGD, LocalTraining
+from toy_star import Clients, Cohorts, full_batch, run, server, star_of
 
 HELD = ((0, 1), (0, 2), (0, 1), (0,))
 UPDATES = ((1.0, 4.0), (2.0, 6.0), (3.0, 8.0), (6.0,))
@@ -101,7 +101,8 @@ def test_variance_follows_the_formula():
 
 
 @pytest.mark.parametrize(
-    ("weighting", "mean"), [("size_fixed", (3.8, 7, 6)), ("size_ratio", (3.524603, 7.234127, 7)), ("uniform", (3, 6, 6))]
+    ("weighting", "mean"),
+    [("size_fixed", (3.8, 7, 6)), ("size_ratio", (3.524603, 7.234127, 7)), ("uniform", (3, 6, 6))],
 )
 def test_weights_by_size(weighting, mean):
     algorithm = FedSubAvg("heat", full_batch(1, lr=1.0), weighting)
@@ -220,7 +221,9 @@ def test_uplink_carries_held_rows_only():
 def test_messages():
     with pytest.raises(ValueError, match=r"FedSubAvg\(estimator='mean'\): must be one of heat, count, capped, fedavg"):
         FedSubAvg("mean")
-    with pytest.raises(ValueError, match=r"FedSubAvg\(weighting='size'\): must be one of uniform, size_fixed, size_ratio"):
+    with pytest.raises(
+        ValueError, match=r"FedSubAvg\(weighting='size'\): must be one of uniform, size_fixed, size_ratio"
+    ):
         FedSubAvg(weighting="size")
     with pytest.raises(ValueError, match=r"'size_ratio'\): is a form of the 'heat' estimator, got 'count'"):
         FedSubAvg("count", weighting="size_ratio")

@@ -96,7 +96,10 @@ def test_factors_find_linear_maps_by_type():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"conv.weight": ("c", None)}, r"Model\(widths\['conv.weight'\]\): needs one entry per axis of \(4, 2, 3, 3\), got 2"),
+        (
+            {"conv.weight": ("c", None)},
+            r"Model\(widths\['conv.weight'\]\): needs one entry per axis of \(4, 2, 3, 3\), got 2",
+        ),
         ({"out.weight": (None, "u*4")}, r"'u\*4' must have 40 entries, as elsewhere, got an axis of 30"),
         ({"out.weight": (None, "u")}, r"'u' must have 10 entries, as elsewhere, got an axis of 30"),
         ({"out.weight": (None, "u*x")}, r"an entry is a width's name, or 'name\*times' .* got 'u\*x'"),

@@ -6,22 +6,32 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_runs import write_run
 
 from partwise.core.errors import CheckpointError, DataError
 from partwise.experiment.compare import compare
 from partwise.experiment.headline import headline, sentence
 from partwise.experiment.runs import read_run, read_runs
+from toy_runs import write_run
 
 # version, seconds, uplink, downlink, score
-SLOW = [(0, 0.0, 0, 0, 0.50), (10, 7.0, 5000, 6000, 0.61), (20, 15.0, 10_000, 12_000, 0.73), (30, 22.0, 15_000, 18_000, 0.71)]
+SLOW = [
+    (0, 0.0, 0, 0, 0.50),
+    (10, 7.0, 5000, 6000, 0.61),
+    (20, 15.0, 10_000, 12_000, 0.73),
+    (30, 22.0, 15_000, 18_000, 0.71),
+]
 QUICK = [(0, 0.0, 0, 0, 0.48), (10, 3.0, 110, 130, 0.72), (20, 6.5, 220, 260, 0.83), (30, 9.5, 330, 390, 0.81)]
 MODEL = {"clients": 9, "model": {"bytes": 1000, "parameters": 250, "tables": {}}}
 
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Path:
-    spread = {"mean": [0.5, 0.6, 0.7, 0.69], "p10": [0.3, 0.4, 0.5, 0.44], "p90": [0.7, 0.8, 0.9, 0.88], "worst": [0.1, 0.1, 0.2, 0.17]}
+    spread = {
+        "mean": [0.5, 0.6, 0.7, 0.69],
+        "p10": [0.3, 0.4, 0.5, 0.44],
+        "p90": [0.7, 0.8, 0.9, 0.88],
+        "worst": [0.1, 0.1, 0.2, 0.17],
+    }
     return write_run(
         tmp_path / "slow", SLOW, spread=spread, replies=[0, 1, 4, 1] * 3, meta={"wall_seconds": 31.5}, population=MODEL
     )
@@ -40,8 +50,18 @@ def test_numbers_of_two_runs(slow, quick):
     assert (second.final, second.final_version, second.best, second.best_version) == (0.81, 30, 0.83, 20)
     assert first.target == second.target == 0.71
     # the first run was already there once before its end
-    assert (first.target_version, first.target_uplink, first.target_downlink, first.target_seconds) == (20, 10_000, 12_000, 15.0)
-    assert (second.target_version, second.target_uplink, second.target_downlink, second.target_seconds) == (10, 110, 130, 3.0)
+    assert (first.target_version, first.target_uplink, first.target_downlink, first.target_seconds) == (
+        20,
+        10_000,
+        12_000,
+        15.0,
+    )
+    assert (second.target_version, second.target_uplink, second.target_downlink, second.target_seconds) == (
+        10,
+        110,
+        130,
+        3.0,
+    )
     assert (first.target_bytes, second.target_bytes) == (22_000, 240)
     assert (first.uplink, first.downlink, first.wall_seconds, second.wall_seconds) == (15_000, 18_000, 31.5, None)
     assert (first.mean, first.p10, first.p90, first.worst) == (0.69, 0.44, 0.88, 0.17)
@@ -66,8 +86,18 @@ def test_target_that_is_not_reached(slow, quick):
 
 def test_lower_is_better(tmp_path):
     runs = [
-        write_run(tmp_path / "a", [(1, 1.0, 10, 10, 0.9), (2, 2.0, 20, 20, 0.6)], metric="loss", meta={"higher_is_better": False}),
-        write_run(tmp_path / "b", [(1, 1.0, 11, 11, 0.5), (2, 2.0, 22, 22, 0.7)], metric="loss", meta={"higher_is_better": False}),
+        write_run(
+            tmp_path / "a",
+            [(1, 1.0, 10, 10, 0.9), (2, 2.0, 20, 20, 0.6)],
+            metric="loss",
+            meta={"higher_is_better": False},
+        ),
+        write_run(
+            tmp_path / "b",
+            [(1, 1.0, 11, 11, 0.5), (2, 2.0, 22, 22, 0.7)],
+            metric="loss",
+            meta={"higher_is_better": False},
+        ),
     ]
     first, second = compare(runs)
     assert (first.best, first.target_version) == (0.6, 2)
@@ -121,7 +151,9 @@ def test_no_folders():
 
 def test_runs_with_different_metrics(tmp_path, slow):
     other = write_run(tmp_path / "b", QUICK, metric="accuracy", spread={})
-    with pytest.raises(DataError, match=r"must have one main metric, got auc \(slow\), accuracy \(b\). They recorded none in common"):
+    with pytest.raises(
+        DataError, match=r"must have one main metric, got auc \(slow\), accuracy \(b\). They recorded none in common"
+    ):
         compare([slow, other])
     with pytest.raises(DataError, match=r"all must have recorded auc, got accuracy \(pooled\) from 'b'.*Name a score"):
         compare([slow, other], metric="auc")
@@ -145,8 +177,8 @@ def words(*folders: Path, target: float | None = None) -> str:
 
 def test_sentence_of_a_run_that_did_better(slow, quick):
     assert words(slow, quick) == (
-        "quick reached slow’s final AUC of 0.710 in 10 of 30 rounds, where slow took 20, and sent 1/92 of the bytes until "
-        "then. It ended at 0.810, slow at 0.710."
+        "quick reached slow’s final AUC of 0.710 in 10 of 30 rounds, where slow took 20, and sent 1/92 of the bytes "
+        "until then. It ended at 0.810, slow at 0.710."
     )
 
 
@@ -159,8 +191,8 @@ def test_sentence_of_a_run_that_did_worse(slow, quick):
 def test_sentence_of_a_run_that_needed_more(tmp_path, slow):
     dear = write_run(tmp_path / "dear", [(20, 1.0, 20_000, 15_000, 0.6), (40, 2.0, 40_000, 30_000, 0.71)])
     assert words(slow, dear) == (
-        "dear reached slow’s final AUC of 0.710 in 40 of 40 rounds, where slow took 20, and sent 3.2 times the bytes until "
-        "then. Both ended at 0.710."
+        "dear reached slow’s final AUC of 0.710 in 40 of 40 rounds, where slow took 20, and sent 3.2 times the bytes "
+        "until then. Both ended at 0.710."
     )
 
 
@@ -172,8 +204,8 @@ def test_sentence_with_a_given_target(slow, quick):
 
 def test_sentence_of_one_run(slow, tmp_path):
     assert words(slow) == (
-        "slow stands at AUC 0.710 after 30 rounds; 33.0 kB were sent in 22.0 s of virtual time, each upload being 125 % of "
-        "the full model in the mean."
+        "slow stands at AUC 0.710 after 30 rounds; 33.0 kB were sent in 22.0 s of virtual time, each upload being "
+        "125 % of the full model in the mean."
     )
     nothing = write_run(tmp_path / "b", [(1, 0.0, 1, 1, math.nan)], meta={"num_clients": 3})
     assert words(nothing) == "b made 1 round with 3 clients; its AUC is not defined at the end; 2 B were sent."
@@ -185,7 +217,9 @@ def test_the_headline_is_about_the_quickest(slow, quick, tmp_path):
     runs = read_runs([slow, middle, quick])
     rows = compare(runs)
     assert headline(runs, rows).startswith("quick reached")
-    assert sentence(runs[1], rows[1], rows[0]).startswith("middle reached slow’s final AUC of 0.710 in 15 of 15 versions")
+    assert sentence(runs[1], rows[1], rows[0]).startswith(
+        "middle reached slow’s final AUC of 0.710 in 15 of 15 versions"
+    )
 
 
 def test_comparing_needs_no_torch():
@@ -193,5 +227,7 @@ def test_comparing_needs_no_torch():
         "import sys, partwise.experiment.report, partwise.experiment.plots, partwise.experiment.compare\n"
         "print(sorted({'torch', 'numpy', 'matplotlib', 'jinja2'} & set(sys.modules)))"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)})
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)}
+    )
     assert ran.stdout.strip() == "[]"

@@ -103,7 +103,7 @@ def distances(updates: Sequence[Update], params: Params, min_overlap: int = 10) 
     smaller = torch.minimum(sizes.unsqueeze(0), sizes.unsqueeze(1))
     needed = (0.05 * smaller).ceil().clamp(min=min_overlap, max=max(1, union))
     # A factor of exactly 1 where both hold everything: then these are the plain distances, bit for bit.
-    return torch.where(shared >= needed, total * (union / shared.clamp(min=1)), torch.inf)
+    return torch.where(shared >= needed, total * (union / shared.clamp(min=1)), torch.inf).fill_diagonal_(0.0)
 
 
 def _add_block_(total: Tensor, shared: Tensor, block: Columns) -> None:

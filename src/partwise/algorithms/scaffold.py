@@ -24,7 +24,7 @@ from partwise.core.population import Census
 from partwise.core.update import Update, scale
 from partwise.local import SGD, LocalTraining, Shift
 
-__all__ = ["ScaffoldState", "PopulationMean", "Scaffold"]
+__all__ = ["PopulationMean", "Scaffold", "ScaffoldState"]
 
 Option = Literal["I", "II"]
 
@@ -166,13 +166,15 @@ def _placed(own: ScaffoldState, index: Index, server: Params) -> ScaffoldState:
     """The control on what is held now: unchanged where the held part is, zero where something is new."""
     if _is_same(own.where, index):
         return own
-    dense = {
-        name: torch.zeros(shape, dtype=server[name].dtype, device=server[name].device)
-        for name, shape in index.shapes.items()
-    }
-    if own.value:
-        own.where.scatter_add_(dense, own.value)
-    return own._replace(where=index, value=index.gather(dense))
+
+    def moved(values: Values) -> Values:
+        dense = {n: torch.zeros(shape, dtype=server[n].dtype, device=server[n].device) for n, shape in shapes.items()}
+        if values:
+            own.where.scatter_add_(dense, values)
+        return index.gather(dense)
+
+    shapes = {**own.where.shapes, **index.shapes}
+    return ScaffoldState(index, moved(own.value), {id: moved(change) for id, change in own.pending.items()})
 
 
 def _is_same(one: Index, other: Index) -> bool:
@@ -196,7 +198,8 @@ def _gradient(start: Values, index: Index, task: Task, site: Site) -> Values:
             "Use option='II' inside LocalOnly."
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(site.derive("control", task))  # dropout layers know no generator but the global one
+        # Dropout layers know no generator but the global one.
+        torch.default_generator.manual_seed(site.derive("control", task))
         loss = site.model.losses(params, data.batch(torch.arange(len(data)))).mean()
     found = dict(zip(names, torch.autograd.grad(loss, leaves, allow_unused=True), strict=True))
     return {n: torch.zeros_like(t) if (g := found.get(n)) is None else g for n, t in start.items()}

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from partwise import __version__
 from partwise.core.errors import CheckpointError, PartwiseError
 
-__all__ = ["FAILED", "INTERRUPTED", "NOT_A_RUN", "UNUSABLE", "app", "fail", "main"]
+__all__ = ["FAILED", "INTERRUPTED", "NOT_A_RUN", "UNUSABLE", "EndedError", "app", "main", "sentence"]
 
 FAILED, UNUSABLE, NOT_A_RUN, INTERRUPTED = 1, 2, 3, 130
 
@@ -24,6 +24,14 @@ _EPILOG = (
     "Exit codes: 0 done. 1 the run failed: it diverged, or the disk is full. 2 the specification or the command cannot "
     "be used. 3 nothing to resume, or not a run's folder. 130 interrupted by Ctrl-C, after saving."
 )
+
+
+class EndedError(PartwiseError):
+    """A command ends with this sentence and this exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        self.code = code
+        super().__init__(message)
 
 
 class _Sentences(TyperGroup):
@@ -40,12 +48,18 @@ class _Sentences(TyperGroup):
         except BrokenPipeError:  # `partwise list | head`
             raise
         except KeyboardInterrupt:
-            fail("interrupted before there was anything to save.", INTERRUPTED)
+            _end("interrupted before there was anything to save.", INTERRUPTED)
+        except EndedError as error:
+            if ctx.params.get("debug") and error.__cause__ is not None:
+                raise
+            _end(str(error), error.code)
         except (PartwiseError, ValueError, OSError, ImportError) as error:
             if ctx.params.get("debug"):
                 raise
-            code = NOT_A_RUN if isinstance(error, CheckpointError) else FAILED if isinstance(error, OSError) else UNUSABLE
-            fail(sentence(error), code)
+            code = (
+                NOT_A_RUN if isinstance(error, CheckpointError) else FAILED if isinstance(error, OSError) else UNUSABLE
+            )
+            _end(sentence(error), code)
 
 
 def sentence(error: BaseException) -> str:
@@ -55,8 +69,7 @@ def sentence(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def fail(message: str, code: int) -> NoReturn:
-    """Say why, and end with an exit code."""
+def _end(message: str, code: int) -> NoReturn:
     typer.echo(f"partwise: {message}", err=True)
     raise typer.Exit(code)
 
@@ -68,6 +81,7 @@ app = typer.Typer(
     epilog=_EPILOG,
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # the help in boxes takes a quarter of a second to import
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

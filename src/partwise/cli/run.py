@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import enum
-import math
+import shlex
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from partwise.cli.app import FAILED, INTERRUPTED, NOT_A_RUN, fail, sentence
+from partwise.cli.app import FAILED, INTERRUPTED, NOT_A_RUN, UNUSABLE, EndedError, sentence
 from partwise.cli.watch import Watcher
-from partwise.core.errors import PartwiseError
+from partwise.core.errors import CheckpointError, PartwiseError, SpecError
 
 if TYPE_CHECKING:
     from partwise.cli.watch import View
     from partwise.experiment.experiment import Experiment
 
-__all__ = ["execute", "resume", "run"]
+__all__ = ["execute", "resume", "run", "say_what_next"]
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
@@ -35,7 +36,7 @@ def run(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.toml", help="What to run.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it: scheduler.rounds=20 client.0.max_norm=3"),
+        typer.Argument(metavar="KEY=VALUE", help="Changes to it: scheduler.rounds=20 client.0.max_norm=3"),
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="Of the run; a new one under --root by default.")] = None,
     root: Root = Path("runs"),
@@ -43,14 +44,20 @@ def run(
     quiet: Quiet = False,
     on: Annotated[On | None, typer.Option("--on", help="Another runtime than the specification's.")] = None,
 ) -> None:
-    """Run a specification to its end, or to its target, or to Ctrl-C."""
+    """Run a specification.
+
+    To its end, or to its target, or to Ctrl-C, which saves and says how to go on.
+    """
     from partwise.cli.views import view_for
 
-    view = view_for(as_json=as_json, quiet=quiet)
-    view.prepare("reading the specification and the data")
-    watcher = execute(_load(spec, list(overrides or ()), on), view, folder=folder, root=root)
+    if folder is not None and folder.is_dir() and any(folder.iterdir()):
+        said = f"--folder {folder}: must be new or empty, got a folder with files."
+        raise EndedError(f"{said} Name another, or go on with the run in it: partwise resume {folder}", UNUSABLE)
+    with closing(view_for(as_json=as_json, quiet=quiet)) as view:
+        view.prepare("reading the specification and the data")
+        watcher = execute(_load(spec, list(overrides or ()), on), view, folder=folder, root=root)
     if not as_json and not quiet:
-        _say_what_next(watcher)
+        say_what_next(watcher)
 
 
 def resume(
@@ -58,26 +65,17 @@ def resume(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a run from its last checkpoint, to the bits it would have ended with."""
-    from partwise.cli.views import view_for
-    from partwise.experiment.spec import SPEC, load
-    from partwise.experiment.store import RunStore
+    """Go on with a run from its last checkpoint.
 
-    with RunStore(folder, "read") as store:
-        status = str(store.meta().get("status", ""))
-    if status == "done" or status.startswith("target reached"):
-        fail(f"{folder}: there must be something left to do, got a run that ended ({status}). Run it again.", NOT_A_RUN)
-    if not (folder / SPEC).is_file():
-        fail(
-            f"{folder}: needs its {SPEC}, got none: the run was made in Python of parts that a specification cannot "
-            f"name. Go on from there: experiment.run({str(folder)!r}, resume=True).",
-            NOT_A_RUN,
-        )
-    view = view_for(as_json=as_json, quiet=quiet)
-    view.prepare("reading the last checkpoint and the data")
-    watcher = execute(load(folder / SPEC), view, folder=folder, resume=True)
+    It ends with the bits it would have ended with undisturbed.
+    """
+    from partwise.cli.views import view_for
+
+    with closing(view_for(as_json=as_json, quiet=quiet)) as view:
+        view.prepare("reading the last checkpoint and the data")
+        watcher = execute(_frozen(folder), view, folder=folder, resume=True)
     if not as_json and not quiet:
-        _say_what_next(watcher)
+        say_what_next(watcher)
 
 
 def _load(spec: Path, overrides: list[str], on: On | None) -> Experiment:
@@ -85,30 +83,76 @@ def _load(spec: Path, overrides: list[str], on: On | None) -> Experiment:
 
     try:
         experiment = load(spec, overrides)
-        wanted = on.value.capitalize() if on else type(experiment.runtime).__name__
-        return experiment if type(experiment.runtime).__name__ == wanted else load(spec, [*overrides, f"runtime={wanted}"])
     except OSError as error:
         raise ValueError(f"{spec}: must be a specification that can be read, got: {error.strerror}.") from error
+    wanted = on.value.capitalize() if on else type(experiment.runtime).__name__
+    return experiment if type(experiment.runtime).__name__ == wanted else load(spec, [*overrides, f"runtime={wanted}"])
+
+
+def _frozen(folder: Path) -> Experiment:
+    """The experiment of a run that did not end."""
+    from partwise.experiment.spec import SPEC, load
+    from partwise.experiment.store import RunStore
+
+    with RunStore(folder, "read") as store:
+        status = str(store.meta().get("status", ""))
+    if status == "done" or status.startswith("target reached"):
+        said = f"{folder}: there must be something left to do, got a run that ended: {status}. Run it again."
+        raise EndedError(said, NOT_A_RUN)
+    if not (folder / SPEC).is_file():
+        raise EndedError(
+            f"{folder}: needs its {SPEC}, got none: the run was made in Python of parts that a specification cannot "
+            f"name. Go on from there: experiment.run({str(folder)!r}, resume=True).",
+            NOT_A_RUN,
+        )
+    try:
+        return load(folder / SPEC)
+    except SpecError as error:
+        raise EndedError(f"{folder / SPEC}: {error}", NOT_A_RUN) from error
 
 
 def execute(
     experiment: Experiment, view: View, *, folder: Path | None = None, root: Path = Path("runs"), resume: bool = False
 ) -> Watcher:
-    """Run, and end the program with the right exit code if the run did not end well."""
+    """Run, and end the command with the right exit code if the run does not end well."""
     watcher = Watcher(view, experiment.evaluation.scope)
     try:
         experiment.run(folder, resume=resume, progress=watcher, root=root)
-    except KeyboardInterrupt:
-        if not watcher.has_started:
+    except KeyboardInterrupt as error:
+        if watcher.header is None:
             raise
-        fail(f"interrupted at once. {_how_to_resume(watcher)}", INTERRUPTED)
+        raise EndedError(f"interrupted at once. {_how_to_resume(watcher)}", INTERRUPTED) from error
     except (PartwiseError, ValueError, OSError) as error:
-        if not watcher.has_started:
+        if watcher.header is None:
+            if isinstance(error, CheckpointError) and not resume:  # the new folder cannot be written
+                raise EndedError(str(error), FAILED) from error
             raise
-        raise _Failed(f"{sentence(error)} {_how_to_see(watcher)}") from error
+        raise EndedError(f"{sentence(error)} {_how_to_see(watcher)}", FAILED) from error
     if watcher.reason == "interrupted":
-        at = watcher.last.version if watcher.last else 0
-        fail(f"interrupted, and saved at version {at}. {_how_to_resume(watcher)}", INTERRUPTED)
+        at = f"{watcher.noun} {watcher.last.version}" if watcher.last else "the beginning"
+        raise EndedError(f"interrupted, and saved at {at}. {_how_to_resume(watcher)}", INTERRUPTED)
     if watcher.reason == "nothing left to do" or watcher.reason.startswith("client "):
-        raise _Failed(f"the run ended early: {watcher.reason}. {_how_to_see(watcher)}")
+        raise EndedError(f"the run ended early: {watcher.reason}. {_how_to_see(watcher)}", FAILED)
     return watcher
+
+
+def _how_to_resume(watcher: Watcher) -> str:
+    return f"Go on with: partwise resume {shlex.quote(watcher.folder)}"
+
+
+def _how_to_see(watcher: Watcher) -> str:
+    return f"See: partwise show {shlex.quote(watcher.folder)}"
+
+
+def say_what_next(watcher: Watcher) -> None:
+    """The end of a run in a few lines, and what can be done with it."""
+    from partwise.experiment.words import amount, bytes_text, number
+
+    last, folder = watcher.last, shlex.quote(watcher.folder)
+    if last is not None and watcher.header is not None:
+        score = f"{watcher.header.metric} {number(last.value, 4)} (best {number(last.best, 4)})"
+        sent = f"{bytes_text(last.uplink)} up, {bytes_text(last.downlink)} down"
+        typer.echo(f"{amount(last.version, watcher.noun)}: {score}, {sent}")
+    typer.echo(
+        f"The run is in {watcher.folder}\n  partwise show {folder}\n  partwise report {folder} --out report.html"
+    )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from partwise.cli.watch import Header, Notice, Snapshot, View
-from partwise.experiment.words import bytes_text, number, seconds_text, title_of
+from partwise.experiment.words import bytes_text, number, title_of
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -43,6 +44,8 @@ class Quiet:
 
     def end(self, reason: str, snapshot: Snapshot | None) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class Json:
     """One JSON object per line, for programs. Numbers that are not finite become null."""
@@ -61,7 +64,10 @@ class Json:
         self._say(fields.pop("kind"), **fields)
 
     def end(self, reason: str, snapshot: Snapshot | None) -> None:
-        self._say("finished", reason=reason, version=snapshot.version if snapshot else 0)
+        at = {} if snapshot is None else {"value": snapshot.value, "best": snapshot.best}
+        self._say("finished", reason=reason, version=snapshot.version if snapshot else 0, **at)
+
+    def close(self) -> None: ...
 
     def _say(self, event: str, **fields: Any) -> None:
         print(json.dumps({"event": event, **_finite(fields)}, allow_nan=False), flush=True)
@@ -111,7 +117,9 @@ class Lines:
             print("more lost or refused clients are only counted; `partwise show` has them all", flush=True)
 
     def end(self, reason: str, snapshot: Snapshot | None) -> None:
-        print(reason, flush=True)
+        print(_ended(reason), flush=True)
+
+    def close(self) -> None: ...
 
 
 def _facts(header: Header, snapshot: Snapshot) -> list[str]:
@@ -129,8 +137,20 @@ def _facts(header: Header, snapshot: Snapshot) -> list[str]:
     if snapshot.lost or snapshot.refused:
         facts.append(f"{snapshot.lost} lost, {snapshot.refused} refused")
     if not math.isnan(snapshot.seconds_left):
-        facts.append(f"{seconds_text(round(snapshot.seconds_left))} left")
+        facts.append(f"{_short_time(snapshot.seconds_left)} left")
     return facts
+
+
+def _short_time(seconds: float) -> str:
+    """A duration that is only a guess."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _ended(reason: str) -> str:
+    """How a run ended; why it failed is said elsewhere."""
+    return "failed" if re.match(r"\w+Error: ", reason) else reason
 
 
 class Live:
@@ -169,11 +189,10 @@ class Live:
         self._notices.append(notice)
 
     def end(self, reason: str, snapshot: Snapshot | None) -> None:
-        self._doing = reason
+        self._snapshot, self._doing = snapshot, _ended(reason)
         self.close()
 
     def close(self) -> None:
-        """Leave the last picture on the terminal."""
         self._drawing.stop()
 
     # The picture
@@ -200,7 +219,7 @@ class Live:
         shot, total = self._snapshot, self._header.total
         at = shot.version if shot else 0
         left = shot.seconds_left if shot else math.nan
-        time_left = f"{seconds_text(round(left))} left" if left and not math.isnan(left) else ""
+        time_left = f"{_short_time(left)} left" if left and not math.isnan(left) else ""
         grid = Table.grid(expand=True, padding=(0, 1))
         grid.add_column()
         grid.add_column(ratio=1)
@@ -208,7 +227,7 @@ class Live:
         grid.add_row(
             Text(f"{self._header.noun} {at}{f'/{total}' if total else ''}", style="bold"),
             ProgressBar(total=total or None, completed=at, pulse=not total),
-            Text(time_left or seconds_text(time.monotonic() - self._began)),
+            Text(time_left or _short_time(time.monotonic() - self._began)),
         )
         return grid
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -9,12 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from partwise.core.errors import CheckpointError
+
 if TYPE_CHECKING:
     from partwise.core.program import Record
     from partwise.core.runtime import World
     from partwise.experiment.evaluate import Score
 
 __all__ = ["Header", "Notice", "Snapshot", "View", "Watcher"]
+
+
+_SCOPES = ("central", "pooled")
 
 
 class Header(NamedTuple):
@@ -100,6 +106,10 @@ class View(Protocol):
 
     def end(self, reason: str, snapshot: Snapshot | None) -> None: ...
 
+    def close(self) -> None:
+        """Leave the terminal to others; may be called at any time, and again."""
+        ...
+
 
 class Watcher:
     """Follows a run, and tells a view. It is the `Progress` that `Experiment.run` asks for.
@@ -124,9 +134,14 @@ class Watcher:
         self._rate = math.nan
 
     @property
-    def has_started(self) -> bool:
-        """Whether the run got as far as its first round."""
-        return self.header is not None
+    def folder(self) -> str:
+        """Of the run; empty before it starts."""
+        return self.header.folder if self.header else ""
+
+    @property
+    def noun(self) -> str:
+        """What a version is called."""
+        return self.header.noun if self.header else "version"
 
     # What an experiment calls
 
@@ -135,7 +150,8 @@ class Watcher:
         noun = "round" if str(self._meta.get("scheduler", "")).startswith("Synchronous") else "version"
         name, metric = str(self._meta.get("name", "run")), str(self._meta.get("metric", ""))
         self.header = Header(name, folder, total, int(self._meta.get("num_clients", 0)), metric, noun)
-        self._best = _best_so_far(Path(folder), metric, self._scope, self._is_higher_better)
+        for value in self._recorded():
+            self._best = _better(self._best, value, self._is_higher_better)
         self._began = self._before = time.monotonic()
         self._view.begin(self.header)
 
@@ -174,6 +190,10 @@ class Watcher:
 
     def finished(self, reason: str) -> None:
         self.reason = reason
+        if self.last is not None:  # the last version was measured after it was shown
+            value = self._on_record(self.last.value)
+            best = _better(self.last.best, value, self._is_higher_better)
+            self.last = self.last._replace(value=value, best=best)
         self._view.end(reason, self.last)
 
     # What is made of it
@@ -190,6 +210,22 @@ class Watcher:
         if score is not None:
             self._value = score.value
             self._best = _better(self._best, score.value, self._is_higher_better)
+
+    def _recorded(self) -> list[float]:
+        """The main metric by version, as the record has it."""
+        from partwise.experiment.store import RunStore
+
+        assert self.header is not None
+        with RunStore(self.header.folder, "read") as store:
+            by_scope = [store.metrics(self.header.metric, s) for s in ((self._scope,) if self._scope else _SCOPES)]
+        return [row["value"] for row in next((rows for rows in by_scope if rows), [])]
+
+    def _on_record(self, otherwise: float) -> float:
+        """The metric when it was measured last."""
+        with contextlib.suppress(CheckpointError):  # what goes wrong here has been said already
+            values = self._recorded()
+            return values[-1] if values else otherwise
+        return otherwise
 
     def _paced(self, world: World) -> None:
         """Update the replies per second, as a mean in which the last few versions count most."""
@@ -224,21 +260,6 @@ def _meta(folder: str) -> Mapping[str, Any]:
 
     with RunStore(folder, "read") as store:
         return store.meta()
-
-
-def _best_so_far(folder: Path, metric: str, scope: str, higher: bool) -> float:
-    """The best value on record, which a resumed run has before its first round."""
-    from partwise.experiment.store import RunStore
-
-    best = math.nan
-    with RunStore(folder, "read") as store:
-        for wanted in (scope,) if scope else ("central", "pooled"):
-            rows = store.metrics(metric, wanted)
-            for row in rows:
-                best = _better(best, row["value"], higher)
-            if rows:
-                break
-    return best
 
 
 def _population(folder: Path) -> Mapping[str, Any]:

@@ -157,7 +157,7 @@ def _kept(cover: Tensor, shape: tuple[int, ...]) -> Tensor | None | _Flat:
     touched = cover > 0
     if bool(touched.all()):
         return None
-    if cover.numel() == cover.shape[0] == shape[0]:
+    if shape and cover.numel() == cover.shape[0] == shape[0]:
         return touched.reshape(-1).nonzero().reshape(-1)
     return _Flat(touched.expand(shape).reshape(-1).nonzero().reshape(-1))
 

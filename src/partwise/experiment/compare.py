@@ -99,7 +99,9 @@ def compare(
         defined = [p.value for p in runs[0].scores[name, where] if not math.isnan(p.value)]
         target = defined[-1] if defined else None
     elif math.isnan(target):
-        raise DataError(f"compare(target={target}): must be a number, got {target}. Leave it out for the first run's end.")
+        raise DataError(
+            f"compare(target={target}): must be a number, got {target}. Leave it out for the first run's end."
+        )
     return [_row(run, name, where, target) for run in runs]
 
 

@@ -55,9 +55,10 @@ def save_spec(experiment: object, folder: Path) -> str | None:
     return None
 
 
-def _fields(part: object, path: str) -> dict[str, Any]:
+def _fields(part: Any, path: str) -> dict[str, Any]:
     table = {}
-    for name, parameter in parameters(type(part)).items():
+    cls: type = type(part)
+    for name, parameter in parameters(cls).items():
         value, where = getattr(part, name), f"{path}.{name}" if path else name
         if value is not None:
             table[name] = _plain(value, parameter.annotation, where)
@@ -122,14 +123,14 @@ def _name(part: object, members: tuple[Any, ...], path: str) -> str:
         raise TypeError(f"dump({path}): {error}") from None
 
 
-def _named_fields(part: object, path: str) -> dict[str, Any]:
+def _named_fields(part: Any, path: str) -> dict[str, Any]:
     """The fields of a part whose table also says which part it is."""
-    own: Parameter | None = parameters(type(part)).get("name")
+    cls: type = type(part)
+    own: Parameter | None = parameters(cls).get("name")
     table = _fields(part, path)
-    if own is not None:
-        if own.default is MISSING or table.pop("name", None) != own.default:
-            raise TypeError(
-                f"dump({path}): a parameter called 'name' must keep its default {own.default!r}, got {part!r}: "
-                "in a specification, name says which part it is. Call the parameter something else."
-            )
+    if own is not None and (own.default is MISSING or table.pop("name", None) != own.default):
+        raise TypeError(
+            f"dump({path}): a parameter called 'name' must keep its default {own.default!r}, got {part!r}: "
+            "in a specification, name says which part it is. Call the parameter something else."
+        )
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -158,7 +159,8 @@ class Experiment:
         store.set_meta(status="running")
         store.commit()  # so that others can see the run while it goes on
         progress.started(int(getattr(self.scheduler, "rounds", 0)), str(path))
-        reason = "failed"
+        reason, began = "failed", time.monotonic()
+        before = float(store.meta().get("wall_seconds", 0.0))
         try:
             with _ctrl_c(recorder):
                 programs, entries = star.programs(), saved.entries if saved else None
@@ -167,7 +169,7 @@ class Experiment:
             reason = f"{type(error).__name__}: {error}"
             raise
         finally:
-            store.set_meta(status=reason)
+            store.set_meta(status=reason, wall_seconds=before + time.monotonic() - began)
             store.commit()
             progress.finished(reason)
         streams = {stream: dict(params) for stream, params in states[SERVER].streams.items()}

@@ -6,9 +6,9 @@ import io
 import re
 import warnings
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from partwise.experiment.plots import COLOURS, GRID, INK, LINE
+from partwise.experiment.drawing import COLOURS, GRID, INK, LINE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,9 +43,11 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     import matplotlib as mpl
 
     file = io.StringIO()
-    how = {"svg.fonttype": "none", "svg.hashsalt": "partwise", "path.simplify_threshold": 0.2}
+    how: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "partwise", "path.simplify_threshold": 0.2}
     with mpl.rc_context(how), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the page has more fonts than matplotlib
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from", UserWarning
+        )  # the page has more fonts than matplotlib
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = _NOT_SVG.sub("", file.getvalue())
     text = _STYLE.sub("", text).replace("xlink:href", "href")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from partwise.core.errors import DivergedError
 from partwise.core.program import SERVER, Record
@@ -146,7 +147,7 @@ class Recorder:
         self._store.commit(durable=True)
         entries, unchanged = world.entries()
         mine = {"number": self.number, "version": self.version, "seen": self._seen}
-        self._checkpoints.save(self.version, {**entries, "recorder": mine}, unchanged)
+        self._checkpoints.save(self.version, ChainMap[str, object]({"recorder": mine}, cast("MutableMapping[str, object]", entries)), unchanged)
         self._saved_at = time.monotonic()
 
     def restore(self, entries: Mapping[str, object]) -> None:

@@ -7,27 +7,18 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from partwise import __version__
 from partwise.core.errors import CheckpointError
-from partwise.experiment import plots
 from partwise.experiment.compare import Row, compare
+from partwise.experiment.drawing import COLOURS
+from partwise.experiment.dump import SPEC
 from partwise.experiment.headline import headline, sentence
 from partwise.experiment.inline_svg import inline_svg
-from partwise.experiment.runs import ClientValue, Run, RunLike, common_score, read_runs
-from partwise.experiment.words import (
-    amount,
-    bytes_text,
-    count_text,
-    number,
-    percent,
-    seconds_text,
-    title_of,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from partwise.experiment.runs import ClientValue, Run, RunLike, read_runs
+from partwise.experiment.views import SCOPES, View, about_clients, about_data, about_quality
+from partwise.experiment.words import amount, bytes_text, count_text, number, percent, seconds_text, title_of
 
 __all__ = ["write_report"]
 
@@ -44,16 +35,6 @@ _PARTS = (
     "runtime",
     "seed",
 )
-_SCOPES = {
-    "central": "on the central test set",
-    "pooled": "on all clients’ test examples together",
-    "mean": "in the mean over clients",
-    "weighted": "in the mean over clients, weighted by their examples",
-    "p10": "at the 10th percentile of the clients",
-    "p90": "at the 90th percentile of the clients",
-    "worst": "of the worst client",
-    "cohort": "of the cohort",
-}
 
 
 def write_report(
@@ -108,7 +89,8 @@ def _page(runs: Sequence[Run], rows: Sequence[Row], out: Path, target: float | N
     name, scope = rows[0].metric, rows[0].scope
     is_own = target is not None
     lead = headline(runs, rows, is_own_target=is_own)
-    others = [sentence(run, row, rows[0], is_own_target=is_own) for run, row in list(zip(runs, rows))[1:]]
+    pairs = list(zip(runs, rows, strict=True))
+    others = [sentence(run, row, rows[0], is_own_target=is_own) for run, row in pairs[1:]]
     commands = [_reproduce(run) for run in runs]
     report = shlex.join(["partwise", "report", *(str(run.folder) for run in runs), "--out", str(out)])
     return {
@@ -117,16 +99,16 @@ def _page(runs: Sequence[Run], rows: Sequence[Row], out: Path, target: float | N
         "others": [text for text in others if text != lead],
         "notes": list(_notes(runs, rows)),
         "metric": title_of(name),
-        "scope": _SCOPES.get(scope, scope),
-        "tiles": [_tile(run, row, at) for at, (run, row) in enumerate(zip(runs, rows))],
+        "scope": SCOPES.get(scope, scope),
+        "tiles": [_tile(run, row, at) for at, (run, row) in enumerate(pairs)],
         "table": _table(runs, rows),
-        "quality": _figures(_quality(runs, rows)),
-        "over_clients": _figures(_over_clients(runs, rows)),
+        "quality": _drawn(about_quality(runs, rows)),
+        "over_clients": _drawn(about_clients(runs, rows)),
         "data": _data(runs),
-        "runs": [_run(run, row, at) for at, (run, row) in enumerate(zip(runs, rows))],
-        "commands": [text for text, is_command in commands if is_command] + [report],
+        "runs": [_run(run, row, at) for at, (run, row) in enumerate(pairs)],
+        "commands": [*(text for text, is_command in commands if is_command), report],
         "has_all_commands": all(is_command for _, is_command in commands),
-        "number_of_colours": len(plots.COLOURS),
+        "number_of_colours": len(COLOURS),
         "version": __version__,
     }
 
@@ -144,7 +126,7 @@ def _notes(runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[str]:
             yield f"{run.label} has not finished: it was running, or had been killed, when this was written."
         elif status == "interrupted" or "Error" in status or status == "failed":
             yield f"{run.label} did not finish: {status}. Its numbers are those up to version {run.last.version}."
-    for run, row in zip(runs, rows):
+    for run, row in zip(runs, rows, strict=True):
         if math.isnan(row.final):
             yield f"{run.label} ended with a score that is not a number."
     workloads = {str(run.meta.get("workload")) for run in runs}
@@ -157,11 +139,13 @@ def _notes(runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[str]:
 def _tile(run: Run, row: Row, at: int) -> dict[str, Any]:
     facts = [f"best {number(row.best)} in {run.noun} {row.best_version:,}"]
     if row.target is not None:
-        reached = f"reached in {amount(row.target_version, run.noun)}" if row.target_version is not None else "not reached"
+        reached = (
+            f"reached in {amount(row.target_version, run.noun)}" if row.target_version is not None else "not reached"
+        )
         facts.append(f"{number(row.target)} {reached}")
     if row.uplink_share is not None:
         facts.append(f"an upload is {percent(row.uplink_share)} of the model")
-    return {"colour": at % len(plots.COLOURS), "name": row.name, "value": number(row.final), "facts": facts}
+    return {"colour": at % len(COLOURS), "name": row.name, "value": number(row.final), "facts": facts}
 
 
 # The table
@@ -198,7 +182,7 @@ def _table(runs: Sequence[Run], rows: Sequence[Row]) -> dict[str, Any]:
         "columns": [column[1] for column in columns],
         "starts": [at == 0 or columns[at][0] != columns[at - 1][0] for at in range(len(columns))],
         "rows": [
-            {"colour": at % len(plots.COLOURS), "name": row.name, "cells": [cell(row) for _, _, cell, _ in columns]}
+            {"colour": at % len(COLOURS), "name": row.name, "cells": [cell(row) for _, _, cell, _ in columns]}
             for at, row in enumerate(rows)
         ],
     }
@@ -216,107 +200,29 @@ def _seconds(row: Row) -> object:
     return row.target_seconds or None
 
 
-# Figures
-
-
-def _figures(wanted: Iterable[tuple[str, str, Callable[[], Figure], str]]) -> list[dict[str, str]]:
-    """Those that have something to show, as the template wants them."""
-    found = []
-    for name, title, draw, reading in wanted:
-        try:
-            figure = draw()
-        except LookupError:
-            continue
-        found.append({"title": title, "svg": inline_svg(figure, name, f"{title}. {reading}"), "reading": reading})
-    return found
-
-
-def _quality(runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[tuple[str, str, Callable[[], Figure], str]]:
-    name, scope, target = rows[0].metric, rows[0].scope, rows[0].target if len(rows) > 1 else None
-    title, noun = title_of(name), runs[0].noun
-    which = "higher" if runs[0].higher_is_better(name) else "lower"
-    line = " The dashed line is the score to be reached." if target is not None else ""
-    yield (
-        "version",
-        f"{title} by {noun}",
-        lambda: plots.metric_by_version(runs, name, scope=scope, target=target),
-        f"How good the model is after each {noun}, measured {_SCOPES.get(scope, scope)}; {which} is better.{line} "
-        f"A curve further to the left needs fewer {noun}s for the same quality.",
-    )
-    yield (
-        "bytes",
-        f"{title} by bytes sent",
-        lambda: plots.metric_by_bytes(runs, name, scope=scope, target=target),
-        "The same scores by what had been sent until then, to and from all clients. Bytes are those of the encoded "
-        "messages. Where the runs differ much, each grid line to the right stands for a multiple of the bytes.",
-    )
-    yield (
-        "time",
-        f"{title} by virtual time",
-        lambda: plots.metric_by_time(runs, name, scope=scope, target=target),
-        "The same scores by the time that would have passed on clients with the paces and links of this population. "
-        "It includes computing and sending; the machine that ran the simulation plays no part.",
-    )
-    yield (
-        "loss",
-        "Training loss",
-        lambda: plots.training_loss(runs),
-        f"The mean loss on what the clients of each {noun} trained on, while they trained: thin as it was, thick as a "
-        f"moving average. It jumps, for every {noun} asks other clients. If it rises for long, the rates are too high.",
-    )
-
-
-def _over_clients(runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[tuple[str, str, Callable[[], Figure], str]]:
-    name, noun = rows[0].metric, runs[0].noun
-    yield (
-        "scores",
-        f"{title_of(name)} of every client at the end",
-        lambda: plots.client_scores(runs, name),
-        "Each client’s score on its own test examples, from the worst client to the best. A flat, high curve serves "
-        "all alike; a steep left end means that some are served badly. Clients with few test examples scatter most.",
-    )
-    yield (
-        "band",
-        f"Spread over clients by {noun}",
-        lambda: plots.client_band(runs, name),
-        "The line is the mean over clients, each counted once; the band reaches from the 10th to the 90th percentile. "
-        "A band that narrows while its line improves means that those behind catch up.",
-    )
-    yield (
-        "answers",
-        "How often clients took part",
-        lambda: plots.participation(runs),
-        "For each number of answers, how many clients gave that many in the run. Clients at 0 never trained: "
-        "what only they hold was not learnt.",
-    )
-
-
 # Data
 
 
 def _data(runs: Sequence[Run]) -> dict[str, Any] | None:
     """The clients and the model, of the first run that knows them."""
     run = next((run for run in runs if run.population), None)
-    if run is None or run.population is None:
+    if run is None:
         return None
     about = run.population
-    wanted = [
-        (
-            "heat",
-            "Heat of the rows",
-            lambda: plots.heat([run]),
-            "The heat of a row is the number of clients whose examples touch it. Few rows are hot and most are cold: "
-            "in a plain mean over the cohort, a cold row’s update is drowned by the many clients that do not have it.",
-        ),
-        (
-            "rows",
-            "Rows per client",
-            lambda: plots.rows_per_client([run]),
-            "How many rows of the model’s tables one client’s examples touch. A client needs to hold, train and send "
-            "no others.",
-        ),
-    ]
-    return {"facts": list(_facts(about)), "figures": _figures(wanted), "note": _sampled(about)}
+    return {"facts": list(_facts(about)), "figures": _drawn(about_data(run)), "note": _sampled(about)}
+
+
+def _drawn(views: Iterable[View]) -> list[dict[str, str]]:
+    """Those that have something to show, as the template wants them."""
+    found = []
+    for view in views:
+        try:
+            figure = view.draw()
+        except LookupError:
+            continue
+        svg = inline_svg(figure, view.name, f"{view.title}. {view.reading}")
+        found.append({"title": view.title, "svg": svg, "reading": view.reading})
+    return found
 
 
 def _facts(about: Any) -> Iterator[tuple[str, str]]:
@@ -326,7 +232,10 @@ def _facts(about: Any) -> Iterator[tuple[str, str]]:
     if examples:
         yield "Training examples", f"{sum(examples):,}; {_spread(examples)} per client"
     if any(about.get("test_examples") or ()):
-        yield "Test examples of clients", f"{sum(about['test_examples']):,}; {_spread(about['test_examples'])} per client"
+        yield (
+            "Test examples of clients",
+            f"{sum(about['test_examples']):,}; {_spread(about['test_examples'])} per client",
+        )
     if "parameters" in model:
         size = f" ({bytes_text(model['bytes'])})" if "bytes" in model else ""
         yield "Model", f"{model['parameters']:,} parameters{size}"
@@ -358,12 +267,12 @@ def _sampled(about: Any) -> str:
 def _run(run: Run, row: Row, at: int) -> dict[str, Any]:
     parts = [(key, _shown(run.meta[key])) for key in _PARTS if run.meta.get(key) not in (None, "", [], {}, "()", "{}")]
     return {
-        "colour": at % len(plots.COLOURS),
+        "colour": at % len(COLOURS),
         "name": run.label,
         "folder": str(run.folder),
         "facts": list(_spent(run)),
         "parts": parts,
-        "spec": _shown(run.meta["spec"]) if "spec" in run.meta else "",
+        "spec": _spec(run),
         "environment": _environment(run.meta.get("environment")),
         "trouble": _trouble(run),
         "clients": _clients(run, row.metric),
@@ -456,9 +365,17 @@ def _client(run: Run, client: ClientValue) -> dict[str, str]:
     }
 
 
+def _spec(run: Run) -> str:
+    """The specification's file, else the experiment as code."""
+    try:
+        return (run.folder / SPEC).read_text(encoding="utf-8")
+    except OSError:
+        return str(run.meta.get("experiment", ""))
+
+
 def _reproduce(run: Run) -> tuple[str, bool]:
     """The command that makes the run again, and whether there is one."""
     if run.meta.get("command"):
         return str(run.meta["command"]), True
-    spec = run.folder / "spec.toml"
+    spec = run.folder / SPEC
     return (shlex.join(["partwise", "run", str(spec)]), True) if spec.is_file() else ("", False)

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from partwise.core.errors import CheckpointError, DataError
+from partwise.core.errors import DataError
 from partwise.experiment.store import RunStore
 
 __all__ = ["ClientValue", "Point", "Run", "RunLike", "Trouble", "common_score", "read_run", "read_runs"]
@@ -106,6 +106,14 @@ class Run:
     def model_bytes(self) -> int | None:
         """Bytes of the full model."""
         return None if self.population is None else self.population.get("model", {}).get("bytes")
+
+    @cached_property
+    def sizes(self) -> Mapping[int, int]:
+        """Client -> how many examples it trains on; empty where that was not kept."""
+        about = self.population or {}
+        examples = about.get("examples") or ()
+        numbers = about.get("numbers") or range(len(examples))
+        return dict(zip(numbers, examples, strict=True))
 
     def client_name(self, client: int) -> str:
         """What a person would call a client."""

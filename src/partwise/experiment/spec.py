@@ -10,7 +10,6 @@ from partwise.core.errors import SpecError
 from partwise.experiment.dump import SPEC, dump, save_spec
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.read import Fault, Reader, is_faulty, shown
-from partwise.experiment.suggest import did_you_mean
 from partwise.experiment.toml import KeyPath, decode_error, locate, parse
 
 __all__ = ["SPEC", "dump", "load", "loads", "save_spec"]
@@ -142,10 +141,8 @@ def _overridden(table: dict[str, Any], overrides: Iterable[str]) -> tuple[list[_
         key, equals, value = text.partition("=")
         path = tuple(int(k) if k.isdigit() else k for k in key.strip().split("."))
         if not equals or not all(k != "" for k in path):
-            hint = did_you_mean(key, Experiment.__dataclass_fields__)
-            faults.append(
-                f"override {text}: must be key=value, such as scheduler.rounds=20, got {text!r}. {hint or 'Write both.'}"
-            )
+            rule = "must be key=value, such as scheduler.rounds=20"
+            faults.append(f"override {text}: {rule}, got {text!r}. Write a key, an equals sign and a value.")
             continue
         fault = _put(table, path, _override_value(value.strip()))
         if fault:
@@ -170,32 +167,32 @@ def _override_value(text: str) -> object:
 
 
 def _put(table: dict[str, Any], path: KeyPath, value: object) -> str | None:
-    """Set what stands at a path, in place; why it cannot be set, if so."""
+    """Set what stands at a path, in place, making tables and elements on the way; why it cannot be, if so."""
     here: Any = table
     for at, key in enumerate(path):
-        where = ".".join(map(str, path[:at]))
-        is_last = at == len(path) - 1
-        following: Any = value if is_last else [] if isinstance(path[at + 1], int) else {}
+        where, is_last = ".".join(map(str, path[:at])), at == len(path) - 1
         if isinstance(here, list):
             if not isinstance(key, int) or key > len(here):
                 many = f"{len(here)} element{'' if len(here) == 1 else 's'}"
-                return f"{where} must be followed by a number from 0 to {len(here)}, got {key!r}. It has {many}; {len(here)} adds one."
+                rule = f"{where} must be followed by a number from 0 to {len(here)}, got {key!r}"
+                return f"{rule}. It has {many}; {len(here)} adds one."
             if key == len(here):
-                here.append(following)
-            elif is_last or not isinstance(here[key], dict | list):
-                here[key] = value if is_last else _opened(here[key])
+                here.append(None)
         elif isinstance(here, dict):
             key = str(key)
-            if is_last or not isinstance(here.get(key), dict | list):
-                here[key] = value if is_last else _opened(here[key]) if key in here else following
-        here = here[key]
-        if not is_last and not isinstance(here, dict | list):
-            return f"{where}.{key} must be a table to have {path[at + 1]!r}, got {shown(here)}. Leave the last key out.".lstrip(
-                "."
-            )
+        else:
+            return f"{where} must be a table to have {key!r}, got {shown(here)}. Leave out what follows it."
+        if is_last:
+            here[key] = value
+        else:
+            there = here.get(key) if isinstance(here, dict) else here[key]
+            here[key] = _opened(there, path[at + 1])
+            here = here[key]
     return None
 
 
-def _opened(value: object) -> object:
-    """A part written as its bare name is a table with that name."""
+def _opened(value: object, key: str | int) -> object:
+    """What can have a key: a part written as its bare name is a table with that name, and nothing is empty."""
+    if value is None:
+        return [] if isinstance(key, int) else {}
     return {"name": value} if isinstance(value, str) else value

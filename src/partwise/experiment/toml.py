@@ -5,20 +5,18 @@ A path is a tuple of keys, and of numbers in arrays: `("client", 0, "max_norm")`
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 __all__ = ["KeyPath", "decode_error", "locate", "parse", "write"]
 
 KeyPath = tuple[str | int, ...]
+
+_library = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _BARE_VALUE = re.compile(r"[^,\]}#\n]*")
@@ -32,7 +30,7 @@ def parse(text: str) -> dict[str, object]:
     Raises:
         ValueError: it is not TOML; `decode_error` reads the error.
     """
-    found: dict[str, object] = tomllib.loads(text)
+    found: dict[str, object] = _library.loads(text)
     return found
 
 
@@ -49,13 +47,13 @@ def decode_error(error: ValueError, text: str) -> tuple[int, str]:
 
 
 def locate(text: str) -> dict[KeyPath, int]:
-    """Key path -> the line, from 1, on which its key or its table's header stands.
+    r"""Key path -> the line, from 1, on which its key or its table's header stands.
 
     Args:
         text: TOML that `parse` accepts.
 
     Example:
-        >>> locate('seed = 1\\n[[client]]\\nname = "Clip"\\n')
+        >>> locate('seed = 1\n[[client]]\nname = "Clip"\n')
         {('seed',): 1, ('client',): 2, ('client', 0): 2, ('client', 0, 'name'): 3}
     """
     return _Scanner(text).lines
@@ -201,7 +199,7 @@ def _lines(table: Mapping[str, object], path: tuple[str, ...]) -> Iterator[str]:
         header = ".".join(_key(k) for k in (*path, key))
         if isinstance(value, Mapping):
             yield from ["", f"[{header}]", *_lines(value, (*path, key))]
-        elif _is_tables(value):
+        elif isinstance(value, list | tuple) and _is_tables(value):
             for element in value:
                 yield from ["", f"[[{header}]]", *_lines(element, (*path, key))]
 

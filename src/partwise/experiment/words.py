@@ -6,7 +6,13 @@ import math
 
 __all__ = ["amount", "bytes_text", "count_text", "number", "percent", "ratio_of_bytes", "seconds_text", "title_of"]
 
-_TITLES = {"auc": "AUC", "accuracy": "Accuracy", "loss": "Loss", "perplexity": "Perplexity", "train_loss": "Training loss"}
+_TITLES = {
+    "auc": "AUC",
+    "accuracy": "Accuracy",
+    "loss": "Loss",
+    "perplexity": "Perplexity",
+    "train_loss": "Training loss",
+}
 NOTHING = "–"
 
 

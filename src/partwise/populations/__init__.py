@@ -2,6 +2,7 @@
 
 from partwise.populations.arrays import ArrayPopulation
 from partwise.populations.availability import Always, Daily
+from partwise.populations.checks import check_fits
 from partwise.populations.partitions import IID, Dirichlet, LinearSizes, NaturalKey, QuantitySkew, Shards
 from partwise.populations.picture import describe, draw
 from partwise.populations.profiles import Constant, LogNormal, Widths
@@ -21,6 +22,7 @@ __all__ = [
     "QuantitySkew",
     "Shards",
     "Widths",
+    "check_fits",
     "describe",
     "draw",
     "from_arrays",

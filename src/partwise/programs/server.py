@@ -211,7 +211,10 @@ class ServerProgram:
             for stream, update in reply.updates.items():
                 check_update(update, node.streams.get(stream, {}))
                 if not is_finite(update):
-                    return f"stream {stream!r} must be finite, got NaN or infinity. Lower the client's learning rate or look at its data."
+                    return (
+                        f"stream {stream!r} must be finite, got NaN or infinity. "
+                        "Lower the client's learning rate or look at its data."
+                    )
         except ProtocolError as error:
             return str(error)
         return ""
@@ -224,7 +227,10 @@ class ServerProgram:
         wrong = [n for n, s in index.shapes.items() if n not in model or tuple(model[n].shape) != tuple(s)]
         if wrong:
             del node.in_flight[id]
-            reason = f"asked for {wrong[:3]} with shapes the model does not have. Client and server must build the same model."
+            reason = (
+                f"asked for {wrong[:3]} with shapes the model does not have. "
+                "Client and server must build the same model."
+            )
             self._schedule(node, message, self._refused(message.now, flight, reason, effects), effects)
             return
         held = {stream: index.gather(params) for stream, params in node.streams.items()}

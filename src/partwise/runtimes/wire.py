@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from partwise.core.errors import ProtocolError
 
-__all__ = ["Frame", "Kind", "Outbox", "Reader", "send"]
+__all__ = ["Frame", "Kind", "Outbox", "Part", "Reader", "send"]
 
 _MAGIC = b"PTWF"
 _HEAD = struct.Struct("<4sBqqqdQ")
@@ -151,7 +151,9 @@ class Reader:
     def _open(self) -> None:
         magic, kind, src, to, number, after, length = _HEAD.unpack(self._buffer)
         if magic != _MAGIC or kind not in Kind.__members__.values():
-            raise ProtocolError(f"Reader(): a frame must begin with {_MAGIC!r} and a known kind, got {magic!r}, {kind}.")
+            raise ProtocolError(
+                f"Reader(): a frame must begin with {_MAGIC!r} and a known kind, got {magic!r}, {kind}."
+            )
         fault = ""
         if length > self._max_bytes:
             fault = (

@@ -267,7 +267,7 @@ def _save(path: Path, tokens: _Tokens) -> None:
 
 
 def _load(path: Path) -> _Tokens:
-    with np.load(path, allow_pickle=False) as found:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
         modules, names = (found[key].tobytes().decode().split("\n") for key in ("modules", "names"))
         tokens = _Tokens(modules, names, found["ids"].astype(np.int64), found["offsets"].astype(np.int64))
     if len(tokens.offsets) != len(modules) + 1 or tokens.offsets[-1] != len(tokens.ids):

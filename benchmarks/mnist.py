@@ -1,0 +1,119 @@
+"""FedAvg, FedProx, SCAFFOLD, FedAdam and HeteroFL on MNIST: 100 clients, Dirichlet 0.3, a CNN, 10 clients a round.
+
+    python benchmarks/mnist.py --folder FOLDER_WITH_MNIST [--rounds 60] [--seeds 1] [--out docs/results/mnist.md]
+
+Every method sees the same cohorts and the same partition; local training is one epoch or more of SGD, as in the
+settings below. HeteroFL's clients have the widths 1, 1/2, 1/4, 1/8, 1/16 in equal shares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from machine import describe
+
+import partwise as pw
+
+LOCAL = {"batch_size": 20, "epochs": 1}
+LR = 0.05
+
+
+def methods() -> dict[str, dict[str, Any]]:
+    """Name -> what differs from plain averaging."""
+    local = pw.LocalTraining(pw.SGD(lr=LR), **LOCAL)
+    widths = pw.Widths((1.0, 0.5, 0.25, 0.125, 0.0625))
+    return {
+        "FedAvg": {"algorithm": pw.FedAvg(local)},
+        "FedProx, mu 0.01": {"algorithm": pw.FedProx(0.01, local)},
+        "SCAFFOLD": {"algorithm": pw.Scaffold(local)},
+        "FedAdam, server lr 0.01": {"algorithm": pw.FedAvg(local), "server": [pw.Adam(lr=0.01)]},
+        "HeteroFL, widths a-e": {"algorithm": pw.HeteroFL(local), "profiles": widths},
+    }
+
+
+def run(name: str, settings: dict[str, Any], folder: str, rounds: int, seed: int, root: Path) -> dict[str, float]:
+    """One run's numbers."""
+    settings = dict(settings)
+    workload = pw.MNIST(folder=folder, partition=pw.Dirichlet(100, alpha=0.3))
+    if "profiles" in settings:
+        workload = pw.MNIST(folder=folder, partition=workload.partition, profiles=settings.pop("profiles"))
+    experiment = pw.Experiment(
+        workload,
+        scheduler=pw.Synchronous(cohort=10, rounds=rounds),
+        evaluation=pw.Evaluation(every=2, per_client=False),
+        checkpointing=pw.Checkpointing(every_seconds=1e9),
+        seed=seed,
+        name=f"mnist-{name.split(',')[0].lower()}",
+        **settings,
+    )
+    began = time.perf_counter()
+    result = experiment.run(root=root)
+    seconds = time.perf_counter() - began
+    curve = result.table("accuracy", "central")
+    last = curve[-1]
+    to97 = next((row["version"] for row in curve if row["value"] >= 0.97), None)
+    return {
+        "final": last["value"],
+        "best": max(row["value"] for row in curve),
+        "to97": float("nan") if to97 is None else to97,
+        "uplink": last["uplink_bytes"] / 1e6,
+        "seconds": seconds,
+    }
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
+    """A Markdown table: the mean over seeds, and the range where there are several."""
+
+    def cell(values: list[float], form: str) -> str:
+        known = [v for v in values if v == v]
+        if not known:
+            return "not reached"
+        middle = format(statistics.mean(known), form)
+        return middle if len(set(known)) == 1 else f"{middle} ({format(min(known), form)} to {format(max(known), form)})"
+
+    lines = [
+        "| method | final accuracy | best accuracy | rounds to 97 % | uplink, MB | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, runs in found.items():
+        cells = [cell([r[k] for r in runs], f) for k, f in (("final", ".4f"), ("best", ".4f"), ("to97", ".0f"), ("uplink", ".0f"), ("seconds", ".0f"))]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", required=True, help="where mnist.npz or the four original files are")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", default="", help="run the methods whose name begins so")
+    parser.add_argument("--root", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    where = describe(seed=1)
+    print(where)
+    found: dict[str, list[dict[str, float]]] = {}
+    for seed in range(1, arguments.seeds + 1):
+        for name, settings in methods().items():
+            if not name.startswith(arguments.only):
+                continue
+            numbers = run(name, settings, arguments.folder, arguments.rounds, seed, arguments.root)
+            found.setdefault(name, []).append(numbers)
+            print(f"seed {seed} {name:24} " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items()), flush=True)
+    lines = table(found)
+    print("\n".join(lines))
+    if arguments.out:
+        about = (
+            f"`python benchmarks/mnist.py --rounds {arguments.rounds} --seeds {arguments.seeds}` on {where}.\n\n"
+            f"100 clients, Dirichlet 0.3, 10 a round, {arguments.rounds} rounds; SGD {LR}, batches of {LOCAL['batch_size']}, "
+            f"{LOCAL['epochs']} local epochs. The accuracy is that of the server's whole model on MNIST's 10,000 test images."
+        )
+        arguments.out.write_text("\n".join(["# MNIST: five methods in one command", "", about, "", *lines, ""]))
+
+
+if __name__ == "__main__":
+    main()

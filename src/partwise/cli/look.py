@@ -1,0 +1,359 @@
+"""Commands that look at what there is: runs, and parts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from partwise.cli.app import UNUSABLE, EndedError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from partwise.experiment.compare import Row
+    from partwise.experiment.parts import Description
+    from partwise.experiment.rundir import RunInfo
+    from partwise.experiment.runs import Run
+
+__all__ = ["compare", "list_", "parts", "print_rows", "report", "show"]
+
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs; the first is the measure.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
+Metric = Annotated[str | None, typer.Option(help="Judge by this one; the runs' main metric by default.")]
+Target = Annotated[float | None, typer.Option(help="The score to be reached; by default the first run's last.")]
+
+
+def _table(*heads: str, numbers: int = 0) -> Table:
+    """A table without lines; the last so many columns are numbers."""
+    from rich.table import Table as Plain
+
+    table = Plain(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for at, head in enumerate(heads):
+        table.add_column(head, justify="right" if at >= len(heads) - numbers else "left", overflow="fold")
+    return table
+
+
+def _print(*what: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal:
+        for one in what:
+            console.print(one, highlight=False)
+        return
+    wide = Console(width=1000)  # a file or another program: long lines are no trouble there
+    with wide.capture() as captured:
+        for one in what:
+            wide.print(one, highlight=False)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------------
+
+
+def list_(
+    root: Annotated[Path, typer.Option("--root", help="Where the folders of runs are.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """The runs there are, and how each stands."""
+    from partwise.experiment.rundir import list_runs
+    from partwise.experiment.words import number
+
+    found = list_runs(root)
+    if as_json:
+        typer.echo(json.dumps([_info_as_json(info) for info in found], allow_nan=False))
+        return
+    if not found:
+        typer.echo(f"There are no runs in {root}. Make one: partwise demo")
+        return
+    table = _table("folder", "algorithm", "status", "version", "score", numbers=2)
+    for info in found:
+        version, value = _last(info)
+        score = f"{info.meta.get('metric', '')} {number(value, 4)}"
+        status = _status_of(info).split(":", 1)[0]
+        table.add_row(str(info.folder), _short(info.meta.get("algorithm")), status, str(version), score)
+    _print(table)
+
+
+def _info_as_json(info: RunInfo) -> dict[str, Any]:
+    version, value = _last(info)
+    about = {key: info.meta.get(key) for key in ("name", "seed", "algorithm", "metric")}
+    return {"folder": str(info.folder), "status": _status_of(info), **about, "version": version, "value": _plain(value)}
+
+
+def _short(part: object) -> str:
+    return str(part or "").split("(", 1)[0]
+
+
+def _status(meta: Mapping[str, Any], folder: Path) -> str:
+    from partwise.experiment.lock import writer_of
+
+    status = str(meta.get("status", "unknown"))
+    if status != "running":
+        return status
+    writer = writer_of(folder)
+    return f"running (pid {writer})" if writer else "killed; can be resumed"
+
+
+def _status_of(info: RunInfo) -> str:
+    return "cannot be read" if info.fault else _status(info.meta, info.folder)
+
+
+def _last(info: RunInfo) -> tuple[int, float]:
+    """The last version on record, and the main metric when it was measured last."""
+    from partwise.experiment.evaluate import Score
+    from partwise.experiment.recorder import main_score
+    from partwise.experiment.store import RunStore
+
+    if info.fault:
+        return 0, math.nan
+    with RunStore(info.folder, "read") as store:
+        rows = store.metrics()
+    at = max((row["version"] for row in rows), default=0)
+    name = str(info.meta.get("metric", ""))
+    measured = max((r["version"] for r in rows if r["name"] == name), default=0)
+    scores = [Score(r["name"], r["scope"], r["value"]) for r in rows if r["version"] == measured]
+    score = main_score(scores, name)
+    return at, score.value if score else math.nan
+
+
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a run.")],
+    spec: Annotated[bool, typer.Option("--spec", help="Print its specification, complete with every default.")] = False,
+) -> None:
+    """What a run was, reached and cost.
+
+    Its scores, its bytes, the spread over its clients, and who had trouble.
+    """
+    from partwise.experiment.dump import SPEC
+    from partwise.experiment.runs import read_run
+
+    run = read_run(folder)
+    if spec:
+        path = folder / SPEC
+        typer.echo(
+            path.read_text(encoding="utf-8") if path.is_file() else str(run.meta.get("experiment", "")), nl=False
+        )
+        return
+    _print(_about(run), "", _scores(run))
+    for line in (*_over_clients(run), *_troubles(run)):
+        typer.echo(line)
+
+
+def _about(run: Run) -> Table:
+    from partwise.experiment.words import amount, bytes_text, seconds_text
+
+    machine: Any = run.meta.get("environment") or {}
+    last = run.last
+    facts = {
+        "run": run.label,
+        "status": _status(run.meta, run.folder),
+        "workload": run.meta.get("workload", ""),
+        "algorithm": run.meta.get("algorithm", ""),
+        "scheduler": run.meta.get("scheduler", ""),
+        "clients": f"{run.meta.get('num_clients', 0):,}",
+        "seed": run.meta.get("seed", ""),
+        "length": f"{amount(last.version, run.noun)}, {seconds_text(last.seconds)} on the run's clock",
+        "sent": f"{bytes_text(last.uplink)} up, {bytes_text(last.downlink)} down",
+        "made with": ", ".join(f"{what} {machine.get(what)}" for what in ("partwise", "torch", "python")),
+    }
+    table = _table("", "")
+    table.show_header = False
+    for name, value in facts.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def _scores(run: Run) -> Table:
+    """The main metric, at ten versions at most, beside what was spent by then."""
+    from partwise.experiment.runs import common_score
+    from partwise.experiment.words import bytes_text, number, seconds_text
+
+    metric, scope = common_score([run])
+    points = run.scores[metric, scope]
+    step = max(1, -(-len(points) // 9))
+    chosen = [*points[:-1:step], points[-1]]
+    table = _table(run.noun, f"{metric} ({scope})", "uplink", "downlink", "clock", numbers=5)
+    for p in chosen:
+        spent = bytes_text(p.uplink), bytes_text(p.downlink), seconds_text(p.seconds)
+        table.add_row(str(p.version), number(p.value, 4), *spent)
+    return table
+
+
+def _over_clients(run: Run) -> list[str]:
+    from partwise.experiment.words import number
+
+    names = ("mean", "p10", "p90", "worst")
+    found = {n: run.scores[run.metric, n][-1].value for n in names if (run.metric, n) in run.scores}
+    if not found:
+        return []
+    words = ", ".join(f"{name} {number(value, 4)}" for name, value in found.items())
+    lines = ["", f"over clients: {words}"]
+    ordered = sorted(
+        (c for c in run.clients.get(run.metric, ()) if not math.isnan(c.value)),
+        key=lambda c: c.value,
+        reverse=not run.higher_is_better(run.metric),
+    )
+    worst = ", ".join(f"{run.client_name(c.client)} {number(c.value)}" for c in ordered[:3])
+    return [*lines, f"served worst: {worst}"] if worst else lines
+
+
+def _troubles(run: Run) -> list[str]:
+    if not run.troubles:
+        return []
+    shown = [f"  {run.client_name(t.client)} {t.kind} at version {t.version}: {t.reason}" for t in run.troubles[:10]]
+    more = [f"  and {len(run.troubles) - 10:,} more"] if len(run.troubles) > 10 else []
+    return ["", f"clients lost or refused: {len(run.troubles):,}", *shown, *more]
+
+
+def compare(runs: Runs, metric: Metric = None, target: Target = None, as_json: Json = False) -> None:
+    """Runs side by side: results and costs."""
+    from partwise.experiment.compare import compare as rows_of
+
+    rows = rows_of(runs, metric, target)
+    if as_json:
+        plain = [{k: _plain(v) for k, v in row._asdict().items()} for row in rows]
+        typer.echo(json.dumps(plain, allow_nan=False))
+    else:
+        print_rows(rows)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def print_rows(rows: list[Row]) -> None:
+    """A comparison as a table."""
+    from partwise.experiment.words import bytes_text, number, percent, seconds_text
+
+    first = rows[0]
+    to = f"to {number(first.target, 4)}"
+    heads = [
+        "run",
+        "final",
+        "best",
+        f"rounds {to}",
+        "bytes",
+        "clock",
+        "all bytes",
+        "uplink/model",
+        "p10",
+        "worst",
+        "took",
+    ]
+    table = _table(*heads, numbers=len(heads) - 1)
+    for row in rows:
+        table.add_row(
+            row.name,
+            number(row.final, 4),
+            number(row.best, 4),
+            "never" if row.target_version is None else str(row.target_version),
+            bytes_text(row.target_bytes),
+            seconds_text(row.target_seconds),
+            bytes_text(row.uplink + row.downlink),
+            percent(row.uplink_share),
+            number(row.p10),
+            number(row.worst),
+            seconds_text(row.wall_seconds),
+        )
+    _print(f"{first.metric} ({first.scope}); bytes go both ways", table)
+
+
+def report(
+    runs: Runs,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file.")] = Path("report.html"),
+    metric: Metric = None,
+    target: Target = None,
+) -> None:
+    """Write runs as one HTML page.
+
+    It needs no other file and no network.
+    """
+    from partwise.experiment.report import write_report
+
+    path = write_report(runs, out, metric=metric, target=target)
+    typer.echo(f"The report is in {path}")
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def parts(
+    which: Annotated[str | None, typer.Argument(metavar="[FAMILY|NAME]", help="Of which more is wanted.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Every part there is, or some in full.
+
+    Of a family or a part: its parameters, their defaults, and where it comes from.
+    """
+    from partwise.experiment.parts import FAMILIES, catalog, describe
+    from partwise.experiment.suggest import did_you_mean
+
+    every = catalog()
+    chosen = [p for p in every if which is None or which in (p.family, p.name)]
+    if not chosen:
+        known = [*FAMILIES, *(p.name for p in every)]
+        hint = did_you_mean(str(which), known) or f"The families are {', '.join(FAMILIES)}."
+        raise EndedError(f"parts {which}: there is no such family or part. {hint}", UNUSABLE)
+    found = [describe(p.cls, p.family) for p in chosen]
+    if as_json:
+        typer.echo(json.dumps([_as_json(d) for d in found]))
+    elif which is None:
+        _print_summary(found)
+    else:
+        for description in found:
+            _print_part(description)
+
+
+def _as_json(part: Description) -> dict[str, Any]:
+    from partwise.experiment.parts import spell
+
+    fields = [
+        {
+            "name": p.name,
+            "type": spell(p.annotation),
+            "default": None if p.is_required else repr(p.default),
+            "about": p.about,
+        }
+        for p in part.parameters
+    ]
+    return {**part._asdict(), "parameters": fields}
+
+
+def _print_summary(found: list[Description]) -> None:
+    table = _table("", "", "")
+    table.show_header = False
+    family = ""
+    for part in found:
+        table.add_row(part.family if part.family != family else "", part.name, part.summary)
+        family = part.family
+    _print(table)
+    typer.echo('\nMore of one: partwise parts NAME. Your own: name = "path/to/parts.py:MyPart" in a specification.')
+
+
+def _print_part(part: Description) -> None:
+    from rich.text import Text
+
+    from partwise.experiment.parts import spell
+
+    _print(Text.assemble((part.name, "bold"), f"  {part.family}"), Text(f"  {part.summary}"))
+    table = _table("", "", "", "")
+    table.show_header = False
+    for p in part.parameters:
+        default = "must be given" if p.is_required else _default(p.default)
+        table.add_row(f"  {p.name}", Text(spell(p.annotation)), Text(default), Text(p.about))
+    if part.parameters:
+        _print(table)
+    _print(*([Text(f"  Source: {part.source}")] if part.source else []), "")
+
+
+def _default(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text.split('(', 1)[0]}(...)"

@@ -1,0 +1,182 @@
+"""How the figures of runs are drawn: colours, axes, legends.
+
+Colours are those of Okabe and Ito, told apart by most people who do not see all colours; runs also differ in their
+markers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from partwise.experiment.words import count_text, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "COLOURS",
+    "GRID",
+    "INK",
+    "LINE",
+    "MARKERS",
+    "Curve",
+    "draw_curves",
+    "draw_lines",
+    "finish",
+    "new_figure",
+    "set_ticks",
+]
+
+# Source: Okabe and Ito, "Color Universal Design", 2008; black and yellow are left out, for dark and for white paper.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+INK, LINE, GRID = "#24292f", "#8c959f", "#e3e6ea"  # of text, of axes, of the grid
+
+_SIZE = (6.4, 4.0)  # inches of 72 units: text of 12 stays readable where a page is as narrow as a phone
+_LEGEND = 70  # letters across a figure
+
+
+class Curve(NamedTuple):
+    """One run's line. at: the run's place, which gives colour and marker."""
+
+    label: str
+    at: int
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@contextmanager
+def new_figure() -> Iterator[tuple[Figure, Axes]]:
+    """An empty figure in the house's looks; nothing outside it is changed."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    looks: dict[Any, Any] = {  # matplotlib lists every key it knows as a type of its own
+        "font.size": 12,
+        "font.family": "sans-serif",
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "axes.edgecolor": LINE,
+        "xtick.color": LINE,
+        "ytick.color": LINE,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "text.parse_math": False,  # a run may be called anything
+    }
+    with mpl.rc_context(looks):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def draw_lines(
+    curves: Sequence[Curve],
+    what: str,
+    *,
+    x: str,
+    y: str,
+    tick: Callable[[float], str] | None = None,
+    is_log: bool = False,
+    log_y: bool = False,
+    target: float | None = None,
+    all_markers: bool = False,
+) -> Figure:
+    """A figure of curves; `what` names it in errors, `target` is a level to be reached."""
+    with new_figure() as (figure, axes):
+        if is_log:
+            axes.set_xscale("log")
+        if log_y:
+            axes.set_yscale("log")
+            set_ticks(axes.yaxis, count_text, is_log=True)
+        if target is not None:
+            axes.axhline(target, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1.5)
+            where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "bottom"}
+            axes.text(0.01, target, number(target), fontsize=11, **where)
+        draw_curves(figure, axes, curves, what, x=x, y=y, all_markers=all_markers)
+        if tick is not None:
+            set_ticks(axes.xaxis, tick, is_log=is_log)
+        return figure
+
+
+def draw_curves(
+    figure: Figure, axes: Axes, curves: Sequence[Curve], what: str, *, x: str, y: str, all_markers: bool = False
+) -> Figure:
+    """Draw the curves that have a finite value; each has its marker at its end, or at every value."""
+    kept = [curve for curve in curves if any(math.isfinite(value) for value in curve.y)]
+    for curve in kept:
+        colour, marker = COLOURS[curve.at % len(COLOURS)], MARKERS[curve.at % len(MARKERS)]
+        ys = [value if math.isfinite(value) else math.nan for value in curve.y]
+        ends = [i for i, value in enumerate(ys) if not math.isnan(value)]
+        axes.plot(
+            curve.x,
+            ys,
+            color=colour,
+            linewidth=2,
+            marker=marker,
+            markersize=6,
+            markevery=None if all_markers else [ends[-1]],
+            label=curve.label,
+        )
+    return finish(figure, axes, kept, what, x=x, y=y)
+
+
+def finish(figure: Figure, axes: Axes, curves: Sequence[Curve], what: str, *, x: str, y: str) -> Figure:
+    """Labels, and a legend where there are several curves; LookupError where there are none."""
+    if not curves:
+        raise LookupError(f"{what}: these runs recorded nothing to draw. See Result.table() for what they did.")
+    axes.set(xlabel=x, ylabel=y)
+    if len(curves) > 1:
+        handles = axes.get_legend_handles_labels()[0]
+        labels = [curve.label for curve in curves]
+        figure.legend(
+            handles,
+            labels,
+            loc="outside upper left",
+            ncols=_columns(labels),
+            fontsize=11,
+            handlelength=1.3,
+            columnspacing=1.3,
+            handletextpad=0.5,
+        )
+    return figure
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """The most columns, filled one after another, in which a legend fits across a figure."""
+    for columns in range(len(labels), 1, -1):
+        height = -(-len(labels) // columns)
+        widths = [max(map(len, labels[at : at + height])) for at in range(0, len(labels), height)]
+        if sum(widths) + 6 * len(widths) <= _LEGEND:
+            return columns
+    return 1
+
+
+def set_ticks(axis: Any, text: Callable[[float], str], *, is_log: bool) -> None:
+    """Few ticks at round values, written by `text`."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    if is_log:
+        low, high = axis.get_view_interval()
+        decades = math.log10(high / low)
+        steps = (1.0,) if decades > 2 else (1.0, 3.0) if decades > 1 else (1.0, 2.0, 5.0)
+        axis.set_major_locator(LogLocator(subs=steps, numticks=9))
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(text(value))))
+
+
+def _plain(text: str) -> str:
+    """A tick's label without decimals that say nothing: `20.0 MB` is `20 MB`."""
+    head, space, unit = text.partition(" ")
+    return (head.rstrip("0").rstrip(".") if "." in head else head) + space + unit

@@ -1,0 +1,172 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from partwise.aggregators import Krum
+from partwise.aggregators.krum import distances
+from partwise.core.index import Coords, Rows, Whole
+from partwise.core.update import Update
+
+V = [[1.0, 2.0], [2.0, 1.0], [2.5, 2.0], [2.0, 4.0], [100.0, -100.0]]
+SUBMODELS = [{0: 1, 1: 2, 2: 3}, {1: 4, 2: 5, 3: 6}, {2: 7, 3: 8}, {2: 100}]
+
+
+def whole(rows, dtype=torch.float32):
+    return [Update(Whole({"w": (len(row),)}), {"w": torch.tensor(row, dtype=dtype)}, 3.0) for row in rows]
+
+
+def partial(held, size=5):
+    updates = []
+    for values in held:
+        index = Coords({"w": (size,)}, {"w": torch.tensor(list(values), dtype=torch.int64)})
+        updates.append(Update(index, {"w": torch.tensor([float(x) for x in values.values()], dtype=torch.float64)}))
+    return updates
+
+
+def reduce(part, updates):
+    params = {"w": torch.zeros(updates[0].index.shapes["w"], dtype=updates[0].value["w"].dtype)}
+    return part.reduce(updates, part.init(params, None), params)[0]
+
+
+def value(part, rows, dtype=torch.float32):
+    return reduce(part, whole(rows, dtype)).values()["w"].tolist()
+
+
+def scores(rows, f):
+    """The paper's: the m - f - 2 smallest squared distances to others, in plain loops."""
+    result = []
+    for i, a in enumerate(rows):
+        apart = sorted(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) for k, b in enumerate(rows) if k != i)
+        result.append(sum(apart[: len(rows) - f - 2]))
+    return result
+
+
+def test_shared_example():
+    assert scores(V, 1) == [4.25, 3.25, 3.5, 9.25, 39715.25]
+    assert value(Krum(f=1), V) == [2.0, 1.0]
+    assert value(Krum(f=1, num_selected=2), V) == [2.25, 1.5]
+    assert value(Krum(f=1, num_selected=4), V) == [1.875, 2.25]
+
+
+def test_scores_of_seven_rows():
+    """robustness.md §3.6."""
+    rows = [[1.0, 1.0], [2.0, 1.0], [1.0, 2.5], [2.0, 2.0], [3.0, 3.0], [2.0, 3.5], [1000.0, -1000.0]]
+    assert scores(rows, 1) == [12.5, 10.25, 8.75, 6.25, 12.5, 11.75, 7998033.0]
+    assert value(Krum(f=1), rows) == [2.0, 2.0]
+    assert value(Krum(f=1, num_selected=3), rows) == pytest.approx([5 / 3, 5.5 / 3])
+
+
+@pytest.mark.parametrize("f", [0, 1, 2, 3])
+def test_against_plain_loops(f):
+    rng = torch.Generator().manual_seed(f)
+    for _ in range(10):
+        rows = torch.randn(9, 5, generator=rng, dtype=torch.float64).tolist()
+        ranked = sorted(range(9), key=scores(rows, f).__getitem__)
+        assert value(Krum(f), rows, torch.float64) == rows[ranked[0]]
+        mean = [sum(rows[i][j] for i in ranked[:3]) / 3 for j in range(5)]
+        assert value(Krum(f, num_selected=3), rows, torch.float64) == pytest.approx(mean)
+
+
+def test_result_is_one_of_the_updates_to_the_last_bit():
+    rows = torch.randn(7, 40, generator=torch.Generator().manual_seed(8))
+    result = reduce(Krum(f=2), [Update(Whole({"w": (40,)}), {"w": row}) for row in rows])
+    assert isinstance(result.index, Whole)
+    assert any(torch.equal(result.values()["w"], row) for row in rows)
+
+
+@pytest.mark.parametrize("num_selected", [1, 3])
+def test_order_does_not_matter_even_in_a_tie(num_selected):
+    """Column-wise corruption: all scores tie at 3992004; the choice follows the values."""
+    rows = [[1000.0 if i == j else 1.0 for j in range(5)] for i in range(5)]
+    assert scores(rows, 1) == [3992004.0] * 5
+    results = {tuple(value(Krum(1, num_selected), order)) for order in itertools.permutations(rows)}
+    assert len(results) == 1
+    if num_selected == 1:
+        assert results == {(1.0, 1.0, 1.0, 1.0, 1000.0)}  # the smallest in the order of its values
+
+
+def test_shift_scale_and_rotation():
+    rows = torch.randn(9, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    base = torch.tensor(value(Krum(2), rows.tolist(), torch.float64), dtype=torch.float64)
+    shift = torch.tensor([300.0, -7.0], dtype=torch.float64)
+    turn = torch.tensor([[math.cos(0.7), -math.sin(0.7)], [math.sin(0.7), math.cos(0.7)]], dtype=torch.float64)
+    for changed, expected in ((3 * rows + shift, 3 * base + shift), (rows @ turn, base @ turn)):
+        got = torch.tensor(value(Krum(2), changed.tolist(), torch.float64), dtype=torch.float64)
+        assert torch.allclose(got, expected, atol=1e-12)
+
+
+def test_distances_keep_their_digits():
+    """float32 entries near 100 whose squared distances are about 0.002: a difference of squares gives 0, 2, -2."""
+    rng = torch.Generator().manual_seed(1)
+    rows = 100 + 0.01 * torch.randn(6, 10, generator=rng)
+    updates = [Update(Whole({"w": (10,)}), {"w": row}) for row in rows]
+    got = distances(updates, {"w": torch.zeros(10)})
+    for i, k in itertools.product(range(6), range(6)):
+        exact = sum((x - y) ** 2 for x, y in zip(rows[i].tolist(), rows[k].tolist(), strict=True))
+        assert float(got[i, k]) == pytest.approx(exact, rel=1e-12)
+    far = [*updates, Update(updates[0].index, {"w": torch.full((10,), 1e20)})]
+    assert torch.equal(distances(far, {"w": torch.zeros(10)})[:6, :6], got)
+
+
+def test_distances_over_the_overlap():
+    """robustness.md §0.2: the mean squared difference, times the union's size, which is 4."""
+    got = distances(partial(SUBMODELS), {"w": torch.zeros(5)}, min_overlap=1) / 4
+    mean_squares = {(0, 1): 4.0, (0, 2): 16.0, (0, 3): 9409.0, (1, 2): 4.0, (1, 3): 9025.0, (2, 3): 8649.0}
+    for (i, k), expected in mean_squares.items():
+        assert float(got[i, k]) == float(got[k, i]) == expected
+    apart = distances(partial(SUBMODELS), {"w": torch.zeros(5)}, min_overlap=2) / 4
+    finite = {(i, k) for i, k in mean_squares if float(apart[i, k]) < math.inf}
+    assert finite == {(0, 1), (1, 2)}
+    assert [float(apart[i, k]) for i, k in sorted(finite)] == [4.0, 4.0]
+
+
+def test_overlap_grows_with_the_updates():
+    """5 % of the smaller, where that is more than min_overlap."""
+    size = 1000
+    first, far = range(500), range(480, 1000)  # they share 20 of at least 500: fewer than 25
+    updates = partial([dict.fromkeys(first, 1.0), dict.fromkeys(far, 2.0), dict.fromkeys(range(475, 1000), 2.0)], size)
+    got = distances(updates, {"w": torch.zeros(size)})
+    assert float(got[0, 1]) == math.inf
+    assert float(got[0, 2]) == pytest.approx(size)  # they share 25
+
+
+def test_selected_submodels_are_averaged_where_they_hold():
+    """Six clients over rows; the liar is far from everybody on what they share."""
+    shapes = {"E": (6, 4)}
+    held = [([0, 1, 2], 1.0), ([0, 1, 3], 1.2), ([0, 1, 2, 4], 0.9), ([0, 1, 5], 1.1), ([0, 1, 2, 3], 50.0)]
+    updates = []
+    for rows, size in held:
+        updates.append(Update(Rows(shapes, {"E": torch.tensor(rows)}), {"E": torch.full((len(rows), 4), size)}))
+    params = {"E": torch.zeros(6, 4)}
+    part = Krum(f=1, num_selected=2, min_overlap=8)
+    got, _ = part.reduce(updates, (), params)
+    # on the two shared rows: scores by 2 neighbours are .01+.04 (1.0: .9, 1.1), .01+.04 (1.1: 1.2, 1.0), .05, .05 alike
+    chosen = dict(zip(got.index.rows["E"].tolist(), got.values()["E"][:, 0].tolist(), strict=True))
+    assert set(chosen) == {0, 1, 2, 5}
+    assert chosen == pytest.approx({0: 1.05, 1: 1.05, 2: 1.0, 5: 1.1})
+
+
+def test_nothing_moves_where_nobody_can_be_compared():
+    got = reduce(Krum(f=0), partial([{0: 1.0}, {1: 2.0}, {2: 3.0}]))
+    assert dict(got.index.shapes) == {}
+
+
+def test_update_that_is_not_finite_counts_as_faulty():
+    bad = [math.nan, 0.0]
+    assert value(Krum(f=1), [*V[:4], bad]) == [2.0, 1.0] == value(Krum(f=1), V)
+    with pytest.raises(ValueError, match=r"\(f=1, .*\): allows 1 faulty among 6 updates, got 2 that are not finite\."):
+        value(Krum(f=1), [*V[:4], bad, [math.inf, 1.0]])
+
+
+def test_krum_refuses():
+    says = r"Krum\(f=3\): needs at least 2f\+3 = 9 updates, got 7\. Lower f or ask a larger cohort\."
+    with pytest.raises(ValueError, match=says):
+        value(Krum(f=3), [*V, *V[:2]])
+    with pytest.raises(ValueError, match=r"\(f=1, num_selected=5\): may select at most m-f = 4 of 5 updates, got 5\."):
+        value(Krum(f=1, num_selected=5), V)
+    with pytest.raises(ValueError, match=r"Krum\(f=-1\): must be at least 0, got -1\."):
+        Krum(f=-1)
+    with pytest.raises(ValueError, match=r"Krum\(num_selected=0\): must be at least 1, got 0\."):
+        Krum(f=1, num_selected=0)

@@ -1,0 +1,18 @@
+"""Fixtures that tests of several folders share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real data, `data` in $PARTWISE_SHARED or in `shared` beside the repository; skips without it."""
+    named = os.environ.get("PARTWISE_SHARED")
+    folder = (Path(named) if named else Path(__file__).resolve().parents[2] / "shared") / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared data in {folder}")
+    return folder

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import math
+import re
+import sys
+
+import matplotlib as mpl
+import pytest
+
+from partwise.experiment import plots
+from partwise.experiment.inline_svg import inline_svg
+from toy_runs import curve, full_run, write_run
+
+
+def test_figures_are_matplotlib_figures_and_leave_pyplot_alone(tmp_path):
+    before, had_pyplot = mpl.rcParams.copy(), "matplotlib.pyplot" in sys.modules
+    runs = [full_run(tmp_path / "a", 0.02, 100), str(full_run(tmp_path / "b", 0.03, 5000))]
+    for draw in (getattr(plots, name) for name in plots.__all__ if name.islower() and name != "differ_much"):
+        figure = draw(runs)
+        assert figure.axes[0].get_xlabel()
+        assert figure.axes[0].get_ylabel()
+    assert mpl.rcParams.copy() == before
+    assert ("matplotlib.pyplot" in sys.modules) == had_pyplot
+
+
+def test_curves_show_the_record(tmp_path):
+    runs = [full_run(tmp_path / "a", 0.02, 100), full_run(tmp_path / "b", 0.03, 5000)]
+    axes = plots.metric_by_bytes(runs, target=0.7).axes[0]
+    assert axes.get_xscale() == "log"
+    lines = {line.get_label(): line for line in axes.lines}
+    assert lines["a"].get_xdata().tolist() == [600, 1200, 1800, 2400, 3000, 3600]  # bytes at 0 have no logarithm
+    assert lines["b"].get_ydata().tolist() == pytest.approx([0.56, 0.62, 0.68, 0.74, 0.80, 0.86])
+    assert lines["a"].get_color() != lines["b"].get_color()
+    assert plots.metric_by_bytes(runs[:1]).axes[0].get_xscale() == "linear"
+    axes = plots.metric_by_time(runs).axes[0]
+    assert axes.get_xlabel() == "Virtual time in minutes"
+    assert axes.lines[0].get_xdata().tolist() == [0, 1, 2, 3, 4, 5, 6]
+    axes = plots.client_scores(runs[:1]).axes[0]
+    assert (axes.lines[0].get_xdata().tolist(), axes.lines[0].get_ydata().tolist()) == ([0, 50, 100], [0.4, 0.7, 0.9])
+    axes = plots.heat(runs).axes[0]
+    assert axes.lines[0].get_xdata().tolist() == [1, 1, 2, 7, 8, 40]
+    assert axes.lines[0].get_ydata().tolist() == [4, 4, 2, 2, 1, 1]
+    values, edges, _ = plots.participation(runs[:1]).axes[0].patches[0].get_data()
+    assert values.tolist() == [1, 1, 1, 1]  # client 2 never, 3 once, 1 twice, 0 three times
+    assert edges.tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5]
+
+
+def test_figures_with_nothing_to_show(tmp_path):
+    bare = write_run(tmp_path / "run", [(0, 0.0, 0, 0, math.nan)])
+    for name in ("metric_by_version", "training_loss", "client_scores", "client_band", "participation", "heat"):
+        with pytest.raises(LookupError, match="these runs recorded nothing to draw"):
+            getattr(plots, name)([bare])
+    with pytest.raises(LookupError, match="no time passed"):
+        plots.metric_by_time([bare])
+    with pytest.raises(LookupError, match="no tables were counted"):
+        plots.rows_per_client([bare])
+
+
+def test_many_clients_are_thinned(tmp_path):
+    run = write_run(tmp_path / "run", curve(0.01, 50), clients=[(c, c / 5000, 3) for c in range(5000)])
+    line = plots.client_scores([run]).axes[0].lines[0]
+    assert len(line.get_xdata()) <= 400
+    assert (line.get_ydata()[0], line.get_ydata()[-1]) == (0.0, 4999 / 5000)
+
+
+def test_inline_svg_takes_colours_from_the_page(tmp_path):
+    figure = plots.metric_by_version([full_run(tmp_path / "a", 0.02, 100)])
+    svg = inline_svg(figure, "one", 'what "it" shows')
+    assert svg.startswith('<svg viewBox="0 0 460.8 288" role="img" aria-label="what &quot;it&quot; shows">')
+    assert not re.search(r"#[0-9a-f]{6}", svg)
+    assert {"var(--run-0)", "var(--ink)", "var(--grid)", "var(--line)"} <= set(re.findall(r"var\([^)]*\)", svg))
+
+
+def test_scores_by_size_average_groups_of_clients(tmp_path):
+    population = {"clients": 5, "numbers": [2, 3, 5, 7, 11], "examples": [100, 10, 20, 1000, 40]}
+    scores = [(2, 0.8, 5), (3, 0.3, 5), (5, 0.5, 5), (7, 0.9, 5), (11, math.nan, 5)]
+    run = write_run(tmp_path / "run", curve(0.01, 50), clients=scores, population=population)
+    axes = plots.client_scores_by_size([run]).axes[0]
+    assert axes.lines[0].get_xdata().tolist() == [15, 550]  # 10 and 20; 100 and 1000
+    assert axes.lines[0].get_ydata().tolist() == pytest.approx([0.4, 0.85])
+    few = write_run(tmp_path / "few", curve(0.01, 50), clients=scores[:3], population=population)
+    with pytest.raises(LookupError, match="nothing to draw"):
+        plots.client_scores_by_size([few])
+
+
+def test_training_loss_is_smoothed(tmp_path):
+    losses = [float(v % 2) for v in range(60)]
+    raw, smooth = plots.training_loss([write_run(tmp_path / "run", curve(0.01, 50), losses=losses)]).axes[0].lines
+    assert raw.get_ydata().tolist() == losses
+    assert smooth.get_ydata()[30] == pytest.approx(3 / 7)  # versions 28 to 34: three before, three after
+    assert smooth.get_ydata()[0] == pytest.approx(2 / 4)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from partwise.algorithms.averaging import FedAvg
+from partwise.algorithms.submodel import FedSubAvg
+from partwise.channels.plain import Plain
+from partwise.core.algorithm import Algorithm
+from partwise.core.model import MeanSquaredError, Model
+from partwise.experiment.population_summary import population_summary
+from partwise.populations.arrays import ArrayPopulation
+from partwise.programs.star import Star
+from partwise.schedulers.synchronous import Synchronous
+
+
+def toy_star(algorithm: Algorithm) -> Star:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.out = nn.Embedding(7, 2), nn.Linear(2, 1)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.out(self.table(ids)).squeeze(-1)
+
+    model = Model(Net, loss=MeanSquaredError("ids"), inputs=("ids",), tables={"table.weight": ("ids",)})
+    ids = torch.tensor([0, 0, 3, 3, 6, 0, 1, 2, 3, 4])
+    population = ArrayPopulation(
+        {"ids": ids}, torch.tensor([0, 2, 5, 10]), {"ids": ids[:3]}, torch.tensor([0, 2, 2, 3])
+    )
+    return Star(algorithm=algorithm, scheduler=Synchronous(), model=model, population=population, channel=Plain())
+
+
+def test_population_summary():
+    about = population_summary(toy_star(FedSubAvg()))
+    # rows {0}, {3, 6} and {0, 1, 2, 3, 4}; beside its rows of 2 each client holds the 3 parameters of the output
+    assert about == {
+        "clients": 3,
+        "numbers": None,
+        "names": None,
+        "examples": [2, 3, 5],
+        "test_examples": [2, 0, 1],
+        "sampled": 3,
+        "rows_touched": [1, 2, 5],
+        "values_held": [5, 7, 13],
+        "heat": {"table.weight": [[2, 2], [1, 4], [0, 1]]},
+        "model": {"parameters": 17, "bytes": 68, "tables": {"table.weight": [7, 2]}},
+    }
+
+
+def test_population_summary_of_whole_models_and_of_a_sample():
+    assert population_summary(toy_star(FedAvg()))["values_held"] == [17, 17, 17]
+    some = population_summary(toy_star(FedSubAvg()), limit=2)
+    assert (some["clients"], some["sampled"], some["rows_touched"]) == (3, 2, [1, 5])
+    assert some["examples"] == [2, 3, 5]
+    with pytest.raises(ValueError, match=r"population_summary\(limit=0\): must be at least 1, got 0"):
+        population_summary(toy_star(FedAvg()), limit=0)

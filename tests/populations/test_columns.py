@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from partwise.core.errors import DataError
+from partwise.populations.columns import as_columns, known
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([1, 2], torch.int64),
+        ([1.5, 2.0], torch.float32),
+        ([True, False], torch.bool),
+        (np.array([1.0, 2.0]), torch.float32),
+        (np.array([1, 2], np.uint8), torch.uint8),
+        (np.array([1, 2], np.uint32), torch.int64),
+        (np.array([1, 2], ">i4"), torch.int32),
+        (torch.tensor([1.0, 2.0], dtype=torch.float64), torch.float64),
+        ([np.array([1, 2]), np.array([3, 4])], torch.int64),
+        ([torch.tensor([1.5]), torch.tensor([2.5])], torch.float32),
+        ([[1, 2], [3, 4]], torch.int64),
+        (range(2), torch.int64),
+    ],
+)
+def test_types(values, dtype):
+    column = as_columns("f()", {"a": values})["a"]
+    assert column.dtype == dtype
+    assert len(column) == 2
+
+
+def test_values_are_kept():
+    columns = as_columns("f()", {"a": np.array([[1, 2], [3, 4]])[::-1], "b": [7.25, -1.0]})
+    assert columns["a"].tolist() == [[3, 4], [1, 2]]
+    assert columns["b"].tolist() == [7.25, -1.0]
+
+
+def test_read_only_arrays_are_copied():
+    array = np.array([1, 2])
+    array.flags.writeable = False
+    as_columns("f()", {"a": array})["a"][0] = 9
+    assert array.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({}, r"f\(\): columns must have equal length, at least 1, got no column\. Cut them"),
+        ({"a": []}, r"at least 1, got \{'a': 0\}"),
+        ({"a": [1, 2], "b": [1]}, r"equal length, at least 1, got \{'a': 2, 'b': 1\}"),
+        (
+            {"a": [1.0, float("nan"), float("nan")]},
+            r"must be finite, got NaN or infinity in column 'a' of 2 examples, the first at 1\. Fill",
+        ),
+        ({"a": np.array([[1.0, 2.0], [np.inf, 0.0]])}, "of 1 examples, the first at 1"),
+        ({"a": ["x", "y"]}, r"columns must hold numbers, got <U1 in column 'a'\. Encode text as integers"),
+        ({"a": np.array([{}, None])}, "columns must hold numbers, got object in column 'a'"),
+        ({"a": [[1, 2], [3]]}, r"all examples must have the same shape, got different ones in column 'a'\. Pad or cut"),
+        ({"a": torch.tensor(3.0)}, "one row per example, got a single number for 'a'"),
+        ({"a": np.array(3.0)}, "one row per example, got a single number for 'a'"),
+    ],
+)
+def test_bad_columns(columns, message):
+    with pytest.raises(DataError, match=message):
+        as_columns("f()", columns)
+
+
+def test_known_names_the_nearest():
+    assert known("f()", "user", ["user", "item"]) == "user"
+    with pytest.raises(DataError, match=r"f\(\): must name a column, got 'usr'\. Did you mean 'user'\?"):
+        known("f()", "usr", ["user", "item"])
+    with pytest.raises(DataError, match=r"got 'zzz'\. The columns are 'user', 'item'\."):
+        known("f()", "zzz", ["user", "item"])

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from partwise.core.errors import DataError
+from partwise.populations.tables import from_table
+
+CSV = """user,item,price,clicked
+7,30,1.5,1
+3,10,2.25,0
+7,20,0.5,0
+"""
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(CSV)
+    return path
+
+
+def test_csv_with_features_side_by_side(table):
+    population = from_table(table, "user", target="clicked")
+    assert [population.name(c) for c in population.clients] == ["3", "7"]
+    columns = population.data(1).columns()
+    assert columns["x"].tolist() == [[30, 1.5], [20, 0.5]]
+    assert columns["x"].dtype == torch.float32
+    assert columns["y"].tolist() == [1, 0]
+    assert columns["y"].dtype == torch.int64
+
+
+def test_csv_with_chosen_features(table):
+    population = from_table(table, "user", ["price"])
+    assert population.columns.keys() == {"x"}
+    assert population.columns["x"].tolist() == [[2.25], [1.5], [0.5]]
+
+
+def test_csv_with_named_columns(table):
+    population = from_table(table, "user", {"candidate": "item", "both": ["user", "item"]}, target="clicked")
+    columns = population.data(0).columns()
+    assert columns["candidate"].tolist() == [10]
+    assert columns["both"].tolist() == [[3, 10]]
+    assert columns["both"].dtype == columns["candidate"].dtype == torch.int64
+
+
+def test_options_reach_the_population(table):
+    population = from_table(table, "user", target="clicked", test_share=0.5, min_examples=2)
+    assert population.sizes().tolist() == [1]
+    assert population.test_data(0).columns()["y"].tolist() == [0]
+
+
+def test_tsv_text_keys_quotes_and_byte_order_mark(tmp_path):
+    path = tmp_path / "log.tsv"
+    path.write_text('who\tx\n"b\tc"\t1\na\t2\n', encoding="utf-8-sig")
+    population = from_table(path, "who")
+    assert [population.name(c) for c in population.clients] == ["a", "b\tc"]
+
+
+def test_parquet(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "log.parquet"
+    parquet.write_table(pa.table({"user": ["b", "a", "b"], "price": [1.5, 2.0, 3.0], "y": [1, 0, 1]}), path)
+    population = from_table(str(path), "user", target="y")
+    assert population.data(1).columns()["x"].tolist() == [[1.5], [3.0]]
+    assert population.data(1).columns()["y"].tolist() == [1, 1]
+
+
+def test_parquet_with_missing_values(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "log.parquet"
+    parquet.write_table(pa.table({"user": [1, 2], "y": [1, None]}), path)
+    with pytest.raises(DataError, match=r"every value must be there, got 1 missing in column 'y'\. Fill or drop"):
+        from_table(path, "user", target="y", columns={})
+
+
+def test_parquet_that_is_none(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "log.parquet"
+    path.write_text("no table at all")
+    with pytest.raises(DataError, match="must be a Parquet file, got something else"):
+        from_table(path, "user")
+
+
+def test_parquet_without_the_extra(tmp_path, monkeypatch):
+    path = tmp_path / "log.parquet"
+    path.write_text("")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"needs the package pyarrow.*pip install 'partwise\[tables\]'"):
+        from_table(path, "user")
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        (CSV, {"client": "usr"}, r"client: must name a column, got 'usr'\. Did you mean 'user'\?"),
+        (CSV, {"client": "user", "target": "click"}, r"got 'click'\. Did you mean 'clicked'\?"),
+        (CSV, {"client": "user", "columns": ["prize"]}, r"got 'prize'\. Did you mean 'price'\?"),
+        (CSV, {"client": "user", "columns": {"x": []}}, "needs at least one column of features, got none"),
+        ("user,x\n", {"client": "user"}, "needs a header and at least one row, got 1 lines"),
+        ("user,x\n1,2\n1\n", {"client": "user"}, r"every line must have 2 fields, got 1 in line 3\. Correct that line"),
+        ("user,x\n1,2\n1, \n", {"client": "user"}, "got an empty one in column 'x', line 3"),
+        (
+            "user,x\n1,2\n1,red\n",
+            {"client": "user"},
+            r"columns must hold numbers, got '2' in column 'x'\. Leave it out",
+        ),
+        ("user,x\n1,2\n1,nan\n", {"client": "user"}, "numbers must be finite"),
+    ],
+)
+def test_bad_tables(tmp_path, text, arguments, message):
+    path = tmp_path / "log.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        from_table(path, **arguments)
+
+
+def test_missing_file_and_unknown_kind(tmp_path):
+    with pytest.raises(DataError, match=r"must be a file, got a path where there is none\. Check the path"):
+        from_table(tmp_path / "none.csv", "user")
+    (tmp_path / "log.xlsx").write_text("")
+    with pytest.raises(DataError, match=r"must be a \.csv, \.tsv or \.parquet file, got '\.xlsx'"):
+        from_table(tmp_path / "log.xlsx", "user")

@@ -1,0 +1,189 @@
+import math
+
+import pytest
+import torch
+
+from partwise.core.codec import encode
+from partwise.core.index import Coords, Rows, Whole
+from partwise.core.update import Update
+from partwise.testing.examples import example_indices, example_params, example_update
+from partwise.transforms import Adagrad, Adam, ServerSGD, Yogi
+
+RNG = torch.Generator()
+ALL = [ServerSGD(0.5, 0.9), Adagrad(), Adam(), Adam(bias_correction=True), Yogi()]
+
+
+def feed(part, aggregates, params):
+    """The server's loop: w after each aggregate, and the last state."""
+    w = {name: t.clone() for name, t in params.items()}
+    state, path = part.init(params), []
+    for aggregate in aggregates:
+        step, state = part.apply(aggregate, state, RNG)
+        step.index.scatter_add_(w, step.values())
+        path.append({name: t.clone() for name, t in w.items()})
+    return path, state
+
+
+def whole(*values, dtype=torch.float64):
+    return Update(Whole({"w": (len(values),)}), {"w": torch.tensor(values, dtype=dtype)})
+
+
+ZERO = {"w": torch.zeros(2, dtype=torch.float64)}
+
+# optimisation.md §4.6: D = (0.1, -0.2) twice, lr 0.01, beta1 0.9, beta2 0.99, tau 1e-3, v0 = tau², w0 = 0
+TABLE = {
+    Adagrad: ((0.010001, 0.040001), (0.00099005, -0.00099501), (0.020001, 0.080001), (0.00232409, -0.00233377)),
+    Adam: ((0.00010099, 0.00040099), (0.00905028, -0.00951261), (0.00019998, 0.00079698), (0.02159863, -0.02251258)),
+    Yogi: ((0.000101, 0.000401), (0.00904988, -0.00951249), (0.000201, 0.000801), (0.02156845, -0.02248092)),
+}
+
+
+@pytest.mark.parametrize("part", TABLE)
+@pytest.mark.parametrize("lazy", [True, False])
+def test_table(part, lazy):
+    v1, w1, v2, w2 = TABLE[part]
+    for rounds, v, w, m in ((1, v1, w1, (0.01, -0.02)), (2, v2, w2, (0.019, -0.038))):
+        path, state = feed(part(lr=0.01, lazy=lazy), [whole(0.1, -0.2)] * rounds, ZERO)
+        assert state["m"]["w"].tolist() == pytest.approx(m, abs=1e-12)
+        assert state["v"]["w"].tolist() == pytest.approx(v, abs=5e-9)
+        assert path[-1]["w"].tolist() == pytest.approx(w, abs=5e-9)
+
+
+def test_first_step_with_bias_correction():
+    path, _ = feed(Adam(lr=0.01, bias_correction=True), [whole(0.1, -0.2)], ZERO)
+    assert path[0]["w"].tolist() == pytest.approx([0.00990099, -0.00995025], abs=5e-9)
+
+
+def test_momentum():
+    """m: 2, 1.8 - 1 = 0.8, 0.72 + 0.5 = 1.22; w adds 0.1 of each."""
+    path, _ = feed(ServerSGD(lr=0.1, momentum=0.9), [whole(2.0), whole(-1.0), whole(0.5)], {"w": torch.zeros(1)})
+    assert [float(p["w"]) for p in path] == pytest.approx([0.2, 0.28, 0.402])
+
+
+def test_reduces_to_averaging():
+    """beta1 = 0 and v held at (1 - tau)²: the step is lr D."""
+    part = Adam(lr=0.3, beta1=0.0, beta2=0.999999, tau=1e-3)
+    state = part.init(ZERO)
+    state["v"]["w"].fill_((1 - 1e-3) ** 2)
+    step, _ = part.apply(whole(0.1, -0.2), state, RNG)
+    assert step.values()["w"].tolist() == pytest.approx([0.03, -0.06], rel=1e-5)
+
+
+def test_zero_aggregate():
+    """A touched coordinate with D = 0: Yogi leaves v, Adam shrinks it, both move on by momentum."""
+    aggregates = [whole(0.1, -0.2), whole(0.0, -0.2)]
+    (first, second), state = feed(Yogi(), aggregates, ZERO)
+    assert float(state["v"]["w"][0]) == pytest.approx(0.000101, abs=1e-15)
+    (_, _), state = feed(Adam(), aggregates, ZERO)
+    assert float(state["v"]["w"][0]) == pytest.approx(0.99 * 0.00010099, abs=1e-15)
+    assert second["w"][0] > first["w"][0]
+
+
+# ---- submodels ------------------------------------------------------------------------------------------------------
+
+
+def oracle(kind, aggregates, size, lazy):
+    """Plain loops in float64. aggregates: dicts of position -> D."""
+    m, v, w, t = [0.0] * size, [1e-6] * size, [0.0] * size, [0] * size
+    if kind == "corrected":
+        v = [0.0] * size
+    for aggregate in aggregates:
+        for j in range(size):
+            if j not in aggregate and lazy:
+                continue
+            d = aggregate.get(j, 0.0)
+            t[j] += 1
+            if kind == "momentum":
+                m[j] = 0.9 * m[j] + d
+                w[j] += 0.5 * m[j]
+                continue
+            m[j] = 0.9 * m[j] + 0.1 * d
+            if kind == "adagrad":
+                v[j] += d * d
+            elif kind == "yogi":
+                gap = v[j] - d * d
+                v[j] -= 0.01 * d * d * ((gap > 0) - (gap < 0))
+            else:
+                v[j] = 0.99 * v[j] + 0.01 * d * d
+            top, below = m[j], v[j]
+            if kind == "corrected":
+                top, below = top / (1 - 0.9 ** t[j]), below / (1 - 0.99 ** t[j])
+            w[j] += 0.01 * top / (math.sqrt(below) + 1e-3)
+    return m, w
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize("kind", ["momentum", "adagrad", "adam", "corrected", "yogi"])
+def test_against_plain_loops(kind, lazy):
+    part = {
+        "momentum": ServerSGD(0.5, 0.9, lazy),
+        "adagrad": Adagrad(lazy=lazy),
+        "adam": Adam(lazy=lazy),
+        "corrected": Adam(bias_correction=True, lazy=lazy),
+        "yogi": Yogi(lazy=lazy),
+    }[kind]
+    given = [{0: 0.1, 3: -0.7}, {1: 0.02, 3: 0.0}, {0: -0.3, 1: 5.0}, {0: 0.4}]
+    aggregates = []
+    for d in given:
+        index = Coords({"w": (5,)}, {"w": torch.tensor(list(d))})
+        aggregates.append(Update(index, {"w": torch.tensor(list(d.values()), dtype=torch.float64)}))
+    path, state = feed(part, aggregates, {"w": torch.zeros(5, dtype=torch.float64)})
+    m, w = oracle(kind, given, 5, lazy)
+    assert state["m"]["w"].tolist() == pytest.approx(m, rel=1e-12, abs=1e-15)
+    assert path[-1]["w"].tolist() == pytest.approx(w, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("part", ALL, ids=repr)
+@pytest.mark.parametrize("kind", ["Rows", "Grid", "Coords", "Joint"])
+def test_what_is_not_touched_keeps_its_bits(part, kind):
+    params = example_params()
+    index = example_indices(params)[kind]
+    _, state = feed(part, [example_update(example_indices(params)["Whole"], params, seed=1)], params)
+    before = {slot: {n: t.clone() for n, t in full.items()} for slot, full in state.items()}
+    aggregate = example_update(index, params, seed=2)
+    step, state = part.apply(aggregate, state, RNG)
+    assert encode(step.index) == encode(index)
+    for slot in set(state) - {"like"}:
+        for name, full in state[slot].items():
+            held = torch.zeros(full.numel(), dtype=torch.bool)
+            if name in index.shapes:
+                held[index.coords(name)] = True
+            same = full.reshape(-1) == before[slot][name].reshape(-1)
+            assert bool(same[~held].all()), (slot, name)
+            assert slot != "m" or not bool(same[held].all()) or not bool(held.any())
+
+
+@pytest.mark.parametrize("part", [type(p)(lazy=False) for p in ALL], ids=repr)
+def test_not_lazy_means_a_zero_aggregate_elsewhere(part):
+    params = {"E": torch.zeros(4, 2)}
+    some = Update(Rows({"E": (4, 2)}, {"E": torch.tensor([1, 3])}), {"E": torch.tensor([[1.0, 2.0], [3.0, -4.0]])})
+    padded = torch.zeros(4, 2)
+    padded[[1, 3]] = some.values()["E"]
+    whole_ones = Update(Whole({"E": (4, 2)}), {"E": torch.ones(4, 2)})
+    one, _ = feed(part, [whole_ones, some], params)
+    other, _ = feed(part, [whole_ones, Update(Whole({"E": (4, 2)}), {"E": padded})], params)
+    assert torch.equal(one[-1]["E"], other[-1]["E"])
+    assert float(one[-1]["E"][0, 0]) > float(one[0]["E"][0, 0])  # stale momentum moves on
+
+
+def test_half_precision_parameters_have_single_precision_state():
+    """tau² = 1e-6 and a long average would be lost in bfloat16."""
+    params = {"w": torch.zeros(2, dtype=torch.bfloat16)}
+    path, state = feed(Adam(), [whole(0.1, -0.2, dtype=torch.bfloat16)] * 2, params)
+    assert (state["v"]["w"].dtype, path[-1]["w"].dtype) == (torch.float32, torch.bfloat16)
+    assert state["m"]["w"].tolist() == pytest.approx([0.019, -0.038], rel=0.01)
+
+
+@pytest.mark.parametrize("part", [ServerSGD, Adagrad, Adam, Yogi])
+def test_wrong_settings_are_refused(part):
+    name, first = part.__name__, "momentum" if part is ServerSGD else "beta1"
+    with pytest.raises(ValueError, match=rf"{name}\(lr=0\): must be above 0, got 0\."):
+        part(lr=0)
+    with pytest.raises(ValueError, match=rf"{name}\({first}=1\.0\): must lie in \[0, 1\), got 1\.0\."):
+        part(**{first: 1.0})
+    if part is not ServerSGD:
+        with pytest.raises(ValueError, match=rf"{name}\(tau=-1\): must be above 0, got -1\."):
+            part(tau=-1)
+    if part in (Adam, Yogi):
+        with pytest.raises(ValueError, match=rf"{name}\(beta2=2\): must lie in \[0, 1\), got 2\."):
+            part(beta2=2)

@@ -1,0 +1,153 @@
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from partwise.core.codec import decode, encode, encoded_size
+from partwise.core.errors import ProtocolError
+from partwise.core.index import Rows, Whole
+from partwise.core.update import Packed, Update, check_update
+from partwise.transforms import Quantize
+from partwise.transforms.quantize import Levels, stochastic_levels
+
+
+def update_of(*values, dtype=torch.float64):
+    return Update(Whole({"w": (len(values),)}), {"w": torch.tensor(values, dtype=dtype)})
+
+
+def test_worked_example():
+    """communication.md §15.2: g = (3, -1, 0.5, -2), s = 4, U = (0.1, 0.5, 0.6, 0.05)."""
+    g = torch.tensor([3.0, -1.0, 0.5, -2.0], dtype=torch.float64)
+    uniform = torch.tensor([0.1, 0.5, 0.6, 0.05], dtype=torch.float64)
+    levels, scales = stochastic_levels(g, 4, uniform, bucket=4)
+    assert scales.tolist() == pytest.approx([3.774917], abs=1e-6)
+    decoded = [float(scales[0]) * level / 4 for level in levels.tolist()]
+    assert decoded == pytest.approx([3.774917, -0.943729, 0.0, -2.831188], abs=1e-6)
+
+
+def exact_variance(values, scale, top):
+    """(‖g‖/s)² Σ f (1 - f), in plain loops."""
+    total = 0.0
+    for x in values:
+        a = top * abs(x) / scale
+        total += (a - math.floor(a)) * (1 - (a - math.floor(a)))
+    return (scale / top) ** 2 * total
+
+
+@pytest.mark.parametrize("scale_by", ["norm", "max"])
+def test_unbiased_with_the_stated_variance(scale_by):
+    values = [3.0, -1.0, 0.5, -2.0]
+    scale = math.sqrt(sum(x * x for x in values)) if scale_by == "norm" else 3.0
+    draws = 40_000
+    flat = torch.tensor(values * draws, dtype=torch.float64)
+    uniform = torch.rand(flat.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    levels, scales = stochastic_levels(flat, 4, uniform, bucket=4, scale_by=scale_by)
+    decoded = (levels.reshape(-1, 4) * scales.unsqueeze(1) / 4).double()
+    variance = exact_variance(values, scale, 4)
+    if scale_by == "norm":
+        assert variance == pytest.approx(0.496161, abs=1e-6)
+        assert variance <= 3.5625
+    standard_error = math.sqrt(variance / draws)
+    assert decoded.mean(0).tolist() == pytest.approx(values, abs=4 * standard_error)
+    measured = float(((decoded - torch.tensor(values)) ** 2).sum(1).mean())
+    assert measured == pytest.approx(variance, rel=0.03)  # 40,000 draws
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_levels_survive_packing(bits):
+    """Codes of every level, also where the last byte is not full."""
+    top = 2 ** (bits - 1) - 1
+    values = [float(level) for level in range(-top, top + 1)]  # 2 top + 1 values: odd
+    sent, _ = Quantize(bits=bits, bucket=1000, scale_by="max").apply(update_of(*values), (), torch.Generator())
+    packed = sent.value["w"]
+    assert isinstance(packed, Packed)
+    assert packed.codes.numel() == math.ceil(len(values) * bits / 8)
+    assert packed.unpack().tolist() == pytest.approx(values)
+    again = decode(bytearray(encode(sent)))
+    assert torch.equal(again.values()["w"], sent.values()["w"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=0, max_size=70),
+    st.sampled_from([2, 4, 8]),
+    st.integers(1, 20),
+    st.sampled_from(["norm", "max"]),
+)
+def test_every_value_becomes_a_neighbouring_level(values, bits, bucket, scale_by):
+    part, top = Quantize(bits=bits, bucket=bucket, scale_by=scale_by), 2 ** (bits - 1) - 1
+    sent, _ = part.apply(update_of(*values, dtype=torch.float32), (), torch.Generator().manual_seed(1))
+    decoded = sent.values()["w"].tolist()
+    for start in range(0, len(values), bucket):
+        mine = values[start : start + bucket]
+        scale = math.sqrt(math.fsum(x * x for x in mine)) if scale_by == "norm" else max(map(abs, mine))
+        for x, y in zip(mine, decoded[start : start + bucket], strict=True):
+            assert abs(x - y) <= scale / top * (1 + 1e-4) + 1e-37
+            assert x * y >= 0
+
+
+def test_buckets_keep_an_outlier_to_itself():
+    values = [1e6, 1.0, 0.5, 0.25]
+    sent, _ = Quantize(bucket=2, scale_by="max").apply(update_of(*values), (), torch.Generator())
+    assert sent.values()["w"].tolist()[2:] == pytest.approx(values[2:], rel=0.02)
+
+
+@pytest.mark.parametrize(("bits", "least"), [(8, 3.8), (4, 7.5), (2, 14.0)])
+def test_message_shrinks(bits, least):
+    value = torch.randn(100, 500, generator=torch.Generator().manual_seed(1))
+    index = Rows({"E": (1000, 500)}, {"E": torch.arange(100) * 3})
+    update = Update(index, {"E": value}, 5.0)
+    sent, _ = Quantize(bits=bits).apply(update, (), torch.Generator())
+    assert encoded_size(update) / encoded_size(sent) > least
+    check_update(sent, {"E": torch.empty(1000, 500)})
+    assert (sent.weight, sent.values()["E"].shape) == (5.0, (100, 500))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype_is_kept(dtype):
+    sent, _ = Quantize().apply(update_of(0.0, 2.0, -1.0, dtype=dtype), (), torch.Generator())
+    assert sent.values()["w"].dtype == dtype
+
+
+def test_the_draw_does_not_depend_on_the_order_of_names():
+    values = {"a": torch.tensor([0.3, 0.7]), "b": torch.tensor([0.9, -0.2, 0.1])}
+    sent = []
+    for names in ("ab", "ba"):
+        update = Update(Whole({n: tuple(values[n].shape) for n in names}), {n: values[n] for n in names})
+        sent.append(Quantize(bits=2).apply(update, (), torch.Generator().manual_seed(5))[0].values())
+    assert all(torch.equal(sent[0][n], sent[1][n]) for n in "ab")
+
+
+def test_chance_comes_from_the_rng_alone():
+    update = update_of(*[0.3 + 0.01 * i for i in range(50)])
+    part = Quantize(bits=2)
+    one, other, same = (part.apply(update, (), torch.Generator().manual_seed(s))[0].values()["w"] for s in (1, 2, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_quantize_refuses():
+    with pytest.raises(ValueError, match=r"Quantize\(bits=3\): must be 2, 4 or 8, got 3\."):
+        Quantize(bits=3)
+    with pytest.raises(ValueError, match=r"Quantize\(bucket=0\): must be at least 1, got 0\."):
+        Quantize(bucket=0)
+    with pytest.raises(ValueError, match=r"Quantize\(scale_by='mean'\): must be 'norm' or 'max', got 'mean'\."):
+        Quantize(scale_by="mean")
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"Quantize\(bits=8, .*\): needs a finite update, got NaN or infinity\."):
+            Quantize().apply(update_of(1.0, bad), (), torch.Generator())
+    with pytest.raises(TypeError, match=r"needs a floating dtype, got torch\.int64\."):
+        Quantize().apply(update_of(1, 2, dtype=torch.int64), (), torch.Generator())
+
+
+def test_levels_from_elsewhere_are_checked():
+    codes, scales = torch.zeros(3, dtype=torch.uint8), torch.ones(1)
+    with pytest.raises(ValueError, match=r"Levels\(shape=\(5,\)\): needs codes and scales of shapes .*, got"):
+        Levels(codes, scales, (5,), 8, 512, "float32")
+    with pytest.raises(ValueError, match=r"Levels\(bits=3, .*must be ones that `Quantize` makes"):
+        Levels(codes, scales, (3,), 3, 512, "float32")
+    message = encode(Levels(codes, scales, (3,), 8, 512, "float32"))
+    with pytest.raises(ProtocolError):
+        decode(message.replace(b"float32", b"floatXX"))
