@@ -73,14 +73,19 @@ def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
         if not known:
             return "not reached"
         middle = format(statistics.mean(known), form)
-        return middle if len(set(known)) == 1 else f"{middle} ({format(min(known), form)} to {format(max(known), form)})"
+        return (
+            middle if len(set(known)) == 1 else f"{middle} ({format(min(known), form)} to {format(max(known), form)})"
+        )
 
     lines = [
         "| method | final accuracy | best accuracy | rounds to 97 % | uplink, MB | seconds |",
         "|---|---|---|---|---|---|",
     ]
     for name, runs in found.items():
-        cells = [cell([r[k] for r in runs], f) for k, f in (("final", ".4f"), ("best", ".4f"), ("to97", ".0f"), ("uplink", ".0f"), ("seconds", ".0f"))]
+        cells = [
+            cell([r[k] for r in runs], f)
+            for k, f in (("final", ".4f"), ("best", ".4f"), ("to97", ".0f"), ("uplink", ".0f"), ("seconds", ".0f"))
+        ]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return lines
 

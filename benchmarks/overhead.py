@@ -29,7 +29,7 @@ from partwise.channels import Plain
 from partwise.core.runtime import World
 from partwise.core.workload import Workload
 from partwise.local import SGD, LocalTraining
-from partwise.populations import DirichletPartitioner
+from partwise.populations import Dirichlet
 from partwise.programs.star import Star
 from partwise.runtimes import Simulate
 from partwise.schedulers import Synchronous
@@ -43,7 +43,7 @@ def workload(name: str) -> Workload:
     if name == "stdlib_code":
         return StdlibCode().build(SEED)
     shared = Path(os.environ.get("PARTWISE_SHARED", Path(__file__).parents[2] / "shared"))
-    return MNIST(folder=str(shared / "data"), partition=DirichletPartitioner(num_partitions=100, alpha=0.3)).build(SEED)
+    return MNIST(folder=str(shared / "data"), partition=Dirichlet(100, alpha=0.3)).build(SEED)
 
 
 class Clock:
@@ -106,7 +106,11 @@ def loop_rounds(name: str, rounds: int) -> list[float]:
             for at in batches(examples, size, steps, rng):
                 outputs = module(*(columns[c][at] for c in work.model.inputs))
                 y = columns["y"][at]
-                loss = F.cross_entropy(outputs, y) if outputs.dim() > 1 else F.binary_cross_entropy_with_logits(outputs, y.float())
+                loss = (
+                    F.cross_entropy(outputs, y)
+                    if outputs.dim() > 1
+                    else F.binary_cross_entropy_with_logits(outputs, y.float())
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -152,8 +156,10 @@ def main() -> None:
         ratios = [p["seconds"] / q["seconds"] for p, q in zip(found["partwise"], found["loop"], strict=True)]
         for kind, results in found.items():
             seconds, peak = [r["seconds"] for r in results], [r["peak_mib"] for r in results]
-            print(f"{name:12} {kind:9} {statistics.median(seconds):.3f} s a round ({min(seconds):.3f}-{max(seconds):.3f}), "
-                  f"peak {statistics.median(peak):.0f} MiB")
+            print(
+                f"{name:12} {kind:9} {statistics.median(seconds):.3f} s a round ({min(seconds):.3f}-{max(seconds):.3f}), "
+                f"peak {statistics.median(peak):.0f} MiB"
+            )
         print(f"{name:12} ratio     {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
 
 

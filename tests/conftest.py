@@ -16,3 +16,5 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the shared data in {folder}")
     return folder
+
+collect_ignore = ["toy_runs.py", "toy_star.py", "wire.py"]  # shared by tests, and not tests themselves

@@ -15,6 +15,7 @@ from partwise.core.algorithm import Algorithm
 from partwise.core.index import Coords, Grid, Index, Joint
 from partwise.core.model import like
 from partwise.core.plan import LocalOptimizer
+from partwise.core.schedule import Scheduler
 from partwise.core.transform import Identity, Transform, chain
 from partwise.local import SGD
 from partwise.testing import check, check_transform
@@ -22,6 +23,7 @@ from partwise.testing.examples import example_indices, example_params
 from partwise.transforms import Adam, Clip, ErrorFeedback, Quantize, Scale, ServerSGD, TopK, Yogi
 
 FAMILIES = {
+    "schedulers": Scheduler,
     "transforms": Transform,
     "aggregators": Aggregator,
     "local": LocalOptimizer,
@@ -61,6 +63,7 @@ def parts() -> list[Any]:
 
 
 METHODS = {
+    Scheduler: ("init", "step", "state_types"),
     Transform: ("init", "apply"),
     Aggregator: ("init", "reduce", "needs"),
     LocalOptimizer: ("init", "step_"),
@@ -90,7 +93,19 @@ def test_client_transforms_need_no_storage(part):
 
 def test_the_list_is_whole():
     names = {type(part).__name__ for part in parts()}
-    assert names >= {"Adagrad", "Clip", "Quantize", "Krum", "Mean", "Median", "TrimmedMean", "SGD", "AdamW", "FedAvg"}
+    assert names >= {
+        "Adagrad",
+        "Clip",
+        "Quantize",
+        "Krum",
+        "Mean",
+        "Median",
+        "TrimmedMean",
+        "SGD",
+        "AdamW",
+        "FedAvg",
+        "Synchronous",
+    }
 
 
 def test_what_is_no_part_is_refused():

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from partwise.aggregators import Median as Median
     from partwise.aggregators import TrimmedMean as TrimmedMean
     from partwise.algorithms import FedAvg as FedAvg
+    from partwise.algorithms import FederatedDropout as FederatedDropout
     from partwise.algorithms import FedProx as FedProx
     from partwise.algorithms import FedSubAvg as FedSubAvg
-    from partwise.algorithms import FederatedDropout as FederatedDropout
     from partwise.algorithms import FjORD as FjORD
     from partwise.algorithms import HeteroFL as HeteroFL
     from partwise.algorithms import LocalOnly as LocalOnly
@@ -74,12 +74,12 @@ if TYPE_CHECKING:
     from partwise.experiment import load as load
     from partwise.experiment import write_report as write_report
     from partwise.experiment.compare import compare as compare
+    from partwise.local import SGD as SGD
     from partwise.local import AdamW as AdamW
     from partwise.local import LocalTraining as LocalTraining
-    from partwise.local import SGD as SGD
+    from partwise.populations import IID as IID
     from partwise.populations import ArrayPopulation as ArrayPopulation
     from partwise.populations import Dirichlet as Dirichlet
-    from partwise.populations import IID as IID
     from partwise.populations import LinearSizes as LinearSizes
     from partwise.populations import LogNormal as LogNormal
     from partwise.populations import NaturalKey as NaturalKey
@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from partwise.populations import from_hugging_face as from_hugging_face
     from partwise.populations import from_partition as from_partition
     from partwise.populations import from_table as from_table
+    from partwise.runtimes import Processes as Processes
     from partwise.runtimes import Simulate as Simulate
     from partwise.schedulers import Synchronous as Synchronous
     from partwise.transforms import Adagrad as Adagrad
@@ -103,10 +104,10 @@ if TYPE_CHECKING:
     from partwise.transforms import TopK as TopK
     from partwise.transforms import Yogi as Yogi
     from partwise.workloads import CIFAR10 as CIFAR10
+    from partwise.workloads import MNIST as MNIST
     from partwise.workloads import ClickLog as ClickLog
     from partwise.workloads import FashionMNIST as FashionMNIST
     from partwise.workloads import LeafSynthetic as LeafSynthetic
-    from partwise.workloads import MNIST as MNIST
     from partwise.workloads import Shakespeare as Shakespeare
     from partwise.workloads import SparseLogistic as SparseLogistic
     from partwise.workloads import StdlibCode as StdlibCode
@@ -115,6 +116,10 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "AUC": "partwise.core.metrics",
+    "CIFAR10": "partwise.workloads",
+    "IID": "partwise.populations",
+    "MNIST": "partwise.workloads",
+    "SGD": "partwise.local",
     "Accuracy": "partwise.core.metrics",
     "Adagrad": "partwise.transforms",
     "Adam": "partwise.transforms",
@@ -123,7 +128,6 @@ _MODULE_OF = {
     "Algorithm": "partwise.core.algorithm",
     "ArrayPopulation": "partwise.populations",
     "BinaryCrossEntropy": "partwise.core.model",
-    "CIFAR10": "partwise.workloads",
     "Census": "partwise.core.population",
     "Channel": "partwise.core.channel",
     "CheckpointError": "partwise.core.errors",
@@ -151,7 +155,6 @@ _MODULE_OF = {
     "GradientTerm": "partwise.core.plan",
     "Grid": "partwise.core.index",
     "HeteroFL": "partwise.algorithms",
-    "IID": "partwise.populations",
     "Index": "partwise.core.index",
     "Joint": "partwise.core.index",
     "Krum": "partwise.aggregators",
@@ -163,7 +166,6 @@ _MODULE_OF = {
     "LocalTraining": "partwise.local",
     "LogNormal": "partwise.populations",
     "Loss": "partwise.core.metrics",
-    "MNIST": "partwise.workloads",
     "Mean": "partwise.aggregators",
     "MeanSquaredError": "partwise.core.model",
     "Median": "partwise.aggregators",
@@ -174,13 +176,13 @@ _MODULE_OF = {
     "Perplexity": "partwise.core.metrics",
     "Plain": "partwise.channels",
     "Population": "partwise.core.population",
+    "Processes": "partwise.runtimes",
     "Profile": "partwise.core.population",
     "ProtocolError": "partwise.core.errors",
     "QuantitySkew": "partwise.populations",
     "Quantize": "partwise.transforms",
     "Result": "partwise.experiment",
     "Rows": "partwise.core.index",
-    "SGD": "partwise.local",
     "Scaffold": "partwise.algorithms",
     "Scale": "partwise.transforms",
     "Scheduler": "partwise.core.schedule",

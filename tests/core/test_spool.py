@@ -114,7 +114,9 @@ def test_footprint_counts_bytes_of_tensors():
 
 def test_folder_that_cannot_be_written(tmp_path):
     spool = Spool(max_bytes=0, folder=str(tmp_path / "none"))
-    with pytest.raises(CheckpointError, match=r"^Spool\(folder='.*none'\): needs a folder it can write to for \d+ bytes"):
+    with pytest.raises(
+        CheckpointError, match=r"^Spool\(folder='.*none'\): needs a folder it can write to for \d+ bytes"
+    ):
         spool.keep(tree())
 
 
@@ -130,5 +132,7 @@ def test_full_disk(monkeypatch):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
-    with pytest.raises(CheckpointError, match=r"needs room on the disk for \d+ bytes, got: No space left on device. Free"):
+    with pytest.raises(
+        CheckpointError, match=r"needs room on the disk for \d+ bytes, got: No space left on device. Free"
+    ):
         Spool(max_bytes=0).keep(tree())

@@ -16,7 +16,17 @@ from partwise.core.runtime import Runtime
 from partwise.core.schedule import Scheduler
 from partwise.core.transform import Transform
 from partwise.experiment import parts
-from partwise.experiment.parts import FAMILIES, catalog, describe, fits, is_writable, parameters, reference, resolve, spell
+from partwise.experiment.parts import (
+    FAMILIES,
+    catalog,
+    describe,
+    fits,
+    is_writable,
+    parameters,
+    reference,
+    resolve,
+    spell,
+)
 from partwise.populations.profiles import Profiles
 
 
@@ -70,7 +80,11 @@ def test_description_is_read_from_the_docstring():
     assert (found.family, found.name, found.summary) == ("mine", "Documented", "What it does.")
     assert found.source == 'Somebody, "A title", somewhere 2020, eq. 3.'
     about = {p.name: (p.is_required, p.about) for p in found.parameters}
-    assert about == {"rate": (True, "how fast, > 0, e.g. 0.5 of it"), "mode": (False, "one of two"), "inner": (False, "a part")}
+    assert about == {
+        "rate": (True, "how fast, > 0, e.g. 0.5 of it"),
+        "mode": (False, "one of two"),
+        "inner": (False, "a part"),
+    }
     assert [p.default for p in found.parameters[1:]] == ["a", (1, 2)]
 
 
@@ -141,7 +155,9 @@ def test_fit_looks_at_members_and_at_how_they_are_called():
 
 
 def test_only_plain_values_and_parts_are_writable():
-    assert all(map(is_writable, (int, Path, Literal["a"], tuple[float, ...], dict[str, int], Transform, Right, int | None)))
+    assert all(
+        map(is_writable, (int, Path, Literal["a"], tuple[float, ...], dict[str, int], Transform, Right, int | None))
+    )
     assert not any(map(is_writable, (object, bytes, tuple[bytes, ...], dict[int, int])))
 
 
@@ -150,7 +166,9 @@ def test_unresolvable_annotation():
     class Odd:
         x: Missing  # noqa: F821
 
-    with pytest.raises(TypeError, match=r"Odd: its annotations must name types .* got: name 'Missing' is not defined\."):
+    with pytest.raises(
+        TypeError, match=r"Odd: its annotations must name types .* got: name 'Missing' is not defined\."
+    ):
         parameters(Odd)
 
 
@@ -172,14 +190,17 @@ MINE = textwrap.dedent("""
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+def mine(tmp_path):
+    before = set(sys.modules)
     (tmp_path / "beside.py").write_text("FACTOR = 0.5\n")
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "__init__.py").write_text("")
     (tmp_path / "pack" / "inner.py").write_text(MINE)
-    return tmp_path
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def test_part_from_a_file(mine):
@@ -190,9 +211,11 @@ def test_part_from_a_file(mine):
     assert str(mine) not in sys.path
 
 
-def test_part_from_a_module(mine):
+def test_part_from_a_module(mine, monkeypatch):
     cls = resolve("pack.inner:Half", mine)
     assert cls.__module__ == "pack.inner"
+    assert reference(cls) == f"{mine / 'pack' / 'inner.py'}:Half"  # nobody else could import it
+    monkeypatch.syspath_prepend(mine)
     assert reference(cls) == "pack.inner:Half"
 
 
@@ -201,8 +224,14 @@ def test_part_from_a_module(mine):
     [
         ("none.py:Half", r"the file must exist, got .*none\.py\. A path is relative to the specification's folder\."),
         ("mine.py:Haf", r"mine\.py must define 'Haf', got Half\. Name one it defines\."),
-        ("mine.py:Plain", r"mine\.py:Plain must be a frozen dataclass, got .*\. Put @dataclass\(frozen=True\) above the class\."),
-        ("no_such_package:Half", r"the module 'no_such_package' must be importable, got ModuleNotFoundError: .*Install it"),
+        (
+            "mine.py:Plain",
+            r"mine\.py:Plain must be a frozen dataclass, got .*\. Put @dataclass\(frozen=True\) above the class\.",
+        ),
+        (
+            "no_such_package:Half",
+            r"the module 'no_such_package' must be importable, got ModuleNotFoundError: .*Install it",
+        ),
     ],
 )
 def test_part_that_is_not_there(mine, name, said):
@@ -213,7 +242,9 @@ def test_part_that_is_not_there(mine, name, said):
 def test_file_that_does_not_run(mine):
     (mine / "broken.py").write_text("1 / 0\n")
     before = set(sys.modules)
-    with pytest.raises(ValueError, match=r"broken\.py must run, got ZeroDivisionError: division by zero\. Try python broken\.py\."):
+    with pytest.raises(
+        ValueError, match=r"broken\.py must run, got ZeroDivisionError: division by zero\. Try python broken\.py\."
+    ):
         resolve("broken.py:Half", mine)
     assert set(sys.modules) == before
 
@@ -223,6 +254,8 @@ def test_no_reference_to_what_only_a_function_knows():
     class Local:
         pass
 
-    with pytest.raises(TypeError, match=r"Local: must be defined at the top of a module of its own, got one defined in a function"):
+    with pytest.raises(
+        TypeError, match=r"Local: must be defined at the top of a module of its own, got one defined in a function"
+    ):
         reference(Local)
     assert parts.is_part(Local)

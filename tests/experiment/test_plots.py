@@ -72,20 +72,21 @@ def test_inline_svg_takes_colours_from_the_page(tmp_path):
 
 
 def test_scores_by_size_average_groups_of_clients(tmp_path):
-    population = {"clients": 5, "numbers": [2, 3, 5, 7, 11], "examples": [100, 10, 20, 1000, 40]}
-    scores = [(2, 0.8, 5), (3, 0.3, 5), (5, 0.5, 5), (7, 0.9, 5), (11, math.nan, 5)]
+    numbers = [3 * c + 1 for c in range(21)]
+    population = {"clients": 21, "numbers": numbers, "examples": [100 - c for c in range(21)]}
+    scores = [(number, 0.3 + 0.02 * c, 5) for c, number in enumerate(numbers[:20])] + [(numbers[20], math.nan, 5)]
     run = write_run(tmp_path / "run", curve(0.01, 50), clients=scores, population=population)
-    axes = plots.client_scores_by_size([run]).axes[0]
-    assert axes.lines[0].get_xdata().tolist() == [15, 550]  # 10 and 20; 100 and 1000
-    assert axes.lines[0].get_ydata().tolist() == pytest.approx([0.4, 0.85])
-    few = write_run(tmp_path / "few", curve(0.01, 50), clients=scores[:3], population=population)
+    line = plots.client_scores_by_size([run]).axes[0].lines[0]
+    assert line.get_xdata().tolist() == [81.5 + 2 * group for group in range(10)]  # 81 and 82, 83 and 84, ...
+    assert line.get_ydata().tolist() == pytest.approx([0.67 - 0.04 * group for group in range(10)])
+    one = write_run(tmp_path / "one", curve(0.01, 50), clients=scores[:1], population=population)
     with pytest.raises(LookupError, match="nothing to draw"):
-        plots.client_scores_by_size([few])
+        plots.client_scores_by_size([one])
 
 
 def test_training_loss_is_smoothed(tmp_path):
     losses = [float(v % 2) for v in range(60)]
     raw, smooth = plots.training_loss([write_run(tmp_path / "run", curve(0.01, 50), losses=losses)]).axes[0].lines
     assert raw.get_ydata().tolist() == losses
-    assert smooth.get_ydata()[30] == pytest.approx(3 / 7)  # versions 28 to 34: three before, three after
+    assert smooth.get_ydata()[30] == pytest.approx(4 / 7)  # of 27 to 33, the odd ones
     assert smooth.get_ydata()[0] == pytest.approx(2 / 4)

@@ -103,7 +103,7 @@ def _quick(request, monkeypatch):
 
 def test_one_run(tmp_path, drawn):
     page = report(tmp_path / "x.html", full_run(tmp_path / "alone", 0.02, 100))
-    assert page.tags.count("svg") == 9
+    assert page.tags.count("svg") == 10
     head = page.row("run")
     values = dict(zip(head, page.row("alone"), strict=True))
     assert values == {
@@ -174,7 +174,7 @@ def test_two_runs(tmp_path):
     assert "To reach 0.620" in [cell for cells in page.cells for cell in cells]
 
 
-def test_three_runs_of_which_one_does_not_arrive(tmp_path, drawn):
+def test_three_runs_of_which_one_does_not_arrive(tmp_path):
     runs = [full_run(tmp_path / name, rate, 100) for name, rate in (("one", 0.02), ("two", 0.01), ("three", 0.04))]
     page = report(tmp_path / "x.html", *runs, title="Mine & yours")
     assert "Mine & yours" in page.words

@@ -63,7 +63,9 @@ def test_lines_are_those_of_the_text():
         ("client", 1, "control", 0, "deep", "when"): "when=",
         ("algorithm", "local", "optimizer", "lr"): "optimizer =",
     }
-    assert {path: lines[found[path] - 1].startswith(start) for path, start in starts.items()} == dict.fromkeys(starts, True)
+    assert {path: lines[found[path] - 1].startswith(start) for path, start in starts.items()} == dict.fromkeys(
+        starts, True
+    )
     assert found["client", 0] + 2 == found["client", 1]
 
 

@@ -106,7 +106,9 @@ def test_killed_worker_loses_its_clients_tasks_and_nothing_else():
 
 def test_worker_that_dies_too_often_ends_the_run():
     of = odd_star(die, at=0)
-    with pytest.raises(ProtocolError, match=r"^Processes\(workers=2\): worker 0: may be started again 0 times, was kill"):
+    with pytest.raises(
+        ProtocolError, match=r"^Processes\(workers=2\): worker 0: may be started again 0 times, was kill"
+    ):
         Processes(max_restarts=0).run(of.programs(), of.population, Log())
     assert multiprocessing.active_children() == []
 

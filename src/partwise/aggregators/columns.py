@@ -37,6 +37,10 @@ class Columns(NamedTuple):
     table: Tensor
     present: Tensor
 
+    def picked(self, chosen: Tensor) -> Columns:
+        """Some of the columns; (c,) bool."""
+        return self if bool(chosen.all()) else Columns(self.start, self.table[:, chosen], self.present[chosen])
+
 
 @dataclass(frozen=True, eq=False)
 class _Held:
@@ -114,8 +118,7 @@ def reduce_columns(updates: Sequence[Update], params: Params, rule: Rule, *, lea
         for block in columns(updates, params, name, like.dtype):
             chosen = mask[block.start : block.start + block.table.shape[1]]
             if bool(chosen.any()):
-                picked = block if bool(chosen.all()) else _picked(block, chosen)
-                parts.append(rule(picked).to(like.dtype))
+                parts.append(rule(block.picked(chosen)).to(like.dtype))
         flat = torch.cat(parts)
         if bool(moved.all()):
             whole[name], value[name] = None, flat.reshape(like.shape)
@@ -125,10 +128,6 @@ def reduce_columns(updates: Sequence[Update], params: Params, rule: Rule, *, lea
         else:
             single[name], value[name] = mask.nonzero().reshape(-1), flat
     return Update(_index(whole, single, params), value, float(len(updates)))
-
-
-def _picked(block: Columns, chosen: Tensor) -> Columns:
-    return Columns(block.start, block.table[:, chosen], block.present[chosen])
 
 
 def _index(whole: dict[str, Tensor | None], single: dict[str, Tensor], params: Params) -> Index:

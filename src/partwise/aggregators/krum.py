@@ -97,7 +97,7 @@ def distances(updates: Sequence[Update], params: Params, min_overlap: int = 10) 
     shared = torch.zeros(num, num, dtype=torch.int64)
     for name in params:
         for block in columns(updates, params, name, torch.float64):
-            _add_block_(total, shared, block)
+            _add_block_(total, shared, block.picked(block.present > 1))  # nobody to compare a lone value with
     union = _union_size(updates, params)
     sizes = torch.tensor([num_held(update) for update in updates])
     smaller = torch.minimum(sizes.unsqueeze(0), sizes.unsqueeze(1))

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import partwise.cli.commands as _commands  # noqa: F401 - importing it gives the application its commands
 from partwise.cli.app import app, main
-from partwise.cli.demo import demo
-from partwise.cli.doctor import doctor
-from partwise.cli.look import compare, list_, parts, report, show
-from partwise.cli.populations import data
-from partwise.cli.run import resume, run
 
-__all__ = ["app", "main"]
-
-app.command()(run)
-app.command()(resume)
-app.command("list")(list_)
-app.command()(show)
-app.command()(compare)
-app.command()(report)
-app.command()(parts)
-app.add_typer(data, name="data")
-app.command()(demo)
-app.command()(doctor)
+__all__ = [
+    "app",
+    "compare",
+    "data",
+    "demo",
+    "doctor",
+    "list_",
+    "main",
+    "parts",
+    "report",
+    "resume",
+    "run",
+    "show",
+]

@@ -10,7 +10,7 @@ import typer
 
 from partwise.cli.run import execute
 
-__all__ = ["DEMOS", "demo", "demo_spec"]
+__all__ = ["DEMOS", "demo_command", "demo_spec"]
 
 DEMOS = ("demo-fedavg.toml", "demo-fedsubavg.toml")
 
@@ -21,7 +21,7 @@ model; with FedSubAvg only the rows of the names that it uses.
 """
 
 
-def demo(
+def demo_command(
     rounds: Annotated[int, typer.Option(help="Of each of the two runs.")] = 150,
     out: Annotated[Path, typer.Option("--out", "-o", help="The report.")] = Path("report.html"),
     root: Annotated[Path, typer.Option("--root", help="Where the folders of runs are made.")] = Path("runs"),

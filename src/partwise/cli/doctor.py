@@ -17,7 +17,7 @@ import typer
 from partwise import __version__
 from partwise.cli.app import FAILED
 
-__all__ = ["Finding", "doctor", "findings"]
+__all__ = ["Finding", "doctor_command", "findings"]
 
 _OLDEST_PYTHON = (3, 10)
 _ENOUGH_DISK = 1 << 30  # bytes; a run of the demo takes a hundredth of it
@@ -37,7 +37,7 @@ class Finding(NamedTuple):
     said: str
 
 
-def doctor() -> None:
+def doctor_command() -> None:
     """What is installed, and what is missing.
 
     And which extra brings it. The exit code is 1 if Partwise cannot work here.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from partwise.experiment.rundir import RunInfo
     from partwise.experiment.runs import Run
 
-__all__ = ["compare", "list_", "parts", "print_rows", "report", "show"]
+__all__ = ["compare_command", "list_command", "parts_command", "print_rows", "report_command", "show_command"]
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs; the first is the measure.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
@@ -56,7 +56,7 @@ def _print(*what: Any) -> None:
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 
-def list_(
+def list_command(
     root: Annotated[Path, typer.Option("--root", help="Where the folders of runs are.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
@@ -122,7 +122,7 @@ def _last(info: RunInfo) -> tuple[int, float]:
     return at, score.value if score else math.nan
 
 
-def show(
+def show_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a run.")],
     spec: Annotated[bool, typer.Option("--spec", help="Print its specification, complete with every default.")] = False,
 ) -> None:
@@ -211,11 +211,11 @@ def _troubles(run: Run) -> list[str]:
     return ["", f"clients lost or refused: {len(run.troubles):,}", *shown, *more]
 
 
-def compare(runs: Runs, metric: Metric = None, target: Target = None, as_json: Json = False) -> None:
+def compare_command(runs: Runs, metric: Metric = None, target: Target = None, as_json: Json = False) -> None:
     """Runs side by side: results and costs."""
-    from partwise.experiment.compare import compare as rows_of
+    from partwise.experiment.compare import compare
 
-    rows = rows_of(runs, metric, target)
+    rows = compare(runs, metric, target)
     if as_json:
         plain = [{k: _plain(v) for k, v in row._asdict().items()} for row in rows]
         typer.echo(json.dumps(plain, allow_nan=False))
@@ -266,7 +266,7 @@ def print_rows(rows: list[Row]) -> None:
     _print(f"{first.metric} ({first.scope}); bytes go both ways", table)
 
 
-def report(
+def report_command(
     runs: Runs,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file.")] = Path("report.html"),
     metric: Metric = None,
@@ -285,7 +285,7 @@ def report(
 # ---- parts ----------------------------------------------------------------------------------------------------------
 
 
-def parts(
+def parts_command(
     which: Annotated[str | None, typer.Argument(metavar="[FAMILY|NAME]", help="Of which more is wanted.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from partwise.cli.watch import View
     from partwise.experiment.experiment import Experiment
 
-__all__ = ["execute", "resume", "run", "say_what_next"]
+__all__ = ["execute", "resume_command", "run_command", "say_what_next"]
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
@@ -32,7 +32,7 @@ class On(str, enum.Enum):
     processes = "processes"
 
 
-def run(
+def run_command(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.toml", help="What to run.")],
     overrides: Annotated[
         list[str] | None,
@@ -60,7 +60,7 @@ def run(
         say_what_next(watcher)
 
 
-def resume(
+def resume_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a run that was killed or interrupted.")],
     as_json: Json = False,
     quiet: Quiet = False,

@@ -175,12 +175,12 @@ class Live:
 
     def prepare(self, what: str) -> None:
         self._doing = what
-        self._drawing.start()
+        self._drawing.start(refresh=True)
 
     def begin(self, header: Header) -> None:
         self._header, self._doing = header, "running"
         self._began = time.monotonic()
-        self._drawing.start()  # does nothing if it has been
+        self._drawing.start(refresh=True)  # does nothing if it has been
 
     def show(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot

@@ -16,7 +16,7 @@ from torch import Tensor
 from partwise.core.codec import decode, encode_parts, register
 from partwise.core.errors import CheckpointError
 
-__all__ = ["DEFAULT_MEMORY_BYTES", "Kept", "Spool", "footprint", "owned"]
+__all__ = ["DEFAULT_MEMORY_BYTES", "Kept", "Spool", "footprint", "halves", "owned"]
 
 DEFAULT_MEMORY_BYTES = 128 << 20
 _ALWAYS_IN_MEMORY = 4096  # bytes; a smaller tree is not worth the trip
@@ -230,6 +230,11 @@ class Spool:
 
     def __del__(self) -> None:
         self.close()
+
+
+def halves(max_bytes: int, folder: str | None = None) -> tuple[Spool, Spool]:
+    """Two spools with half of the memory each: what stays for long in one leaves what comes and goes its room."""
+    return Spool(max_bytes // 2, folder), Spool(max_bytes // 2, folder)
 
 
 def _pages(length: int) -> int:

@@ -188,7 +188,13 @@ class Experiment:
             metric=main.name,
             higher_is_better=main.higher_is_better,
             num_clients=len(workload.population.clients),
-            experiment=repr(self),
+            client=repr(self.client),
+            server=repr(self.server),
+            aggregator=repr(self.aggregator or star.all_aggregators()["model"]),
+            channel=repr(self.channel),
+            evaluation=repr(self.evaluation),
+            runtime=repr(self.runtime),
+            scope=self.evaluation.scope,
             environment=found,
         )
         save_environment(path, found)

@@ -18,6 +18,7 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -373,13 +374,15 @@ def reference(cls: type) -> str:
         TypeError: it can only be found by the program that defined it.
     """
     module = sys.modules.get(cls.__module__)
-    if module is None or module.__name__ == "__main__" or getattr(module, cls.__qualname__, None) is not cls:
+    if module is None or cls.__module__ == "__main__" or getattr(module, cls.__qualname__, None) is not cls:
         where = "the script that runs" if cls.__module__ == "__main__" else "a function"
         raise TypeError(
             f"{cls.__qualname__}: must be defined at the top of a module of its own, got one defined in {where}. "
             "Move it into a file beside the script."
         )
     file = getattr(module, "__file__", None)
-    if file and not module.__package__:
+    package = cls.__module__.split(".")[0]
+    found = PathFinder.find_spec(package) if package != cls.__module__ else None
+    if file and (found is None or found.origin is None):  # not in a package that others can import
         return f"{Path(file).resolve()}:{cls.__name__}"
     return f"{cls.__module__}:{cls.__name__}"

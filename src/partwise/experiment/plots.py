@@ -180,7 +180,7 @@ def client_scores_by_size(runs: Iterable[RunLike], metric: str | None = None) ->
             for c in run.clients.get(name, ())
             if math.isfinite(c.value) and sizes.get(c.client, 0) > 0
         )
-        groups = min(_GROUPS, len(found) // 2)
+        groups = min(_GROUPS, len(found))
         cuts = [len(found) * i // groups for i in range(groups + 1)] if groups > 1 else []
         parts = [found[a:b] for a, b in pairwise(cuts)]
         x, y = [median(n for n, _ in part) for part in parts], [fmean(v for _, v in part) for part in parts]

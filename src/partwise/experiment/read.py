@@ -75,19 +75,36 @@ class Reader:
 
     # Values
 
-    def value(self, raw: object, wanted: Any, path: KeyPath) -> Any:
-        """What a plain value stands for where `wanted` is asked for."""
+    def value(self, raw: object, wanted: Any, path: KeyPath, default: object = None) -> Any:
+        """What a plain value stands for where `wanted` is asked for.
+
+        Args:
+            raw: as TOML has it.
+            wanted: an annotation.
+            path: where it stands.
+            default: what would stand there otherwise; a table without a name changes it.
+        """
         members = [m for m in union_members(wanted) if m is not type(None)]
         if Any in members or object in members:
             return raw
+        if (
+            isinstance(raw, dict)
+            and "name" in raw
+            and any(map(_is_chain, members))
+            and not any(map(is_protocol, members))
+        ):
+            key = ".".join(map(str, path))
+            return self._fault(
+                path, f"must be an array of parts, got {shown(raw)}. Write [[{key}]] instead of [{key}]."
+            )
         fitting = [m for m in members if _has_shape(raw, m)]
         if isinstance(raw, dict) and len(fitting) > 1:
             fitting = _tables(raw, fitting)
         parts = [m for m in fitting if is_protocol(m)]
         if parts and len(parts) == len(fitting):
-            return self._part(raw, parts, path)
+            return self._part(raw, parts, path, default)
         if fitting:
-            return self._one(raw, _first(raw, fitting), path)
+            return self._one(raw, _first(raw, fitting), path, default)
         if not any(is_writable(m) for m in members):
             return self._fault(
                 path, f"cannot be written in a specification, got {shown(raw)}. Leave it out, or use Python."
@@ -97,7 +114,7 @@ class Reader:
         remedy = f"Choose {self._names(protocols)}." if protocols else _remedy(raw, members)
         return self._fault(path, f"must be {words}, got {shown(raw)}. {remedy}")
 
-    def _one(self, raw: Any, wanted: Any, path: KeyPath) -> Any:
+    def _one(self, raw: Any, wanted: Any, path: KeyPath, default: object) -> Any:
         """A value of the right shape for one type."""
         origin, args = get_origin(wanted), get_args(wanted)
         if origin is Literal:
@@ -112,7 +129,7 @@ class Reader:
         if origin in (dict, Mapping):
             found = {key: self.value(v, args[1], (*path, key)) for key, v in raw.items()}
             return _FAULTY if _FAULTY in found.values() else found
-        return self.fields(raw, wanted, path)
+        return self.fields(raw, wanted, path, default)
 
     def _sequence(self, raw: list[Any], origin: Any, args: tuple[Any, ...], path: KeyPath) -> Any:
         fixed = origin is tuple and Ellipsis not in args and args != ()
@@ -126,9 +143,11 @@ class Reader:
 
     # Parts
 
-    def _part(self, raw: Any, wanted: Sequence[Any], path: KeyPath) -> Any:
+    def _part(self, raw: Any, wanted: Sequence[Any], path: KeyPath, default: object) -> Any:
         table = {"name": raw} if isinstance(raw, str) else dict(raw)
         name = table.pop("name", None)
+        if name is None and is_part(type(default)):
+            return self._made(table, type(default), path, named=True, default=default)
         if not isinstance(name, str):
             got = "none" if name is None else shown(name)
             return self._fault(path, f"must have a name, got {got}. Choose {self._names(wanted)}.")
@@ -169,7 +188,7 @@ class Reader:
             else "a class of yours: path/to/parts.py:MyPart"
         )
 
-    def fields(self, table: Mapping[str, Any], cls: type, path: KeyPath) -> Any:
+    def fields(self, table: Mapping[str, Any], cls: type, path: KeyPath, default: object = None) -> Any:
         """A dataclass from a table that need not name it."""
         own = parameters(cls)
         if "name" not in own and "name" in table:
@@ -178,22 +197,24 @@ class Reader:
                     (*path, "name"), f"can only be {cls.__name__!r} here, got {shown(table['name'])}. Leave it out."
                 )
             table = {k: v for k, v in table.items() if k != "name"}
-        return self._made(table, cls, path, named=False)
+        return self._made(table, cls, path, named=False, default=default)
 
-    def _made(self, table: Mapping[str, Any], cls: type, path: KeyPath, *, named: bool) -> Any:
+    def _made(self, table: Mapping[str, Any], cls: type, path: KeyPath, *, named: bool, default: object = None) -> Any:
         try:
             own = {n: p for n, p in parameters(cls).items() if not (named and n == "name" and not p.is_required)}
         except TypeError as error:
             return self._fault(path, str(error))
         before = len(self.faults)
-        found = {}
+        changed = type(default) is cls
+        found = {name: getattr(default, name) for name in own if name not in table} if changed else {}
         for key, raw in table.items():
             if key in own:
-                found[key] = self.value(raw, own[key].annotation, (*path, key))
+                otherwise = getattr(default, key) if changed else own[key].default
+                found[key] = self.value(raw, own[key].annotation, (*path, key), otherwise)
             else:
                 self._unknown(key, raw, cls, own, path)
         for name, parameter in own.items():
-            if parameter.is_required and name not in table:
+            if parameter.is_required and name not in table and not changed:
                 self._missing(parameter, cls, path)
         made = self._constructed(cls, own, found, path)
         return _FAULTY if len(self.faults) > before else made
@@ -262,6 +283,11 @@ def _has_shape(raw: object, wanted: Any) -> bool:
             return origin in (dict, Mapping) or is_protocol(wanted) or is_part(wanted)
         case _:
             return False  # dates and times
+
+
+def _is_chain(wanted: Any) -> bool:
+    """Whether it is a sequence of parts."""
+    return get_origin(wanted) in (*_SEQUENCES, Sequence) and any(map(is_protocol, get_args(wanted)))
 
 
 def _tables(raw: Mapping[str, Any], fitting: Sequence[Any]) -> list[Any]:

@@ -11,6 +11,7 @@ from partwise.experiment.store import RunStore
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
     from partwise.core.model import Params
 
@@ -52,6 +53,12 @@ class Result:
         except ImportError as error:
             raise ImportError("Result.frame(): needs pandas, got none. pip install 'partwise[tables]'.") from error
         return pandas.DataFrame(self.table(name, scope))
+
+    def plot(self) -> Figure:
+        """The main metric by version, as a matplotlib figure; `partwise.experiment.plots` has more."""
+        from partwise.experiment.plots import metric_by_version
+
+        return metric_by_version([self.folder])
 
     def value(self, name: str, scope: str) -> float:
         """A score after the last version it was measured at."""

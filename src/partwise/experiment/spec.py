@@ -94,7 +94,7 @@ class _Override(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Sorts by line, overrides last."""
+    """Sorts by line, overrides last, in their order."""
 
     number: int
     words: str
@@ -115,8 +115,10 @@ class _Places:
     def of(self, path: KeyPath) -> _Place:
         """The override or line that says what stands at a path, or else what stands around it."""
         override = self._override(path)
+        if override is None and path and path not in self._lines:  # said by going through it, perhaps
+            override = next((o for o in self._overrides if o.path[: len(path)] == path), None)
         if override is not None:
-            return _Place(10**9, f"override {override.text}")
+            return _Place(10**9 + self._overrides.index(override), f"override {override.text}")
         while path and path not in self._lines:
             path = path[:-1]
         line = self._lines.get(path, 1)

@@ -83,7 +83,7 @@ def from_partition(columns: Mapping[str, Any], partition: Partitioner, **options
     Example:
         >>> from partwise.populations.partitions import LinearSizes
         >>> from_partition({"y": list(range(30))}, LinearSizes(4)).sizes()
-        tensor([3, 6, 9, 12])
+        tensor([ 3,  6,  9, 12])
     """
     where = "from_partition()"
     tensors = as_columns(where, columns)

@@ -272,8 +272,8 @@ class ServerProgram:
             self._close(node, message.now, ordered, opened, effects)
             return
         self._session = Session(self._star.channel, ordered, list(self._star.all_aggregators()), node.streams)
-        node.next_id += 1  # the number of the session, which makes its timers its own
-        self._advance(node, message, self._session.open(node.next_id), effects)
+        number, node.next_id = node.next_id, node.next_id + 1  # no other exchange has it, so its timers are its own
+        self._advance(node, message, self._session.open(number), effects)
 
     def _updates(self, node: ServerNode, infos: Sequence[ReplyInfo], stream: str) -> Iterable[Update]:
         """One update after another, so that they are never all in memory."""

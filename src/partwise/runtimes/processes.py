@@ -17,7 +17,7 @@ from partwise.core.plan import Executor
 from partwise.core.population import Population
 from partwise.core.program import SERVER, Effect, Failed, Halt, Message, NodeId, Program, Record, Send, Wake, Work
 from partwise.core.runtime import Observer, Traffic
-from partwise.core.spool import DEFAULT_MEMORY_BYTES, Kept, Spool, owned
+from partwise.core.spool import DEFAULT_MEMORY_BYTES, Kept, halves, owned
 from partwise.runtimes.crew import Crew, Hand
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.parcel import Opened, Parcel, clock_of, failed, packed, unpacked
@@ -44,8 +44,9 @@ class Processes:
     Args:
         workers: how many, >= 1.
         executor: runs local plans, in the workers.
-        memory_bytes: bound of the memory for messages under way, replies that wait for a commit, and client states,
-            in this process, and for as much again in all workers together; what is more goes to temporary files.
+        memory_bytes: bound of the memory for replies that wait for a commit (half of it) and for messages under way
+            and client states (the other half), in this process, and for as much again in all workers together; what
+            is more goes to temporary files. No result depends on it.
         folder: where those files are; the system's folder for temporary files by default.
         max_message_bytes: a longer message from a client is refused.
         max_restarts: how often one worker may be started again.
@@ -78,14 +79,13 @@ class Processes:
         Raises:
             ProtocolError: a worker does not start, dies too often, or meets an error that no program catches.
         """
-        spool = Spool(self.memory_bytes, self.folder)
         clock: Any = entries["clock"] if entries is not None else {"now": 0.0}
         began = time.monotonic() - clock["now"]
         plan = WorkerPlan(programs, self.executor, self.memory_bytes // self.workers, self.folder, began)
         crew = Crew(self.workers, plan, max_bytes=self.max_message_bytes, max_restarts=self.max_restarts)
         with closing(crew):
             crew.start()
-            world = _World(programs, self.executor, spool, crew, began)
+            world = _World(programs, self.executor, crew, began, (self.memory_bytes, self.folder))
             if entries is None:
                 world.start()
             else:
@@ -97,11 +97,17 @@ class Processes:
 
 class _World:
     def __init__(
-        self, programs: Mapping[NodeId, Program], executor: Executor, spool: Spool, crew: Crew, began: float
+        self,
+        programs: Mapping[NodeId, Program],
+        executor: Executor,
+        crew: Crew,
+        began: float,
+        memory: tuple[int, str | None],
     ) -> None:
         self.now, self.traffic = 0.0, Traffic()
         self.nodes: dict[NodeId, Kept] = {}  # the server's state; the clients' as they were when last looked at
-        self._programs, self._executor, self._spool, self._crew, self._began = programs, executor, spool, crew, began
+        self._programs, self._executor, self._crew, self._began = programs, executor, crew, began
+        self._spool, replies = halves(*memory)
         self._number = 0
         self._inbox: deque[Parcel] = deque()  # for the server
         self._records: deque[Record] = deque()  # from clients
@@ -112,7 +118,7 @@ class _World:
         self._changed: set[NodeId] = set()
         self._saved: set[int] = set()
         self._stop = ""
-        programs[SERVER].attach(spool)
+        programs[SERVER].attach(replies)
 
     def start(self) -> None:
         """The server wakes first; a client exists from its first message on."""

@@ -13,7 +13,7 @@ from partwise.core.plan import Executor, Job
 from partwise.core.population import Population
 from partwise.core.program import SERVER, Effect, Halt, Message, NodeId, Program, Record, Send, Wake, Work
 from partwise.core.runtime import Observer, Traffic
-from partwise.core.spool import DEFAULT_MEMORY_BYTES, Kept, Spool, footprint
+from partwise.core.spool import DEFAULT_MEMORY_BYTES, Kept, footprint, halves
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.parcel import Opened, Parcel, clock_of, failed, packed, unpacked
 
@@ -29,10 +29,10 @@ class Simulate:
 
     Args:
         executor: runs local plans.
-        memory_bytes: bound of the memory for messages under way, replies that wait for a commit, and client states,
-            >= 0; what is more goes to a temporary file. Jobs that wait for the executor have a quarter of it. No
-            result depends on it.
-        folder: where that file is; the system's folder for temporary files by default.
+        memory_bytes: bound of the memory for replies that wait for a commit (half of it) and for messages under way
+            and client states (the other half), >= 0; what is more goes to temporary files. Jobs that wait for the
+            executor have a quarter as much. No result depends on it.
+        folder: where those files are; the system's folder for temporary files by default.
     """
 
     executor: Executor = field(default_factory=Plain)
@@ -55,7 +55,7 @@ class Simulate:
         until: float | None = None,
         entries: Mapping[str, object] | None = None,
     ) -> tuple[Mapping[NodeId, Any], str]:
-        world = _World(programs, population, self.executor, Spool(self.memory_bytes, self.folder))
+        world = _World(programs, population, self.executor, (self.memory_bytes, self.folder))
         if entries is None:
             world.start()
         else:
@@ -67,11 +67,16 @@ class Simulate:
 
 class _World:
     def __init__(
-        self, programs: Mapping[NodeId, Program], population: Population, executor: Executor, spool: Spool
+        self,
+        programs: Mapping[NodeId, Program],
+        population: Population,
+        executor: Executor,
+        memory: tuple[int, str | None],
     ) -> None:
         self.now, self.traffic = 0.0, Traffic()
         self.nodes: dict[NodeId, Kept] = {}
-        self._programs, self._population, self._executor, self._spool = programs, population, executor, spool
+        self._programs, self._population, self._executor = programs, population, executor
+        self._spool, replies = halves(*memory)
         self._queue: list[Parcel] = []
         self._number = 0
         self._jobs: dict[int, tuple[Parcel, Job]] = {}  # by number of the parcel that brings the result
@@ -79,7 +84,7 @@ class _World:
         self._changed: set[NodeId] = set()
         self._saved: set[int] = set()  # numbers of the messages that the last entries had
         self._stop = ""
-        programs[SERVER].attach(spool)
+        programs[SERVER].attach(replies)
 
     def start(self) -> None:
         """The server wakes first; a client exists from its first message on."""
@@ -147,7 +152,7 @@ class _World:
     def _work(self, me: NodeId, job: Job, steps: int) -> None:
         """Have the result delivered when the client is through; when it is computed is another matter."""
         size = footprint(job.start)
-        if self._jobs and self._jobs_bytes + size > self._spool.max_bytes // 4:
+        if self._jobs and self._jobs_bytes + size > self._spool.max_bytes // 2:
             self._run_jobs()
         parcel = Parcel(self.now + steps * self._population.profile(me).seconds_per_step, me, self._number, me, me)
         self._jobs[self._number] = parcel, job

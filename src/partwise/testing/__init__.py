@@ -8,27 +8,42 @@ def test_my_transform():
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
 from partwise.core.index import Index
 from partwise.core.plan import LocalOptimizer
+from partwise.core.schedule import Scheduler
 from partwise.core.transform import Transform
 from partwise.testing.aggregators import check_aggregator
 from partwise.testing.algorithms import check_algorithm
 from partwise.testing.indices import check_index
 from partwise.testing.optimizers import check_optimizer
+from partwise.testing.schedulers import check_scheduler
 from partwise.testing.transforms import check_transform
 
-__all__ = ["check", "check_aggregator", "check_algorithm", "check_index", "check_optimizer", "check_transform"]
+__all__ = [
+    "check",
+    "check_aggregator",
+    "check_algorithm",
+    "check_index",
+    "check_optimizer",
+    "check_scheduler",
+    "check_transform",
+]
+
+
+@runtime_checkable
+class _HasStateTypes(Scheduler, Protocol):
+    """A scheduler; the family's own protocol knows nothing but the standard library and is not asked at run time."""
 
 
 def check(part: Any) -> None:
     """Check a part against the contract of its family, which follows from its methods.
 
     Args:
-        part: a transform, aggregator, index, algorithm or local optimiser.
+        part: a transform, aggregator, index, algorithm, local optimiser or scheduler.
 
     Raises:
         AssertionError: a rule is broken; the sentence says which.
@@ -48,10 +63,12 @@ def check(part: Any) -> None:
         check_optimizer(part)
     elif isinstance(part, Index):
         check_index(part)
+    elif isinstance(part, _HasStateTypes):
+        check_scheduler(part)
     elif isinstance(part, Transform):
         check_transform(part)
     else:
         raise TypeError(
-            f"check({part!r}): needs a transform, aggregator, index, algorithm or local optimiser, got a "
+            f"check({part!r}): needs a transform, aggregator, index, algorithm, local optimiser or scheduler, got a "
             f"{type(part).__name__} with the methods of none. Compare its methods with the protocols in partwise.core."
         )

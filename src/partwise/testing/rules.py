@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -157,7 +158,12 @@ def check_fits(part: object, update: Update, params: Params) -> None:
 
 @contextmanager
 def other_chance(seed: int) -> Iterator[None]:
-    """Another state of torch's global generator, which a part must not look at."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
+    """Another state of the global generators, which a part must not look at."""
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(before)

@@ -20,7 +20,7 @@ from partwise.core.update import Update
 
 __all__ = ["Adagrad", "Adam", "ServerSGD", "Yogi"]
 
-# Slot -> name -> tensor of the parameter's shape. The slots are `m`, `v`, `count`; and `like`, empty tensors of its type.
+# Slot -> name -> tensor of the parameter's shape. Slots are `m`, `v`, `count`, and `like`: empty tensors of its type.
 _Slots = dict[str, Values]
 _Step = Callable[[dict[str, Tensor], Tensor], Tensor]
 

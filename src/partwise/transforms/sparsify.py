@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from partwise.core.codec import register
-from partwise.core.index import Coords
+from partwise.core.index import Coords, Index
 from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
 from partwise.core.transform import State, Transform
@@ -179,7 +179,7 @@ class ErrorFeedback:
         return Residual({}, {}, self.inner.init(params))
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
-        positions = {name: update.index.coords(name) for name in update.index.shapes}
+        positions = {name: _positions(update.index, name) for name in update.index.shapes}
         owed: dict[str, Tensor] = {}
         at: dict[str, Tensor] = {}
         value: dict[str, Tensor] = {}
@@ -197,21 +197,29 @@ class ErrorFeedback:
         kept_at = {n: a for n, a in {**state.at, **at}.items() if is_kept}
         kept_value = {n: v for n, v in {**state.value, **value}.items() if is_kept}
         for name, rest in left.items():
-            owing = (rest != 0).to(positions[name].device)
-            _merge_(kept_at, kept_value, name, positions[name][owing], rest[owing.to(rest.device)])
+            place = rest.nonzero().reshape(-1)
+            known = positions[name]
+            _merge_(kept_at, kept_value, name, place if known is None else known.to(place.device)[place], rest[place])
         return sent, Residual(kept_at, kept_value, inner)
 
 
-def _find(positions: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+def _positions(index: Index, name: str) -> Tensor | None:
+    """Flat positions of what is held; None for all of it."""
+    return None if index.grain(name) == 0 else index.coords(name)
+
+
+def _find(positions: Tensor | None, at: Tensor) -> tuple[Tensor, Tensor]:
     """Where `at` lies among `positions`, and which of `at` are there at all."""
+    if positions is None:
+        return at, torch.ones_like(at, dtype=torch.bool)
+    if not len(positions):
+        return at, torch.zeros_like(at, dtype=torch.bool)
     ordered, order = positions.sort()
-    place = torch.searchsorted(ordered, at).clamp_(max=max(0, len(ordered) - 1))
-    if not len(ordered):
-        return place, torch.zeros_like(at, dtype=torch.bool)
+    place = torch.searchsorted(ordered, at).clamp_(max=len(ordered) - 1)
     return order[place], ordered[place] == at
 
 
-def _subtracted(owed: Values, positions: Mapping[str, Tensor], sent: Update) -> Values:
+def _subtracted(owed: Values, positions: Mapping[str, Tensor | None], sent: Update) -> Values:
     """What was owed minus what was sent, flat."""
     left = {name: value.reshape(-1).clone() for name, value in owed.items()}
     for name, value in sent.values().items():

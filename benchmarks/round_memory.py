@@ -1,0 +1,132 @@
+"""Peak memory of one round against the size of its cohort: it must not grow when the aggregator needs only sums.
+
+A model of a million parameters, held whole by every client; two local steps. In the first world clients take no time,
+so that one finishes before the next begins; in the second they have paces and links of their own, so that all of them
+hold the model at once. Every cohort runs in a process of its own; what is shown is how much its peak resident memory
+grows during the round.
+
+    python benchmarks/round_memory.py [--cohorts 10 100 1000] [--memory-mib 128] [--runtime simulate|processes]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+from machine import describe
+from torch import nn
+
+from partwise.algorithms import FedAvg
+from partwise.channels import Plain
+from partwise.core.model import CrossEntropy, Model
+from partwise.core.population import Examples, Profile
+from partwise.core.runtime import Runtime, World
+from partwise.local import SGD, LocalTraining
+from partwise.programs.star import Star
+from partwise.runtimes import Processes, Simulate
+from partwise.schedulers import Synchronous
+
+SEED, INPUTS, HIDDEN, CLASSES = 1, 784, 1250, 10
+PARAMETERS = (INPUTS + 1) * HIDDEN + (HIDDEN + 1) * CLASSES  # 0.99 million
+
+
+class People:
+    """Clients of 16 examples each."""
+
+    def __init__(self, count: int, *, varied: bool) -> None:
+        self.clients, self.varied = range(count), varied
+        draw = torch.Generator().manual_seed(SEED)
+        self.columns = {
+            "x": torch.randn(count * 16, INPUTS, generator=draw),
+            "y": torch.randint(CLASSES, (count * 16,), generator=draw),
+        }
+
+    def data(self, client: int) -> Examples:
+        return Examples(self.columns).slice(16 * client, 16 * client + 16)
+
+    def test_data(self, client: int) -> None:
+        return None
+
+    def central_test(self) -> None:
+        return None
+
+    def profile(self, client: int) -> Profile:
+        return Profile(1.0 + client % 7, 1e5 + 1e3 * (client % 11), 1e6, 4e9, 1.0) if self.varied else Profile()
+
+    def next_available(self, client: int, now: float) -> float:
+        return now
+
+    def name(self, client: int) -> str:
+        return str(client)
+
+
+class Quiet:
+    """Sees nothing."""
+
+    def record(self, record: object, world: World) -> str | None:
+        return None
+
+    def settled(self, world: World) -> None: ...
+
+    def ended(self, world: World, reason: str) -> None: ...
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(INPUTS, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES))
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def play(cohort: int, runtime: Runtime, *, varied: bool) -> dict[str, float]:
+    """One round, after a first one with two clients that warms everything up."""
+    torch.set_num_threads(1)
+    people, model = People(cohort, varied=varied), Model(net, CrossEntropy())
+    local = LocalTraining(SGD(0.1), batch_size=8, steps=2)
+
+    def once(size: int) -> float:
+        scheduler = Synchronous(cohort=size, rounds=1)
+        star = Star(FedAvg(local), scheduler, model, people, Plain(), seed=SEED)
+        began = time.perf_counter()
+        runtime.run(star.programs(), people, Quiet())
+        return time.perf_counter() - began
+
+    once(2)
+    before = peak_mib()
+    seconds = once(cohort)
+    return {"growth_mib": peak_mib() - before, "seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cohorts", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--memory-mib", type=int, default=128)
+    parser.add_argument("--runtime", choices=["simulate", "processes"], default="simulate")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    kind = Simulate if args.runtime == "simulate" else Processes
+    if args.one:
+        cohort, varied = json.loads(args.one)
+        print(json.dumps(play(cohort, kind(memory_bytes=args.memory_mib << 20), varied=varied)))
+        return
+    print(describe(SEED))
+    print(f"{args.runtime}, bound {args.memory_mib} MiB, model {PARAMETERS:,} x 4 bytes")
+    print("world         cohort   peak grows by   all updates   seconds")
+    for varied in (False, True):
+        for cohort in args.cohorts:
+            command = [sys.executable, __file__, "--one", json.dumps([cohort, varied])]
+            command += ["--memory-mib", str(args.memory_mib), "--runtime", args.runtime]
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            whole = cohort * PARAMETERS * 4 / 2**20
+            world = "own pace" if varied else "no time"
+            print(f"{world:12s} {cohort:7d} {found['growth_mib']:11.0f} MiB {whole:9.0f} MiB {found['seconds']:9.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""All commands, in the order in which the help lists them."""
+
+from __future__ import annotations
+
+from partwise.cli.app import app
+from partwise.cli.demo import demo_command
+from partwise.cli.doctor import doctor_command
+from partwise.cli.look import compare_command, list_command, parts_command, report_command, show_command
+from partwise.cli.populations import data
+from partwise.cli.run import resume_command, run_command
+
+__all__: list[str] = []
+
+app.command("demo")(demo_command)
+app.command("run")(run_command)
+app.command("resume")(resume_command)
+app.command("list")(list_command)
+app.command("show")(show_command)
+app.command("compare")(compare_command)
+app.command("report")(report_command)
+app.command("parts")(parts_command)
+app.add_typer(data, name="data")
+app.command("doctor")(doctor_command)

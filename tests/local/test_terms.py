@@ -1,0 +1,41 @@
+import math
+
+import pytest
+import torch
+
+from partwise.local import ClipGradient, Proximal, Shift
+
+
+def tensors(**values):
+    return {name: torch.tensor(v, dtype=torch.float64) for name, v in values.items()}
+
+
+def lists(values):
+    return {name: v.tolist() for name, v in values.items()}
+
+
+def test_proximal_pulls_to_where_the_task_began():
+    grads, params = tensors(a=[1.0, -2.0], b=[0.5]), tensors(a=[3.0, 4.0], b=[-1.0])
+    got = Proximal(0.1, tensors(a=[1.0, 9.0], b=[-1.0]))(params, grads, 0)
+    assert got["a"].tolist() == pytest.approx([1.2, -2.5])
+    assert got["b"].tolist() == [0.5]
+    assert lists(grads) == {"a": [1.0, -2.0], "b": [0.5]}
+
+
+def test_shift_adds():
+    grads = tensors(a=[1.0, -2.0])
+    assert lists(Shift(tensors(a=[0.5, 3.0]))({}, grads, 4)) == {"a": [1.5, 1.0]}
+    assert lists(grads) == {"a": [1.0, -2.0]}
+
+
+def test_gradient_is_clipped_over_all_parameters_together():
+    grads = tensors(a=[2.0, 0.0], b=[-3.0, 6.0])  # norm 7
+    clipped = ClipGradient(3.5)({}, grads, 0)
+    assert clipped["a"].tolist() == pytest.approx([1.0, 0.0])
+    assert clipped["b"].tolist() == pytest.approx([-1.5, 3.0])
+    assert lists(ClipGradient(8.0)({}, grads, 0)) == lists(grads)
+    zero = ClipGradient(1.0)({}, tensors(a=[0.0]), 0)
+    assert zero["a"].tolist() == [0.0]
+    assert math.isfinite(float(zero["a"]))
+    with pytest.raises(ValueError, match=r"ClipGradient\(max_norm=0\): must be above 0, got 0\."):
+        ClipGradient(0)

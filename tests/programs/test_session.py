@@ -1,0 +1,241 @@
+"""A channel of two messages through the real server: who answers, who is lost, who is late."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from toy_star import Clients, Log, everybody, full_batch, number_model, parabolas, server, star_of
+
+from partwise.aggregators import Median
+from partwise.algorithms import FedAvg
+from partwise.core.aggregate import Sum, sum_updates
+from partwise.core.errors import CompositionError
+from partwise.core.population import Profile
+from partwise.core.program import SERVER, Message, Wake
+from partwise.core.schedule import ReplyInfo
+from partwise.core.update import Update, map_values
+from partwise.programs.messages import Answer
+from partwise.programs.session import TIMERS, Session
+from partwise.runtimes import Processes, Simulate
+
+LR, STEPS, A, B, SIZES = 0.1, 2, (1.0, 3.0, 0.5), (0.5, 4.0, -2.0), (2, 3, 7)
+
+
+@dataclass(frozen=True)
+class TwoMessages:
+    """Asks for a key, then for the update plus the key; the server takes the keys off and sums.
+
+    silent: weight of a client -> the message that it does not answer.
+    """
+
+    silent: Mapping[float, int] = field(default_factory=dict)
+    patience_seconds: float = 50.0
+    reveals: ClassVar[str] = "sum"
+    exchanges: ClassVar[bool] = True
+
+    def server(self, cohort: Sequence[int], params: Any) -> Any:
+        keys = yield dict.fromkeys(cohort, "your key")
+        sealed = yield {client: sorted(keys) for client in keys}
+        opened = {c: map_values(update, lambda v, key=keys[c]: v - key) for c, update in sealed.items()}
+        return sum_updates((opened[c] for c in sorted(opened)), params)
+
+    def client(self, update: Update, params: Any) -> Any:
+        silent = self.silent.get(float(update.weight), 0)
+        asked = yield
+        assert asked == "your key"
+        if silent == 1:
+            return
+        present = yield float(update.weight) * 64
+        assert len(present) >= 1
+        if silent == 2:
+            return
+        yield map_values(update, lambda v: v + update.weight * 64)
+
+
+def oracle(rounds: Sequence[Sequence[int]]) -> float:
+    """The number after rounds in which only the clients listed were heard, mean by samples."""
+    w = 0.0
+    for heard in rounds:
+        moved = {}
+        for i in heard:
+            v = w
+            for _ in range(STEPS):
+                v -= LR * A[i] * (v - B[i])
+            moved[i] = v - w
+        w += sum(SIZES[i] * moved[i] for i in heard) / sum(SIZES[i] for i in heard)
+    return w
+
+
+def play(channel: Any, rounds: int = 2, population: Clients | None = None, runtime: Any = None, **more: Any) -> Any:
+    clients = population or parabolas(A, B, SIZES)
+    star = star_of(FedAvg(full_batch(STEPS, LR)), number_model(), clients, everybody(clients, rounds))
+    star = type(star)(**{**{n: getattr(star, n) for n in ("algorithm", "scheduler", "model", "population")}, **more},
+                      channel=channel)  # fmt: skip
+    log = Log(lambda world: (float(server(world).streams["model"]["w"]), world.now))
+    states, reason = (runtime or Simulate()).run(star.programs(), clients, log)
+    return states, log, reason
+
+
+@pytest.mark.parametrize(
+    ("silent", "heard"),
+    [({}, (0, 1, 2)), ({3.0: 1}, (0, 2)), ({7.0: 2}, (0, 1)), ({2.0: 1, 3.0: 2}, (2,))],
+    ids=["all answer", "one lost at message 1", "one lost at message 2", "two lost, at different messages"],
+)
+def test_those_who_answer_are_summed(silent, heard):
+    states, log, reason = play(TwoMessages(silent))
+    assert reason == "done"
+    assert [w for w, _ in log.seen] == pytest.approx([oracle([heard]), oracle([heard] * 2)], abs=1e-12)
+    assert oracle([heard]) != pytest.approx(oracle([(0, 1)] if heard != (0, 1) else [(0, 1, 2)]), abs=1e-3)
+    waited = 50.0 * len(silent)  # once per message that somebody left unanswered
+    assert [now for _, now in log.seen] == [waited, 2 * waited]
+    last = [list(states[c].kept) for c in range(3)]
+    assert last == [[4], [5], [6]]  # told that round 1 is over; the run has ended before they are told of round 2
+
+
+def test_same_on_both_runtimes():
+    here, _, _ = play(TwoMessages())
+    there, _, _ = play(TwoMessages(), runtime=Processes())
+    assert torch.equal(here[SERVER].streams["model"]["w"], there[SERVER].streams["model"]["w"])
+    assert here[SERVER].next_id == there[SERVER].next_id  # answers, however many, number no task
+
+
+def test_patience_on_the_wall_clock():
+    _, log, reason = play(TwoMessages({3.0: 1}, patience_seconds=0.03), runtime=Processes())
+    assert reason == "done"
+    assert log.seen[0][0] == pytest.approx(oracle([(0, 2)]), abs=1e-12)
+    assert log.seen[1][1] >= 0.06
+
+
+def slow_clients(seconds: float, slow: Mapping[int, float]) -> Clients:
+    """Local steps take so long in all; a client's uplink is so many bytes per second."""
+    clients = parabolas(A, B, SIZES)
+    inf = float("inf")
+    clients.profiles = {i: Profile(seconds / STEPS, slow.get(i, inf), inf, inf, 1.0) for i in range(3)}
+    return clients
+
+
+def test_late_answers_are_ignored():
+    """Client 1's key comes after the patience for keys, while the server waits for the updates of the others."""
+    size = 75  # of the encoded answer, about; its Reply is longer, and takes as long as it takes
+    clients = slow_clients(0.0, {1: size / 70.0})
+    _, log, _ = play(TwoMessages({2.0: 2}), rounds=1, population=clients)
+    assert log.seen[0][0] == pytest.approx(oracle([(2,)]), abs=1e-12)
+    (replies,) = [[r for r in log.of("reply") if r["client"] == 1]]
+    assert len(replies) == 1
+
+
+def test_timers_of_a_finished_exchange_change_nothing():
+    """Training takes 30 s, patience 50: the timers of exchange 1 (at 30) are due at 80, in the midst of exchange 2."""
+    _, log, _ = play(TwoMessages(), population=slow_clients(30.0, {}))
+    assert [now for _, now in log.seen] == [30.0, 60.0]  # nobody waits for a timer
+    channel = TwoMessages({3.0: 1})
+    _, log, _ = play(channel, population=slow_clients(30.0, {}))
+    assert [now for _, now in log.seen] == [30.0 + 50.0, 80.0 + 30.0 + 50.0]
+    _, log, _ = play(Sometimes({3.0: 1}), population=slow_clients(30.0, {}))
+    assert [now for _, now in log.seen] == [30.0, 60.0 + 50.0]  # and not 80, when the first timer runs out
+    assert log.seen[1][0] == pytest.approx(oracle([(0, 1, 2), (0, 2)]), abs=1e-12)
+
+
+@dataclass(frozen=True)
+class Sometimes:
+    """As `TwoMessages`, but silent only once the number has moved: from the second exchange on."""
+
+    silent: Mapping[float, int]
+    patience_seconds: float = 50.0
+    reveals: ClassVar[str] = "sum"
+    exchanges: ClassVar[bool] = True
+
+    def server(self, cohort: Sequence[int], params: Any) -> Any:
+        return (yield from TwoMessages().server(cohort, params))
+
+    def client(self, update: Update, params: Any) -> Any:
+        first = {2.0: oracle_move(0), 3.0: oracle_move(1), 7.0: oracle_move(2)}[float(update.weight)]
+        is_first = abs(float(update.values()["w"]) - first) < 1e-12
+        return TwoMessages({} if is_first else self.silent).client(update, params)
+
+
+def oracle_move(i: int) -> float:
+    return oracle([(i,)])
+
+
+def test_aggregator_that_needs_each_does_not_fit():
+    with pytest.raises(CompositionError, match=r"^Median\(.*needs each update of stream 'model', but TwoMessages\("):
+        play(TwoMessages(), aggregators={"model": Median()})
+
+
+# The session by itself
+
+PARAMS = {"model": {"w": torch.zeros(1, dtype=torch.float64)}}
+
+
+def info(client: int, id: int) -> ReplyInfo:
+    return ReplyInfo(id, client, 0, 1, 1)
+
+
+def session(channel: Any = None) -> Session:
+    return Session(channel or TwoMessages(), [info(3, 11), info(5, 12)], ["model"], PARAMS)
+
+
+def answer(of: Session, client: int, turn: int, body: Any, number: int = 40) -> list[Any]:
+    message = Message(0.0, SERVER, client, Answer(number, turn, body))
+    return of.step(message) if of.is_for(message) else []
+
+
+def test_lost_client_is_not_waited_for():
+    it = session()
+    assert [s.to for s in it.open(40)] == [3, 5, SERVER]
+    assert answer(it, 3, 1, 64.0) == []
+    sends = it.lose(5)
+    assert [s.to for s in sends] == [3, SERVER]
+    assert it.lose(5) == it.lose(99) == []
+    assert answer(it, 5, 2, 1.0) == []  # not asked
+    assert it.lose(3) == []
+    assert it.is_done  # nobody is left: the sum of nothing
+    assert it.opened["model"].count == 0
+
+
+def test_only_answers_to_the_open_question_count():
+    it = session()
+    it.open(40)
+    assert answer(it, 3, 1, 64.0, number=39) == []
+    assert answer(it, 3, 0, 64.0) == []
+    assert answer(it, 3, 1, 64.0) == []
+    assert answer(it, 3, 1, 65.0) == []  # twice is still one
+    assert [s.to for s in answer(it, 5, 1, 1.0)] == [3, 5, SERVER]
+    assert it.step(Message(0.0, SERVER, SERVER, Wake(TIMERS - (40 * 1024 + 1)))) == []  # patience for message 1
+
+
+@dataclass(frozen=True)
+class Mute:
+    """A channel that asks nobody, or nobody in its second message."""
+
+    asks: int
+    patience_seconds: float = 9.0
+    reveals: ClassVar[str] = "sum"
+    exchanges: ClassVar[bool] = True
+
+    def server(self, cohort: Sequence[int], params: Any) -> Any:
+        for _ in range(self.asks):
+            got = yield {}
+            assert got == {}
+        return Sum(None, {}, {}, 0.0, self.asks)  # type: ignore[arg-type]
+
+    def client(self, update: Update, params: Any) -> Any:
+        yield
+
+
+@pytest.mark.parametrize("asks", [0, 1, 2])
+def test_channel_that_asks_nobody_is_done_at_once(asks):
+    it = session(Mute(asks))
+    assert it.open(7) == []
+    assert it.is_done
+    assert it.opened["model"].count == asks
+
+
+def test_two_replies_of_one_client_do_not_fit():
+    with pytest.raises(CompositionError, match=r"one reply per client, got 3 replies of 2 clients. Use a scheduler"):
+        Session(TwoMessages(), [info(3, 1), info(4, 2), info(3, 3)], ["model"], PARAMS)

@@ -1,0 +1,208 @@
+"""The virtual clock: order, time, and a memory that no result depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from toy_federation import CASES, LOCAL, model, outcome, play, population, star
+from toy_star import Clients, Log
+
+from partwise.algorithms import FedAvg
+from partwise.core.population import Profile
+from partwise.core.program import SERVER, Message, Program, Record, Send, Wake, Work
+from partwise.core.runtime import Traffic
+from partwise.runtimes import Simulate
+from partwise.runtimes.executors import Plain
+from partwise.schedulers import Synchronous
+
+
+@dataclass
+class Peak(Log):
+    """How much lay in the file at most, seen at every record."""
+
+    in_file: list[int] = field(default_factory=list)
+
+    def record(self, record: Record, world: Any) -> str | None:
+        server = world.nodes[SERVER].tree
+        replies = [kept for waiting in server.inbox.values() for kept in waiting.updates.values()]
+        self.in_file.append(world._spool.bytes_in_file + 40_000 * sum(r.is_in_file for r in replies))  # noqa: SLF001
+        return super().record(record, world)
+
+
+def wide() -> Any:
+    from torch import nn
+
+    from partwise.core.model import CrossEntropy, Model
+
+    return Model(
+        lambda: nn.Sequential(nn.Embedding(60, 150), nn.Flatten(), nn.Linear(450, 3)), CrossEntropy(), ("words",)
+    )
+
+
+def big_star(**more: Any) -> Any:
+    from partwise.channels import Plain as InTheClear
+    from partwise.programs.star import Star
+
+    scheduler = Synchronous(cohort=7, rounds=2)
+    return Star(algorithm=FedAvg(LOCAL), scheduler=scheduler, model=wide(), channel=InTheClear(), seed=3, **more)
+
+
+@pytest.mark.parametrize("profiles", ["as they are", "no time at all"])
+def test_what_is_beyond_the_bound_goes_to_disk_and_changes_nothing(profiles):
+    people = population()
+    if profiles == "no time at all":
+        people.profiles = {}
+    runs = {}
+    for bound in (128 << 20, 100_000, 0):
+        log = Peak()
+        runs[bound] = play(Simulate(memory_bytes=bound), big_star(population=people), log)[0], max(log.in_file)
+    assert runs[100_000][0] == runs[0][0] == runs[128 << 20][0]
+    assert runs[128 << 20][1] == 0
+    assert 2 * 40_000 < runs[100_000][1] < runs[0][1]
+    assert runs[0][1] >= 6 * 40_000
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_contract_run_is_the_same_on_disk(case):
+    assert play(Simulate(memory_bytes=0), star(case))[0] == play(Simulate(), star(case))[0]
+
+
+def test_two_runs_are_bit_equal():
+    first, log = play(Simulate(), star("scaffold"))
+    second, again = play(Simulate(), star("scaffold"))
+    assert first == second
+    assert log.records == again.records
+
+
+@dataclass
+class Counting:
+    """The plain executor, which notes how many jobs it was given at once."""
+
+    given: list[int] = field(default_factory=list)
+
+    def run(self, jobs: Sequence[Any]) -> Any:
+        self.given.append(len(jobs))
+        return Plain().run(jobs)
+
+
+def test_jobs_are_run_together_but_not_more_than_fit():
+    together, few = Counting(), Counting()
+    assert (
+        play(Simulate(together), big_star(population=population()))[0]
+        == (play(Simulate(few, memory_bytes=500_000), big_star(population=population()))[0])
+    )
+    assert max(together.given) > 3
+    assert 1 <= max(few.given) <= 3
+    assert sum(together.given) == sum(few.given) == 14
+
+
+def test_clients_that_take_no_time_finish_one_before_the_next_begins():
+    people = population()
+    people.profiles = {}
+    executor = Counting()
+    play(Simulate(executor), star("fedavg", population=people))
+    assert executor.given == [1] * 20
+
+
+def test_spooled_files_are_used_again():
+    people = population()
+    of = big_star(population=people)
+    log = Log(lambda world: world._spool._end)  # noqa: SLF001
+    Simulate(memory_bytes=0).run(of.programs(), people, log)
+    assert 0 < log.seen[1] <= log.seen[0] * 1.1
+
+
+# Time, by hand
+
+
+def script(steps: dict[int, Any]) -> dict[int, Program]:
+    """Programs that note what they get in their state and answer as written down."""
+
+    def step(state: list[Any], message: Message) -> Any:
+        effects = steps[message.me](message)
+        return [*state, (message.now, message.src, message.body)], effects
+
+    return {node: Program(lambda me: [], step) for node in steps}
+
+
+def test_messages_take_their_bytes_and_steps_their_pace():
+    clients = Clients([{}], {0: Profile(0.5, 10.0, 40.0, float("inf"), 1.0)})
+    seen: list[tuple[float, Any]] = []
+
+    def server(message: Message) -> list[Any]:
+        seen.append((message.now, message.body))
+        if message.body == Wake():
+            return [Send(0, "x" * 17), Send(SERVER, Wake(3), after=9.0), Send(0, "never", after=float("inf"))]
+        return [Record("got", {})]
+
+    def client(message: Message) -> list[Any]:
+        return [Send(SERVER, "y" * 13, after=2.0)]
+
+    log = Log(lambda world: world.traffic, kind="got")
+    _, reason = Simulate().run(script({SERVER: server, 0: client}), clients, log)
+    from partwise.core.codec import encode
+
+    down, up = len(encode("x" * 17)), len(encode("y" * 13))
+    arrived = down / 40.0 + 2.0 + up / 10.0
+    assert seen == [(0.0, Wake()), (pytest.approx(arrived), "y" * 13), (9.0, Wake(3))]
+    assert log.seen[-1] == Traffic(up, down, 2, {0: (up, down)})
+    assert reason == "nothing left to do"
+
+
+def test_ties_go_to_the_lower_client_then_to_the_message_sent_first():
+    clients = Clients([{}, {}, {}])
+    order: list[Any] = []
+
+    def server(message: Message) -> list[Any]:
+        order.append(message.body)
+        return [Send(c, "go") for c in (2, 0, 1)] if message.body == Wake() else []
+
+    def client(message: Message) -> list[Any]:
+        return [Send(SERVER, (message.me, n)) for n in (1, 2)]
+
+    Simulate().run(script({SERVER: server, 0: client, 1: client, 2: client}), clients, Log())
+    assert order == [Wake(), (0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+def test_until_leaves_what_is_later():
+    def server(message: Message) -> list[Any]:
+        return [Send(SERVER, Wake(1), after=5.0)]
+
+    states, reason = Simulate().run(script({SERVER: server}), Clients([]), Log(), until=12.0)
+    assert reason == "time is up"
+    assert [now for now, _, _ in states[SERVER]] == [0.0, 5.0, 10.0]
+
+
+def test_work_that_raises_is_told_to_its_node():
+    from partwise.core.plan import Job
+    from partwise.core.program import Failed
+
+    class Broken:
+        def run(self, jobs: Sequence[Any]) -> list[Exception]:
+            return [ValueError("no"), ArithmeticError("neither")][: len(jobs)]
+
+    def server(message: Message) -> list[Any]:
+        return [Send(0, "go")] if message.body == Wake() else []
+
+    def client(message: Message) -> list[Any]:
+        return [Work(Job(None, {"w": torch.zeros(3)}, None, 1), 1)] if message.body == "go" else []  # type: ignore[arg-type]
+
+    states, _ = Simulate(Broken()).run(script({SERVER: server, 0: client}), Clients([{}]), Log())
+    assert states[0][-1] == (0.0, 0, Failed("train", "ValueError: no"))
+
+
+def test_memory_must_be_some():
+    with pytest.raises(ValueError, match=r"^Simulate\(memory_bytes=-1\): must be at least 0, got -1. 0 keeps next to"):
+        Simulate(memory_bytes=-1)
+
+
+def test_states_stay_readable_after_the_run():
+    of = star("scaffold")
+    states, _ = Simulate(memory_bytes=0).run(of.programs(), of.population, Log())
+    assert outcome(states) == outcome(states)
+    assert len(states) > 5
+    assert set(model().init(3)) == set(states[SERVER].streams["model"])
