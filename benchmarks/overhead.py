@@ -99,8 +99,9 @@ def loop_rounds(name: str, rounds: int) -> list[float]:
                 columns.update({c: torch.searchsorted(rows, columns[c]) for c in names})
                 held[table] = rows
             start = {n: p[held[n]] if n in held else p for n, p in server.items()}
-            for n, p in module.named_parameters():
-                p.data = start[n].clone()
+            for n, value in start.items():
+                owner, _, key = n.rpartition(".")
+                setattr(module.get_submodule(owner), key, torch.nn.Parameter(value.clone()))
             optimizer = torch.optim.SGD(module.parameters(), lr=lr)
             examples = len(columns["y"])
             for at in batches(examples, size, steps, rng):
@@ -124,7 +125,7 @@ def loop_rounds(name: str, rounds: int) -> list[float]:
                     total[n] += delta
                     weight[n] += w
         for n, p in server.items():
-            p += total[n] / weight[n].clamp(min=1e-9).reshape(-1, *[1] * (p.dim() - 1))
+            server[n] = p + total[n] / weight[n].clamp(min=1e-9).reshape(-1, *[1] * (p.dim() - 1))
         times.append(time.perf_counter())
     return times
 

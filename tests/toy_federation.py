@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from toy_star import Clients, Log
 
 from partwise.algorithms import FedAvg, FedProx, FedSubAvg, Scaffold
 from partwise.channels import Plain
@@ -20,6 +19,7 @@ from partwise.local import SGD, LocalTraining
 from partwise.programs.star import Star
 from partwise.schedulers import Synchronous
 from partwise.transforms import Clip, ErrorFeedback, TopK
+from toy_star import Clients, Log
 
 WORDS, DIM, CLASSES = 60, 5, 3
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from partwise.core.metrics import Loss as Loss
     from partwise.core.metrics import Metric as Metric
     from partwise.core.metrics import Perplexity as Perplexity
+    from partwise.core.metrics import TopKAccuracy as TopKAccuracy
     from partwise.core.model import BinaryCrossEntropy as BinaryCrossEntropy
     from partwise.core.model import CrossEntropy as CrossEntropy
     from partwise.core.model import MeanSquaredError as MeanSquaredError
@@ -198,6 +199,7 @@ _MODULE_OF = {
     "Synchronous": "partwise.schedulers",
     "Task": "partwise.core.algorithm",
     "TopK": "partwise.transforms",
+    "TopKAccuracy": "partwise.core.metrics",
     "Transform": "partwise.core.transform",
     "TrimmedMean": "partwise.aggregators",
     "Update": "partwise.core.update",

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from partwise.core.metrics import AUC, Accuracy, Loss, Perplexity, TopK
+from partwise.core.metrics import AUC, Accuracy, Loss, Perplexity, TopKAccuracy
 from partwise.core.model import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 
 
@@ -39,7 +39,7 @@ def test_auc_is_undefined_for_one_class_and_for_scores_that_are_not_finite():
 def test_metrics_merge_whatever_the_grouping():
     rng = torch.Generator().manual_seed(2)
     outputs, y = torch.randn(30, 4, generator=rng), torch.randint(0, 4, (30,), generator=rng)
-    for metric in (Accuracy(), TopK(2), Loss(CrossEntropy()), Perplexity(CrossEntropy())):
+    for metric in (Accuracy(), TopKAccuracy(2), Loss(CrossEntropy()), Perplexity(CrossEntropy())):
         whole = metric.reduce(metric.measure(outputs, {"y": y}))
         parts = [metric.measure(outputs[a:b], {"y": y[a:b]}) for a, b in ((20, 30), (0, 3), (3, 20))]
         merged = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
@@ -50,7 +50,7 @@ def test_hand_computed_values():
     outputs = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 3.0], [1.0, 5.0, 0.0]], dtype=torch.float64)
     batch = {"y": torch.tensor([0, 1, 2])}
     assert Accuracy().reduce(Accuracy().measure(outputs, batch)) == pytest.approx(1 / 3)
-    assert TopK(2).reduce(TopK(2).measure(outputs, batch)) == pytest.approx(2 / 3)
+    assert TopKAccuracy(2).reduce(TopKAccuracy(2).measure(outputs, batch)) == pytest.approx(2 / 3)
     expected = -sum(
         math.log(math.exp(row[y]) / sum(map(math.exp, row))) for row, y in zip(outputs.tolist(), [0, 1, 2], strict=True)
     )
@@ -82,5 +82,5 @@ def test_no_example_gives_nan_and_a_large_loss_gives_infinite_perplexity():
 
 
 def test_top_k_needs_a_k():
-    with pytest.raises(ValueError, match=r"TopK\(k=0\): k must be at least 1"):
-        TopK(0)
+    with pytest.raises(ValueError, match=r"TopKAccuracy\(k=0\): k must be at least 1"):
+        TopKAccuracy(0)

@@ -68,7 +68,7 @@ def test_places_of_the_file_are_used_again_and_never_shared(steps):
             assert bool((found.take()["w"] == value).all())
     for found, value in kept.values():
         assert bool((found.take()["w"] == value).all())
-    assert (spool.bytes_in_file, spool._end, spool._gaps) == (0, 0, [])  # noqa: SLF001 - the file itself has shrunk
+    assert (spool.bytes_in_file, spool._end, spool._gaps) == (0, 0, [])
 
 
 def test_file_does_not_grow_when_things_come_and_go():
@@ -77,7 +77,7 @@ def test_file_does_not_grow_when_things_come_and_go():
     for _ in range(20):
         held, first = first, spool.keep({"w": torch.zeros(5000)})
         held.take()
-    assert spool._end <= 3 * 24_576  # noqa: SLF001
+    assert spool._end <= 3 * 24_576
 
 
 def test_kept_trees_are_encoded_as_what_they_keep():
@@ -100,7 +100,7 @@ def test_owned_tensors_are_aligned_and_let_go_of_the_message():
     message.append(0)  # no view holds the buffer: it can be resized
 
 
-def Pair_tree() -> dict[str, object]:  # noqa: N802 - a tree of odd lengths, so that decoded blocks are misaligned
+def Pair_tree() -> dict[str, object]:
     values = {f"w{n}": torch.arange(n, dtype=torch.float32) for n in (3, 33, 70)}
     return {"values": values, "rows": [torch.tensor([True, False])], "pair": (1, np.float32(2.0))}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from partwise.aggregators import Mean
+from partwise.aggregators import Krum, Mean
 from partwise.algorithms import FedAvg, FedSubAvg
 from partwise.core.errors import CheckpointError, CompositionError, DataError, DivergedError
 from partwise.core.metrics import AUC, Loss
@@ -264,3 +264,12 @@ def test_the_environment_says_versions_and_machine(tmp_path):
     found = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert found["torch"] == torch.__version__
     assert {"python", "numpy", "cores", "platform"} <= found.keys()
+
+
+def test_a_rule_that_gets_too_few_updates_skips_the_round_and_stops_after_three(tmp_path):
+    run = experiment(aggregator=Krum(f=1), scheduler=Synchronous(cohort=3, rounds=9))
+    with pytest.raises(CompositionError, match=r"3 rounds in a row committed nothing.*Krum\(f=1\): needs at least 2f\+3 = 5"):
+        run.run(tmp_path / "run")
+    with RunStore(tmp_path / "run", "read") as store:
+        assert len(store.events("skipped")) == 3
+        assert store.events("commit") == []

@@ -175,9 +175,19 @@ def test_an_override_reaches_into_what_is_not_written():
     assert experiment.client == (Clip(2.0),)
 
 
+def test_a_table_without_a_name_changes_the_default():
+    assert loads(LEAST, ["algorithm.local.optimizer.momentum=0.5"]).algorithm.local == LocalTraining(SGD(momentum=0.5))
+    assert repr(loads(in_least("[runtime]\n")).runtime) == repr(loads(LEAST).runtime)
+
+
 def test_a_fault_names_the_override_it_came_with():
     found = faults(
-        FULL, "scheduler.cohort=0", "algorithm.estimator=cont", "evaluation.every=often", "runtime.name=Simulat"
+        FULL,
+        "scheduler.cohort=0",
+        "algorithm.estimator=cont",
+        "evaluation.every=often",
+        "runtime.name=Simulat",
+        "sheduler.rounds=3",
     )
     assert found == [
         "override scheduler.cohort=0: scheduler.cohort: Synchronous(cohort=0): must be at least 1, got 0. Raise it.",
@@ -187,6 +197,7 @@ def test_a_fault_names_the_override_it_came_with():
         ),
         "override evaluation.every=often: evaluation.every: must be a whole number, got 'often'. Give a number.",
         "override runtime.name=Simulat: runtime.name: must be a runtime, got 'Simulat'. Did you mean 'Simulate'?",
+        "override sheduler.rounds=3: sheduler: there is no key 'sheduler', got a table. Did you mean 'scheduler'?",
     ]
 
 
@@ -218,7 +229,7 @@ def test_all_faults_at_once_in_the_order_of_lines():
         [algorithm.local]
         steps = "20"
         epochs = -1
-        optimizer = { lr = 1 }
+        optimizer = { lr = -1 }
         [scheduler]
         name = "Synchronous"
         cohort = 0
@@ -244,7 +255,7 @@ def test_all_faults_at_once_in_the_order_of_lines():
         "line 9: algorithm.wighting: FedSubAvg has no parameter 'wighting', got 'uniform'. Did you mean 'weighting'?",
         "line 11: algorithm.local.steps: must be a whole number, got '20'. Write it without quotes.",
         "line 12: algorithm.local.epochs: LocalTraining(epochs=-1): must be at least 0, got -1. See its meaning of 0.",
-        "line 13: algorithm.local.optimizer: must have a name, got none. Choose 'AdamW' or 'SGD'.",
+        "line 13: algorithm.local.optimizer.lr: SGD(lr=-1.0): must be above 0, got -1.0. Use a small positive number.",
         "line 16: scheduler.cohort: Synchronous(cohort=0): must be at least 1, got 0. Raise it.",
         "line 17: scheduler.rounds: Synchronous(rounds=0): must be at least 1, got 0. Raise it.",
         # nothing of min_replies, whose rule speaks of the cohort
@@ -269,7 +280,6 @@ def test_nothing_at_all():
 
 
 LOOK = "Look at the line before as well; strings want quotes."
-CHOOSE = "Choose 'Processes' or 'Simulate'."
 CASES = {
     "[evaluation]\nevery = 1\nevery = 2": f"8: must be TOML, got a syntax error: Cannot overwrite a value. {LOOK}",
     "[evaluation]\nevery = five": f"7: must be TOML, got a syntax error: Invalid value. {LOOK}",
@@ -279,8 +289,10 @@ CASES = {
     "[evaluation]\ntarget = 07:32:00": "7: evaluation.target: must be a number, got datetime.time(7, 32). Give one.",
     "[evaluation]\nname = 'Eval'": "7: evaluation.name: can only be 'Evaluation' here, got 'Eval'. Leave it out.",
     "client = 1": "6: algorithm.client: FedAvg has no parameter 'client', got 1. It has 'local' or 'weights'.",
-    "[runtime]\nexecutor = 'Plain'": f"6: runtime: must have a name, got none. {CHOOSE}",
-    "[runtime]\nname = 3": f"6: runtime: must have a name, got 3. {CHOOSE}",
+    "[aggregator]\nby = 'x'": (
+        "6: aggregator: must have a name, got none. Choose 'Krum', 'Mean', 'Median' or 'TrimmedMean'."
+    ),
+    "[runtime]\nname = 3": "6: runtime: must have a name, got 3. Choose 'Processes' or 'Simulate'.",
     "[client]\nname = 'Clip'\nmax_norm = 1.0": (
         "6: client: must be an array of parts, got a table named 'Clip'. Write [[client]] instead of [client]."
     ),

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from toy_star import Clients, Log, everybody, full_batch, number_model, parabolas, server, star_of
 
 from partwise.aggregators import Median
 from partwise.algorithms import FedAvg
@@ -21,6 +20,7 @@ from partwise.core.update import Update, map_values
 from partwise.programs.messages import Answer
 from partwise.programs.session import TIMERS, Session
 from partwise.runtimes import Processes, Simulate
+from toy_star import Clients, Log, everybody, full_batch, number_model, parabolas, server, star_of
 
 LR, STEPS, A, B, SIZES = 0.1, 2, (1.0, 3.0, 0.5), (0.5, 4.0, -2.0), (2, 3, 7)
 

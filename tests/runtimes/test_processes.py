@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from toy_federation import CASES, LOCAL, outcome, play, population, star
-from toy_star import Log, everybody, parabolas
 
 from partwise.core.algorithm import Algorithm
 from partwise.core.codec import decode, encode
@@ -23,6 +21,8 @@ from partwise.local import LocalTraining
 from partwise.programs.messages import Reply
 from partwise.runtimes import Processes, Simulate, worker
 from partwise.schedulers import Synchronous
+from toy_federation import CASES, LOCAL, outcome, play, population, star
+from toy_star import Log, everybody, parabolas
 
 ROUNDS = 4
 
@@ -335,9 +335,8 @@ def test_many_more_clients_than_workers_and_one_that_is_slow():
     """Arrival order differs from client order: worker 1 has the client with the most work."""
     size = (1,) * 12 + (400,)
     of = dict(population=parabolas([1.0 + 0.1 * i for i in range(13)], [0.3 * i for i in range(13)], size))
-    from toy_star import full_batch, number_model, star_of
-
     from partwise.algorithms import FedAvg
+    from toy_star import full_batch, number_model, star_of
 
     def make() -> Any:
         clients = of["population"]

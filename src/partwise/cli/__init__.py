@@ -5,17 +5,4 @@ from __future__ import annotations
 import partwise.cli.commands as _commands  # noqa: F401 - importing it gives the application its commands
 from partwise.cli.app import app, main
 
-__all__ = [
-    "app",
-    "compare",
-    "data",
-    "demo",
-    "doctor",
-    "list_",
-    "main",
-    "parts",
-    "report",
-    "resume",
-    "run",
-    "show",
-]
+__all__ = ["app", "main"]

@@ -14,7 +14,10 @@ from partwise.core.errors import CheckpointError, PartwiseError
 
 __all__ = ["FAILED", "INTERRUPTED", "NOT_A_RUN", "UNUSABLE", "EndedError", "app", "main", "sentence"]
 
-FAILED, UNUSABLE, NOT_A_RUN, INTERRUPTED = 1, 2, 3, 130
+FAILED = 1
+UNUSABLE = 2
+NOT_A_RUN = 3
+INTERRUPTED = 130
 
 _HELP = """Federated learning in which each participant holds, trains and sends a part of the model.
 

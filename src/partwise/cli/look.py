@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from partwise.cli.app import UNUSABLE, EndedError
+from partwise.cli.watch import main_value
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -106,8 +107,6 @@ def _status_of(info: RunInfo) -> str:
 
 def _last(info: RunInfo) -> tuple[int, float]:
     """The last version on record, and the main metric when it was measured last."""
-    from partwise.experiment.evaluate import Score
-    from partwise.experiment.recorder import main_score
     from partwise.experiment.store import RunStore
 
     if info.fault:
@@ -117,9 +116,8 @@ def _last(info: RunInfo) -> tuple[int, float]:
     at = max((row["version"] for row in rows), default=0)
     name = str(info.meta.get("metric", ""))
     measured = max((r["version"] for r in rows if r["name"] == name), default=0)
-    scores = [Score(r["name"], r["scope"], r["value"]) for r in rows if r["version"] == measured]
-    score = main_score(scores, name)
-    return at, score.value if score else math.nan
+    value = main_value({(r["name"], r["scope"]): r["value"] for r in rows if r["version"] == measured}, name)
+    return at, math.nan if value is None else value
 
 
 def show_command(

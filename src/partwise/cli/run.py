@@ -133,6 +133,9 @@ def execute(
         raise EndedError(f"interrupted, and saved at {at}. {_how_to_resume(watcher)}", INTERRUPTED)
     if watcher.reason == "nothing left to do" or watcher.reason.startswith("client "):
         raise EndedError(f"the run ended early: {watcher.reason}. {_how_to_see(watcher)}", FAILED)
+    if watcher.last is None and not resume:
+        rule = "the run made no version: every client was lost, or its update refused"
+        raise EndedError(f"{rule}. {_how_to_see(watcher)}", FAILED)
     return watcher
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from partwise.core.runtime import World
     from partwise.experiment.evaluate import Score
 
-__all__ = ["Header", "Notice", "Snapshot", "View", "Watcher"]
+__all__ = ["Header", "Notice", "Snapshot", "View", "Watcher", "main_value"]
 
 
 _SCOPES = ("central", "pooled")
@@ -203,13 +203,11 @@ class Watcher:
         return bool(self._meta.get("higher_is_better", True))
 
     def _measured(self, scores: Sequence[Score]) -> None:
-        from partwise.experiment.recorder import main_score
-
         assert self.header is not None
-        score = main_score(scores, self.header.metric, self._scope)
-        if score is not None:
-            self._value = score.value
-            self._best = _better(self._best, score.value, self._is_higher_better)
+        value = main_value({(s.name, s.scope): s.value for s in scores}, self.header.metric, self._scope)
+        if value is not None:
+            self._value = value
+            self._best = _better(self._best, value, self._is_higher_better)
 
     def _recorded(self) -> list[float]:
         """The main metric by version, as the record has it."""
@@ -247,6 +245,11 @@ class Watcher:
             return str(client)
         at = client if numbers is None else numbers.index(client)
         return str(names[at])
+
+
+def main_value(values: Mapping[tuple[str, str], float], metric: str, scope: str = "") -> float | None:
+    """The value that speaks for a version: central where there is one, else pooled over the clients."""
+    return next((values[metric, s] for s in ((scope,) if scope else _SCOPES) if (metric, s) in values), None)
 
 
 def _better(one: float, other: float, higher: bool) -> float:

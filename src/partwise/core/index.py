@@ -233,7 +233,8 @@ class Grid:
         for name, axes in self.axes.items():
             if len(axes) != len(self.shapes[name]):
                 raise ValueError(
-                    f"Grid({name!r}): needs one entry per axis of {self.shapes[name]}, got {len(axes)}. Use None for whole axes."
+                    f"Grid({name!r}): needs one entry per axis of {self.shapes[name]}, got {len(axes)}. "
+                    "Use None for whole axes."
                 )
             for axis, at in enumerate(axes):
                 if at is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from partwise.core.model import ExampleLoss
 from partwise.core.population import Batch
 
-__all__ = ["AUC", "Accuracy", "Loss", "Metric", "Perplexity", "TopK"]
+__all__ = ["AUC", "Accuracy", "Loss", "Metric", "Perplexity", "TopKAccuracy"]
 
 
 class Metric(Protocol):
@@ -91,7 +91,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopKAccuracy:
     """Share of examples whose target is among the k largest logits."""
 
     k: int = 5
@@ -100,7 +100,7 @@ class TopK:
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise ValueError(f"TopK(k={self.k}): k must be at least 1. Use k=1 for accuracy.")
+            raise ValueError(f"TopKAccuracy(k={self.k}): k must be at least 1. Use k=1 for accuracy.")
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-from partwise.core.errors import DivergedError
+from partwise.core.errors import CompositionError, DivergedError
 from partwise.core.program import SERVER, Record
 from partwise.core.runtime import World
 from partwise.core.workload import Workload
@@ -21,6 +21,7 @@ from partwise.programs.star import Star
 __all__ = ["Checkpointing", "Progress", "Recorder", "Silent"]
 
 _REFUSED_IN_A_ROW = 20  # without a single usable update in between
+_SKIPPED_IN_A_ROW = 3
 _DIVERGED_ABOVE = 1e6  # a training loss that no useful run reaches
 
 
@@ -58,7 +59,7 @@ class Progress(Protocol):
         ...
 
     def noticed(self, record: Record) -> None:
-        """A client was lost or refused."""
+        """A client was lost or refused, or a round was skipped."""
         ...
 
     def finished(self, reason: str) -> None: ...
@@ -107,7 +108,7 @@ class Recorder:
         self._is_due = False
         self.version, self.number = 0, 0
         self._seen: dict[int, tuple[int, int]] = {}  # client -> bytes counted in its earlier replies
-        self._refused_in_a_row = 0
+        self._refused_in_a_row, self._skipped_in_a_row = 0, 0
         self.interrupted = False
 
     # What the runtime calls
@@ -125,7 +126,11 @@ class Recorder:
             case "lost" | "refused":
                 self._progress.noticed(record)
                 self._refused(record)
+            case "skipped":
+                self._progress.noticed(record)
+                self._skipped(record)
             case "commit":
+                self._skipped_in_a_row = 0
                 return self._committed(record.fields, world)
         return None
 
@@ -165,6 +170,15 @@ class Recorder:
             raise DivergedError(
                 f"version {self.version}: the last {self._refused_in_a_row} updates were all refused; the run diverges "
                 f"or every client is broken. The last reason: {record.fields['reason']}"
+            )
+
+    def _skipped(self, record: Record) -> None:
+        """One round may fall short; when every round does, the rule does not fit the cohort."""
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= _SKIPPED_IN_A_ROW:
+            raise CompositionError(
+                f"version {self.version}: {self._skipped_in_a_row} rounds in a row committed nothing. "
+                f"The last reason: {record.fields['reason']}"
             )
 
     def _reply_row(self, fields: Mapping[str, Any], world: World) -> ReplyRow:

@@ -302,6 +302,30 @@ class ServerProgram:
         opened: Mapping[str, Sum | Iterable[Update]],
         effects: list[Effect],
     ) -> None:
+        losses = [(node.inbox[i.id].loss, i.examples) for i in infos]
+        try:
+            totals = self._totals(node, opened)
+        except ValueError as error:  # a rule that cannot work with what came: nothing is committed
+            self._forget(node, infos)
+            effects.append(Record("skipped", {"version": node.version, "replies": len(infos), "reason": str(error)}))
+            return
+        self._forget(node, infos)
+        for info in infos:
+            node.told[info.client] = (*node.told.get(info.client, ()), info.id)
+        node.streams = self._star.algorithm.commit(node.streams, totals, infos)
+        node.version += 1
+        weight = sum(n for _, n in losses)
+        fields = {
+            "version": node.version,
+            "replies": len(infos),
+            "clients": [i.client for i in infos],
+            "loss": sum(loss * n for loss, n in losses) / weight if weight else float("nan"),
+            "staleness": [node.version - 1 - i.version for i in infos],
+        }
+        effects.append(Record("commit", fields))
+
+    def _totals(self, node: ServerNode, opened: Mapping[str, Sum | Iterable[Update]]) -> dict[str, Update]:
+        """Stream -> what is to be added."""
         totals: dict[str, Update] = {}
         for stream, aggregator in self._star.all_aggregators().items():
             params = node.streams[stream]
@@ -315,21 +339,11 @@ class ServerProgram:
                     f"version {node.version}: the aggregate of stream {stream!r} is no longer finite. "
                     "Lower the learning rates; the last checkpoint is from before."
                 )
-        losses = [(node.inbox[i.id].loss, i.examples) for i in infos]
+        return totals
+
+    def _forget(self, node: ServerNode, infos: Sequence[ReplyInfo]) -> None:
         for info in infos:
             del node.inbox[info.id], node.infos[info.id]
-            node.told[info.client] = (*node.told.get(info.client, ()), info.id)
-        node.streams = self._star.algorithm.commit(node.streams, totals, infos)
-        node.version += 1
-        weight = sum(n for _, n in losses)
-        fields = {
-            "version": node.version,
-            "replies": len(infos),
-            "clients": [i.client for i in infos],
-            "loss": sum(loss * n for loss, n in losses) / weight if weight else float("nan"),
-            "staleness": [node.version - 1 - i.version for i in infos],
-        }
-        effects.append(Record("commit", fields))
 
 
 def _fit(

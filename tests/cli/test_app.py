@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from partwise import __version__
+from partwise.cli import app
+from toy_cli import call
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(*args):
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "100"}
+    return subprocess.run([sys.executable, *args], env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_answers_at_once():
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        ran = python("-m", "partwise", "--help")
+        took.append(time.perf_counter() - began)
+    assert ran.returncode == 0
+    assert min(took) < 0.5, took
+    commands = re.findall(r"^  (\w+) ", ran.stdout, re.MULTILINE)
+    assert set(commands) >= {"run", "resume", "list", "show", "compare", "report", "parts", "data", "demo", "doctor"}
+    said = " ".join(ran.stdout.split())
+    for code in ("0 done", "1 the run failed", "2 the specification", "3 nothing to resume", "130 interrupted"):
+        assert code in said
+    assert "..." not in ran.stdout.replace("[ARGS]...", "")  # no description is cut off
+
+
+def test_help_of_every_command_needs_nothing_heavy():
+    code = """
+import sys
+from typer.testing import CliRunner
+from partwise.cli import app
+for command in ("run", "resume", "list", "show", "compare", "report", "parts", "data", "demo", "doctor"):
+    assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+print(sorted({"torch", "numpy", "matplotlib", "pandas", "jinja2"} & set(sys.modules)))
+"""
+    ran = python("-c", code)
+    assert (ran.returncode, ran.stdout.strip()) == (0, "[]"), ran.stderr
+
+
+def test_version():
+    assert call("--version")[0] == f"partwise {__version__}\n"
+
+
+def test_no_command_is_help():
+    assert "Usage: partwise" in CliRunner().invoke(app, []).output
+
+
+def test_the_command_is_installed():
+    found = set(metadata.entry_points(group="console_scripts", name="partwise"))
+    if not found:
+        pytest.skip("Partwise is not installed here, only found")
+    assert {entry.value for entry in found} == {"partwise.cli:main"}
+
+
+def test_debug_shows_the_traceback(here):
+    result = CliRunner().invoke(app, ["run", "tiny.toml", "scheduler.cohort=99", "--debug"])
+    assert isinstance(result.exception, ValueError)
+    result = CliRunner().invoke(app, ["run", "tiny.toml", "--debug", "algorithm.local.optimizer.lr=1e30"])
+    assert "DivergedError" in type(result.exception.__cause__).__name__

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from toy_cli import TINY, call
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    """A folder with two finished runs."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "tiny.toml").write_text(TINY)
+    for name, rate in (("slow", 0.001), ("quick", 0.5)):
+        call(
+            "run",
+            folder / "tiny.toml",
+            "-q",
+            "--folder",
+            folder / "runs" / name,
+            f"name={name}",
+            f"algorithm.local.optimizer.lr={rate}",
+        )
+    return folder / "runs"
+
+
+def test_list(two_runs):
+    out, _ = call("list", "--root", two_runs)
+    head, quick, slow = out.splitlines()
+    assert head.split() == ["folder", "algorithm", "status", "version", "score"]
+    assert quick.split()[:4] == [str(two_runs / "quick"), "FedAvg", "done", "4"]
+    assert slow.split()[-2] == "accuracy"
+    found = json.loads(call("list", "--root", two_runs, "--json")[0])
+    assert [(r["name"], r["status"], r["version"], r["metric"]) for r in found] == [
+        ("quick", "done", 4, "accuracy"), ("slow", "done", 4, "accuracy"),
+    ]  # fmt: skip
+    assert found[0]["value"] > found[1]["value"]
+
+
+def test_list_of_nothing(here):
+    assert call("list")[0] == "There are no runs in runs. Make one: partwise demo\n"
+
+
+def test_show(two_runs):
+    out, _ = call("show", two_runs / "quick")
+    words = [" ".join(line.split()) for line in out.splitlines()]
+    assert "run quick" in words
+    assert "status done" in words
+    assert "round accuracy (pooled) uplink downlink clock" in words
+    assert [w.split()[0] for w in words if re.match(r"\d ", w)] == ["0", "1", "2", "3", "4"]
+    assert any(w.startswith("over clients: mean 0.") for w in words)
+    assert any(w.startswith("served worst: ") for w in words)
+    spec, _ = call("show", two_runs / "quick", "--spec")
+    assert spec == (two_runs / "quick" / "spec.toml").read_text()
+
+
+def test_show_names_those_who_had_trouble(here):
+    _, err = call("run", "tiny.toml", "algorithm.local.optimizer.lr=1e38", "-q", "--folder", "bad", code=1)
+    assert err == (
+        "partwise: the run made no version: every client was lost, or its update refused. See: partwise show bad\n"
+    )
+    out, _ = call("show", "bad")
+    assert re.search(r"clients lost or refused: \d+\n  \w+.* refused at version 0: stream 'model' must be finite", out)
+
+
+def test_compare(two_runs):
+    out, _ = call("compare", two_runs / "slow", two_runs / "quick", "--target", "0.01")
+    lines = out.splitlines()
+    assert lines[0] == "accuracy (pooled); bytes go both ways"
+    assert "rounds to 0.010" in lines[1].replace("0.0100", "0.010")
+    assert [line.split()[0] for line in lines[2:]] == ["slow", "quick"]
+    rows = json.loads(call("compare", two_runs / "slow", two_runs / "quick", "--json", "--target", "2")[0])
+    assert [r["name"] for r in rows] == ["slow", "quick"]
+    assert [r["target_version"] for r in rows] == [None, None]
+    assert "never" in call("compare", two_runs / "slow", "--target", "2")[0]
+
+
+def test_compare_by_what_was_not_measured(two_runs):
+    _, err = call("compare", two_runs / "slow", two_runs / "quick", "--metric", "auc", code=2)
+    assert err.startswith("partwise: compare(2 runs): all must have recorded auc, got ")
+
+
+def test_report(two_runs, tmp_path):
+    out, _ = call("report", two_runs / "slow", two_runs / "quick", "--out", tmp_path / "r.html")
+    assert out == f"The report is in {tmp_path / 'r.html'}\n"
+    assert "quick" in (tmp_path / "r.html").read_text()
+
+
+def test_parts():
+    out, _ = call("parts")
+    assert re.search(r"^algorithms +FedAvg +Every client trains the whole model", out, re.MULTILINE)
+    assert re.search(r"^ +TopK ", out, re.MULTILINE)
+    out, _ = call("parts", "FedProx")
+    assert out.startswith("FedProx  algorithms\n")
+    assert re.search(r"^  mu +float +0\.01 +strength of the pull", out, re.MULTILINE)
+    assert re.search(r"^  weights +'uniform' \| 'samples' \| 'unbiased' +'samples'", out, re.MULTILINE)
+    assert "Source: Li et al." in out
+    assert re.search(r"^  f +int +must be given ", call("parts", "Krum")[0], re.MULTILINE)
+    assert call("parts", "aggregators")[0].count("aggregators\n") >= 4
+    found = json.loads(call("parts", "SGD", "--json")[0])
+    assert [(p["family"], p["name"]) for p in found] == [("local", "SGD")]
+    assert found[0]["parameters"][0] == {
+        "name": "lr",
+        "type": "float",
+        "default": "0.1",
+        "about": "local learning rate, > 0",
+    }
+    _, err = call("parts", "fedsub", code=2)
+    assert err == "partwise: parts fedsub: there is no such family or part. Did you mean 'FedSubAvg'?\n"

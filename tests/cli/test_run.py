@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+
+import pytest
+
+from partwise.cli.run import On, _load
+from partwise.experiment.spec import load
+from toy_cli import TINY, call, events
+
+# Interrupts the run it is in when a file says so; leaves updates as they are.
+STOPPER = textwrap.dedent("""
+    from __future__ import annotations
+    import os, signal
+    from dataclasses import dataclass
+    from pathlib import Path
+    from typing import Any
+
+    @dataclass(frozen=True)
+    class Stopper:
+        "Passes updates on."
+        marker: Path
+
+        def init(self, params: Any) -> Any:
+            return 0
+
+        def apply(self, update: Any, state: Any, rng: Any) -> Any:
+            if state == 1 and self.marker.exists():
+                self.marker.unlink()
+                os.kill(os.getpid(), signal.SIGINT)
+            return update, state + 1
+""")
+
+
+def test_run_says_what_happens_and_what_comes_next(here):
+    out, err = call("run", "tiny.toml")
+    assert err == ""
+    (folder,) = (here / "runs").iterdir()
+    lines = out.splitlines()
+    assert lines[1] == f"tiny: 4 rounds, 7 clients; in runs/{folder.name}"
+    rounds = [line for line in lines if line.startswith("round ")]
+    assert [line.split("  ")[0] for line in rounds] == ["round 1/4", "round 2/4", "round 3/4", "round 4/4"]
+    assert re.fullmatch(
+        r"round 2/4  accuracy [\d.]+ \(best [\d.]+\)  train loss [\d.]+  up [\d.]+ kB  down [\d.]+ kB  "
+        r"\d+ clients/s  \d+ s left",
+        rounds[1],
+    )
+    assert lines[-4].startswith("4 rounds: accuracy ")
+    assert lines[-2:] == [
+        f"  partwise show runs/{folder.name}",
+        f"  partwise report runs/{folder.name} --out report.html",
+    ]
+    assert (folder / "spec.toml").is_file()
+
+
+def test_overrides_folder_and_root(here):
+    call("run", "tiny.toml", "scheduler.rounds=2", "name=other", "--root", "elsewhere")
+    assert [p.name.split("-")[0] for p in (here / "elsewhere").iterdir()] == ["other"]
+    call("run", "--folder", "mine", "tiny.toml", "scheduler.rounds=1")
+    assert (here / "mine" / "record.sqlite").is_file()
+    _, err = call("run", "tiny.toml", "--folder", "mine", code=2)
+    assert err == (
+        "partwise: --folder mine: must be new or empty, got a folder with files. "
+        "Name another, or go on with the run in it: partwise resume mine\n"
+    )
+
+
+def test_json_is_one_object_per_line_and_nothing_else(here):
+    out, err = call("run", "tiny.toml", "--json", "evaluation.every=3")
+    found = events(out)
+    assert err == ""
+    assert [e["event"] for e in found] == ["started", *["committed"] * 4, "finished"]
+    assert found[0] == {
+        "event": "started", "name": "tiny", "folder": found[0]["folder"], "total": 4, "clients": 7,
+        "metric": "accuracy", "noun": "round",
+    }  # fmt: skip
+    assert [bool(e["scores"]) for e in found[1:-1]] == [False, False, True, False]
+    assert found[1]["value"] is None  # not measured yet: JSON has no nan
+    assert {s["scope"] for s in found[3]["scores"]} == {"pooled", "mean", "weighted", "p10", "p90", "worst"}
+    assert [e["version"] for e in found[1:]] == [1, 2, 3, 4, 4]
+    uplinks = [e["uplink"] for e in found[1:-1]]
+    assert uplinks == sorted(set(uplinks))
+    assert found[-1]["reason"] == "done"
+    assert isinstance(found[-1]["value"], float)  # the last version is measured at the end
+
+
+def test_quiet_says_nothing(here):
+    assert call("run", "tiny.toml", "--quiet") == ("", "")
+    out, err = call("run", "tiny.toml", "-q", "scheduler.cohort=99", code=2)
+    assert out == ""
+    assert err == (
+        "partwise: Synchronous(cohort=99): must be at most the population, got a population of 7. "
+        "Lower the cohort or add clients.\n"
+    )
+
+
+def test_target_ends_the_run(here):
+    out, _ = call("run", "tiny.toml", "--json", "evaluation.target=0.0")
+    last = events(out)[-1]
+    assert (last["version"], last["reason"].split(":")[0]) == (1, "target reached")
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["none.toml"], 2, r"none\.toml: must be a specification that can be read, got: No such file or directory\.\n"),
+        (["tiny.toml", "sheduler.rounds=3"], 2, r"1 fault .*:\n  override sheduler\.rounds=3: .*'scheduler'\?\n"),
+        (["tiny.toml", "--on", "nowhere"], 2, r"(?s)Usage: .*'nowhere'.*"),
+        ([], 2, r"(?s)Usage: .*SPEC\.toml.*"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used(here, args, code, said):
+    out, err = call("run", *args, code=code)
+    assert re.fullmatch(said, err.removeprefix("partwise: ")), err
+    assert not (here / "runs").exists()
+    assert "Traceback" not in out + err
+
+
+def test_a_run_that_diverges(here):
+    out, err = call("run", "tiny.toml", "algorithm.local.optimizer.lr=1e30", code=1)
+    assert out.splitlines()[-1] == "failed"
+    assert err.startswith("partwise: version ")
+    assert "iverges" in err
+    (folder,) = (here / "runs").iterdir()
+    assert err.endswith(f"See: partwise show runs/{folder.name}\n")
+    shown, _ = call("show", folder)
+    assert "DivergedError" in shown
+
+
+def test_a_folder_that_cannot_be_written(here):
+    (here / "runs").write_text("a file")
+    _, err = call("run", "tiny.toml", code=1)
+    assert err.startswith("partwise: new_run_folder('runs'): needs a folder")
+    assert err.endswith("Name another.\n")
+
+
+def test_another_runtime(here):
+    call("run", "tiny.toml", "--on", "simulate", "-q", "--folder", "a", "scheduler.rounds=1")
+    assert type(load("a/spec.toml").runtime).__name__ == "Simulate"
+    assert type(_load(here / "tiny.toml", [], On.processes).runtime).__name__ == "Processes"
+
+
+def with_stopper(here, name="stopper.py"):
+    (here / name).write_text(STOPPER)
+    (here / "stop.toml").write_text(TINY + f'[[server]]\nname = "{name}:Stopper"\nmarker = "stop now"\n')
+    return here / "stop.toml"
+
+
+def test_ctrl_c_saves_and_resume_ends_with_the_same_bits(here, monkeypatch):
+    """With a transform from a file outside the package, which `resume` finds again from another folder."""
+    spec = with_stopper(here)
+    call("run", spec, "-q", "--folder", "undisturbed")
+    (here / "stop now").write_text("")
+    out, err = call("run", spec, "--folder", "stopped", code=130)
+    assert out.splitlines()[-1] == "interrupted"
+    assert err == "partwise: interrupted, and saved at round 2. Go on with: partwise resume stopped\n"
+    assert "interrupted" in call("list", "--root", ".")[0]
+    (here / "beside").mkdir()
+    monkeypatch.chdir(here / "beside")
+    out, _ = call("resume", "../stopped", "--json")
+    assert [e["version"] for e in events(out) if e["event"] == "committed"] == [3, 4]
+    bits = [(here / name / "model.safetensors").read_bytes() for name in ("undisturbed", "stopped")]
+    assert bits[0] == bits[1]
+
+
+@pytest.mark.parametrize("command", ["resume", "show", "compare", "report"])
+def test_a_folder_without_a_run(here, command):
+    _, err = call(command, "runs/none", code=3)
+    assert (
+        err
+        == "partwise: RunStore('runs/none'): there must be a run's record.sqlite, got no folder. Name a run's folder.\n"
+    )
+
+
+def test_nothing_to_resume(here):
+    call("run", "tiny.toml", "-q", "--folder", "whole")
+    _, err = call("resume", "whole", code=3)
+    assert err == "partwise: whole: there must be something left to do, got a run that ended: done. Run it again.\n"
+
+
+def test_resume_without_the_parts(here):
+    spec = with_stopper(here, "soon_gone.py")
+    (here / "stop now").write_text("")
+    call("run", spec, "-q", "--folder", "stopped", code=130)
+    (here / "soon_gone.py").rename(here / "gone.py")
+    for name in [n for n in sys.modules if n.startswith("soon_gone")]:
+        del sys.modules[name]
+    _, err = call("resume", "stopped", code=3)
+    assert "stopped/spec.toml: 1 fault in the specification:" in err
+    assert f"server.0.name: the file must exist, got {here}/soon_gone.py." in err
+    (here / "stopped" / "spec.toml").unlink()
+    _, err = call("resume", "stopped", code=3)
+    assert err.startswith("partwise: stopped: needs its spec.toml, got none: the run was made in Python of parts that")
+    assert err.endswith("Go on from there: experiment.run('stopped', resume=True).\n")

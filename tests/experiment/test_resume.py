@@ -1,0 +1,173 @@
+"""Killed at any moment and resumed, a run ends with the bits of an undisturbed one, client state included."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from partwise.algorithms import FedSubAvg, Scaffold
+from partwise.core.codec import encode
+from partwise.core.metrics import Accuracy, Loss
+from partwise.core.model import CrossEntropy
+from partwise.core.population import Examples, Profile
+from partwise.core.runtime import Runtime
+from partwise.core.workload import Workload
+from partwise.experiment.checkpoint import Checkpoints
+from partwise.experiment.experiment import Experiment
+from partwise.experiment.recorder import Checkpointing
+from partwise.experiment.store import RunStore
+from partwise.runtimes import Processes, Simulate
+from partwise.schedulers import Synchronous
+from partwise.transforms import ErrorFeedback, TopK
+from toy_federation import CLASSES, LOCAL, WORDS, model
+
+CLIENTS, ROUNDS = 6, 8
+
+
+class People:
+    """Six clients with paces, links, examples and tests of their own."""
+
+    clients = range(CLIENTS)
+
+    def _make(self, client: int, purpose: int) -> Examples:
+        draw = torch.Generator().manual_seed(1000 * purpose + client)
+        words = torch.randint(5 * client, 5 * client + 30, (8 + 3 * client, 3), generator=draw) % WORDS
+        return Examples({"words": words, "y": (words.sum(1) + client) % CLASSES})
+
+    def data(self, client: int) -> Examples:
+        return self._make(client, 1)
+
+    def test_data(self, client: int) -> Examples:
+        return self._make(client, 2)
+
+    def central_test(self) -> None:
+        return None
+
+    def profile(self, client: int) -> Profile:
+        return Profile(0.1 * (1 + client * 5 % 7), 900.0 + 100 * client, 4000.0, float("inf"), 1.0)
+
+    def next_available(self, client: int, now: float) -> float:
+        return now
+
+    def name(self, client: int) -> str:
+        return f"client number {client}"
+
+
+def experiment(which: str, runtime: Runtime) -> Experiment:
+    workload = Workload(model(), People(), (Accuracy(), Loss(CrossEntropy())))
+    parts: dict[str, Any] = {
+        "control variates": {"algorithm": Scaffold(LOCAL)},
+        "residuals": {"algorithm": FedSubAvg("count", LOCAL), "client": (ErrorFeedback(TopK(12)),)},
+    }[which]
+    return Experiment(
+        workload,
+        scheduler=Synchronous(cohort=4, rounds=ROUNDS),
+        name="killed",
+        seed=11,
+        runtime=runtime,
+        checkpointing=Checkpointing(every_seconds=0),
+        **parts,
+    )
+
+
+def everything(folder: Path, *, of_time: bool) -> dict[str, object]:
+    """All that a run left behind, to the last bit; what depends on the wall clock only if that is asked for."""
+    with RunStore(folder, "read") as store:
+        assert store.meta()["status"] == "done"
+        tables = {"metrics": store.metrics(), "clients": store.clients()}
+        if of_time:
+            tables |= {"events": store.events(), "replies": store.replies()}
+    if not of_time:
+        tables["metrics"] = [{**row, "time": 0.0} for row in tables["metrics"]]
+    entries = Checkpoints(folder / "checkpoints").load().entries
+    server = entries["node/-1"]
+    found: dict[str, object] = {"node/-1": encode((server.streams, server.version, server.reducers, server.chains))}
+    for name in entries:
+        if name.startswith("node/") and name != "node/-1":
+            found[name] = encode((entries[name].own, entries[name].chains))
+        elif of_time and not name.startswith("recorder"):
+            found[name] = encode(entries[name])
+    return {**found, **tables, "model": (folder / "model.safetensors").read_bytes()}
+
+
+def attempt(made: Experiment, folder: Path, seconds: float | None) -> bool:
+    """Run, or go on, in a process that is killed after so many seconds; whether it was through by then."""
+    process = multiprocessing.get_context("fork").Process(target=go_on, args=(made, folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads of the test run: the child needs none
+        process.start()
+    process.join(seconds)
+    is_through = process.exitcode is not None
+    process.kill()
+    process.join()
+    assert process.exitcode == (0 if is_through else -9)
+    process.close()
+    return is_through
+
+
+def go_on(made: Experiment, folder: Path) -> None:
+    made.run(folder, resume=(folder / "record.sqlite").exists())
+
+
+def killed_often(made: Experiment, folder: Path, moments: list[float]) -> int:
+    """Run to the end with a kill at each of the moments, in seconds from the start of the process; kills that hit."""
+    kills = 0
+    for moment in moments:
+        if attempt(made, folder, moment):
+            break
+        kills += 1
+    attempt(made, folder, None)
+    return kills
+
+
+def check(which: str, runtime: Runtime, folder: Path, *, kills: int, seed: int) -> None:
+    of_time = isinstance(runtime, Simulate)
+    began = time.monotonic()
+    experiment(which, runtime).run(folder / "undisturbed")
+    longest = time.monotonic() - began
+    expected = everything(folder / "undisturbed", of_time=of_time)
+    draw, done, runs = random.Random(seed), 0, 0
+    while done < kills:
+        runs += 1
+        moments = [draw.uniform(0.0, 0.6 * longest) for _ in range(min(4, kills - done))]
+        done += killed_often(experiment(which, runtime), folder / f"run {runs}", moments)
+        found = everything(folder / f"run {runs}", of_time=of_time)
+        assert found.keys() == expected.keys()
+        assert [name for name in found if found[name] != expected[name]] == []
+
+
+@pytest.mark.parametrize("which", ["control variates", "residuals"])
+def test_killed_and_resumed_ends_with_the_same_bits(which, tmp_path):
+    check(which, Simulate(), tmp_path, kills=3, seed=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["control variates", "residuals"])
+def test_killed_at_20_random_moments(which, tmp_path):
+    check(which, Simulate(), tmp_path, kills=20, seed=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["control variates", "residuals"])
+def test_killed_at_20_random_moments_with_worker_processes(which, tmp_path):
+    check(which, Processes(workers=2), tmp_path, kills=20, seed=9)
+
+
+def test_worker_processes_killed_and_resumed_end_with_the_bits_of_the_simulator(tmp_path):
+    check("residuals", Processes(workers=2), tmp_path, kills=2, seed=6)
+    experiment("residuals", Simulate()).run(tmp_path / "simulated")
+    here = everything(tmp_path / "undisturbed", of_time=False)
+    assert everything(tmp_path / "simulated", of_time=False) == here
+
+
+def test_two_runs_of_one_spec_are_bit_equal(tmp_path):
+    experiment("residuals", Simulate()).run(tmp_path / "a")
+    experiment("residuals", Simulate(memory_bytes=0)).run(tmp_path / "b")
+    assert everything(tmp_path / "a", of_time=True) == everything(tmp_path / "b", of_time=True)
