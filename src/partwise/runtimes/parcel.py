@@ -84,9 +84,10 @@ def failed(stage: str, error: Exception) -> Failed:
     return Failed(stage, f"{type(error).__name__}: {error}")
 
 
-def clock_of(now: float, number: int, traffic: Traffic) -> dict[str, object]:
-    """The clock's entry, which no later message changes."""
-    return {"now": now, "number": number, "traffic": replace(traffic, clients=dict(traffic.clients))}
+def clock_of(now: float, number: int, traffic: Traffic, halted: str) -> dict[str, object]:
+    """The clock's entry, which no later message changes. halted: why a program has halted the run, if one has."""
+    traffic = replace(traffic, clients=dict(traffic.clients))
+    return {"now": now, "number": number, "traffic": traffic, "halted": halted}
 
 
 def packed(clock: object, parcels: Iterable[Parcel], states: Mapping[NodeId, Kept]) -> Entries:

@@ -117,7 +117,8 @@ class _World:
         self._is_fresh = True  # nothing has moved since
         self._changed: set[NodeId] = set()
         self._saved: set[int] = set()
-        self._stop = ""
+        self._halted = ""
+        self._stop = ""  # what the observer says
         programs[SERVER].attach(replies)
 
     def start(self) -> None:
@@ -137,7 +138,7 @@ class _World:
     # Time
 
     def run(self, observer: Observer, until: float) -> str:
-        while not self._stop:
+        while not (self._halted or self._stop):
             self._flush()
             if self._records:
                 self._observe([self._records.popleft()], observer)
@@ -156,7 +157,7 @@ class _World:
             if due == math.inf and self._crew.is_idle():
                 return "nothing left to do"
             self._pump(None if due == math.inf else due - clock)
-        return self._stop
+        return self._halted or self._stop
 
     def _handle(self, parcel: Parcel, observer: Observer) -> None:
         """One step of the server."""
@@ -189,7 +190,7 @@ class _World:
             case Record():
                 return [effect]
             case Halt(reason):
-                self._stop = reason
+                self._halted = reason
         return []
 
     # Messages
@@ -229,7 +230,7 @@ class _World:
             case Kind.RECORD:
                 self._records.append(Record(*decode(frame.body)))
             case Kind.HALT:
-                self._stop = str(decode(frame.body))
+                self._halted = str(decode(frame.body))
             case Kind.NODE:
                 self.nodes[frame.src] = self._spool.keep(owned(decode(frame.body, max_bytes=_NO_LIMIT)))
                 self._changed.add(frame.src)
@@ -288,12 +289,13 @@ class _World:
         unchanged |= {f"message/{number}" for number in numbers & self._saved}
         self._changed.clear()
         self._saved = numbers
-        return packed(clock_of(self.now, self._number, self.traffic), queue, self.nodes), unchanged
+        return packed(clock_of(self.now, self._number, self.traffic, self._halted), queue, self.nodes), unchanged
 
     def restore(self, entries: Mapping[str, object]) -> None:
         """Go on from what `entries` gave, by this runtime or by another."""
         clock, queue, self.nodes = unpacked(entries, self._spool)
         self.now, self._number, self.traffic = clock["now"], clock["number"], clock["traffic"]
+        self._halted = clock["halted"]
         self._saved = {parcel.number for parcel in queue}
         for parcel in queue:
             if isinstance(parcel.body and parcel.body.tree, Wake) and parcel.time > self.now:

@@ -83,7 +83,7 @@ class _World:
         self._jobs_bytes = 0
         self._changed: set[NodeId] = set()
         self._saved: set[int] = set()  # numbers of the messages that the last entries had
-        self._stop = ""
+        self._halted = ""
         programs[SERVER].attach(replies)
 
     def start(self) -> None:
@@ -96,19 +96,18 @@ class _World:
     # Time
 
     def run(self, observer: Observer, until: float) -> str:
-        while self._queue:
+        while self._queue and not self._halted:
             if self._queue[0].time > until:
                 return "time is up"
             parcel = heapq.heappop(self._queue)
             self.now = parcel.time
             records = self._apply(parcel.to, self._step(parcel))
-            for record in records:
-                self._stop = observer.record(record, self) or self._stop
+            stops = [observer.record(record, self) for record in records]
             if records and self._programs[SERVER].is_settled():
                 observer.settled(self)
-            if self._stop:
-                return self._stop
-        return "nothing left to do"
+            if not self._halted and any(stops):
+                return next(stop for stop in reversed(stops) if stop)
+        return self._halted or "nothing left to do"
 
     def _step(self, parcel: Parcel) -> list[Effect]:
         if parcel.body is None:
@@ -141,7 +140,7 @@ class _World:
                 case Record():
                     records.append(effect)
                 case Halt(reason):
-                    self._stop = reason
+                    self._halted = reason
         return records
 
     def _push(self, time: float, src: NodeId, to: NodeId, body: Any) -> None:
@@ -175,7 +174,7 @@ class _World:
 
     def entries(self) -> tuple[Mapping[str, object], Collection[str]]:
         self._run_jobs()
-        clock = clock_of(self.now, self._number, self.traffic)
+        clock = clock_of(self.now, self._number, self.traffic, self._halted)
         numbers = {parcel.number for parcel in self._queue}
         unchanged = {f"node/{node}" for node in self.nodes if node not in self._changed}
         unchanged |= {f"message/{number}" for number in numbers & self._saved}
@@ -187,5 +186,6 @@ class _World:
         """Go on from what `entries` gave."""
         clock, queue, self.nodes = unpacked(entries, self._spool)
         self.now, self._number, self.traffic = clock["now"], clock["number"], clock["traffic"]
+        self._halted = clock["halted"]
         self._queue = sorted(queue)
         self._saved = {parcel.number for parcel in queue}
