@@ -17,4 +17,12 @@ def shared_data() -> Path:
         pytest.skip(f"needs the shared data in {folder}")
     return folder
 
-collect_ignore = ["strategies.py", "toy_cli.py", "toy_federation.py", "toy_runs.py", "toy_star.py", "wire.py"]  # shared by tests
+
+collect_ignore = [
+    "strategies.py",
+    "toy_cli.py",
+    "toy_federation.py",
+    "toy_runs.py",
+    "toy_star.py",
+    "wire.py",
+]  # shared by tests

@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-PAGES = [Path(__file__).parents[1] / "docs" / "tutorial.md"]
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md"]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -55,6 +55,7 @@ SAMPLES: dict[Any, Any] = {
     float: 0.75,
     int: 3,
     str: "some",
+    Path | str: Path("/some/where"),
     Algorithm: FedAvg(),
     Transform: TopK(k=5),
     ExampleLoss: CrossEntropy("z"),

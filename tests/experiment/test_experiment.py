@@ -268,7 +268,9 @@ def test_the_environment_says_versions_and_machine(tmp_path):
 
 def test_a_rule_that_gets_too_few_updates_skips_the_round_and_stops_after_three(tmp_path):
     run = experiment(aggregator=Krum(f=1), scheduler=Synchronous(cohort=3, rounds=9))
-    with pytest.raises(CompositionError, match=r"3 rounds in a row committed nothing.*Krum\(f=1\): needs at least 2f\+3 = 5"):
+    with pytest.raises(
+        CompositionError, match=r"3 rounds in a row committed nothing.*Krum\(f=1\): needs at least 2f\+3 = 5"
+    ):
         run.run(tmp_path / "run")
     with RunStore(tmp_path / "run", "read") as store:
         assert len(store.events("skipped")) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -22,7 +23,7 @@ from partwise.core.workload import Workload
 from partwise.experiment.checkpoint import Checkpoints
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.recorder import Checkpointing
-from partwise.experiment.store import RunStore
+from partwise.experiment.store import RECORD, RunStore
 from partwise.runtimes import Processes, Simulate
 from partwise.schedulers import Synchronous
 from partwise.transforms import ErrorFeedback, TopK
@@ -104,16 +105,19 @@ def attempt(made: Experiment, folder: Path, seconds: float | None) -> bool:
         warnings.simplefilter("ignore", DeprecationWarning)  # other threads of the test run: the child needs none
         process.start()
     process.join(seconds)
-    is_through = process.exitcode is not None
     process.kill()
     process.join()
-    assert process.exitcode == (0 if is_through else -9)
+    code = process.exitcode
     process.close()
-    return is_through
+    assert code in {0, -9}
+    return code == 0
 
 
 def go_on(made: Experiment, folder: Path) -> None:
-    made.run(folder, resume=(folder / "record.sqlite").exists())
+    has_begun = (folder / RECORD).exists()
+    if folder.exists() and not has_begun:
+        shutil.rmtree(folder)  # killed before there was a record: the run has not begun
+    made.run(folder, resume=has_begun)
 
 
 def killed_often(made: Experiment, folder: Path, moments: list[float]) -> int:

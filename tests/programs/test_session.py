@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -108,6 +110,30 @@ def test_patience_on_the_wall_clock():
     assert reason == "done"
     assert log.seen[0][0] == pytest.approx(oracle([(0, 2)]), abs=1e-12)
     assert log.seen[1][1] >= 0.06
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """A channel that client 1 does not survive, once."""
+
+    patience_seconds: float = 1e6
+    reveals: ClassVar[str] = "sum"
+    exchanges: ClassVar[bool] = True
+
+    def server(self, cohort: Sequence[int], params: Any) -> Any:
+        return (yield from TwoMessages().server(cohort, params))
+
+    def client(self, update: Update, params: Any) -> Any:
+        if abs(float(update.values()["w"]) - oracle_move(1)) < 1e-12:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return TwoMessages().client(update, params)
+
+
+def test_client_whose_process_dies_is_not_waited_for():
+    """Clients 0 and 2 share a worker; only client 1 is lost, long before the end of patience."""
+    _, log, reason = play(Deadly(), runtime=Processes())
+    assert reason == "done"
+    assert [w for w, _ in log.seen] == pytest.approx([oracle([(0, 2)]), oracle([(0, 2), (0, 1, 2)])], abs=1e-12)
 
 
 def slow_clients(seconds: float, slow: Mapping[int, float]) -> Clients:

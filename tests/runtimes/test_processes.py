@@ -19,7 +19,8 @@ from partwise.core.errors import ProtocolError
 from partwise.core.program import SERVER
 from partwise.local import LocalTraining
 from partwise.programs.messages import Reply
-from partwise.runtimes import Processes, Simulate, worker
+from partwise.runtimes import Processes, Simulate, wire, worker
+from partwise.runtimes.wire import Kind
 from partwise.schedulers import Synchronous
 from toy_federation import CASES, LOCAL, outcome, play, population, star
 from toy_star import Log, everybody, parabolas
@@ -85,8 +86,7 @@ def die() -> None:
 
 
 def odd_star(what: Any, at: int = 1, **more: Any) -> Any:
-    of = star("fedavg", algorithm=Odd(what, at=at), scheduler=Synchronous(cohort=7, rounds=ROUNDS), **more)
-    return of
+    return star("fedavg", algorithm=Odd(what, at=at), scheduler=Synchronous(cohort=7, rounds=ROUNDS), **more)
 
 
 def test_killed_worker_loses_its_clients_tasks_and_nothing_else():
@@ -186,6 +186,52 @@ def test_message_that_cannot_be_read_is_refused_by_name(monkeypatch, spoil, reas
     assert not log.of("lost")
 
 
+def babble(up: Any) -> None:
+    up.sendall(b"what follows is no frame, and nothing after it can be trusted")
+
+
+def pretend(up: Any) -> None:
+    SEND(up, Kind.MESSAGE, list(worker.encode_parts("I am client 1")), src=1, dst=SERVER)
+
+
+def overstep(up: Any) -> None:
+    SEND(up, Kind.LOOK)
+
+
+def break_off(up: Any) -> None:
+    up.sendall(bytes(wire._HEAD.pack(b"PTWF", Kind.MESSAGE, 2, SERVER, 0, 0.0, 5000)) + bytes(99))
+    die()
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "reason"),
+    [
+        (
+            babble,
+            "worker 0 sent what is no frame: Reader(): a frame must begin with b'PTWF' and a known kind, got b'what'",
+        ),
+        (pretend, "worker 0 sent a message of node 1, which it does not host"),
+        (overstep, "worker 0 sent a frame that is not its to send (LOOK)"),
+        (break_off, "worker 0 was killed by SIGKILL"),
+    ],
+)
+def test_worker_that_breaks_the_exchange_is_replaced(monkeypatch, misbehave, reason):
+    original = worker.Worker._send
+
+    def send(self: Any, me: int, to: int, body: Any, after: float) -> None:
+        if isinstance(body, Reply) and body.examples == 17 and body.id < 7:
+            misbehave(self._up)
+        original(self, me, to, body, after)
+
+    monkeypatch.setattr(worker.Worker, "_send", send)
+    of, log = odd_star(lambda: None), Log()
+    Processes().run(of.programs(), of.population, log)
+    lost = log.of("lost")
+    assert {2} <= {f["client"] for f in lost} <= {0, 2, 4, 6}
+    assert all(f["stage"] == "worker" and f["reason"].startswith(reason) for f in lost)
+    assert [c["replies"] for c in log.of("commit")] == [7 - len(lost), 7, 7, 7]
+
+
 def test_body_without_encoding_is_the_clients_loss(monkeypatch):
     def plan(self, held, index, task, own, site):
         return self.local.plan(site, task)
@@ -246,7 +292,7 @@ def test_workers_leave_ctrl_c_to_the_parent():
 def test_workers_die_with_their_parent():
     """The pipe that they all have open is at its end when the last of them is gone."""
     code = (
-        "import sys; from toy_federation import star; from toy_star import Log; from partwise.runtimes import Processes\n"
+        "from toy_federation import star; from toy_star import Log; from partwise.runtimes import Processes\n"
         "of = star('fedavg', rounds=10**6)\n"
         "class L(Log):\n"
         "    def record(self, record, world):\n"
@@ -334,12 +380,11 @@ def test_arguments_are_checked(name, value):
 def test_many_more_clients_than_workers_and_one_that_is_slow():
     """Arrival order differs from client order: worker 1 has the client with the most work."""
     size = (1,) * 12 + (400,)
-    of = dict(population=parabolas([1.0 + 0.1 * i for i in range(13)], [0.3 * i for i in range(13)], size))
+    clients = parabolas([1.0 + 0.1 * i for i in range(13)], [0.3 * i for i in range(13)], size)
     from partwise.algorithms import FedAvg
     from toy_star import full_batch, number_model, star_of
 
     def make() -> Any:
-        clients = of["population"]
         return star_of(FedAvg(full_batch(30)), number_model(), clients, everybody(clients, 2))
 
     assert play(Processes(workers=2), make())[0] == play(Simulate(), make())[0]

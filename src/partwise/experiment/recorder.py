@@ -152,7 +152,11 @@ class Recorder:
         self._store.commit(durable=True)
         entries, unchanged = world.entries()
         mine = {"number": self.number, "version": self.version, "seen": self._seen}
-        self._checkpoints.save(self.version, ChainMap[str, object]({"recorder": mine}, cast("MutableMapping[str, object]", entries)), unchanged)
+        self._checkpoints.save(
+            self.version,
+            ChainMap[str, object]({"recorder": mine}, cast("MutableMapping[str, object]", entries)),
+            unchanged,
+        )
         self._saved_at = time.monotonic()
 
     def restore(self, entries: Mapping[str, object]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -155,11 +155,15 @@ class ServerProgram:
         effects.append(Record("lost", fields))
         return Lost(now, flight.client, flight.task.id)
 
-    def _refused(self, now: float, flight: InFlight, reason: str, effects: list[Effect]) -> Lost:
+    def _refused(
+        self, node: ServerNode, now: float, flight: InFlight, reason: str, effects: list[Effect]
+    ) -> Lost | None:
         fields = {"client": flight.client, "version": flight.task.version, "reason": reason}
         effects.append(Record("refused", fields))
         if self._star.on_refused == "stop":
+            node.stopped = True  # and the scheduler is not asked, which might commit or stop for a reason of its own
             effects.append(Halt(f"client {flight.client} was refused: {reason}"))
+            return None
         return Lost(now, flight.client, flight.task.id)
 
     def _failed(self, node: ServerNode, message: Message, effects: list[Effect]) -> None:
@@ -171,7 +175,7 @@ class ServerProgram:
         for flight in [f for f in node.in_flight.values() if f.client == message.src]:
             del node.in_flight[flight.task.id]
             if stage == "message":
-                event = self._refused(now, flight, reason, effects)
+                event = self._refused(node, now, flight, reason, effects)
             else:
                 event = self._lost(now, flight, stage, reason, effects)
             self._schedule(node, message, event, effects)
@@ -190,7 +194,7 @@ class ServerProgram:
         node.told[src] = tuple(id for id in node.told.get(src, ()) if id not in flight.task.committed)
         fault = self._fault(node, reply)
         if fault:
-            return self._refused(now, flight, fault, effects)
+            return self._refused(node, now, flight, fault, effects)
         info = ReplyInfo(reply.id, src, flight.task.version, reply.steps, reply.examples)
         updates = {stream: self._spool.keep(update) for stream, update in reply.updates.items()}
         node.inbox[reply.id], node.infos[reply.id] = Waiting(reply.loss, updates), info
@@ -231,7 +235,7 @@ class ServerProgram:
                 f"asked for {wrong[:3]} with shapes the model does not have. "
                 "Client and server must build the same model."
             )
-            self._schedule(node, message, self._refused(message.now, flight, reason, effects), effects)
+            self._schedule(node, message, self._refused(node, message.now, flight, reason, effects), effects)
             return
         held = {stream: index.gather(params) for stream, params in node.streams.items()}
         effects.append(Send(message.src, Held(id, held)))
@@ -292,7 +296,7 @@ class ServerProgram:
         if self._session.is_done:
             session, self._session = self._session, None
             effects.extend(Send(i.client, Released(i.id)) for i in session.replies)
-            self._close(node, message.now, session.replies, session.opened, effects)
+            self._close(node, message.now, session.replies, session.opened, effects, lost=session.lost)
 
     def _close(
         self,
@@ -301,6 +305,7 @@ class ServerProgram:
         infos: Sequence[ReplyInfo],
         opened: Mapping[str, Sum | Iterable[Update]],
         effects: list[Effect],
+        lost: Collection[int] = (),
     ) -> None:
         losses = [(node.inbox[i.id].loss, i.examples) for i in infos]
         try:
@@ -310,7 +315,7 @@ class ServerProgram:
             effects.append(Record("skipped", {"version": node.version, "replies": len(infos), "reason": str(error)}))
             return
         self._forget(node, infos)
-        for info in infos:
+        for info in (i for i in infos if i.client not in lost):
             node.told[info.client] = (*node.told.get(info.client, ()), info.id)
         node.streams = self._star.algorithm.commit(node.streams, totals, infos)
         node.version += 1

@@ -33,6 +33,7 @@ class Session:
         self, channel: Channel, replies: Sequence[ReplyInfo], streams: Sequence[str], params: ServerState
     ) -> None:
         self.replies = replies
+        self.lost: set[int] = set()  # clients that left a message unanswered
         self.opened: dict[str, Sum | Sequence[Update]] = {}
         self._channel, self._params = channel, params
         self._streams = list(streams)
@@ -82,6 +83,7 @@ class Session:
         if client not in self._asked or client in self._answers:
             return []
         self._asked.discard(client)
+        self.lost.add(client)
         return self._go_on_if_all()
 
     def _go_on_if_all(self) -> list[Send]:
@@ -92,6 +94,7 @@ class Session:
 
     def _go_on(self) -> list[Send]:
         """Hand the answers to the channel, until it has a message for somebody or every stream is opened."""
+        self.lost |= self._asked - self._answers.keys()
         answers: dict[int, Any] | None = {client: self._answers[client] for client in sorted(self._answers)}
         while self._streams:
             if self._side is None:

@@ -94,7 +94,7 @@ class Hand:
             self.is_dead = True
             return []
         except ProtocolError as error:
-            self.condemn(str(error))
+            self.condemn(f"sent what is no frame: {error}")
             return []
         return [] if frame is None else self._sort(frame)
 

@@ -157,7 +157,7 @@ class _World:
             if due == math.inf and self._crew.is_idle():
                 return "nothing left to do"
             self._pump(None if due == math.inf else due - clock)
-        return self._halted or self._stop
+        return self._stop or self._halted
 
     def _handle(self, parcel: Parcel, observer: Observer) -> None:
         """One step of the server."""

@@ -105,7 +105,7 @@ class _World:
             stops = [observer.record(record, self) for record in records]
             if records and self._programs[SERVER].is_settled():
                 observer.settled(self)
-            if not self._halted and any(stops):
+            if any(stops):
                 return next(stop for stop in reversed(stops) if stop)
         return self._halted or "nothing left to do"
 
@@ -122,6 +122,8 @@ class _World:
 
     def _run_jobs(self) -> None:
         """Run what is waiting, in order of client, so that an executor may run it together."""
+        if not self._jobs:
+            return
         waiting = sorted(self._jobs.values(), key=lambda found: (found[0].to, found[0].number))
         self._jobs, self._jobs_bytes = {}, 0
         results = self._executor.run([job for _, job in waiting])

@@ -113,7 +113,7 @@ class MNIST:
 
     Args:
         folder: holds `mnist.npz` (`x_train`, `y_train`, `x_test`, `y_test`) or the four original IDX files, with
-            or without `.gz`. Default "": the user's cache, which `download` fills.
+            or without `.gz`. Default: the user's cache, which `download` fills.
         download: fetch the original files (12 MB) if they are not there.
         partition: who gets which image.
         size: `small` (215,370 parameters), `paper` (McMahan's CNN, 1,663,370) or `mlp` (199,210).
@@ -121,7 +121,7 @@ class MNIST:
         profiles: how fast the clients are.
     """
 
-    folder: str = ""
+    folder: Path | str | None = None
     download: bool = False
     partition: Partitioner = field(default_factory=lambda: Dirichlet(100, alpha=0.3))
     size: str = "small"
@@ -130,6 +130,8 @@ class MNIST:
 
     def __post_init__(self) -> None:
         _check_size(self, self.size)
+        if self.folder is not None:
+            object.__setattr__(self, "folder", Path(self.folder))
 
     def build(self, seed: int) -> Workload:
         images = _idx_or_npz(self, self.folder, "mnist", _MNIST_FILES if self.download else ())
@@ -144,7 +146,7 @@ class FashionMNIST:
 
     Args:
         folder: holds `fashion_mnist.npz` or the four original IDX files; they have MNIST's names, so keep the two
-            apart. Default "": the user's cache, which `download` fills.
+            apart. Default: the user's cache, which `download` fills.
         download: fetch the original files (30 MB) if they are not there.
         partition: who gets which image.
         size: as for `MNIST`.
@@ -152,7 +154,7 @@ class FashionMNIST:
         profiles: how fast the clients are.
     """
 
-    folder: str = ""
+    folder: Path | str | None = None
     download: bool = False
     partition: Partitioner = field(default_factory=lambda: Dirichlet(100, alpha=0.3))
     size: str = "small"
@@ -161,6 +163,8 @@ class FashionMNIST:
 
     def __post_init__(self) -> None:
         _check_size(self, self.size)
+        if self.folder is not None:
+            object.__setattr__(self, "folder", Path(self.folder))
 
     def build(self, seed: int) -> Workload:
         images = _idx_or_npz(self, self.folder, "fashion_mnist", _FASHION_FILES if self.download else ())
@@ -175,7 +179,7 @@ class CIFAR10:
     Only the binary version is read: the Python version is pickled, and pickles run code. About 1.3 GB of memory.
 
     Args:
-        folder: holds `cifar-10-binary.tar.gz` or the files in it. Default "": the user's cache, which `download` fills.
+        folder: holds `cifar-10-binary.tar.gz` or the files in it. Default: the user's cache, which `download` fills.
         download: fetch the original file (170 MB) if it is not there.
         partition: who gets which image.
         size: `small`, `paper` or `mlp`.
@@ -183,7 +187,7 @@ class CIFAR10:
         profiles: how fast the clients are.
     """
 
-    folder: str = ""
+    folder: Path | str | None = None
     download: bool = False
     partition: Partitioner = field(default_factory=lambda: Dirichlet(100, alpha=0.3))
     size: str = "small"
@@ -192,6 +196,8 @@ class CIFAR10:
 
     def __post_init__(self) -> None:
         _check_size(self, self.size)
+        if self.folder is not None:
+            object.__setattr__(self, "folder", Path(self.folder))
 
     def build(self, seed: int) -> Workload:
         return _workload(_cifar(self, self.folder, self.download), _CIFAR, self, seed)
@@ -237,7 +243,7 @@ def _labels(labels: Bytes) -> Tensor:
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _idx_or_npz(part: object, folder: str, name: str, files: tuple[Remote, ...]) -> _Images:
+def _idx_or_npz(part: object, folder: Path | str | None, name: str, files: tuple[Remote, ...]) -> _Images:
     found = _find_idx_or_npz(Path(folder), name) if folder else None
     if found is None and files:
         paths = [remote.fetch(Path(folder) if folder else None) for remote in files]
@@ -246,7 +252,7 @@ def _idx_or_npz(part: object, folder: str, name: str, files: tuple[Remote, ...])
         found = _cached_idx(name) if not folder else None
     if found is None:
         raise DataError(
-            f"{type(part).__name__}(folder={folder!r}): needs {name}.npz or the four original IDX files there, got "
+            f"{type(part).__name__}(folder={str(folder or '')!r}): needs {name}.npz or the four original IDX files there, got "
             "neither. Name the folder that holds them, or set download=True."
         )
     return _checked(part, found)
@@ -300,7 +306,7 @@ def _idx(path: Path) -> Bytes:
     return array
 
 
-def _cifar(part: CIFAR10, folder: str, download: bool) -> _Images:
+def _cifar(part: CIFAR10, folder: Path | str | None, download: bool) -> _Images:
     place = Path(folder) if folder else cache_dir() / "downloads"
     names = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
     for inner in (place, place / "cifar-10-batches-bin"):
@@ -311,7 +317,7 @@ def _cifar(part: CIFAR10, folder: str, download: bool) -> _Images:
         archive = _CIFAR_FILE.fetch(Path(folder) if folder else None)
     if not archive.is_file():
         raise DataError(
-            f"CIFAR10(folder={folder!r}): needs {archive.name} or the files in it, got neither. Name the folder that "
+            f"CIFAR10(folder={str(folder or '')!r}): needs {archive.name} or the files in it, got neither. Name the folder that "
             "holds the binary version, or set download=True."
         )
     try:

@@ -63,7 +63,7 @@ class Shakespeare:
     Differs: other edition and parse, hence other clients than the published 1,146.
     """
 
-    folder: str
+    folder: Path | str
     unit: str = "char"
     window: int = 0
     stride: int = 0
@@ -78,6 +78,7 @@ class Shakespeare:
     profiles: Profiles = field(default_factory=Constant)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
         if self.unit not in ("char", "word"):
             raise ValueError(f"Shakespeare(unit={self.unit!r}): unit must be 'char' or 'word', got {self.unit!r}.")
         for name in ("window", "stride", "max_clients", "max_examples_per_client"):
@@ -133,7 +134,7 @@ class Shakespeare:
         plays = sorted(Path(self.folder).glob("*.txt"))
         if not plays:
             raise DataError(
-                f"Shakespeare(folder={self.folder!r}): needs plays as .txt files, got none. Name a folder such as "
+                f"Shakespeare(folder={str(self.folder)!r}): needs plays as .txt files, got none. Name a folder such as "
                 "shakespeare/ of github.com/martin-gorner/tensorflow-rnn-shakespeare."
             )
         roles = [
@@ -144,7 +145,7 @@ class Shakespeare:
         ]
         if not roles:
             raise DataError(
-                f"Shakespeare(folder={self.folder!r}, min_chars={self.min_chars}): needs a role with so much text, got "
+                f"Shakespeare(folder={str(self.folder)!r}, min_chars={self.min_chars}): needs a role with so much text, got "
                 "none. Lower min_chars, or check that speeches begin with NAME<tab>line."
             )
         if self.max_clients:

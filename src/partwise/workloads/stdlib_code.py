@@ -76,7 +76,7 @@ class StdlibCode:
         test_share: in [0, 1).
         cache: keep the identifiers in the user's cache folder.
         profiles: how fast the clients are.
-        folder: Python sources to read. Default "": the running interpreter's standard library.
+        folder: Python sources to read. Default: the running interpreter's standard library.
     """
 
     window: int = 8
@@ -88,9 +88,11 @@ class StdlibCode:
     test_share: float = 0.2
     cache: bool = True
     profiles: Profiles = field(default_factory=Constant)
-    folder: str = ""
+    folder: Path | str | None = None
 
     def __post_init__(self) -> None:
+        if self.folder is not None:
+            object.__setattr__(self, "folder", Path(self.folder))
         for name in ("window", "embedding", "hidden", "min_names", "min_count"):
             if getattr(self, name) < 1:
                 raise ValueError(

@@ -50,7 +50,7 @@ def _train(job: Job) -> Trained:
     rng, total, steps = generator(job.seed, "loss"), 0.0, 0
     losses: list[Tensor] = []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)  # dropout layers know no generator but the global one
+        torch.default_generator.manual_seed(job.seed)  # dropout layers know no generator but the global one
         for at in batches(plan, len(job.data), job.seed):
             loss = plan.loss(params, job.data.batch(at), rng)
             found = torch.autograd.grad(loss, leaves, allow_unused=True)
