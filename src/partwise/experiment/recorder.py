@@ -230,6 +230,7 @@ class Recorder:
         )
         self._store.append_metrics([self._row(world, score) for score in scores])
         self._store.append_clients([(self.version, r.client, r.name, r.value, r.examples) for r in rows])
+        self._store.commit()  # so that others can follow the run
         return scores
 
     def _row(self, world: World, score: Score) -> tuple[Any, ...]:

@@ -135,8 +135,7 @@ class _World:
         for effect in effects:
             match effect:
                 case Send(to, body, after):
-                    if after != math.inf:
-                        self._push(self.now + after + self._transfer(me, to, body), me, to, body)
+                    self._send(me, to, body, after)
                 case Work(job, steps):
                     self._work(me, job, steps)
                 case Record():
@@ -145,8 +144,8 @@ class _World:
                     self._halted = reason
         return records
 
-    def _push(self, time: float, src: NodeId, to: NodeId, body: Any) -> None:
-        parcel = Parcel(time, max(src, to), self._number, src, to).stamped(self._spool.keep(body))
+    def _push(self, time: float, src: NodeId, to: NodeId, body: Any, size: int | None = None) -> None:
+        parcel = Parcel(time, max(src, to), self._number, src, to).stamped(self._spool.keep(body, size))
         heapq.heappush(self._queue, parcel)
         self._number += 1
 
@@ -161,16 +160,19 @@ class _World:
         heapq.heappush(self._queue, parcel)
         self._number += 1
 
-    def _transfer(self, src: NodeId, to: NodeId, body: Any) -> float:
-        """Seconds a message takes; its bytes are counted."""
-        if src == to:
-            return 0.0
-        size = encoded_size(body)
-        if to == SERVER:
-            self.traffic.count_(src, uplink=size)
-            return size / self._population.profile(src).uplink
-        self.traffic.count_(to, downlink=size)
-        return size / self._population.profile(to).downlink
+    def _send(self, src: NodeId, to: NodeId, body: Any, after: float) -> None:
+        """Have a message delivered when its bytes, which are counted, have crossed the client's link."""
+        size = None
+        if src != to:
+            size = encoded_size(body)
+            if to == SERVER:
+                self.traffic.count_(src, uplink=size)
+                after += size / self._population.profile(src).uplink
+            else:
+                self.traffic.count_(to, downlink=size)
+                after += size / self._population.profile(to).downlink
+        if after != math.inf:
+            self._push(self.now + after, src, to, body, size)
 
     # Saving
 
