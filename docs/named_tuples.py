@@ -1,4 +1,4 @@
-"""Griffe extension: a NamedTuple's fields are the parameters of its constructor, so that `Args:` can describe them."""
+"""Griffe extensions: fields described under `Args:`, and examples shown as code."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from typing import Any
 import griffe
 
 
+class Examples(griffe.Extension):
+    """Reads an `Example:` section as code; griffe knows only the plural."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
+
+
 class NamedTuples(griffe.Extension):
-    """Gives each class that derives from `NamedTuple` the `__init__` that Python gives it."""
+    """Gives each `NamedTuple` and `TypedDict` the `__init__` that Python gives it."""
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
-        if not any(str(base).endswith("NamedTuple") for base in cls.bases):
+        if not any(str(base).endswith(("NamedTuple", "TypedDict")) for base in cls.bases):
             return
         fields = [a for a in cls.attributes.values() if a.annotation is not None and "property" not in a.labels]
         parameters = [griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)]

@@ -71,10 +71,10 @@ if TYPE_CHECKING:
     from partwise.experiment import Evaluation as Evaluation
     from partwise.experiment import Experiment as Experiment
     from partwise.experiment import Result as Result
-    from partwise.experiment import dump as dump
     from partwise.experiment import load as load
     from partwise.experiment import write_report as write_report
     from partwise.experiment.compare import compare as compare
+    from partwise.experiment.dump import dump as dump
     from partwise.local import SGD as SGD
     from partwise.local import AdamW as AdamW
     from partwise.local import LocalTraining as LocalTraining
@@ -210,7 +210,7 @@ _MODULE_OF = {
     "chain": "partwise.core.transform",
     "compare": "partwise.experiment.compare",
     "derive": "partwise.core.rng",
-    "dump": "partwise.experiment",
+    "dump": "partwise.experiment.dump",
     "from_arrays": "partwise.populations",
     "from_dataset": "partwise.populations",
     "from_hugging_face": "partwise.populations",

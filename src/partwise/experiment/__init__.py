@@ -11,16 +11,15 @@ if TYPE_CHECKING:
     from partwise.experiment.recorder import Checkpointing
     from partwise.experiment.report import write_report
     from partwise.experiment.result import Result
-    from partwise.experiment.spec import dump, load
+    from partwise.experiment.spec import load
 
-__all__ = ["Checkpointing", "Evaluation", "Experiment", "Result", "dump", "load", "write_report"]
+__all__ = ["Checkpointing", "Evaluation", "Experiment", "Result", "load", "write_report"]
 
 _MODULE_OF = {
     "Checkpointing": "recorder",
     "Evaluation": "evaluate",
     "Experiment": "experiment",
     "Result": "result",
-    "dump": "spec",
     "load": "spec",
     "write_report": "report",
 }

@@ -178,11 +178,10 @@ class _World:
 
     def _apply(self, effect: Effect) -> list[Record]:
         match effect:
-            case Send(to, body, after):
+            case Send(to, body, after) if after != math.inf:
                 if to != SERVER:
                     self.traffic.count_(to, downlink=encoded_size(body))
-                if after != math.inf:
-                    self._outgoing.append(self._parcel(SERVER, to, body, after))
+                self._outgoing.append(self._parcel(SERVER, to, body, after))
             case Work(job, _):
                 result = self._executor.run([job])[0]
                 body = failed("train", result) if isinstance(result, Exception) else result

@@ -134,7 +134,7 @@ class _World:
         records: list[Record] = []
         for effect in effects:
             match effect:
-                case Send(to, body, after):
+                case Send(to, body, after) if after != math.inf:
                     self._send(me, to, body, after)
                 case Work(job, steps):
                     self._work(me, job, steps)
@@ -171,8 +171,7 @@ class _World:
             else:
                 self.traffic.count_(to, downlink=size)
                 after += size / self._population.profile(to).downlink
-        if after != math.inf:
-            self._push(self.now + after, src, to, body, size)
+        self._push(self.now + after, src, to, body, size)
 
     # Saving
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import time
@@ -136,7 +137,7 @@ class Worker:
         match effect:
             case Send(to, body, after) if to == me and not after:
                 self._inbox.append(_Waiting(me, me, -1, None, body))
-            case Send(to, body, after):
+            case Send(to, body, after) if after != math.inf:
                 self._send(me, to, body, after)
             case Work(job, _):
                 self._jobs.append((me, job))
