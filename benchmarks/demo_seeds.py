@@ -122,12 +122,12 @@ def main() -> None:
         text = (
             "# The demo over five seeds",
             "",
-            f"`python benchmarks/demo_seeds.py --seeds {arguments.seeds} --rounds {arguments.rounds}` on {where}. "
-            "Mean ± standard deviation over the seeds; AUC over all clients' test examples together, measured every 5 rounds.",
+            f"`python benchmarks/demo_seeds.py --seeds {arguments.seeds} --rounds {arguments.rounds}` on {where}.",
+            "Mean ± standard deviation over the seeds; AUC over all clients' test examples together, every 5 rounds.",
             "",
             *table,
             "",
-            "The embedding's initial scale was chosen by looking at seeds 0 and 1; these seeds are others. "
+            "The embedding's initial scale was chosen by looking at seeds 0 and 1; these seeds are others.",
             "The largest uplink is that of any one task of any client, everything it sends counted.",
             "",
         )

@@ -9,6 +9,7 @@ settings below. HeteroFL's clients have the widths 1, 1/2, 1/4, 1/8, 1/16 in equ
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from pathlib import Path
@@ -47,7 +48,7 @@ def run(name: str, settings: dict[str, Any], folder: str, rounds: int, seed: int
         evaluation=pw.Evaluation(every=2, per_client=False),
         checkpointing=pw.Checkpointing(every_seconds=1e9),
         seed=seed,
-        name=f"mnist-{name.split(',')[0].lower()}",
+        name=f"mnist-{name.partition(',')[0].lower()}",
         **settings,
     )
     began = time.perf_counter()
@@ -69,7 +70,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
     """A Markdown table: the mean over seeds, and the range where there are several."""
 
     def cell(values: list[float], form: str) -> str:
-        known = [v for v in values if v == v]
+        known = [v for v in values if not math.isnan(v)]
         if not known:
             return "not reached"
         middle = format(statistics.mean(known), form)
@@ -114,8 +115,9 @@ def main() -> None:
     if arguments.out:
         about = (
             f"`python benchmarks/mnist.py --rounds {arguments.rounds} --seeds {arguments.seeds}` on {where}.\n\n"
-            f"100 clients, Dirichlet 0.3, 10 a round, {arguments.rounds} rounds; SGD {LR}, batches of {LOCAL['batch_size']}, "
-            f"{LOCAL['epochs']} local epochs. The accuracy is that of the server's whole model on MNIST's 10,000 test images."
+            f"100 clients, Dirichlet 0.3, 10 a round, {arguments.rounds} rounds; SGD {LR}, batches of "
+            f"{LOCAL['batch_size']}, local epochs: {LOCAL['epochs']}. The accuracy is that of the server's whole model "
+            "on MNIST's 10,000 test images, every 2 rounds."
         )
         arguments.out.write_text("\n".join(["# MNIST: five methods in one command", "", about, "", *lines, ""]))
 

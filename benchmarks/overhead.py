@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -133,7 +134,7 @@ def loop_rounds(name: str, rounds: int) -> list[float]:
 def child(kind: str, name: str, rounds: int) -> None:
     torch.set_num_threads(int(os.environ.get("THREADS", "1")))
     times = (partwise_rounds if kind == "partwise" else loop_rounds)(name, rounds)
-    spans = [b - a for a, b in zip(times[1:], times[2:], strict=False)]
+    spans = [b - a for a, b in pairwise(times[1:])]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": statistics.median(spans), "peak_mib": peak}))
 
@@ -158,8 +159,8 @@ def main() -> None:
         for kind, results in found.items():
             seconds, peak = [r["seconds"] for r in results], [r["peak_mib"] for r in results]
             print(
-                f"{name:12} {kind:9} {statistics.median(seconds):.3f} s a round ({min(seconds):.3f}-{max(seconds):.3f}), "
-                f"peak {statistics.median(peak):.0f} MiB"
+                f"{name:12} {kind:9} {statistics.median(seconds):.3f} s a round "
+                f"({min(seconds):.3f}-{max(seconds):.3f}), peak {statistics.median(peak):.0f} MiB"
             )
         print(f"{name:12} ratio     {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
 

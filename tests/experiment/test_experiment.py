@@ -213,7 +213,7 @@ def test_a_folder_that_is_in_use_and_one_with_nothing_to_resume(tmp_path):
     experiment().run(tmp_path / "run")
     with pytest.raises(CheckpointError, match="a new run needs a new or empty folder, got one with files"):
         experiment().run(tmp_path / "run")
-    with pytest.raises(CheckpointError, match="there must be a run's record.sqlite, got no folder"):
+    with pytest.raises(CheckpointError, match=r"there must be a run's record\.sqlite, got no folder"):
         experiment().run(tmp_path / "nowhere", resume=True)
 
 

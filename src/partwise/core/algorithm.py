@@ -92,8 +92,8 @@ class Site:
             size = self.like[name].shape[0]
             if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= size):
                 raise DataError(
-                    f"client {self.client}: ids of {name!r} must lie in 0..{size - 1}, got {int(rows[0])}..{int(rows[-1])}. "
-                    "Make the table larger or map the ids."
+                    f"client {self.client}: ids of {name!r} must lie in 0..{size - 1}, "
+                    f"got {int(rows[0])}..{int(rows[-1])}. Make the table larger or map the ids."
                 )
             self._memo[name] = rows
         found: Tensor = self._memo[name]

@@ -147,7 +147,7 @@ class Model:
             slots: list[_Slot] = []
             names: dict[int, str] = {}
             for prefix, owner in module.named_modules(remove_duplicate=False):
-                for home, is_buffer in ((owner._parameters, False), (owner._buffers, True)):
+                for home, is_buffer in ((vars(owner)["_parameters"], False), (vars(owner)["_buffers"], True)):
                     for key, tensor in home.items():
                         if tensor is None or not tensor.is_floating_point():
                             continue

@@ -101,8 +101,8 @@ def check_update(update: Update, params: Params) -> None:
             )
         if tuple(shape) != tuple(params[name].shape):
             raise ProtocolError(
-                f"Update({name!r}): the index is for shape {tuple(shape)}, the parameter has {tuple(params[name].shape)}. "
-                "Client and server must build the same model."
+                f"Update({name!r}): the index is for shape {tuple(shape)}, "
+                f"the parameter has {tuple(params[name].shape)}. Client and server must build the same model."
             )
     if update.value.keys() != update.index.shapes.keys():
         raise ProtocolError(

@@ -207,8 +207,8 @@ def _same_population(path: Path, star: Star) -> None:
     found = path / "population.json"
     if found.exists() and json.loads(found.read_text()) != json.loads(json.dumps(population_summary(star))):
         raise CheckpointError(
-            f"Experiment.run(folder={str(path)!r}, resume=True): the clients or their examples must be those the run began "
-            "with, got others. Use the same data (and, for StdlibCode, the same Python), or begin a new run."
+            f"Experiment.run(folder={str(path)!r}, resume=True): the clients or their examples must be those the run "
+            "began with, got others. Use the same data (and, for StdlibCode, the same Python), or begin a new run."
         )
 
 

@@ -64,8 +64,8 @@ class Star:
         for stream, aggregator in self.all_aggregators().items():
             if aggregator.needs == "each" and self.channel.reveals == "sum":
                 raise CompositionError(
-                    f"{aggregator!r}: needs each update of stream {stream!r}, but {self.channel!r} reveals only their sum. "
-                    "Use an aggregator with needs='sum', or a channel that reveals each."
+                    f"{aggregator!r}: needs each update of stream {stream!r}, but {self.channel!r} reveals "
+                    "only their sum. Use an aggregator with needs='sum', or a channel that reveals each."
                 )
         known = set(self.all_aggregators())
         for what, chains in (

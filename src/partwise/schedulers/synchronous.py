@@ -76,8 +76,8 @@ class Synchronous:
         clients = tuple(population.clients)
         if self.cohort > len(clients):
             raise ValueError(
-                f"Synchronous(cohort={self.cohort}): must be at most the population, got a population of {len(clients)}. "
-                "Lower the cohort or add clients."
+                f"Synchronous(cohort={self.cohort}): must be at most the population, "
+                f"got a population of {len(clients)}. Lower the cohort or add clients."
             )
         return Rounds(clients, population.seed)
 

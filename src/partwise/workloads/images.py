@@ -252,8 +252,8 @@ def _idx_or_npz(part: object, folder: Path | str | None, name: str, files: tuple
         found = _cached_idx(name) if not folder else None
     if found is None:
         raise DataError(
-            f"{type(part).__name__}(folder={str(folder or '')!r}): needs {name}.npz or the four original IDX files there, got "
-            "neither. Name the folder that holds them, or set download=True."
+            f"{type(part).__name__}(folder={str(folder or '')!r}): needs {name}.npz or the four original IDX "
+            "files there, got neither. Name the folder that holds them, or set download=True."
         )
     return _checked(part, found)
 
@@ -317,8 +317,8 @@ def _cifar(part: CIFAR10, folder: Path | str | None, download: bool) -> _Images:
         archive = _CIFAR_FILE.fetch(Path(folder) if folder else None)
     if not archive.is_file():
         raise DataError(
-            f"CIFAR10(folder={str(folder or '')!r}): needs {archive.name} or the files in it, got neither. Name the folder that "
-            "holds the binary version, or set download=True."
+            f"CIFAR10(folder={str(folder or '')!r}): needs {archive.name} or the files in it, got neither. "
+            "Name the folder that holds the binary version, or set download=True."
         )
     try:
         with tarfile.open(archive) as tar:

@@ -21,8 +21,7 @@ def batches(plan: LocalPlan, examples: int, seed: int) -> Iterator[Tensor]:
     left, epoch = plan.num_steps(examples), 0
     while left:
         order = torch.from_numpy(numpy_generator(seed, "batches", epoch).permutation(examples))
-        for at in order.split(size)[:left]:
-            yield at
+        yield from order.split(size)[:left]
         left -= min(left, -(-examples // size))
         epoch += 1
 
