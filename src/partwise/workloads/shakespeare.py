@@ -146,8 +146,7 @@ class Shakespeare:
         if not roles:
             raise DataError(
                 f"Shakespeare(folder={str(self.folder)!r}, min_chars={self.min_chars}): needs a role with so much text, "
-                "got "
-                "none. Lower min_chars, or check that speeches begin with NAME<tab>line."
+                "got none. Lower min_chars, or check that speeches begin with NAME<tab>line."
             )
         if self.max_clients:
             largest = sorted(roles, key=lambda role: (-len(role[1]), role[0]))[: self.max_clients]
