@@ -139,9 +139,7 @@ def test_folder_without_plays(tmp_path):
 
 
 def test_folder_without_long_roles(plays):
-    with pytest.raises(
-        DataError, match=r"min_chars=1000\): needs a role with so much text, got none\. Lower min_chars"
-    ):
+    with pytest.raises(DataError, match=r"min_chars=1000\): needs one role that long, got none\. Lower min_chars"):
         Shakespeare(plays).build(0)
 
 

@@ -145,7 +145,7 @@ class Shakespeare:
         ]
         if not roles:
             raise DataError(
-                f"Shakespeare(folder={str(self.folder)!r}, min_chars={self.min_chars}): needs a role with so much text, "
+                f"Shakespeare(folder={str(self.folder)!r}, min_chars={self.min_chars}): needs one role that long, "
                 "got none. Lower min_chars, or check that speeches begin with NAME<tab>line."
             )
         if self.max_clients:
