@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from dataclasses import dataclass, replace
 
@@ -116,6 +117,24 @@ def test_it_stops_at_the_target(tmp_path):
     assert result.table("auc", "pooled")[-1]["version"] == 1
     with RunStore(tmp_path / "run", "read") as store:
         assert store.meta()["status"].startswith("target reached: auc")
+
+
+def test_a_run_that_reached_its_target_is_not_trained_on_when_it_is_resumed(tmp_path):
+    run = experiment(evaluation=Evaluation(target=0.0))
+    first, again = run.run(tmp_path / "run"), run.run(tmp_path / "run", resume=True)
+    assert first.table() == again.table()
+    assert all(torch.equal(first.params[n], again.params[n]) for n in first.params)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(tmp_path):
+    experiment().run(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(
+        CheckpointError, match=r"the folder must exist, got none\. Give the run's present place, or begin it"
+    ):
+        experiment().run(tmp_path / "run", resume=True)
+    with RunStore(tmp_path / "run", "read") as store:
+        assert store.metrics("auc", "pooled")[-1]["version"] == 4
 
 
 def test_the_last_version_is_always_evaluated(tmp_path):

@@ -28,6 +28,7 @@ from partwise.core.workload import Workload, WorkloadSource
 from partwise.experiment.checkpoint import Checkpoints
 from partwise.experiment.dump import save_spec
 from partwise.experiment.evaluate import Evaluation
+from partwise.experiment.lock import LOCK
 from partwise.experiment.population_summary import population_summary
 from partwise.experiment.recorder import Checkpointing, Progress, Recorder, Silent
 from partwise.experiment.result import MODEL, Result
@@ -149,11 +150,13 @@ class Experiment:
             progress=progress,
         )
         saved = None
-        if resume and checkpoints.folder.is_dir():
+        if resume and (checkpoints.versions() or store.metrics("train_loss")):
             saved = checkpoints.load()
             _same_population(path, star)
             recorder.restore(saved.entries)
-        else:  # also a run that was killed before its first checkpoint
+            if recorder.reached:
+                return Result(path)
+        else:  # also a run that was killed before its first checkpoint, and so before its first version
             store.truncate_after(seq=0, version=-1)
             self._describe(path, store, star, workload)
         store.set_meta(status="running")
@@ -214,7 +217,7 @@ def _same_population(path: Path, star: Star) -> None:
 
 def _empty_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
-    if any(path.iterdir()):
+    if any(file.name != LOCK for file in path.iterdir()):  # a run killed at once leaves its lock alone
         raise CheckpointError(
             f"Experiment.run(folder={str(path)!r}): a new run needs a new or empty folder, got one with files. "
             "Name another, or resume the run in it."

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from partwise.core.errors import CheckpointError
 
-__all__ = ["WriterLock", "writer_of"]
+__all__ = ["LOCK", "WriterLock", "writer_of"]
 
-_NAME = "writer.lock"
+LOCK = "writer.lock"
 # Record locks belong to a process: it does not see its own, and loses them when it closes any handle on the file.
 # They are used because a forked worker that outlives its parent does not inherit them.
 _HELD: set[Path] = set()
@@ -20,7 +20,7 @@ _HELD: set[Path] = set()
 
 def writer_of(folder: Path) -> int | None:
     """The process that writes the run in a folder; None if nobody does."""
-    path = (Path(folder) / _NAME).absolute()
+    path = (Path(folder) / LOCK).absolute()
     if path in _HELD:
         return os.getpid()
     try:
@@ -47,7 +47,7 @@ class WriterLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = (folder / _NAME).absolute()
+        self._path = (folder / LOCK).absolute()
         me = f"RunStore({str(folder)!r})"
         if self._path in _HELD:
             raise CheckpointError(f"{me}: one writer at a time, got a second one in this process. Close the first.")

@@ -110,6 +110,7 @@ class Recorder:
         self._seen: dict[int, tuple[int, int]] = {}  # client -> bytes counted in its earlier replies
         self._refused_in_a_row, self._skipped_in_a_row = 0, 0
         self.interrupted = False
+        self.reached = ""  # a sentence once the target is
 
     # What the runtime calls
 
@@ -151,7 +152,7 @@ class Recorder:
         """Write the record, then a checkpoint that knows how much of the record belongs to it."""
         self._store.commit(durable=True)
         entries, unchanged = world.entries()
-        mine = {"number": self.number, "version": self.version, "seen": self._seen}
+        mine = {"number": self.number, "version": self.version, "seen": self._seen, "reached": self.reached}
         self._checkpoints.save(
             self.version,
             ChainMap[str, object]({"recorder": mine}, cast("MutableMapping[str, object]", entries)),
@@ -163,6 +164,7 @@ class Recorder:
         """Go on after a checkpoint: what was recorded later is forgotten."""
         mine: Any = entries["recorder"]
         self.number, self.version, self._seen = mine["number"], mine["version"], mine["seen"]
+        self.reached = mine["reached"]
         self._store.truncate_after(seq=self.number, version=self.version)
 
     # What that means
@@ -243,7 +245,8 @@ class Recorder:
         if target is None or score is None:
             return None
         reached = score.value >= target if main.higher_is_better else score.value <= target
-        return f"target reached: {main.name} {score.value:.4f}" if reached else None
+        self.reached = f"target reached: {main.name} {score.value:.4f}" if reached else ""
+        return self.reached or None
 
 
 def main_score(scores: Sequence[Score], name: str, scope: str = "") -> Score | None:

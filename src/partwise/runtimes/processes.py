@@ -34,8 +34,9 @@ class Processes:
     """One operating-system process per worker, real messages between them, the wall clock.
 
     Client c lives in worker `c % workers`. Workers are forked when the run begins and inherit the programs, so that
-    nothing is pickled. Each computes with as many torch threads as this process. What a message takes is what it
-    takes: the population's profiles are not looked at.
+    nothing is pickled. Each computes with as many torch threads as this process; workers times threads should not be
+    more than there are cores, or they take the cores from one another. What a message takes is what it takes: the
+    population's profiles are not looked at.
 
     A worker that dies takes the tasks of its clients with it: the server counts them as lost, and the worker is
     started again. Its clients go on from their state when the world was last looked at (a checkpoint, or an
