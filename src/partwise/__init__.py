@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from partwise.local import LocalTraining as LocalTraining
     from partwise.populations import IID as IID
     from partwise.populations import ArrayPopulation as ArrayPopulation
+    from partwise.populations import Constant as Constant
     from partwise.populations import Dirichlet as Dirichlet
     from partwise.populations import LinearSizes as LinearSizes
     from partwise.populations import LogNormal as LogNormal
@@ -137,6 +138,7 @@ _MODULE_OF = {
     "ClientError": "partwise.core.errors",
     "Clip": "partwise.transforms",
     "CompositionError": "partwise.core.errors",
+    "Constant": "partwise.populations",
     "Coords": "partwise.core.index",
     "CrossEntropy": "partwise.core.model",
     "DataError": "partwise.core.errors",
