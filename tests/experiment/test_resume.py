@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import shutil
 import time
@@ -118,6 +119,7 @@ def go_on(made: Experiment, folder: Path) -> None:
     if folder.exists() and not has_begun:
         shutil.rmtree(folder)  # killed before there was a record: the run has not begun
     made.run(folder, resume=has_begun)
+    os._exit(0)  # at once: what a measuring of coverage does at the end of a process is not the run's business
 
 
 def killed_often(made: Experiment, folder: Path, moments: list[float]) -> int:
