@@ -2,8 +2,9 @@
 
     python benchmarks/mnist.py --folder FOLDER_WITH_MNIST [--rounds 60] [--seeds 3] [--jobs 2] [--out FILE]
 
-Every method sees the same cohorts and the same partition, and every client takes the same number of local steps: with
-one epoch instead, SCAFFOLD's clients take between 1 and 100 steps under one constant correction, and the run blows up.
+Every method sees the same cohorts and the same partition and trains alike: equal local steps, gradients clipped to norm
+5. Without the bound SCAFFOLD diverged in the fourth round: a control variate from the steep beginning is added to thirty
+steps. With one local epoch instead of equal steps and no bound it stood at 98.0 % after 42 rounds and diverged after 52.
 HeteroFL's clients have the widths 1, 1/2, 1/4, 1/8, 1/16 in equal shares.
 """
 
@@ -21,7 +22,7 @@ from machine import describe
 
 import partwise as pw
 
-LOCAL = {"batch_size": 20, "steps": 30}
+LOCAL = {"batch_size": 20, "steps": 30, "max_norm": 5.0}
 LR = 0.05
 
 
@@ -117,7 +118,8 @@ def main() -> None:
         about = (
             f"`python benchmarks/mnist.py --rounds {arguments.rounds} --seeds {arguments.seeds}` on {where}.\n\n"
             f"100 clients, Dirichlet 0.3, 10 a round, {arguments.rounds} rounds; SGD {LR}, batches of "
-            f"{LOCAL['batch_size']}, {LOCAL['steps']} local steps. The accuracy is that of the server's whole model "
+            f"{LOCAL['batch_size']}, {LOCAL['steps']} local steps, gradients clipped to "
+            f"norm {LOCAL['max_norm']}; without the bound SCAFFOLD diverges in this setting. The accuracy is that of the server's whole model "
             "on MNIST's 10,000 test images, measured every 5 rounds."
         )
         arguments.out.write_text("\n".join(["# MNIST: five methods in one command", "", about, "", *lines, ""]))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import griffe
 
+_NOTE = re.compile(r"\n(Source|Differs): (.*(?:\n    .*)*)\n?")
 
-class Examples(griffe.Extension):
-    """Reads an `Example:` section as code; griffe knows only the plural."""
+
+class Sections(griffe.Extension):
+    """Reads an `Example:` section as code, since griffe knows only the plural, and keeps a source in one paragraph."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
+            text = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
+            obj.docstring.value = _NOTE.sub(lambda m: f"\n**{m[1]}:** {' '.join(m[2].split())}\n", text)
 
 
 class NamedTuples(griffe.Extension):
