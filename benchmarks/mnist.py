@@ -2,9 +2,9 @@
 
     python benchmarks/mnist.py --folder FOLDER_WITH_MNIST [--rounds 60] [--seeds 3] [--jobs 2] [--out FILE]
 
-Every method sees the same cohorts and the same partition and trains alike: equal local steps, gradients clipped to norm
-5. Without the bound SCAFFOLD diverged in the fourth round: a control variate from the steep beginning is added to thirty
-steps. With one local epoch instead of equal steps and no bound it stood at 98.0 % after 42 rounds and diverged after 52.
+Every method sees the same cohorts and the same partition and trains alike: equal local steps, gradients clipped to
+norm 5. Without the bound SCAFFOLD diverged in the fourth round: a control variate from the steep beginning is added to
+thirty steps. With one local epoch instead and no bound it stood at 98.0 % after 42 rounds and diverged after 52.
 HeteroFL's clients have the widths 1, 1/2, 1/4, 1/8, 1/16 in equal shares.
 """
 
@@ -119,8 +119,8 @@ def main() -> None:
             f"`python benchmarks/mnist.py --rounds {arguments.rounds} --seeds {arguments.seeds}` on {where}.\n\n"
             f"100 clients, Dirichlet 0.3, 10 a round, {arguments.rounds} rounds; SGD {LR}, batches of "
             f"{LOCAL['batch_size']}, {LOCAL['steps']} local steps, gradients clipped to "
-            f"norm {LOCAL['max_norm']}; without the bound SCAFFOLD diverges in this setting. The accuracy is that of the server's whole model "
-            "on MNIST's 10,000 test images, measured every 5 rounds."
+            f"norm {LOCAL['max_norm']}; without the bound SCAFFOLD diverges in this setting. The accuracy is that of the "
+            "server's whole model on MNIST's 10,000 test images, measured every 5 rounds."
         )
         arguments.out.write_text("\n".join(["# MNIST: five methods in one command", "", about, "", *lines, ""]))
 

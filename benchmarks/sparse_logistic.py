@@ -1,9 +1,10 @@
-"""Rounds that FedAvg and FedSubAvg need on a sparse logistic regression: section B.5 of the method notes.
+"""Rounds that FedAvg and FedSubAvg need on a sparse logistic regression.
 
 500 clients hold 20 of 1,000 features each, drawn by popularity; 50 clients a round take 5 full-batch steps. Printed:
-rounds until the loss over all clients' data has reached 0.35, 0.32 and 0.30, for three seeds of the sampling.
+rounds until the loss over all clients' data has reached 0.35, 0.32 and 0.30, for three seeds of the sampling; and how the
+ratio depends on the true weights, which each seed of the data draws anew.
 
-    python benchmarks/sparse_logistic.py [--tune] [--rounds 400]
+    python benchmarks/sparse_logistic.py [--tune] [--rounds 400] [--data-seeds 5] [--out docs/results/sparse_logistic.md]
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -91,9 +93,26 @@ def rounds_to(losses: Sequence[float], target: float) -> int | None:
     return next((number for number, loss in enumerate(losses, 1) if loss <= target), None)
 
 
-def _one(case: tuple[Algorithm, int, int]) -> list[float]:
+def _one(case: tuple[Algorithm, int, int, int]) -> list[float]:
     torch.set_num_threads(1)
-    return losses_of(*case)
+    algorithm, seed, rounds, data_seed = case
+    return losses_of(algorithm, seed, rounds, SparseLogistic().build(data_seed))
+
+
+def by_data(pool: ProcessPoolExecutor, seeds: int, rounds: int) -> list[str]:
+    """Rounds to the last target for several draws of the data, as a Markdown table."""
+    rates = (10.0, 15.0, 20.0)
+    jobs = [(FedAvg(local(lr), "uniform"), 1, rounds, data) for data in range(seeds) for lr in rates]
+    jobs += [(FedSubAvg("heat", local(1.0)), 1, rounds, data) for data in range(seeds)]
+    found = [rounds_to(run, TARGETS[-1]) for run in pool.map(_one, jobs)]
+    lines = [f"| data seed | FedAvg, best of lr {rates} | FedSubAvg `heat`, lr 1 | ratio |", "|---|---|---|---|"]
+    for data in range(seeds):
+        reached = [r for r in found[data * len(rates) :][: len(rates)] if r]
+        heat = found[seeds * len(rates) + data]
+        best = min(reached, default=None)
+        ratio = f"{best / heat:.1f}" if best and heat else f"more than {rounds / heat:.1f}" if heat else "-"
+        lines.append(f"| {data} | {best or f'more than {rounds}'} | {heat or '-'} | {ratio} |")
+    return lines
 
 
 def main() -> None:
@@ -103,21 +122,38 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="try several learning rates for FedAvg")
     parser.add_argument("--rounds", type=int, default=400, help="rounds at most")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--data-seeds", type=int, default=5, help="draws of the data to compare; 0 for none")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     tuned = {f"FedAvg, lr {lr:g}": FedAvg(local(lr), "uniform") for lr in RATES}
     cases = {**tuned, **CASES} if options.tune else CASES
-    print(describe(DATA_SEED), f"(data), {SAMPLING_SEEDS} (sampling)")
+    where = f"{describe(DATA_SEED)} (data), {SAMPLING_SEEDS} (sampling)"
+    print(where)
     began = time.perf_counter()
-    jobs = [(algorithm, seed, options.rounds) for algorithm in cases.values() for seed in SAMPLING_SEEDS]
+    jobs = [(algorithm, seed, options.rounds, DATA_SEED) for algorithm in cases.values() for seed in SAMPLING_SEEDS]
     with ProcessPoolExecutor(options.workers) as pool:
         runs = list(pool.map(_one, jobs))
-    print(f"{'rounds to a loss of':<24}" + "".join(f"{t:>16g}" for t in TARGETS) + f"{'best loss':>16}")
+        draws = by_data(pool, options.data_seeds, options.rounds) if options.data_seeds else []
+    lines = [
+        "| rounds to a loss of | " + " | ".join(f"{t:g}" for t in TARGETS) + " | best loss |",
+        "|---|---|---|---|---|",
+    ]
     for number, name in enumerate(cases):
         found = runs[number * len(SAMPLING_SEEDS) :][: len(SAMPLING_SEEDS)]
-        cells = ["/".join(str(rounds_to(run, t) or "-") for run in found) for t in TARGETS]
-        print(f"{name:<24}" + "".join(f"{c:>16}" for c in cells) + f"{min(map(min, found)):>16.4f}")
-    print(f"{time.perf_counter() - began:.0f} s in all, {options.workers} processes")
+        cells = [" / ".join(str(rounds_to(run, t) or "-") for run in found) for t in TARGETS]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {min(map(min, found)):.4f} |")
+    print("\n".join([*lines, "", *draws, "", f"{time.perf_counter() - began:.0f} s, {options.workers} processes"]))
+    if options.out:
+        page = ["# Sparse logistic regression", "", _ABOUT, "", f"Made on {where}.", "", *lines, "", _DRAWS, "", *draws]
+        options.out.write_text("\n".join([*page, ""]))
 
+
+_ABOUT = """`python benchmarks/sparse_logistic.py`: 500 clients hold 20 of 1,000 features each, drawn by popularity, so heats run
+from 1 to nearly 500; 50 clients a round, 5 full-batch steps. Rounds until the loss over all clients' data is reached, for
+three seeds of the sampling. `heat` at a rate of 3 does not get there: a cold row's lone update, multiplied by up to ten,
+is too noisy; `count` and `capped` bear that rate."""
+_DRAWS = """How many times fewer rounds FedSubAvg needs depends on the true weights that the data are drawn from. The table
+above is for draw 0; here it is beside others, to a loss of 0.30."""
 
 if __name__ == "__main__":
     main()
