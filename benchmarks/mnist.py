@@ -118,8 +118,8 @@ def main() -> None:
         about = (
             f"`python benchmarks/mnist.py --rounds {arguments.rounds} --seeds {arguments.seeds}` on {where}.\n\n"
             f"100 clients, Dirichlet 0.3, 10 a round, {arguments.rounds} rounds; SGD {LR}, batches of "
-            f"{LOCAL['batch_size']}, {LOCAL['steps']} local steps, gradients clipped to "
-            f"norm {LOCAL['max_norm']}; without the bound SCAFFOLD diverges in this setting. The accuracy is that of the "
+            f"{LOCAL['batch_size']}, {LOCAL['steps']} local steps, gradients clipped to norm "
+            f"{LOCAL['max_norm']}; without the bound SCAFFOLD diverges in this setting. The accuracy is that of the "
             "server's whole model on MNIST's 10,000 test images, measured every 5 rounds."
         )
         arguments.out.write_text("\n".join(["# MNIST: five methods in one command", "", about, "", *lines, ""]))

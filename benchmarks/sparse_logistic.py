@@ -1,10 +1,10 @@
 """Rounds that FedAvg and FedSubAvg need on a sparse logistic regression.
 
 500 clients hold 20 of 1,000 features each, drawn by popularity; 50 clients a round take 5 full-batch steps. Printed:
-rounds until the loss over all clients' data has reached 0.35, 0.32 and 0.30, for three seeds of the sampling; and how the
-ratio depends on the true weights, which each seed of the data draws anew.
+rounds until the loss over all clients' data has reached 0.35, 0.32 and 0.30, for three seeds of the sampling; and how
+the ratio depends on the true weights, which each seed of the data draws anew.
 
-    python benchmarks/sparse_logistic.py [--tune] [--rounds 400] [--data-seeds 5] [--out docs/results/sparse_logistic.md]
+    python benchmarks/sparse_logistic.py [--tune] [--rounds 400] [--data-seeds 5] [--out FILE]
 """
 
 from __future__ import annotations
@@ -148,12 +148,13 @@ def main() -> None:
         options.out.write_text("\n".join([*page, ""]))
 
 
-_ABOUT = """`python benchmarks/sparse_logistic.py`: 500 clients hold 20 of 1,000 features each, drawn by popularity, so heats run
-from 1 to nearly 500; 50 clients a round, 5 full-batch steps. Rounds until the loss over all clients' data is reached, for
-three seeds of the sampling. `heat` at a rate of 3 does not get there: a cold row's lone update, multiplied by up to ten,
-is too noisy; `count` and `capped` bear that rate."""
-_DRAWS = """How many times fewer rounds FedSubAvg needs depends on the true weights that the data are drawn from. The table
-above is for draw 0; here it is beside others, to a loss of 0.30."""
+_ABOUT = """`python benchmarks/sparse_logistic.py`: 500 clients hold 20 of 1,000 features each, drawn by popularity, so
+heats run from 1 to nearly 500; 50 clients a round, 5 full-batch steps. Rounds until the loss over all clients' data is
+reached, for three seeds of the sampling. `heat` at a rate of 3 does not get there: a cold row's lone update, multiplied
+by up to ten, is too noisy; `count` and `capped` bear that rate."""
+_DRAWS = """How many times fewer rounds FedSubAvg needs depends on the true weights that the data are drawn from. The
+table above is for draw 0; here it is beside others, to a loss of 0.30."""
+
 
 if __name__ == "__main__":
     main()

@@ -124,15 +124,17 @@ class Experiment:
             CheckpointError: the folder cannot be written, or there is nothing to resume.
             DivergedError: the run diverged; the last checkpoint is kept.
         """
-        if self.threads:
-            torch.set_num_threads(self.threads)
+        with _threads(self.threads):
+            return self._begin(folder, resume, progress or Silent(), root)
+
+    def _begin(self, folder: str | Path | None, resume: bool, progress: Progress, root: str | Path) -> Result:
         star, workload = self.build()
         path = Path(folder) if folder is not None else new_run_folder(Path(root), self.name)
         if folder is not None and not resume:
             _empty_folder(path)
         store = RunStore(path, "resume" if resume else "append")
         try:
-            return self._run(path, store, star, workload, resume, progress or Silent())
+            return self._run(path, store, star, workload, resume, progress)
         finally:
             store.close()
 
@@ -227,6 +229,17 @@ def _empty_folder(path: Path) -> None:
 def _chains(chains: Chains) -> dict[str, Transform]:
     streams = chains if isinstance(chains, Mapping) else {"model": chains}
     return {stream: Chain(tuple(stages)) for stream, stages in streams.items() if stages}
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Torch's threads, as they were afterwards; 0 leaves them alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
