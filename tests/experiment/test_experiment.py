@@ -24,6 +24,8 @@ from partwise.experiment.experiment import Experiment
 from partwise.experiment.recorder import Checkpointing, Silent
 from partwise.experiment.store import RunStore
 from partwise.local import SGD, LocalTraining
+from partwise.runtimes import Simulate
+from partwise.runtimes.executors import Plain as PlainExecutor
 from partwise.schedulers import Synchronous
 
 
@@ -143,6 +145,44 @@ def test_the_last_version_is_always_evaluated(tmp_path):
 
 
 # Bad input
+
+
+class Forgetful(FedAvg):
+    """Answers without its only stream, or with a loss that is none."""
+
+    def finish(self, held, trained, index, task, own, site):
+        updates, own = super().finish(held, trained, index, task, own, site)
+        return ({} if site.client == 1 else updates), own
+
+
+def test_a_reply_without_a_stream_is_refused_by_name_and_the_run_goes_on(tmp_path):
+    plan = LocalTraining(SGD(lr=0.5), batch_size=4, steps=3)
+    experiment(algorithm=Forgetful(plan), scheduler=Synchronous(cohort=6, rounds=2)).run(tmp_path / "run")
+    with RunStore(tmp_path / "run", "read") as store:
+        refused = store.events("refused")
+        assert [e["body"]["client"] for e in refused] == [1, 1]
+        assert "a reply must hold the streams ['model'], got []" in refused[0]["body"]["reason"]
+        assert [len(e["body"]["clients"]) for e in store.events("commit")] == [5, 5]
+
+
+@dataclass(frozen=True)
+class Liar:
+    """An executor whose jobs of client 5, the one with most examples, claim an absurd loss."""
+
+    loss: float
+
+    def run(self, jobs):
+        results = PlainExecutor().run(jobs)
+        return [r._replace(loss=self.loss) if len(j.data) == 20 else r for j, r in zip(jobs, results, strict=True)]
+
+
+@pytest.mark.parametrize(("loss", "refused"), [(math.nan, 2), (1e300, 0)])
+def test_one_client_cannot_stop_a_run_by_the_loss_it_claims(loss, refused, tmp_path):
+    run = experiment(scheduler=Synchronous(cohort=6, rounds=2), runtime=Simulate(Liar(loss)))
+    run.run(tmp_path / "run")
+    with RunStore(tmp_path / "run", "read") as store:
+        assert len(store.events("refused")) == refused
+        assert len(store.events("commit")) == 2
 
 
 def test_a_cohort_larger_than_the_population(tmp_path):

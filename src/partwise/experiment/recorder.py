@@ -208,9 +208,10 @@ class Recorder:
     def _committed(self, fields: Mapping[str, Any], world: World) -> str | None:
         self.version, self._is_due = fields["version"], True
         loss = float(fields["loss"])
-        if not math.isfinite(loss) or loss > _DIVERGED_ABOVE:
+        typical = float(fields["median_loss"])  # one client's word does not stop a run
+        if not math.isfinite(typical) or typical > _DIVERGED_ABOVE:
             raise DivergedError(
-                f"version {self.version}: the training loss is {loss:g}; the run diverges. "
+                f"version {self.version}: the median training loss is {typical:g}; the run diverges. "
                 "Lower the learning rates, or clip; the last checkpoint is from before."
             )
         scores = self._measure(world) if self.version % self._evaluation.every == 0 else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -211,6 +213,10 @@ class ServerProgram:
         return Arrived(now, info, flight.began)
 
     def _fault(self, node: ServerNode, reply: Reply) -> str:
+        """Why a reply cannot be used; a peer's word is taken for nothing that can be checked."""
+        expected = set() if self._star.channel.exchanges else set(self._star.all_aggregators())
+        if set(reply.updates) != expected:
+            return f"a reply must hold the streams {sorted(expected)}, got {sorted(reply.updates)}. Send all of them."
         try:
             for stream, update in reply.updates.items():
                 check_update(update, node.streams.get(stream, {}))
@@ -221,6 +227,11 @@ class ServerProgram:
                     )
         except ProtocolError as error:
             return str(error)
+        if not math.isfinite(reply.loss) or reply.steps < 0 or reply.examples < 0:
+            return (
+                f"a reply must state a finite loss and counts from 0 on, got loss {reply.loss}, {reply.steps} steps "
+                f"and {reply.examples} examples. Lower the client's learning rate or look at its data."
+            )
         return ""
 
     def _fetch(self, node: ServerNode, message: Message, id: int, index: Index, effects: list[Effect]) -> None:
@@ -325,6 +336,7 @@ class ServerProgram:
             "replies": len(infos),
             "clients": [i.client for i in infos],
             "loss": sum(loss * n for loss, n in losses) / weight if weight else float("nan"),
+            "median_loss": statistics.median(loss for loss, _ in losses) if losses else float("nan"),
             "staleness": [node.version - 1 - i.version for i in infos],
         }
         effects.append(Record("commit", fields))
