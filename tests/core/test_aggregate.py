@@ -174,8 +174,17 @@ def peak_of(num_updates, params, index, value):
 def test_memory_does_not_grow_with_the_number_of_updates():
     params = {"E": torch.zeros(100, 8)}
     index, value = Rows({"E": (100, 8)}, {"E": torch.arange(0, 100, 3)}), torch.ones(34, 8)
-    few, many = peak_of(3, params, index, value), peak_of(15, params, index, value)
-    assert 100 * 8 * 4 <= few <= many <= few * 1.1
+    few, many = peak_of(7, params, index, value), peak_of(70, params, index, value)  # 238 and 2,380 rows of 34
+    assert 34 * 8 * 4 <= few <= many <= few * 1.1
+
+
+def test_memory_follows_the_rows_that_are_touched_and_not_the_table():
+    at, value = torch.arange(0, 100, 3), torch.ones(34, 8)
+    small, large = (
+        peak_of(7, {"E": torch.empty(rows, 8, device="meta")}, Rows({"E": (rows, 8)}, {"E": at}), value)
+        for rows in (300, 300_000)
+    )
+    assert small <= large <= small * 1.1
 
 
 def test_a_scalar_that_nobody_holds():

@@ -5,7 +5,7 @@ Shapes: a parameter has shape (V, ...); r of its rows are touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ from partwise.core.codec import register
 from partwise.core.index import Coords, Index, Joint, Rows, Weight, Whole
 from partwise.core.model import Params, Values
 from partwise.core.population import Census
+from partwise.core.rowsum import RowSum
 from partwise.core.update import Update
 
 __all__ = ["Accumulator", "Aggregator", "Coverage", "Sum", "sum_updates"]
@@ -87,7 +88,7 @@ class Coverage:
 
 
 class Accumulator:
-    """A running `Sum` that owns its buffers: memory of one model, whatever the number of updates.
+    """A running `Sum` that owns its buffers: memory of what is touched, whatever the number of updates.
 
     Args:
         params: name -> tensor; shapes, types and devices of the sums.
@@ -99,24 +100,54 @@ class Accumulator:
 
     def _clear(self) -> None:
         self._value: Values = {}
+        self._rows: dict[str, RowSum] = {}
         self._cover = Coverage(self._params)
         self._total, self._count = 0.0, 0
 
     def add_(self, update: Update) -> None:
         """Add one update, weighted."""
         values = update.values()
-        for name in update.index.shapes:
-            if name not in self._value:
-                self._value[name] = torch.zeros_like(self._params[name])
         if isinstance(update.weight, Mapping):
-            weighted = {n: v * _broadcast(update.weight[n], v) for n, v in values.items()}
-            update.index.scatter_add_(self._value, weighted)
+            values = {n: v * _broadcast(update.weight[n], v) for n, v in values.items()}
             self._total += max((float(w.max()) for w in update.weight.values() if w.numel()), default=0.0)
+            factor = 1.0
         else:
-            update.index.scatter_add_(self._value, values, float(update.weight))
             self._total += float(update.weight)
-        self._cover.add_(update.index, update.weight)
+            factor = float(update.weight)
+        for member in update.index.members if isinstance(update.index, Joint) else (update.index,):
+            self._add_(member, values, factor, update.weight)
         self._count += 1
+
+    def _add_(self, index: Index, values: Values, factor: float, weight: Weight) -> None:
+        sparse = {n for n in index.shapes if isinstance(index, Rows) and index.rows[n] is not None} - self._value.keys()
+        for name in sparse:
+            assert isinstance(index, Rows)
+            at = index.rows[name]
+            assert at is not None
+            per_row = weight[name].double() if isinstance(weight, Mapping) else torch.tensor(float(weight)).double()
+            value = values[name] if factor == 1 else values[name] * factor
+            if name not in self._rows:
+                self._rows[name] = RowSum(len(self._params[name]))
+            self._rows[name].add_(at, value, per_row.expand(len(at)))
+        dense = index.shapes.keys() - sparse
+        if not dense:
+            return
+        for name in dense:
+            self._make_dense_(name)
+        part = index if len(dense) == len(index.shapes) else _restricted(index, dense)
+        part.scatter_add_(self._value, values, factor)
+        self._cover.add_(part, weight)
+
+    def _make_dense_(self, name: str) -> None:
+        """Give a parameter a buffer of its own size: it is held whole, or by more than rows."""
+        if name in self._value:
+            return
+        self._value[name] = torch.zeros_like(self._params[name])
+        if name in self._rows:
+            rows, value, weight = self._rows.pop(name).total()
+            part = Rows({name: tuple(self._params[name].shape)}, {name: rows})
+            part.put_(self._value, {name: value})
+            self._cover.add_(part, {name: weight})
 
     def take(self) -> Sum:
         """The sum so far; the accumulator is empty afterwards."""
@@ -124,7 +155,15 @@ class Accumulator:
         weight: Values = {}
         whole: dict[str, Tensor | None] = {}
         single: dict[str, Tensor] = {}
-        for name, cover in self._cover.weights.items():
+        for name in self._params:  # in the parameters' order, however they were touched
+            if name in self._rows:
+                rows, value[name], per_row = self._rows[name].total()
+                whole[name] = None if len(rows) == len(self._params[name]) else rows
+                weight[name] = per_row.reshape(-1, *(1,) * (self._params[name].dim() - 1))
+                continue
+            if name not in self._cover.weights:
+                continue
+            cover = self._cover.weights[name]
             held = _kept(cover, tuple(self._params[name].shape))
             if isinstance(held, _Flat):
                 single[name] = held.at
@@ -146,6 +185,12 @@ class Accumulator:
             return Whole(shapes(whole))
         rows, coords = Rows(shapes(whole), whole), Coords(shapes(single), single)
         return Joint((rows, coords)) if whole and single else coords if single else rows
+
+
+def _restricted(index: Index, names: Collection[str]) -> Index:
+    """The same rows of fewer parameters; only `Rows` mixes tables and whole parameters."""
+    assert isinstance(index, Rows)
+    return Rows({n: index.shapes[n] for n in names}, {n: index.rows[n] for n in names})
 
 
 class _Flat(NamedTuple):
