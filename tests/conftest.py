@@ -23,6 +23,7 @@ collect_ignore = [
     "toy_cli.py",
     "toy_federation.py",
     "toy_runs.py",
+    "toy_stack.py",
     "toy_star.py",
     "wire.py",
 ]  # shared by tests
