@@ -52,6 +52,10 @@ class Entries(Mapping[str, object]):
     def __init__(self, entries: Mapping[str, object]) -> None:
         self._entries = entries
 
+    def with_(self, name: str, entry: object) -> Entries:
+        """These and one more."""
+        return Entries({**self._entries, name: entry})
+
     def __getitem__(self, name: str) -> object:
         found = self._entries[name]
         return found.tree if isinstance(found, Kept) else found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import heapq
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from partwise.core.codec import encoded_size
-from partwise.core.plan import Executor, Job
+from partwise.core.plan import Executor, Job, opened
 from partwise.core.population import Population
 from partwise.core.program import SERVER, Effect, Halt, Message, NodeId, Program, Record, Send, Wake, Work
 from partwise.core.runtime import Observer, Traffic
@@ -28,7 +29,8 @@ class Simulate:
     network add nothing.
 
     Args:
-        executor: runs local plans.
+        executor: runs local plans; one that is `core.plan.Resident` is opened for the run. What it notes of itself is
+            recorded as `executor`, and known to it again when the run is resumed.
         memory_bytes: bound of the memory for replies that wait for a commit (half of it) and for messages under way
             and client states (the other half), >= 0; what is more goes to temporary files. Jobs that wait for the
             executor have a quarter as much. No result depends on it.
@@ -55,13 +57,16 @@ class Simulate:
         until: float | None = None,
         entries: Mapping[str, object] | None = None,
     ) -> tuple[Mapping[NodeId, Any], str]:
-        world = _World(programs, population, self.executor, (self.memory_bytes, self.folder))
-        if entries is None:
-            world.start()
-        else:
-            world.restore(entries)
-        reason = world.run(observer, math.inf if until is None else until)
-        observer.ended(world, reason)
+        saved: Any = (entries or {}).get("executor", ({}, {}))
+        notes, told = dict(saved[0]), saved[1]
+        with opened(self.executor, notes) as executor:
+            world = _World(programs, population, (executor, notes, told), (self.memory_bytes, self.folder))
+            if entries is None:
+                world.start()
+            else:
+                world.restore(entries)
+            reason = world.run(observer, math.inf if until is None else until)
+            observer.ended(world, reason)
         return Opened(world.nodes), reason
 
 
@@ -70,12 +75,13 @@ class _World:
         self,
         programs: Mapping[NodeId, Program],
         population: Population,
-        executor: Executor,
+        executor: tuple[Executor, dict[str, Any], dict[str, Any]],  # what it notes, and what of that is recorded
         memory: tuple[int, str | None],
     ) -> None:
         self.now, self.traffic = 0.0, Traffic()
         self.nodes: dict[NodeId, Kept] = {}
-        self._programs, self._population, self._executor = programs, population, executor
+        self._programs, self._population = programs, population
+        self._executor, self._notes, self._told = executor
         self._spool, replies = halves(*memory)
         self._queue: list[Parcel] = []
         self._number = 0
@@ -101,7 +107,8 @@ class _World:
                 return "time is up"
             parcel = heapq.heappop(self._queue)
             self.now = parcel.time
-            records = self._apply(parcel.to, self._step(parcel))
+            effects = self._step(parcel)
+            records = [*self._noted(), *self._apply(parcel.to, effects)]
             stops = [observer.record(record, self) for record in records]
             if records and self._programs[SERVER].is_settled():
                 observer.settled(self)
@@ -129,6 +136,13 @@ class _World:
         results = self._executor.run([job for _, job in waiting])
         for (parcel, _), result in zip(waiting, results, strict=True):
             parcel.body = self._spool.keep(failed("train", result) if isinstance(result, Exception) else result)
+
+    def _noted(self) -> list[Record]:
+        """What the executor has to say, once."""
+        if self._notes == self._told:
+            return []
+        self._told = copy.deepcopy(self._notes)
+        return [Record("executor", self._told)]
 
     def _apply(self, me: NodeId, effects: Sequence[Effect]) -> list[Record]:
         records: list[Record] = []
@@ -183,7 +197,8 @@ class _World:
         unchanged |= {f"message/{number}" for number in numbers & self._saved}
         self._changed.clear()
         self._saved = numbers
-        return packed(clock, self._queue, self.nodes), unchanged
+        found = packed(clock, self._queue, self.nodes)
+        return (found.with_("executor", (self._notes, self._told)) if self._notes else found), unchanged
 
     def restore(self, entries: Mapping[str, object]) -> None:
         """Go on from what `entries` gave."""

@@ -1,5 +1,7 @@
 """Executors: how local plans are run."""
 
 from partwise.runtimes.executors.plain import Plain
+from partwise.runtimes.executors.pool import Pool
+from partwise.runtimes.executors.stacked import Stacked
 
-__all__ = ["Plain"]
+__all__ = ["Plain", "Pool", "Stacked"]
