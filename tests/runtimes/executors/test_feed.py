@@ -34,7 +34,7 @@ def test_batches_are_those_of_plain():
     jobs = MLP.jobs((23, 12, 12, 7, 5), batch_size=5, epochs=2)
     jobs = [job._replace(data=Examples({"at": torch.arange(len(job.data)) + 1000 * i})) for i, job in enumerate(jobs)]
     drawn = [list(batches(job.plan, len(job.data), job.seed)) for job in jobs]
-    feed = Feed(jobs, torch.zeros((), dtype=torch.float64))
+    feed = Feed(jobs, [len(at) for at in drawn], torch.zeros((), dtype=torch.float64))
     for step in range(len(drawn[0])):
         batch, shares = feed.batch(step)
         taking = [at for at in drawn if len(at) > step]
@@ -50,7 +50,7 @@ def test_data_that_are_slices_of_one_column_are_not_copied():
     whole = torch.arange(40.0).reshape(20, 2)
     jobs = MLP.jobs((9, 6), batch_size=4)
     jobs = [jobs[0]._replace(data=Examples({"x": whole[7:16]})), jobs[1]._replace(data=Examples({"x": whole[1:7]}))]
-    feed = Feed(jobs, whole)
+    feed = Feed(jobs, [3, 2], whole)
     assert feed._columns["x"].untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
     for c, job in enumerate(jobs):
         at = next(batches(job.plan, len(job.data), job.seed))

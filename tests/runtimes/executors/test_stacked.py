@@ -127,9 +127,9 @@ def test_clients_trained_together_are_bounded(monkeypatch):
     sizes: list[int] = []
     original = Feed.__init__
 
-    def noted(self: Feed, jobs: Sequence[Job], like: Tensor) -> None:
+    def noted(self: Feed, jobs: Sequence[Job], steps: Sequence[int], like: Tensor) -> None:
         sizes.append(len(jobs))
-        original(self, jobs, like)
+        original(self, jobs, steps, like)
 
     monkeypatch.setattr(Feed, "__init__", noted)
     jobs = MLP.jobs([5] * 10)
@@ -139,12 +139,29 @@ def test_clients_trained_together_are_bounded(monkeypatch):
     executor.run(jobs)
     assert sizes == [4, 3, 3]
     sizes.clear()
-    one = sum(t.nbytes for t in jobs[0].start.values())
+    one = sum(t.nbytes for t in jobs[0].start.values()) + sum(c[:4].nbytes for c in jobs[0].data.columns().values())
     bounded = Stacked(max_bytes=3 * one)
     bounded.explain(jobs)
     sizes.clear()
     bounded.run(jobs)
     assert max(sizes) == 3
+
+
+def test_large_and_small_clients_are_trained_apart(monkeypatch):
+    widths: list[list[int]] = []
+    original = Feed.__init__
+
+    def noted(self: Feed, jobs: Sequence[Job], steps: Sequence[int], like: Tensor) -> None:
+        widths.append([len(job.data) for job in jobs])
+        original(self, jobs, steps, like)
+
+    monkeypatch.setattr(Feed, "__init__", noted)
+    jobs = MLP.jobs((200, 2, 3, 190, 2), batch_size=0, steps=2)
+    executor = Stacked()
+    executor.explain(jobs)
+    widths.clear()
+    agree(jobs, executor)
+    assert widths == [[200, 190], [3, 2, 2]]
 
 
 def test_results_do_not_share_memory():

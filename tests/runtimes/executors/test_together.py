@@ -127,7 +127,7 @@ def test_a_loss_of_its_own_is_mapped_where_batches_are_alike():
     assert lines == [
         "2 jobs: together by torch.func.vmap, for its loss is known as a function only",
         "2 jobs: together by torch.func.vmap, for its loss is known as a function only",
-        "1 job: one after another, for its loss has no like",
+        "1 job: one after another, for no other job has its loss",
     ]
     agree(jobs, Stacked())
 

@@ -53,17 +53,17 @@ class Folded:
         losses = self.model.losses(held, batch)  # type: ignore[arg-type]
         if losses.shape != (clients * width,):
             raise UnstackableError(f"the losses have the shape {tuple(losses.shape)}")
-        means = (losses.view(clients, width) * shares).sum(1)
-        means.sum().backward()
+        torch.autograd.backward(losses, shares.reshape(-1))  # the gradient of the sum of the clients' means
+        means = (losses.detach().view(clients, width) * shares).sum(1)
         found = {n: held[n].settle() for n in self.names}
         for name, parameter in held.items():
             self._note(name, parameter)
         if not lr:
-            return means.detach(), {n: torch.zeros_like(values[n]) if g is None else g for n, g in found.items()}
+            return means, {n: torch.zeros_like(values[n]) if g is None else g for n, g in found.items()}
         for name, grad in found.items():
             if grad is not None:
                 values[name].add_(grad, alpha=-lr)
-        return means.detach(), None
+        return means, None
 
     def _note(self, name: str, parameter: Held) -> None:
         if parameter.bounds:

@@ -28,13 +28,14 @@ class Feed:
     train on cannot make its loss infinite.
 
     Args:
-        jobs: equal columns; `num_steps` must not ascend.
-        like: the weights' type and device.
+        jobs: equal columns.
+        steps: of each job; must not ascend.
+        like: the shares' type and device.
     """
 
-    def __init__(self, jobs: Sequence[Job], like: Tensor) -> None:
-        self.steps = np.array([job.plan.num_steps(len(job.data)) for job in jobs])
-        drawn = [_drawn(job.plan, len(job.data), job.seed) for job in jobs]
+    def __init__(self, jobs: Sequence[Job], steps: Sequence[int], like: Tensor) -> None:
+        self._steps = np.array(steps)
+        drawn = [_drawn(job.plan, len(job.data), many, job.seed) for job, many in zip(jobs, steps, strict=True)]
         self._is_constant = all(len(positions) == 1 for positions, _ in drawn)
         self._columns, starts = _joined([job.data.columns() for job in jobs])
         long, wide = max(len(p) for p, _ in drawn), max(p.shape[1] for p, _ in drawn)
@@ -57,7 +58,7 @@ class Feed:
 
     def active(self, step: int) -> int:
         """How many of the clients take this step: A."""
-        return int((self.steps > step).sum())
+        return int((self._steps > step).sum())
 
     def batch(self, step: int) -> tuple[Batch, Tensor]:
         """Columns (A * b, ...), client after client, and each example's share of its client's mean, (A, b)."""
@@ -73,7 +74,7 @@ class Feed:
         return self._last[1]
 
 
-def _drawn(plan: LocalPlan, examples: int, seed: int) -> tuple[Ints, Ints]:
+def _drawn(plan: LocalPlan, examples: int, steps: int, seed: int) -> tuple[Ints, Ints]:
     """The positions of each batch (T, b), as `executors.plain.batches` draws them, and how many of them count (T,).
 
     One batch of everything is the same set at every step, so its order is not drawn: T is 1 then.
@@ -81,7 +82,7 @@ def _drawn(plan: LocalPlan, examples: int, seed: int) -> tuple[Ints, Ints]:
     size = min(plan.batch_size or examples, examples)
     if size == examples:
         return np.arange(examples)[None], np.array([examples])
-    steps, each = plan.num_steps(examples), -(-examples // size)
+    each = -(-examples // size)
     passes = -(-steps // each)
     orders = np.empty((passes, each * size), np.int64)
     for i in range(passes):

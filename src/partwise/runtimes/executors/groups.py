@@ -16,7 +16,7 @@ from partwise.core.plan import GradientTerm, Job, LossFn, ModelLoss
 from partwise.core.population import Examples
 from partwise.local import SGD, AdamW, ClipGradient, Proximal, Rescaled, Shift
 
-__all__ = ["Terms", "Unit", "narrowed", "stacked", "stacked_terms", "trainable_names", "unit_of"]
+__all__ = ["Terms", "Unit", "narrowed", "stacked", "stacked_terms", "unit_of"]
 
 Terms = Callable[[int], Sequence[GradientTerm]]
 
@@ -45,7 +45,7 @@ class Unit(NamedTuple):
     is_plain: bool
 
 
-def trainable_names(job: Job) -> tuple[str, ...]:
+def _trainable_names(job: Job) -> tuple[str, ...]:
     """What moves, in the order of the held values."""
     plan = job.plan
     return tuple(
@@ -55,8 +55,8 @@ def trainable_names(job: Job) -> tuple[str, ...]:
 
 def unit_of(job: Job) -> Unit | str:
     """The group of a job, or what stands in the way of any."""
-    plan, examples = job.plan, len(job.data)
-    obstacle = _obstacle(job)
+    plan, names = job.plan, _trainable_names(job)
+    obstacle = _obstacle(job, names)
     if obstacle:
         return obstacle
     model, factors, loss_key = _model_of(plan.loss)
@@ -64,9 +64,8 @@ def unit_of(job: Job) -> Unit | str:
     shapes = tuple((n, tuple(t.shape[1:] if n in ragged else t.shape), t.dtype) for n, t in job.start.items())
     columns = tuple((n, tuple(t.shape[1:]), t.dtype) for n, t in job.data.columns().items())
     terms = tuple(_term_key(term) for term in plan.gradient)
-    names = trainable_names(job)
     # A loss that is known as a function only takes whole batches, so they must have equal lengths.
-    pace = () if model is not None else (plan.batch_size, plan.num_steps(examples), examples)
+    pace = () if model is not None else (plan.batch_size, plan.num_steps(len(job.data)), len(job.data))
     device = str(next(iter(job.start.values())).device)
     kind = (loss_key, shapes, columns, names, device)
     rule = plan.optimizer
@@ -74,21 +73,21 @@ def unit_of(job: Job) -> Unit | str:
     return Unit((kind, plan.optimizer, terms, pace), kind, plan.loss, model, factors, ragged, names, is_plain)
 
 
-def _obstacle(job: Job) -> str:
+def _obstacle(job: Job, names: Sequence[str]) -> str:
     plan = job.plan
     if type(plan.optimizer) not in (SGD, AdamW):
         return f"the optimiser {type(plan.optimizer).__name__} is not known to work entry by entry"
     unknown = [type(term).__name__ for term in plan.gradient if type(term) not in (Proximal, Shift, ClipGradient)]
     if unknown:
         return f"the gradient term {unknown[0]} is not known for many clients"
-    if plan.buffers & job.start.keys():
+    if plan.buffers and plan.buffers & job.start.keys():
         return "the model has buffers, which move in the forward pass"
     if not isinstance(job.data, Examples) or not len(job.data):
         return "its data are not columns in memory"
     values = list(job.start.values())
     if not values or any(t.dtype not in (torch.float32, torch.float64) for t in values):
         return "it holds something else than 32-bit or 64-bit numbers"
-    if not trainable_names(job):
+    if not names:
         return "nothing is trainable"
     return ""
 

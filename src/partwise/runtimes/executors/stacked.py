@@ -37,13 +37,15 @@ class Stacked:
     The first way is tried on two clients against the second, once per model and shapes. A group in which anything
     raises is run again one client after another, so that every job has its own exception. The results are those of
     `Plain` but for rounding: within 1e-9 of the largest value in float64 and 1e-4 in float32, whose products are
-    summed in another order, after a few dozen steps.
+    summed in another order, after a few dozen steps; so who is trained together may change the last digits. A rule that
+    jumps where its argument is nothing but rounding (cautious decay, Adam where a gradient should be 0) may differ by
+    more in entries on which the loss does not depend.
 
     Args:
         max_clients: clients trained together at most, > 0.
-        max_bytes: of the values held by the clients trained together, >= 0; one client may have more. 0: 8 MiB on a
-            CPU, so that they stay in its cache, and 1 GiB elsewhere. Memory is a small multiple of it, whatever the
-            cohort.
+        max_bytes: of held values and batches of the clients trained together, >= 0; one client may have more. 0: 8 MiB
+            on a CPU, so that they stay in its cache, and 1 GiB elsewhere. What is needed besides jobs and results is a
+            small multiple of it, whatever the cohort.
 
     Example:
         >>> Stacked(max_clients=100).run([])
@@ -99,7 +101,7 @@ class Stacked:
         if isinstance(unit, str):
             return Way("alone", unit)
         if unit.model is None and len(jobs) == 1:
-            return Way("alone", "its loss has no like")
+            return Way("alone", "no other job has its loss")
         if unit.kind in self._ways:
             return self._ways[unit.kind]
         way, is_certain = way_of(unit, jobs)
@@ -142,14 +144,21 @@ def _chunks(unit: Unit, jobs: Sequence[Job], max_clients: int, max_bytes: int) -
     bound = max_bytes or (_CPU_BYTES if device.type == "cpu" else _OTHER_BYTES)
     rows = [sum(len(job.start[n]) for n in unit.ragged) for job in jobs]
     examples = [len(job.data) for job in jobs]
-    order = sorted(range(len(jobs)), key=lambda i: (rows[i], examples[i], i), reverse=True)
+    widths = [min(job.plan.batch_size or n, n) for job, n in zip(jobs, examples, strict=True)]
+    order = sorted(range(len(jobs)), key=lambda i: (rows[i], widths[i], examples[i]), reverse=True)
     while order:
-        largest = order[0]
-        size = max(1, sum(t.nbytes for t in jobs[largest].start.values()))
-        most = max(1, min(max_clients, bound // size))
+        largest = jobs[order[0]]
+        example = sum(c[:1].nbytes for c in largest.data.columns().values())
+        size = sum(t.nbytes for t in largest.start.values()) + example * widths[order[0]]
+        most = max(1, min(max_clients, bound // max(1, size)))
         many = -(-len(order) // -(-len(order) // most))
-        # A client with less than half the rows of the largest would mostly be padding.
-        while many > 1 and 2 * rows[order[many - 1]] < rows[largest]:
-            many -= 1
-        chunk, order = order[:many], order[many:]
-        yield chunk
+        while _has_much_padding([rows[i] for i in order[:many]]) or _has_much_padding(
+            [widths[i] for i in order[:many]]
+        ):
+            many = many * 3 // 4  # one alone is never padded
+        yield order[:many]
+        order = order[many:]
+
+
+def _has_much_padding(sizes: Sequence[int]) -> bool:
+    return max(sizes) * len(sizes) > 1.5 * sum(sizes)

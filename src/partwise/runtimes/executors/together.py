@@ -48,23 +48,25 @@ class _Chunk(NamedTuple):
 
     Args:
         jobs: most steps first.
+        steps: of each.
         values: name -> (C, ...).
         rows: table -> rows in `values`; a client with fewer has zeros behind them.
         num_rows: parameter -> how many rows each client has, (C,).
     """
 
     jobs: Sequence[Job]
+    steps: Sequence[int]
     values: Values
     rows: dict[str, int]
     num_rows: dict[str, Tensor]
 
 
-def _chunk(unit: Unit, jobs: Sequence[Job]) -> _Chunk:
+def _chunk(unit: Unit, jobs: Sequence[Job], steps: Sequence[int]) -> _Chunk:
     device = next(iter(jobs[0].start.values())).device
     rows = {n: max(len(job.start[n]) for job in jobs) for n in unit.ragged}
     named = [n for n, t in jobs[0].start.items() if t.dim()]
     num_rows = {n: torch.tensor([len(job.start[n]) for job in jobs], device=device) for n in named}
-    return _Chunk(jobs, stacked([job.start for job in jobs], rows), rows, num_rows)
+    return _Chunk(jobs, steps, stacked([job.start for job in jobs], rows), rows, num_rows)
 
 
 def _engine(unit: Unit, way: str, num_rows: dict[str, Tensor]) -> Folded | Vmapped:
@@ -83,7 +85,7 @@ def train(unit: Unit, jobs: Sequence[Job], way: Way) -> list[Trained]:
     """
     steps = [job.plan.num_steps(len(job.data)) for job in jobs]
     order = sorted(range(len(jobs)), key=lambda i: -steps[i])
-    chunk = _chunk(unit, [jobs[i] for i in order])
+    chunk = _chunk(unit, [jobs[i] for i in order], sorted(steps, reverse=True))
     engine = _engine(unit, way.name, chunk.num_rows)
     losses = _loop(unit, chunk, engine)
     check_ids(engine.bad)
@@ -100,10 +102,10 @@ def _loop(unit: Unit, chunk: _Chunk, engine: Folded | Vmapped) -> Tensor:
     """Train the values in place; the losses, (T, C) float64, 0 where a client has finished."""
     rule, values = chunk.jobs[0].plan.optimizer, chunk.values
     like = next(iter(values.values()))
-    feed, terms_of = Feed(chunk.jobs, like), stacked_terms(chunk.jobs, chunk.rows)
+    feed, terms_of = Feed(chunk.jobs, chunk.steps, like), stacked_terms(chunk.jobs, chunk.rows)
     lr = rule.lr if unit.is_plain else 0.0
     state = None if lr else rule.init({n: values[n] for n in unit.names})
-    losses = like.new_zeros(int(feed.steps[0]), len(chunk.jobs), dtype=torch.float64)
+    losses = like.new_zeros(chunk.steps[0], len(chunk.jobs), dtype=torch.float64)
     active, held, terms = 0, values, terms_of(0)
     for step in range(len(losses)):
         if feed.active(step) != active:
@@ -169,8 +171,8 @@ def _perturbed(job: Job, seed: int) -> Job:
 
 def _step(unit: Unit, jobs: Sequence[Job], way: str) -> list[Tensor]:
     """Losses and gradients of one step."""
-    chunk = _chunk(unit, jobs)
-    batch, shares = Feed(jobs, next(iter(chunk.values.values()))).batch(0)
+    chunk = _chunk(unit, jobs, [1] * len(jobs))
+    batch, shares = Feed(jobs, chunk.steps, next(iter(chunk.values.values()))).batch(0)
     losses, grads = _engine(unit, way, chunk.num_rows)(chunk.values, batch, shares, 0.0)
     assert grads is not None
     return [losses, *grads.values()]
