@@ -7,26 +7,26 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from partwise import algorithms
 from partwise.core.algorithm import Task
 from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.model import CrossEntropy, Model
-from partwise.core.plan import Job, LocalPlan, ModelLoss, Trained
+from partwise.core.plan import Job, Trained
 from partwise.core.population import Examples
-from partwise.local import SGD, AdamW, LocalTraining
-from partwise.populations import ArrayPopulation
+from partwise.local import SGD, LocalTraining
 from partwise.runtimes import Processes, Simulate
 from partwise.runtimes.executors import Plain, Pool
 from partwise.testing.examples import example_model, example_sites
 from toy_federation import CASES, play, star
+from toy_jobs import jobs, model, same
 from toy_star import Log
 
 PARENT = os.getpid()
@@ -39,56 +39,6 @@ def one_thread():
     yield
     torch.set_num_threads(threads)
     assert multiprocessing.active_children() == []
-
-
-def same(some: Sequence[Trained | Exception], others: Sequence[Trained | Exception]) -> bool:
-    """Equal to the last bit, errors by type and sentence."""
-    assert len(some) == len(others)
-    for a, b in zip(some, others, strict=True):
-        if isinstance(a, Exception) or isinstance(b, Exception):
-            if type(a) is not type(b) or str(a) != str(b):
-                return False
-        elif not (
-            list(a.end) == list(b.end)
-            and all(torch.equal(a.end[n], b.end[n]) and a.end[n].stride() == b.end[n].stride() for n in a.end)
-            and (a.steps, a.loss) == (b.steps, b.loss)
-        ):
-            return False
-    return True
-
-
-class Net(nn.Module):
-    """Convolution, running statistics, dropout, and a layer that nothing uses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 6, 3)
-        self.norm = nn.BatchNorm2d(6)
-        self.drop = nn.Dropout(0.4)
-        self.spare = nn.Linear(2, 2)
-        self.out = nn.Linear(6 * 36, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.drop(self.norm(self.conv(x)).relu().flatten(1)))
-
-
-def model() -> Model:
-    return Model(Net, CrossEntropy())
-
-
-def people() -> ArrayPopulation:
-    draw = torch.Generator().manual_seed(2)
-    x = torch.randn(60, 1, 8, 8, generator=draw)
-    return ArrayPopulation({"x": x, "y": torch.randint(3, (60,), generator=draw)}, torch.tensor([0, 7, 30, 31, 48, 60]))
-
-
-def jobs(of: Model | None = None, **more: Any) -> list[Job]:
-    of, population = of or model(), people()
-    start = of.init(4)
-    start["out.weight"] = start["out.weight"].t().contiguous().t()  # strides are kept: kernels depend on them
-    plan = LocalPlan(ModelLoss(of), AdamW(0.02), batch_size=4, steps=3, buffers=of.buffers())
-    plan = replace(plan, **more)
-    return [Job(plan, start, population.data(c), 10 + c) for c in population.clients]
 
 
 def everything_there_is() -> list[Job]:
@@ -160,7 +110,7 @@ def test_generator_of_this_process_is_left_alone():
 
 
 def test_lambdas_and_models_that_come_later():
-    first, other = model(), Model(lambda: Net().train(), CrossEntropy())
+    first, other = model(), Model(lambda: model().build().train(), CrossEntropy())
     odd = jobs(other, trainable=lambda name: name.startswith("out"))
     plain, mixed = jobs(first), [jobs(first)[0], odd[1], jobs(other)[2], odd[3], jobs(first)[4]]
     with Pool(workers=2).open({}) as pool:
@@ -325,15 +275,14 @@ def test_nothing_is_left_behind():
 def test_workers_die_with_their_parent():
     """The pipe that they all have open is at its end when the last of them is gone."""
     code = (
-        "from partwise.runtimes.executors import Pool; from test_pool import jobs\n"
+        "from partwise.runtimes.executors import Pool; from toy_jobs import jobs\n"
         "with Pool(workers=2).open({}) as pool:\n"
         "    pool.run(jobs())\n"
         "    print('ready', flush=True)\n"
         "    pool.run([job._replace(plan=job.plan.__class__(job.plan.loss, job.plan.optimizer, steps=10**9))"
         " for job in jobs()])\n"
     )
-    folder = os.path.dirname(__file__)  # noqa: PTH120 - a path as PYTHONPATH has it
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([folder, *(p for p in sys.path if p)])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == b"ready\n"
