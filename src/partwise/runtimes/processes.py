@@ -202,7 +202,7 @@ class _World:
     def _parcel(self, src: NodeId, to: NodeId, body: Any, after: float = 0.0, number: int = -1) -> Parcel:
         if number < 0:
             number, self._number = self._number, self._number + 1
-        return Parcel(self.now + after, max(src, to), number, src, to).stamped(self._spool.keep(body))
+        return Parcel(self.now + after, False, max(src, to), number, src, to).stamped(self._spool.keep(body))
 
     def _flush(self) -> None:
         """Let go what the last step has sent."""

@@ -20,13 +20,16 @@ from partwise.runtimes.parcel import Opened, Parcel, clock_of, failed, packed, u
 
 __all__ = ["Simulate"]
 
+_TOGETHER_BYTES = 32 << 20  # start values of clients that take no time and train together; no setting, so that it is
+# the same in every run: how simultaneous events are ordered depends on it
+
 
 @dataclass(frozen=True)
 class Simulate:
     """The simulator.
 
     A message takes its encoded bytes over the client's link; a local step takes the client's pace. Server and
-    network add nothing.
+    network add nothing. Jobs wait until the first of their results is due, and are then run together.
 
     Args:
         executor: runs local plans; one that is `core.plan.Resident` is opened for the run. What it notes of itself is
@@ -87,6 +90,7 @@ class _World:
         self._number = 0
         self._jobs: dict[int, tuple[Parcel, Job]] = {}  # by number of the parcel that brings the result
         self._jobs_bytes = 0
+        self._late_bytes = 0  # of the jobs whose results are late
         self._changed: set[NodeId] = set()
         self._saved: set[int] = set()  # numbers of the messages that the last entries had
         self._halted = ""
@@ -106,6 +110,7 @@ class _World:
             if self._queue[0].time > until:
                 return "time is up"
             parcel = heapq.heappop(self._queue)
+            self._late_bytes -= parcel.size if parcel.is_late else 0
             self.now = parcel.time
             effects = self._step(parcel)
             records = [*self._noted(), *self._apply(parcel.to, effects)]
@@ -159,20 +164,32 @@ class _World:
         return records
 
     def _push(self, time: float, src: NodeId, to: NodeId, body: Any, size: int | None = None) -> None:
-        parcel = Parcel(time, max(src, to), self._number, src, to).stamped(self._spool.keep(body, size))
+        parcel = Parcel(time, False, max(src, to), self._number, src, to).stamped(self._spool.keep(body, size))
         heapq.heappush(self._queue, parcel)
         self._number += 1
 
     def _work(self, me: NodeId, job: Job, steps: int) -> None:
         """Have the result delivered when the client is through; when it is computed is another matter."""
-        size = footprint(job.start)
+        size, seconds = footprint(job.start), steps * self._population.profile(me).seconds_per_step
         if self._jobs and self._jobs_bytes + size > self._spool.max_bytes // 2:
             self._run_jobs()
-        parcel = Parcel(self.now + steps * self._population.profile(me).seconds_per_step, me, self._number, me, me)
+        if not seconds:
+            self._gather(size)
+        parcel = Parcel(self.now + seconds, not seconds, me, self._number, me, me, size)
         self._jobs[self._number] = parcel, job
         self._jobs_bytes += size
         heapq.heappush(self._queue, parcel)
         self._number += 1
+
+    def _gather(self, size: int) -> None:
+        """Count a job that takes no time; when there are enough of them, let their results come before all else."""
+        if self._late_bytes and self._late_bytes + size > _TOGETHER_BYTES:
+            self._run_jobs()
+            for parcel in self._queue:
+                parcel.is_late = False
+            heapq.heapify(self._queue)
+            self._late_bytes = 0
+        self._late_bytes += size
 
     def _send(self, src: NodeId, to: NodeId, body: Any, after: float) -> None:
         """Have a message delivered when its bytes, which are counted, have crossed the client's link."""
@@ -206,4 +223,5 @@ class _World:
         self.now, self._number, self.traffic = clock["now"], clock["number"], clock["traffic"]
         self._halted = clock["halted"]
         self._queue = sorted(queue)
+        self._late_bytes = sum(parcel.size for parcel in queue if parcel.is_late)
         self._saved = {parcel.number for parcel in queue}
