@@ -22,7 +22,9 @@ collect_ignore = [
     "strategies.py",
     "toy_cli.py",
     "toy_federation.py",
+    "toy_jobs.py",
     "toy_runs.py",
+    "toy_stack.py",
     "toy_star.py",
     "wire.py",
 ]  # shared by tests

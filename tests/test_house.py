@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "algorithms": {"core", "local"},  # their plans are made of local optimisers and gradient terms
     "workloads": {"core", "populations"},
     "programs": {"core"},
-    "runtimes": {"core", "programs"},
+    "runtimes": {"core", "local", "programs"},  # executors know the local rules that they can apply to many clients
     "experiment": BELOW_EXPERIMENT,
     "testing": BELOW_EXPERIMENT,
     "cli": {*BELOW_EXPERIMENT, "experiment"},

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from partwise.algorithms import FedAvg
+from partwise.core.codec import decode, encode
 from partwise.core.population import Profile
 from partwise.core.program import SERVER, Message, Program, Record, Send, Wake, Work
 from partwise.core.runtime import Traffic
-from partwise.runtimes import Simulate
+from partwise.runtimes import Simulate, simulate
 from partwise.runtimes.executors import Plain
 from partwise.schedulers import Synchronous
 from toy_federation import CASES, LOCAL, model, outcome, play, population, star
@@ -100,12 +101,58 @@ def test_jobs_are_run_together_but_not_more_than_fit():
     assert sum(together.given) == sum(few.given) == 14
 
 
-def test_clients_that_take_no_time_finish_one_before_the_next_begins():
+@pytest.mark.parametrize(("bound", "given"), [(1 << 20, [4] * 5), (3 * 1340, [3, 1] * 5), (1, [1] * 20)])
+def test_clients_that_take_no_time_are_trained_together_within_a_bound(monkeypatch, bound, given):
+    """A client holds 318 numbers of 4 bytes, 1272 bytes, and 64 count for the dict around them."""
     people = population()
     people.profiles = {}
+    expected, log = play(Simulate(), star("scaffold", population=people))
+    monkeypatch.setattr(simulate, "_TOGETHER_BYTES", bound)
     executor = Counting()
-    play(Simulate(executor), star("fedavg", population=people))
-    assert executor.given == [1] * 20
+    found, other = play(Simulate(executor), star("scaffold", population=people))
+    assert executor.given == given
+    assert found == expected
+    assert other.records == log.records
+
+
+def test_clients_that_take_no_time_reply_one_after_another():
+    """However many train together: when a reply is in, no other one is on its way."""
+    people = population()
+    people.profiles = {}
+    seen: list[int] = []
+
+    def look(world: Any) -> None:
+        seen.append(sum(parcel.to == SERVER and not parcel.is_late for parcel in world._queue))
+
+    play(Simulate(), star("fedavg", population=people), Log(look, kind="reply"))
+    assert len(seen) == 20
+    assert max(seen) == 0
+
+
+def test_saved_amid_simultaneous_events_it_goes_on_as_it_would_have(monkeypatch):
+    """What has been gathered is counted again when a run is resumed."""
+    monkeypatch.setattr(simulate, "_TOGETHER_BYTES", 3 * 1340)
+    people = population()
+    people.profiles = {}
+
+    @dataclass
+    class Saving(Log):
+        saved: list[Any] = field(default_factory=list)
+
+        def record(self, record: Record, world: Any) -> str | None:
+            self.saved.append({name: encode(entry) for name, entry in world.entries()[0].items()})
+            return super().record(record, world)
+
+    log, executor = Saving(), Counting()
+    expected, _ = play(Simulate(), star("scaffold", population=people, rounds=2), log)
+    assert any(parcel.is_late for saved in log.saved for parcel in decode(saved["queue"]))
+    for moment, saved in enumerate(log.saved):
+        if moment % 3 == 1:
+            entries = {name: decode(data) for name, data in saved.items()}
+            assert (
+                play(Simulate(executor), star("scaffold", population=people, rounds=2), entries=entries)[0] == expected
+            )
+    assert max(executor.given) == 3
 
 
 # Time, by hand

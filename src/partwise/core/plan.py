@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -21,8 +22,10 @@ __all__ = [
     "LocalPlan",
     "LossFn",
     "ModelLoss",
+    "Resident",
     "Trained",
     "everything",
+    "opened",
 ]
 
 
@@ -136,3 +139,28 @@ class Executor(Protocol):
     def run(self, jobs: Sequence[Job]) -> Sequence[Trained | Exception]:
         """One result per job, in order; a job that raised gives its exception."""
         ...
+
+
+@runtime_checkable
+class Resident(Protocol):
+    """An executor that keeps something from one batch of jobs to the next: processes, a choice.
+
+    A runtime opens it when a run begins, has what it gets run every job, and closes it when the run ends, however
+    that comes about. By itself, unopened, `run` is as that of any other executor.
+    """
+
+    def run(self, jobs: Sequence[Job]) -> Sequence[Trained | Exception]: ...
+
+    def open(self, notes: dict[str, Any]) -> AbstractContextManager[Executor]:
+        """The executor of one run.
+
+        Args:
+            notes: what it has to know again when the run is resumed, as the codec takes it; empty in a new run. The
+                runtime saves it with everything else, and records it as `executor` when it has changed.
+        """
+        ...
+
+
+def opened(executor: Executor, notes: dict[str, Any]) -> AbstractContextManager[Executor]:
+    """What runs the jobs of one run: the executor itself, unless it is one to be opened."""
+    return executor.open(notes) if isinstance(executor, Resident) else nullcontext(executor)

@@ -22,22 +22,27 @@ register(Failed)
 class Parcel:
     """A message under way.
 
-    Ties in time go to the lower client, then to the message sent first: of clients that take no time, one finishes
-    before the next begins, so that their messages are never all there at once.
+    Ties in time go to the lower client, then to the message sent first: of clients that take no time, one has replied
+    before the next one replies, so that their messages are never all there at once. What is late comes after all of
+    them: the results of jobs that take no time, so that jobs of many clients can be run together.
 
     Args:
         time: when it is delivered.
+        is_late: whether all else that happens at that time comes first.
         client: whom it concerns: the higher of sender and receiver, which is never the server if there is a choice.
         number: how many were sent before.
         src: sender.
         to: receiver.
+        size: bytes of the start values of the job that it brings the result of.
     """
 
     time: float
+    is_late: bool
     client: NodeId
     number: int
     src: NodeId = field(compare=False)
     to: NodeId = field(compare=False)
+    size: int = field(default=0, compare=False)
     body: Kept | None = field(default=None, init=False, compare=False, repr=False)  # None: not computed yet
 
     def stamped(self, body: Kept | None) -> Parcel:
@@ -51,6 +56,10 @@ class Entries(Mapping[str, object]):
 
     def __init__(self, entries: Mapping[str, object]) -> None:
         self._entries = entries
+
+    def with_(self, name: str, entry: object) -> Entries:
+        """These and one more."""
+        return Entries({**self._entries, name: entry})
 
     def __getitem__(self, name: str) -> object:
         found = self._entries[name]

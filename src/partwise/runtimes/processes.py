@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from partwise.core.codec import DEFAULT_MAX_BYTES, decode, encoded_size
-from partwise.core.errors import ProtocolError
-from partwise.core.plan import Executor
+from partwise.core.errors import CompositionError, ProtocolError
+from partwise.core.plan import Executor, Resident
 from partwise.core.population import Population
 from partwise.core.program import SERVER, Effect, Failed, Halt, Message, NodeId, Program, Record, Send, Wake, Work
 from partwise.core.runtime import Observer, Traffic
@@ -44,7 +44,7 @@ class Processes:
 
     Args:
         workers: how many, >= 1.
-        executor: runs local plans, in the workers.
+        executor: runs local plans, in the workers; not one that is `core.plan.Resident`.
         memory_bytes: bound of the memory for replies that wait for a commit (half of it) and for messages under way
             and client states (the other half), in this process, and for as much again in all workers together; what
             is more goes to temporary files. No result depends on it.
@@ -65,6 +65,11 @@ class Processes:
             value = getattr(self, name)
             if value < least:
                 raise ValueError(f"Processes({name}={value}): must be at least {least}, got {value}. Raise it.")
+        if isinstance(self.executor, Resident):
+            raise CompositionError(
+                f"Processes(executor={self.executor!r}): its workers are processes already and open no executor, "
+                "got one that is opened for a run. Use Plain()."
+            )
 
     def run(
         self,
@@ -198,7 +203,7 @@ class _World:
     def _parcel(self, src: NodeId, to: NodeId, body: Any, after: float = 0.0, number: int = -1) -> Parcel:
         if number < 0:
             number, self._number = self._number, self._number + 1
-        return Parcel(self.now + after, max(src, to), number, src, to).stamped(self._spool.keep(body))
+        return Parcel(self.now + after, False, max(src, to), number, src, to).stamped(self._spool.keep(body))
 
     def _flush(self) -> None:
         """Let go what the last step has sent."""

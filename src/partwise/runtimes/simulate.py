@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import heapq
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from partwise.core.codec import encoded_size
-from partwise.core.plan import Executor, Job
+from partwise.core.plan import Executor, Job, opened
 from partwise.core.population import Population
 from partwise.core.program import SERVER, Effect, Halt, Message, NodeId, Program, Record, Send, Wake, Work
 from partwise.core.runtime import Observer, Traffic
@@ -19,16 +20,20 @@ from partwise.runtimes.parcel import Opened, Parcel, clock_of, failed, packed, u
 
 __all__ = ["Simulate"]
 
+_TOGETHER_BYTES = 32 << 20  # start values of clients that take no time and train together; no setting, so that it is
+# the same in every run: how simultaneous events are ordered depends on it
+
 
 @dataclass(frozen=True)
 class Simulate:
     """The simulator.
 
     A message takes its encoded bytes over the client's link; a local step takes the client's pace. Server and
-    network add nothing.
+    network add nothing. Jobs wait until the first of their results is due, and are then run together.
 
     Args:
-        executor: runs local plans.
+        executor: runs local plans; one that is `core.plan.Resident` is opened for the run. What it notes of itself is
+            recorded as `executor`, and known to it again when the run is resumed.
         memory_bytes: bound of the memory for replies that wait for a commit (half of it) and for messages under way
             and client states (the other half), >= 0; what is more goes to temporary files. Jobs that wait for the
             executor have a quarter as much. No result depends on it.
@@ -55,13 +60,16 @@ class Simulate:
         until: float | None = None,
         entries: Mapping[str, object] | None = None,
     ) -> tuple[Mapping[NodeId, Any], str]:
-        world = _World(programs, population, self.executor, (self.memory_bytes, self.folder))
-        if entries is None:
-            world.start()
-        else:
-            world.restore(entries)
-        reason = world.run(observer, math.inf if until is None else until)
-        observer.ended(world, reason)
+        saved: Any = (entries or {}).get("executor", ({}, {}))
+        notes, told = dict(saved[0]), saved[1]
+        with opened(self.executor, notes) as executor:
+            world = _World(programs, population, (executor, notes, told), (self.memory_bytes, self.folder))
+            if entries is None:
+                world.start()
+            else:
+                world.restore(entries)
+            reason = world.run(observer, math.inf if until is None else until)
+            observer.ended(world, reason)
         return Opened(world.nodes), reason
 
 
@@ -70,17 +78,19 @@ class _World:
         self,
         programs: Mapping[NodeId, Program],
         population: Population,
-        executor: Executor,
+        executor: tuple[Executor, dict[str, Any], dict[str, Any]],  # what it notes, and what of that is recorded
         memory: tuple[int, str | None],
     ) -> None:
         self.now, self.traffic = 0.0, Traffic()
         self.nodes: dict[NodeId, Kept] = {}
-        self._programs, self._population, self._executor = programs, population, executor
+        self._programs, self._population = programs, population
+        self._executor, self._notes, self._told = executor
         self._spool, replies = halves(*memory)
         self._queue: list[Parcel] = []
         self._number = 0
         self._jobs: dict[int, tuple[Parcel, Job]] = {}  # by number of the parcel that brings the result
         self._jobs_bytes = 0
+        self._late_bytes = 0  # of the jobs whose results are late
         self._changed: set[NodeId] = set()
         self._saved: set[int] = set()  # numbers of the messages that the last entries had
         self._halted = ""
@@ -100,8 +110,10 @@ class _World:
             if self._queue[0].time > until:
                 return "time is up"
             parcel = heapq.heappop(self._queue)
+            self._late_bytes -= parcel.size if parcel.is_late else 0
             self.now = parcel.time
-            records = self._apply(parcel.to, self._step(parcel))
+            effects = self._step(parcel)
+            records = [*self._noted(), *self._apply(parcel.to, effects)]
             stops = [observer.record(record, self) for record in records]
             if records and self._programs[SERVER].is_settled():
                 observer.settled(self)
@@ -130,6 +142,13 @@ class _World:
         for (parcel, _), result in zip(waiting, results, strict=True):
             parcel.body = self._spool.keep(failed("train", result) if isinstance(result, Exception) else result)
 
+    def _noted(self) -> list[Record]:
+        """What the executor has to say, once."""
+        if self._notes == self._told:
+            return []
+        self._told = copy.deepcopy(self._notes)
+        return [Record("executor", self._told)]
+
     def _apply(self, me: NodeId, effects: Sequence[Effect]) -> list[Record]:
         records: list[Record] = []
         for effect in effects:
@@ -145,20 +164,32 @@ class _World:
         return records
 
     def _push(self, time: float, src: NodeId, to: NodeId, body: Any, size: int | None = None) -> None:
-        parcel = Parcel(time, max(src, to), self._number, src, to).stamped(self._spool.keep(body, size))
+        parcel = Parcel(time, False, max(src, to), self._number, src, to).stamped(self._spool.keep(body, size))
         heapq.heappush(self._queue, parcel)
         self._number += 1
 
     def _work(self, me: NodeId, job: Job, steps: int) -> None:
         """Have the result delivered when the client is through; when it is computed is another matter."""
-        size = footprint(job.start)
+        size, seconds = footprint(job.start), steps * self._population.profile(me).seconds_per_step
         if self._jobs and self._jobs_bytes + size > self._spool.max_bytes // 2:
             self._run_jobs()
-        parcel = Parcel(self.now + steps * self._population.profile(me).seconds_per_step, me, self._number, me, me)
+        if not seconds:
+            self._gather(size)
+        parcel = Parcel(self.now + seconds, not seconds, me, self._number, me, me, size)
         self._jobs[self._number] = parcel, job
         self._jobs_bytes += size
         heapq.heappush(self._queue, parcel)
         self._number += 1
+
+    def _gather(self, size: int) -> None:
+        """Count a job that takes no time; when there are enough of them, let their results come before all else."""
+        if self._late_bytes and self._late_bytes + size > _TOGETHER_BYTES:
+            self._run_jobs()
+            for parcel in self._queue:
+                parcel.is_late = False
+            heapq.heapify(self._queue)
+            self._late_bytes = 0
+        self._late_bytes += size
 
     def _send(self, src: NodeId, to: NodeId, body: Any, after: float) -> None:
         """Have a message delivered when its bytes, which are counted, have crossed the client's link."""
@@ -183,7 +214,8 @@ class _World:
         unchanged |= {f"message/{number}" for number in numbers & self._saved}
         self._changed.clear()
         self._saved = numbers
-        return packed(clock, self._queue, self.nodes), unchanged
+        found = packed(clock, self._queue, self.nodes)
+        return (found.with_("executor", (self._notes, self._told)) if self._notes else found), unchanged
 
     def restore(self, entries: Mapping[str, object]) -> None:
         """Go on from what `entries` gave."""
@@ -191,4 +223,5 @@ class _World:
         self.now, self._number, self.traffic = clock["now"], clock["number"], clock["traffic"]
         self._halted = clock["halted"]
         self._queue = sorted(queue)
+        self._late_bytes = sum(parcel.size for parcel in queue if parcel.is_late)
         self._saved = {parcel.number for parcel in queue}

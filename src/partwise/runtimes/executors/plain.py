@@ -32,33 +32,32 @@ class Plain:
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Trained | Exception]:
         results: list[Trained | Exception] = []
-        for job in jobs:
-            try:
-                results.append(_train(job))
-            except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
-                results.append(error)
+        with torch.random.fork_rng(devices=[]):
+            for job in jobs:
+                try:
+                    results.append(_train(job))
+                except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+                    results.append(error)
         return results
 
 
 def _train(job: Job) -> Trained:
-    plan = job.plan
+    plan, data, loss_of, step_ = job.plan, job.data, job.plan.loss, job.plan.optimizer.step_
     params: Values = {name: t.clone() for name, t in job.start.items()}
     names = [n for n, t in params.items() if plan.trainable(n) and n not in plan.buffers and t.is_floating_point()]
+    values: Values = {n: t.detach() for n, t in params.items()}  # the same memory, out of autograd's sight
     leaves = [params[n].requires_grad_() for n in names]
-    state = plan.optimizer.init({n: params[n].detach() for n in names})
-    rng, total, steps = generator(job.seed, "loss"), 0.0, 0
+    state = plan.optimizer.init({n: values[n] for n in names})
+    rng, steps = generator(job.seed, "loss"), 0
     losses: list[Tensor] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(job.seed)  # dropout layers know no generator but the global one
-        for at in batches(plan, len(job.data), job.seed):
-            loss = plan.loss(params, job.data.batch(at), rng)
-            found = torch.autograd.grad(loss, leaves, allow_unused=True)
-            with torch.no_grad():
-                grads = {n: torch.zeros_like(params[n]) if g is None else g for n, g in zip(names, found, strict=True)}
-                for term in plan.gradient:
-                    grads = term(params, grads, steps)
-                state = plan.optimizer.step_(params, grads, state)
-            losses.append(loss.detach())
-            steps += 1
-    total = float(torch.stack(losses).double().mean())
-    return Trained({n: t.detach() for n, t in params.items()}, steps, total)
+    torch.default_generator.manual_seed(job.seed)  # dropout layers know no generator but the global one
+    for at in batches(plan, len(data), job.seed):
+        loss = loss_of(params, data.batch(at), rng)
+        found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        grads = {n: torch.zeros_like(values[n]) if g is None else g for n, g in zip(names, found, strict=True)}
+        for term in plan.gradient:
+            grads = term(values, grads, steps)
+        state = step_(values, grads, state)
+        losses.append(loss.detach())
+        steps += 1
+    return Trained(values, steps, float(torch.stack(losses).double().mean()))

@@ -1,0 +1,185 @@
+"""Training a chunk of clients together, and finding out how.
+
+Shapes: C clients in a chunk, A of them not finished yet, T local steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from partwise.core.model import Values
+from partwise.core.plan import Job, Trained
+from partwise.core.population import Examples
+from partwise.core.rng import generator
+from partwise.runtimes.executors.engines import Folded, Vmapped, check_ids, of_function, of_model
+from partwise.runtimes.executors.feed import Feed
+from partwise.runtimes.executors.folded import BetterAloneError, UnstackableError
+from partwise.runtimes.executors.groups import Unit, narrowed, stacked, stacked_terms
+from partwise.runtimes.executors.plain import Plain
+
+__all__ = ["FAILURES", "Way", "train", "way_of"]
+
+FAILURES = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    UnstackableError,
+    BetterAloneError,
+)
+
+
+class Way(NamedTuple):
+    """How a group is trained, and why no faster way was taken."""
+
+    name: Literal["folded", "vmap", "alone"]
+    why: str = ""
+
+
+class _Chunk(NamedTuple):
+    """Jobs whose values are stacked.
+
+    Args:
+        jobs: most steps first.
+        steps: of each.
+        values: name -> (C, ...).
+        rows: table -> rows in `values`; a client with fewer has zeros behind them.
+        num_rows: parameter -> how many rows each client has, (C,).
+    """
+
+    jobs: Sequence[Job]
+    steps: Sequence[int]
+    values: Values
+    rows: dict[str, int]
+    num_rows: dict[str, Tensor]
+
+
+def _chunk(unit: Unit, jobs: Sequence[Job], steps: Sequence[int]) -> _Chunk:
+    device = next(iter(jobs[0].start.values())).device
+    rows = {n: max(len(job.start[n]) for job in jobs) for n in unit.ragged}
+    named = [n for n, t in jobs[0].start.items() if t.dim()]
+    num_rows = {n: torch.tensor([len(job.start[n]) for job in jobs], device=device) for n in named}
+    return _Chunk(jobs, steps, stacked([job.start for job in jobs], rows), rows, num_rows)
+
+
+def _engine(unit: Unit, way: str, num_rows: dict[str, Tensor]) -> Folded | Vmapped:
+    if unit.model is None:
+        return Vmapped(of_function(unit.loss), unit.names, num_rows)
+    if way == "vmap":
+        return Vmapped(of_model(unit.model, unit.factors), unit.names, num_rows)
+    return Folded(unit.model, unit.factors, unit.names, num_rows)
+
+
+def train(unit: Unit, jobs: Sequence[Job], way: Way) -> list[Trained]:
+    """The results of jobs of one group, in order.
+
+    Raises:
+        IndexError: an id outside the rows of its client.
+    """
+    steps = [job.plan.num_steps(len(job.data)) for job in jobs]
+    order = sorted(range(len(jobs)), key=lambda i: -steps[i])
+    chunk = _chunk(unit, [jobs[i] for i in order], sorted(steps, reverse=True))
+    engine = _engine(unit, way.name, chunk.num_rows)
+    losses = _loop(unit, chunk, engine)
+    check_ids(engine.bad)
+    totals = losses.sum(0).tolist()
+    found: dict[int, Trained] = {}
+    for c, i in enumerate(order):
+        # Copies, for a view would keep the values of all clients alive.
+        own = {n: t[c, : len(jobs[i].start[n])] if n in chunk.rows else t[c] for n, t in chunk.values.items()}
+        found[i] = Trained({n: t.clone() for n, t in own.items()}, steps[i], totals[c] / steps[i])
+    return [found[i] for i in range(len(jobs))]
+
+
+def _loop(unit: Unit, chunk: _Chunk, engine: Folded | Vmapped) -> Tensor:
+    """Train the values in place; the losses, (T, C) float64, 0 where a client has finished."""
+    rule, values = chunk.jobs[0].plan.optimizer, chunk.values
+    like = next(iter(values.values()))
+    feed, terms_of = Feed(chunk.jobs, chunk.steps, like), stacked_terms(chunk.jobs, chunk.rows)
+    lr = rule.lr if unit.is_plain else 0.0
+    state = None if lr else rule.init({n: values[n] for n in unit.names})
+    losses = like.new_zeros(chunk.steps[0], len(chunk.jobs), dtype=torch.float64)
+    active, held, terms = 0, values, terms_of(0)
+    for step in range(len(losses)):
+        if feed.active(step) != active:
+            active = feed.active(step)
+            held = {n: t[:active] for n, t in values.items()}
+            state, terms = narrowed(state, active), terms_of(active)
+        batch, shares = feed.batch(step)
+        losses[step, :active], grads = engine(held, batch, shares, lr)
+        if grads is not None:
+            with torch.no_grad():
+                for term in terms:
+                    grads = term(held, grads, step)
+                state = rule.step_(held, grads, state)
+    return losses
+
+
+# Which way
+
+
+def way_of(unit: Unit, jobs: Sequence[Job]) -> tuple[Way, bool]:
+    """The fastest way that is right, and whether that will hold for other jobs of the same kind.
+
+    Folding is compared with vmap, which keeps clients apart by construction and refuses what it cannot, on two
+    clients whose parameters and data differ.
+    """
+    two = [_perturbed(jobs[0], 1), _perturbed(jobs[-1], 2)]
+    folded, why = None, "its loss is known as a function only"
+    try:
+        if unit.model is not None:
+            folded = _step(unit, two, "folded")
+    except BetterAloneError as error:
+        return Way("alone", str(error)), True
+    except FAILURES as error:
+        why = _first_line(error)
+    try:
+        mapped = _step(unit, two, "vmap")
+    except FAILURES as error:
+        is_sound = not any(isinstance(result, Exception) for result in Plain().run(two))
+        return Way("alone", f"torch.func.vmap refuses it: {_first_line(error)}"), is_sound
+    if folded is None:
+        return Way("vmap", why), True
+    if not _are_close(folded[:1], mapped[:1]) or not _are_close(folded[1:], mapped[1:]):
+        return Way("vmap", "an example's loss depends on the other examples of its batch"), True
+    return Way("folded"), True
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _perturbed(job: Job, seed: int) -> Job:
+    """The job at other values and, where they are no integers, on other data: zeros would hide much."""
+    rng = generator(seed, "trial")
+
+    def noisy(values: Tensor) -> Tensor:
+        if not values.is_floating_point():
+            return values
+        return values + 0.1 * torch.randn(values.shape, generator=rng, dtype=torch.float64).to(values)
+
+    start = {n: noisy(t) for n, t in job.start.items()}
+    return job._replace(start=start, data=Examples({n: noisy(c) for n, c in job.data.columns().items()}), seed=seed)
+
+
+def _step(unit: Unit, jobs: Sequence[Job], way: str) -> list[Tensor]:
+    """Losses and gradients of one step."""
+    chunk = _chunk(unit, jobs, [1] * len(jobs))
+    batch, shares = Feed(jobs, chunk.steps, next(iter(chunk.values.values()))).batch(0)
+    losses, grads = _engine(unit, way, chunk.num_rows)(chunk.values, batch, shares, 0.0)
+    assert grads is not None
+    return [losses, *grads.values()]
+
+
+def _are_close(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Up to rounding, measured by the largest entry of all: a gradient that should be 0 is nothing but rounding."""
+    scale = max(float(t.abs().max()) for t in others if t.numel())
+    near = scale * (1e-9 if others[0].dtype == torch.float64 else 1e-4)
+    return all(torch.allclose(one, other, rtol=0, atol=near) for one, other in zip(ones, others, strict=True))

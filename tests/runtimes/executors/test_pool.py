@@ -1,0 +1,306 @@
+"""The pool against the plain executor, bit by bit; and workers that die, raise, or outlive nobody."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from partwise import algorithms
+from partwise.core.algorithm import Task
+from partwise.core.errors import CompositionError, ProtocolError
+from partwise.core.model import CrossEntropy, Model
+from partwise.core.plan import Job, Trained
+from partwise.core.population import Examples
+from partwise.local import SGD, LocalTraining
+from partwise.runtimes import Processes, Simulate
+from partwise.runtimes.executors import Plain, Pool
+from partwise.testing.examples import example_model, example_sites
+from toy_federation import CASES, play, star
+from toy_jobs import jobs, model, same
+from toy_star import Log
+
+PARENT = os.getpid()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    assert multiprocessing.active_children() == []
+
+
+def everything_there_is() -> list[Job]:
+    """Two clients' jobs of every algorithm, in two versions."""
+    found = []
+    local = LocalTraining(SGD(0.3, momentum=0.5), batch_size=3, epochs=2, lr_decay=0.9, max_norm=2.0)
+    for name in algorithms.__all__:
+        cls = getattr(algorithms, name)
+        more = {"LocalOnly": {"inner": algorithms.FedProx(0.2, local), "names": ("out.bias",)}}
+        more |= {"Scaffold": {"local": local, "option": "I"}}
+        algorithm = cls(**more.get(name, {"local": local}))
+        of = example_model()
+        for site in example_sites(of):
+            own = algorithm.client_init(site)
+            server = algorithm.init(of.init(3), None)
+            for version in (0, 1):
+                task = Task(version, version, 0, 0)
+                index = algorithm.select(task, own, site)
+                held = {stream: index.gather(params) for stream, params in server.items()}
+                plan = algorithm.plan(held, index, task, own, site)
+                start = algorithm.personalize(held["model"], own)
+                found.append(Job(plan, start, site.localized(index), site.derive("work", task)))
+    return found
+
+
+def test_every_algorithm_is_bit_equal_to_plain():
+    given = everything_there_is()
+    expected = Plain().run(given)
+    assert len(given) == 6 * len(algorithms.__all__) >= 48
+    assert not any(isinstance(found, Exception) for found in expected)
+    assert same(Pool(workers=2).run(given), expected)
+    assert not same(Pool(workers=2).run([job._replace(seed=job.seed + 1) for job in given[:6]]), expected[:6])
+
+
+def test_batches_of_a_run_go_to_the_same_workers():
+    given = jobs()
+    before = {name: t.clone() for name, t in given[0].start.items()}
+    expected = Plain().run(given)
+    with Pool(workers=2).open({}) as pool:
+        for size in (1, 5, 2):
+            found = pool.run(given[:size])
+            assert same(found, expected[:size])
+            for trained in found:  # the results are the caller's own
+                assert isinstance(trained, Trained)
+                trained.end["out.bias"].fill_(9.0)
+            workers = {child.pid for child in multiprocessing.active_children()}
+            assert len(workers) == min(2, size) if size == 1 else len(workers) == 2
+        assert pool.run([]) == []
+        assert {child.pid for child in multiprocessing.active_children()} == workers
+    assert all(torch.equal(t, before[name]) for name, t in given[0].start.items())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_run_is_bit_equal_to_one_with_plain(case):
+    expected, log = play(Simulate(), star(case, rounds=3))
+    found, again = play(Simulate(Pool(workers=2)), star(case, rounds=3))
+    assert found == expected
+    assert log.records == again.records
+
+
+def test_generator_of_this_process_is_left_alone():
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    Pool(workers=1).run(jobs()[:2])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# What cannot be sent is inherited
+
+
+def test_lambdas_and_models_that_come_later():
+    first, other = model(), Model(lambda: model().build().train(), CrossEntropy())
+    odd = jobs(other, trainable=lambda name: name.startswith("out"))
+    plain, mixed = jobs(first), [jobs(first)[0], odd[1], jobs(other)[2], odd[3], jobs(first)[4]]
+    with Pool(workers=2).open({}) as pool:
+        assert same(pool.run(plain), Plain().run(plain))
+        workers = {child.pid for child in multiprocessing.active_children()}
+        assert same(pool.run(mixed), Plain().run(mixed))
+        anew = {child.pid for child in multiprocessing.active_children()}
+        assert not workers & anew
+        later = jobs(other)  # the new workers know both models
+        assert same(pool.run([*plain, *later]), Plain().run([*plain, *later]))
+        assert {child.pid for child in multiprocessing.active_children()} == anew
+    assert same(Pool(workers=2).run(odd), Plain().run(odd))
+
+
+# What goes wrong
+
+
+@dataclass(frozen=True)
+class InWorker:
+    """A gradient term that does something, but not in the process of the tests."""
+
+    what: Any
+
+    def __call__(self, params: Mapping[str, Tensor], grads: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        if os.getpid() != PARENT:
+            self.what()
+        return grads
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class OddError(RuntimeError):
+    """One that is pickled and cannot be unpickled."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one + two)
+
+
+def raise_odd() -> None:
+    raise OddError("a", "b")
+
+
+def raise_assertion() -> None:
+    raise AssertionError("the moon is not full")
+
+
+def with_term(job: Job, what: Any) -> Job:
+    return job._replace(plan=replace(job.plan, gradient=(InWorker(what),)))
+
+
+def test_killed_worker_loses_the_job_it_was_at_and_nothing_else():
+    given = jobs()
+    expected = Plain().run(given)
+    with Pool(workers=2).open({}) as pool:
+        pool.run(given)
+        found = list(pool.run([*given[:2], with_term(given[2], die), *given[3:]]))
+        lost = found.pop(2)
+        assert same(found, [*expected[:2], *expected[3:]])
+        assert isinstance(lost, ProtocolError)
+        assert str(lost) in {
+            f"Pool(workers=2): worker {n} must live until its job is done, but was killed by SIGKILL. "
+            "Is there enough memory?"
+            for n in (0, 1)
+        }
+        assert same(pool.run(given), expected)
+        (victim, *_) = multiprocessing.active_children()
+        victim.kill()
+        victim.join()
+        assert same(pool.run(given), expected)  # who had nothing to do loses nothing
+
+
+def test_killed_worker_is_a_lost_client_and_the_run_goes_on():
+    from partwise.core.algorithm import Algorithm
+    from toy_federation import LOCAL
+
+    @dataclass(frozen=True)
+    class Odd(Algorithm):
+        """Federated averaging in which one client's training ends its process, once."""
+
+        local: LocalTraining = LOCAL
+
+        def plan(self, held, index, task, own, site):
+            terms = (InWorker(die),) if site.client == 2 and task.version == 1 else ()
+            return self.local.plan(site, task, gradient=terms)
+
+    from partwise.schedulers import Synchronous
+
+    of, log = star("fedavg", algorithm=Odd(), scheduler=Synchronous(cohort=7, rounds=3)), Log()
+    _, reason = Simulate(Pool(workers=2)).run(of.programs(), of.population, log)
+    assert reason == "done"
+    (lost,) = log.of("lost")
+    assert (lost["client"], lost["version"], lost["stage"]) == (2, 1, "train")
+    assert lost["reason"].startswith("ProtocolError: Pool(workers=2): worker ")
+    assert [c["replies"] for c in log.of("commit")] == [7, 6, 7]
+
+
+def test_errors_are_those_of_plain():
+    given = jobs()
+    broken = given[1]._replace(data=Examples({"x": torch.ones(2, 1, 8, 8), "y": torch.tensor([0, 7])}))
+    mixed = [given[0], broken, given[2]]
+    assert isinstance(Plain().run(mixed)[1], IndexError)
+    assert same(Pool(workers=2).run(mixed), Plain().run(mixed))
+    (error,) = Pool(workers=1).run([with_term(given[0], raise_odd)])
+    assert isinstance(error, RuntimeError)
+    assert str(error) == "OddError: ab"
+
+
+def test_error_that_plain_would_raise_is_raised():
+    with Pool(workers=2).open({}) as pool:
+        with pytest.raises(AssertionError, match="the moon is not full") as raised:
+            pool.run([with_term(job, raise_assertion) for job in jobs()])
+        assert "in raise_assertion" in str(raised.value.__cause__)
+        assert multiprocessing.active_children() == []
+        assert same(pool.run(jobs()), Plain().run(jobs()))
+
+
+def test_worker_that_cannot_start_says_why(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: os._exit(3))
+    with pytest.raises(ProtocolError, match=r"worker 0: must start, got one that ended with exit code 3\. Use Plain"):
+        Pool(workers=1).run(jobs()[:1])
+
+
+def test_parameters_on_a_device_are_refused():
+    job = jobs()[0]._replace(start={"w": torch.empty(2, device="meta")})
+    with pytest.raises(ValueError, match=r"^Pool\(\): needs parameters on the CPU, got 'w' on meta\. Use Plain\(\)"):
+        Pool().run([job])
+
+
+def test_workers_leave_ctrl_c_to_the_parent():
+    with Pool(workers=2).open({}) as pool:
+        pool.run(jobs())
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGINT)
+        assert same(pool.run(jobs()), Plain().run(jobs()))
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - of this very moment
+
+
+def test_nothing_is_left_behind():
+    Pool(workers=1).run(jobs()[:1])
+    before = open_files()
+    Pool(workers=3).run(jobs())
+    assert open_files() == before
+    with pytest.raises(AssertionError):
+        Pool(workers=2).run([with_term(job, raise_assertion) for job in jobs()])
+
+    def interrupted() -> None:
+        with Pool(workers=2).open({}) as pool:
+            pool.run(jobs())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert open_files() == before
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_die_with_their_parent():
+    """The pipe that they all have open is at its end when the last of them is gone."""
+    code = (
+        "from partwise.runtimes.executors import Pool; from toy_jobs import jobs\n"
+        "with Pool(workers=2).open({}) as pool:\n"
+        "    pool.run(jobs())\n"
+        "    print('ready', flush=True)\n"
+        "    pool.run([job._replace(plan=job.plan.__class__(job.plan.loss, job.plan.optimizer, steps=10**9))"
+        " for job in jobs()])\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == b"ready\n"
+        run.kill()
+        assert run.stdout.read() == b""
+
+
+# Arguments
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match=r"^Pool\(workers=-1\): must be at least 0, got -1\. 0 is one per core\.$"):
+        Pool(workers=-1)
+    with pytest.raises(CompositionError, match=r"^Processes\(executor=Pool\(workers=2\)\): its workers are processes"):
+        Processes(executor=Pool(2))
+
+
+def test_no_number_is_one_worker_per_core(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2, 5})
+    with Pool().open({}) as pool:
+        assert len(pool._hands) == 3
