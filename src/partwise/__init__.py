@@ -95,6 +95,9 @@ if TYPE_CHECKING:
     from partwise.populations import from_table as from_table
     from partwise.runtimes import Processes as Processes
     from partwise.runtimes import Simulate as Simulate
+    from partwise.runtimes.executors import Auto as Auto
+    from partwise.runtimes.executors import Pool as Pool
+    from partwise.runtimes.executors import Stacked as Stacked
     from partwise.schedulers import Synchronous as Synchronous
     from partwise.transforms import Adagrad as Adagrad
     from partwise.transforms import Adam as Adam
@@ -129,6 +132,7 @@ _MODULE_OF = {
     "Aggregator": "partwise.core.aggregate",
     "Algorithm": "partwise.core.algorithm",
     "ArrayPopulation": "partwise.populations",
+    "Auto": "partwise.runtimes.executors",
     "BinaryCrossEntropy": "partwise.core.model",
     "Census": "partwise.core.population",
     "Channel": "partwise.core.channel",
@@ -178,6 +182,7 @@ _MODULE_OF = {
     "PartwiseError": "partwise.core.errors",
     "Perplexity": "partwise.core.metrics",
     "Plain": "partwise.channels",
+    "Pool": "partwise.runtimes.executors",
     "Population": "partwise.core.population",
     "Processes": "partwise.runtimes",
     "Profile": "partwise.core.population",
@@ -196,6 +201,7 @@ _MODULE_OF = {
     "Site": "partwise.core.algorithm",
     "SparseLogistic": "partwise.workloads",
     "SpecError": "partwise.core.errors",
+    "Stacked": "partwise.runtimes.executors",
     "StdlibCode": "partwise.workloads",
     "Sum": "partwise.core.aggregate",
     "Synchronous": "partwise.schedulers",
