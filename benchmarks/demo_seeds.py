@@ -43,6 +43,7 @@ def run(task: tuple[str, int, int, str]) -> dict[str, Any]:
         seed=seed,
         evaluation=pw.Evaluation(every=5),
         checkpointing=pw.Checkpointing(every_seconds=1e9),
+        runtime=pw.Simulate(pw.Stacked()),
     )
     result = experiment.run(root=root)
     whole = json.loads((result.folder / "population.json").read_text())["model"]["bytes"]
