@@ -13,7 +13,7 @@ DEMO = $(VENV)/bin/partwise demo
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types cover format docs bench clean
+.PHONY: help demo test slow check lint types cover format docs bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' Makefile | awk -F ':.*## *' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ demo: $(VENV)/.stamp-run  ## a federated run on real data, and its report
 
 test: $(VENV)/.stamp-dev  ## unit tests, doctests and examples
 	$(PYTEST)
+
+slow: $(VENV)/.stamp-dev  ## the tests that take longer: kills at random moments, published comparisons
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n $(WORKERS) tests
 
 check: lint types cover  ## what CI runs: format, lint, types, tests, coverage of at least 90 %
 

@@ -58,4 +58,7 @@ def _lines(numbers: dict[str, Any]) -> list[str]:
 
 
 def _spread(numbers: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {numbers[name]:,.4g}" for name in ("min", "p10", "median", "p90", "max"))
+    names = ("min", "p10", "median", "p90", "max")
+    return ", ".join(
+        f"{name} {numbers[name]:,.{0 if numbers[name] >= 1000 else 1}f}".replace(".0", "") for name in names
+    )
