@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["describe"]
+__all__ = ["describe", "mnist_folder"]
 
 
 def _processor() -> str:
@@ -36,3 +36,9 @@ def describe(seed: int) -> str:
     """One line: machine, versions, commit, seed."""
     versions = f"Python {sys.version.split()[0]}, torch {version('torch')}, partwise {version('partwise')}"
     return f"{_processor()}, {os.cpu_count()} cores; {versions}, commit {_commit()}, seed {seed}"
+
+
+def mnist_folder() -> Path | None:
+    """Where MNIST is: `data` in $PARTWISE_SHARED or in `shared` beside the repository; None without it."""
+    shared = Path(os.environ.get("PARTWISE_SHARED", Path(__file__).parents[2] / "shared"))
+    return shared / "data" if (shared / "data" / "mnist.npz").is_file() else None

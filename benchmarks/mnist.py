@@ -1,6 +1,6 @@
 """FedAvg, FedProx, SCAFFOLD, FedAdam and HeteroFL on MNIST: 100 clients, Dirichlet 0.3, a CNN, 10 clients a round.
 
-    python benchmarks/mnist.py --folder FOLDER_WITH_MNIST [--rounds 60] [--seeds 3] [--jobs 2] [--out FILE]
+    python benchmarks/mnist.py [--folder FOLDER_WITH_MNIST] [--rounds 60] [--seeds 3] [--jobs 2] [--out FILE]
 
 Every method sees the same cohorts and the same partition and trains alike: equal local steps, gradients clipped to
 norm 5. Without the bound SCAFFOLD diverged in the fourth round: a control variate from the steep beginning is added to
@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from machine import describe
+from machine import describe, mnist_folder
 
 import partwise as pw
 
@@ -96,17 +96,22 @@ def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", required=True, help="where mnist.npz or the four original files are")
+    parser.add_argument("--folder", default=mnist_folder(), help="where mnist.npz or the four original files are")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--root", default="runs")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.folder is None:
+        print("MNIST is not here. Name its folder: --folder FOLDER")
+        return
     where = describe(seed=1)
     print(where)
     seeds = range(1, arguments.seeds + 1)
-    tasks = [(name, arguments.folder, arguments.rounds, seed, arguments.root) for seed in seeds for name in methods()]
+    tasks = [
+        (name, str(arguments.folder), arguments.rounds, seed, arguments.root) for seed in seeds for name in methods()
+    ]
     found: dict[str, list[dict[str, float]]] = {}
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for name, seed, numbers in pool.map(run, tasks):
