@@ -23,3 +23,10 @@ def test_every_block_of_the_page_runs_in_order(page, tmp_path, monkeypatch):
     for block in BLOCK.finditer(text):
         line = text[: block.start()].count("\n") + 1
         exec(compile("\n" * line + block[1], str(page), "exec"), module.__dict__)
+
+
+def test_no_formatter_has_touched_a_snippet():
+    """A fence marked as Python is laid out as Python, and a snippet's mark in it is then no mark any more."""
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+    assert len(pages) > 5
+    assert [page.name for page in pages if re.search(r"--8 |< --", page.read_text())] == []
