@@ -25,6 +25,15 @@ def test_every_block_of_the_page_runs_in_order(page, tmp_path, monkeypatch):
         exec(compile("\n" * line + block[1], str(page), "exec"), module.__dict__)
 
 
+def test_the_specification_on_the_page_is_one():
+    from partwise.experiment.spec import dump, loads
+
+    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "how-to" / "spec-files.md").read_text(), re.DOTALL)
+    written = dump(loads(block))
+    assert 'name = "ErrorFeedback"' in written
+    assert "target = 0.78" in written
+
+
 def test_no_formatter_has_touched_a_snippet():
     """A fence marked as Python is laid out as Python, and a snippet's mark in it is then no mark any more."""
     pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
