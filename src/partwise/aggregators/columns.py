@@ -13,8 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from partwise.core.aggregate import Coverage
-from partwise.core.index import Coords, Index, Joint, Rows, Whole
+from partwise.core.aggregate import Coverage, union_index
 from partwise.core.model import Params, Values
 from partwise.core.update import Update, is_finite
 
@@ -127,17 +126,7 @@ def reduce_columns(updates: Sequence[Update], params: Params, rule: Rule, *, lea
             value[name] = flat.reshape(-1, *like.shape[1:])
         else:
             single[name], value[name] = mask.nonzero().reshape(-1), flat
-    return Update(_index(whole, single, params), value, float(len(updates)))
-
-
-def _index(whole: dict[str, Tensor | None], single: dict[str, Tensor], params: Params) -> Index:
-    def shapes(names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(params[name].shape) for name in names}
-
-    if not single and all(rows is None for rows in whole.values()):
-        return Whole(shapes(list(whole)))
-    rows, coords = Rows(shapes(list(whole)), whole), Coords(shapes(list(single)), single)
-    return Joint((rows, coords)) if whole and single else coords if single else rows
+    return Update(union_index(whole, single, params), value, float(len(updates)))
 
 
 def num_held(update: Update) -> int:

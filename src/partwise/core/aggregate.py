@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from partwise.core.codec import register
-from partwise.core.index import Coords, Index, Joint, Rows, Weight, Whole
+from partwise.core.index import Coords, Index, Joint, Rows, Weight, Whole, shapes_of
 from partwise.core.model import Params, Values
 from partwise.core.population import Census
 from partwise.core.rowsum import RowSum
 from partwise.core.update import Update
 
-__all__ = ["Accumulator", "Aggregator", "Coverage", "Sum", "sum_updates"]
+__all__ = ["Accumulator", "Aggregator", "Coverage", "Sum", "sum_updates", "union_index"]
 
 
 @register
@@ -173,18 +173,23 @@ class Accumulator:
                 whole[name] = held
                 value[name] = self._value[name] if held is None else self._value[name][held]
                 weight[name] = cover if held is None else cover[held]
-        got = Sum(self._union(whole, single), value, weight, self._total, self._count)
+        got = Sum(union_index(whole, single, self._params), value, weight, self._total, self._count)
         self._clear()
         return got
 
-    def _union(self, whole: dict[str, Tensor | None], single: dict[str, Tensor]) -> Index:
-        def shapes(names: Iterable[str]) -> dict[str, tuple[int, ...]]:
-            return {name: tuple(self._params[name].shape) for name in names}
 
-        if not single and all(at is None for at in whole.values()):
-            return Whole(shapes(whole))
-        rows, coords = Rows(shapes(whole), whole), Coords(shapes(single), single)
-        return Joint((rows, coords)) if whole and single else coords if single else rows
+def union_index(whole: Mapping[str, Tensor | None], single: Mapping[str, Tensor], params: Params) -> Index:
+    """The index over what several updates held together.
+
+    Args:
+        whole: name -> rows that were touched, (r,) int64 ascending; None for all of them.
+        single: name -> flat positions that were touched, (c,) int64 ascending; no name of `whole`.
+        params: their shapes.
+    """
+    if not single and all(at is None for at in whole.values()):
+        return Whole(shapes_of(params, whole))
+    rows, coords = Rows(shapes_of(params, whole), whole), Coords(shapes_of(params, single), single)
+    return Joint((rows, coords)) if whole and single else coords if single else rows
 
 
 def _restricted(index: Index, names: Collection[str]) -> Index:

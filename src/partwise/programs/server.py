@@ -66,7 +66,6 @@ class ServerNode:
         chains: stream -> state of the server chain.
         in_flight: task -> what is known of it.
         inbox: task -> the reply, until it is committed.
-        infos: the same replies as the scheduler sees them.
         attempts: client -> (version, how often it was asked at it).
         told: client -> its tasks whose replies were committed, until it has answered a task that told it so.
         next_id: number of the next task.
@@ -80,7 +79,6 @@ class ServerNode:
     chains: dict[str, State] = field(default_factory=dict)
     in_flight: dict[int, InFlight] = field(default_factory=dict)
     inbox: dict[int, Waiting] = field(default_factory=dict)
-    infos: dict[int, ReplyInfo] = field(default_factory=dict)
     attempts: dict[int, tuple[int, int]] = field(default_factory=dict)
     told: dict[int, tuple[int, ...]] = field(default_factory=dict)
     next_id: int = 0
@@ -199,7 +197,7 @@ class ServerProgram:
             return self._refused(node, now, flight, fault, effects)
         info = ReplyInfo(reply.id, src, flight.task.version, reply.steps, reply.examples)
         updates = {stream: self._spool.keep(update) for stream, update in reply.updates.items()}
-        node.inbox[reply.id], node.infos[reply.id] = Waiting(reply.loss, updates), info
+        node.inbox[reply.id] = Waiting(reply.loss, updates)
         fields = {
             "client": src,
             "version": flight.task.version,
@@ -360,7 +358,7 @@ class ServerProgram:
 
     def _forget(self, node: ServerNode, infos: Sequence[ReplyInfo]) -> None:
         for info in infos:
-            del node.inbox[info.id], node.infos[info.id]
+            del node.inbox[info.id]
 
 
 def _fit(

@@ -130,8 +130,7 @@ class MNIST:
 
     def __post_init__(self) -> None:
         _check_size(self, self.size)
-        if self.folder is not None:
-            object.__setattr__(self, "folder", Path(self.folder))
+        _as_path(self, self.folder)
 
     def build(self, seed: int) -> Workload:
         images = _idx_or_npz(self, self.folder, "mnist", _MNIST_FILES if self.download else ())
@@ -163,8 +162,7 @@ class FashionMNIST:
 
     def __post_init__(self) -> None:
         _check_size(self, self.size)
-        if self.folder is not None:
-            object.__setattr__(self, "folder", Path(self.folder))
+        _as_path(self, self.folder)
 
     def build(self, seed: int) -> Workload:
         images = _idx_or_npz(self, self.folder, "fashion_mnist", _FASHION_FILES if self.download else ())
@@ -196,11 +194,16 @@ class CIFAR10:
 
     def __post_init__(self) -> None:
         _check_size(self, self.size)
-        if self.folder is not None:
-            object.__setattr__(self, "folder", Path(self.folder))
+        _as_path(self, self.folder)
 
     def build(self, seed: int) -> Workload:
         return _workload(_cifar(self, self.folder, self.download), _CIFAR, self, seed)
+
+
+def _as_path(part: object, folder: Path | str | None) -> None:
+    """Keep a folder as a path, however it was written, so that a specification can freeze it."""
+    if folder is not None:
+        object.__setattr__(part, "folder", Path(folder))
 
 
 def _check_size(part: object, size: str) -> None:
