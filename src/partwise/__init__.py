@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from partwise.core.algorithm import Task as Task
     from partwise.core.channel import Channel as Channel
     from partwise.core.errors import CheckpointError as CheckpointError
-    from partwise.core.errors import ClientError as ClientError
     from partwise.core.errors import CompositionError as CompositionError
     from partwise.core.errors import DataError as DataError
     from partwise.core.errors import DivergedError as DivergedError
@@ -139,7 +138,6 @@ _MODULE_OF = {
     "CheckpointError": "partwise.core.errors",
     "Checkpointing": "partwise.experiment",
     "ClickLog": "partwise.workloads",
-    "ClientError": "partwise.core.errors",
     "Clip": "partwise.transforms",
     "CompositionError": "partwise.core.errors",
     "Constant": "partwise.populations",

@@ -6,8 +6,7 @@
     ├── DataError          data that cannot be used as given
     ├── ProtocolError      a message or peer that breaks the exchange
     ├── CheckpointError    a checkpoint or run directory that cannot be read or written
-    ├── DivergedError      a run whose parameters or loss are no longer finite
-    └── ClientError        a client's failure, with client, version and stage
+    └── DivergedError      a run whose parameters or loss are no longer finite
 
 A wrong value given to a part is a `ValueError`, a wrong kind a `TypeError`, as everywhere in Python.
 """
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 __all__ = [
     "CheckpointError",
-    "ClientError",
     "CompositionError",
     "DataError",
     "DivergedError",
@@ -61,18 +59,3 @@ class CheckpointError(PartwiseError):
 
 class DivergedError(PartwiseError):
     """A run whose parameters or loss are no longer finite."""
-
-
-class ClientError(PartwiseError):
-    """A client's failure.
-
-    Args:
-        client: who failed.
-        version: the server version its work began from.
-        stage: what it was doing: `select`, `train`, `finish`, `check`.
-        reason: the sentence of the error underneath.
-    """
-
-    def __init__(self, client: int, version: int, stage: str, reason: str) -> None:
-        self.client, self.version, self.stage, self.reason = client, version, stage, reason
-        super().__init__(f"client {client} failed in {stage} (version {version}): {reason}")
