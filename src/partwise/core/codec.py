@@ -23,6 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from partwise.core.blocks import Block, checksum, view
+from partwise.core.sizes import UncommonError, header_and_blocks
 from partwise.core.tree import Reader, Tree, Writer, fail, register, tokens_of
 
 __all__ = [
@@ -108,10 +109,14 @@ def encode(tree: Tree, *, checksummed: bool = True) -> bytes:
 
 def encoded_size(tree: Tree) -> int:
     """`len(encode(tree))`, without touching blocks of floats."""
-    writer = _written(tree)
-    end = PREFIX_BYTES + len(writer.header())
-    for block in writer.blocks:
-        end += _padding(end) + block.length
+    try:
+        header, lengths = header_and_blocks(tree)
+    except UncommonError:
+        writer = _written(tree)
+        header, lengths = len(writer.header()), [block.length for block in writer.blocks]
+    end = PREFIX_BYTES + header
+    for length in lengths:
+        end += _padding(end) + length
     return end
 
 

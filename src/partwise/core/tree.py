@@ -33,7 +33,7 @@ from partwise.core.blocks import (
 )
 from partwise.core.errors import ProtocolError
 
-__all__ = ["Reader", "Tree", "Writer", "fail", "register", "tokens_of"]
+__all__ = ["Reader", "Tree", "Writer", "entry_of", "fail", "register", "tokens_of"]
 
 _MAX_DEPTH = 64
 _MAX_DIMS = 32  # as many as every NumPy can have
@@ -101,6 +101,11 @@ def register(cls: type[T]) -> type[T]:
     entry = _Class(cls, name, fields, zlib.crc32(",".join(fields).encode()))
     _BY_NAME[name] = _BY_TYPE[cls] = entry
     return cls
+
+
+def entry_of(cls: type) -> _Class | None:
+    """What is registered of a class, if it is."""
+    return _BY_TYPE.get(cls)
 
 
 # Encoding

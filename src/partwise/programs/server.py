@@ -15,6 +15,7 @@ from partwise.core.algorithm import ServerState, Task
 from partwise.core.codec import register
 from partwise.core.errors import DivergedError, ProtocolError
 from partwise.core.index import Index
+from partwise.core.model import Params, Values
 from partwise.core.program import Effect, Failed, Halt, Message, NodeId, Record, Send, Wake
 from partwise.core.rng import generator
 from partwise.core.schedule import After, Arrived, Commit, Deadline, Dispatch, Event, Lost, ReplyInfo, Started, Stop
@@ -93,6 +94,7 @@ class ServerProgram:
         self._session: Session | None = None  # never saved: restarted, not resumed
         self._waiting: list[Any] = []  # actions that wait for the session to end
         self._spool = Spool()
+        self._lent: set[str] = set()  # names of parameters that clients may be reading, in every stream
 
     def init(self, me: NodeId) -> ServerNode:
         star = self._star
@@ -246,8 +248,21 @@ class ServerProgram:
             )
             self._schedule(node, message, self._refused(node, message.now, flight, reason, effects), effects)
             return
-        held = {stream: index.gather(params) for stream, params in node.streams.items()}
+        held = {stream: self._gathered(index, params) for stream, params in node.streams.items()}
         effects.append(Send(message.src, Held(id, held)))
+
+    def _gathered(self, index: Index, params: Params) -> Values:
+        """What a client holds; where that is all there is, the server's own tensors, lent until the next commit."""
+        if any(index.grain(name) for name in index.shapes):
+            return index.gather(params)
+        self._lent.update(index.shapes)
+        return {name: params[name] for name in index.shapes}
+
+    def _take_back(self, streams: ServerState) -> None:
+        """Leave what was lent to those who have it, before the server's parameters change."""
+        for params in streams.values():
+            params.update({name: params[name].clone() for name in self._lent & params.keys()})
+        self._lent.clear()
 
     # What the scheduler wants
 
@@ -326,6 +341,7 @@ class ServerProgram:
         self._forget(node, infos)
         for info in (i for i in infos if i.client not in lost):
             node.told[info.client] = (*node.told.get(info.client, ()), info.id)
+        self._take_back(node.streams)
         node.streams = self._star.algorithm.commit(node.streams, totals, infos)
         node.version += 1
         weight = sum(n for _, n in losses)
