@@ -7,11 +7,16 @@ from itertools import combinations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from partwise.algorithms import FedAvg, FedSubAvg
-from partwise.core.model import Model
+from partwise.core.model import MeanSquaredError, Model
 from partwise.local import SGD, LocalTraining
-from toy_star import Clients, Cohorts, full_batch, run, server, star_of
+from partwise.runtimes import Simulate
+from partwise.runtimes.executors import Plain, Stacked
+from partwise.schedulers import Synchronous
+from toy_star import Clients, Cohorts, Log, full_batch, run, server, star_of
 
 HELD = ((0, 1), (0, 2), (0, 1), (0,))
 UPDATES = ((1.0, 4.0), (2.0, 6.0), (3.0, 8.0), (6.0,))
@@ -229,3 +234,66 @@ def test_messages():
         FedSubAvg("count", weighting="size_ratio")
     with pytest.raises(ValueError, match=r"FedSubAvg\(cap=0\): must be above 0, got 0"):
         FedSubAvg(cap=0)
+
+
+# What a round costs when the table is large
+
+ROWS_ONLY = {  # operations that may be given a table: they look at some rows of it, or at none
+    "aten.alias.default",
+    "aten.detach.default",
+    "aten.expand.default",
+    "aten.index.Tensor",
+    "aten.index_add_.default",
+    "aten.index_copy_.default",
+    "aten.index_select.default",
+    "aten.view.default",
+}
+
+
+class LargeTensors(TorchDispatchMode):
+    """Notes every operation that takes or gives a tensor of so many elements, once it is on."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements, self.is_on = elements, False
+        self.seen: set[str] = set()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        self.count += self.is_on
+        leaves = tree_leaves((args, kwargs, found))
+        if self.is_on and any(isinstance(x, torch.Tensor) and x.numel() >= self.elements for x in leaves):
+            self.seen.add(str(func))
+        return found
+
+
+@pytest.mark.parametrize("executor", [Plain(), Stacked()])
+@pytest.mark.parametrize("estimator", ["heat", "capped", "count", "fedavg"])
+def test_a_round_touches_a_table_only_where_it_is_held(estimator, executor):
+    rows, dim, people = 20_011, 3, Clients([{"ids": torch.tensor([[7 * i, 90 + i], [i, 3]])} for i in range(6)])
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(rows, dim)
+
+        def forward(self, ids):
+            return self.table(ids).sum((1, 2))
+
+    model = Model(Sum, MeanSquaredError("target"), inputs=("ids",), tables={"table.weight": ("ids",)})
+    for columns in people.columns:
+        columns["target"] = columns["ids"].sum(1).float()
+    algorithm = FedSubAvg(estimator, LocalTraining(SGD(0.01), steps=2))
+    star = star_of(algorithm, model, people, Synchronous(cohort=4, rounds=5))
+    with LargeTensors(rows) as large:
+
+        def turn_on(world):
+            large.is_on = True
+
+        log = Log(turn_on)
+        Simulate(executor=executor).run(star.programs(), people, log)
+    assert len(log.of("commit")) == 5
+    assert large.count > 100
+    assert large.seen <= ROWS_ONLY
+    assert "aten.index_add_.default" in large.seen

@@ -183,7 +183,7 @@ def test_a_client_that_fails_is_lost_with_its_reason():
     assert "KeyError" in lost["reason"]
     assert log.of("commit")[0]["clients"] == [0, 1]
     assert float(states[SERVER].streams["model"]["w"]) == pytest.approx(1.66386, abs=1e-12)
-    assert states[2].open is None
+    assert 2 not in states  # nothing is under way, and it keeps nothing
 
 
 def test_a_client_without_examples_is_lost():
@@ -339,3 +339,32 @@ def test_records_tell_the_round():
     assert [c["version"] for c in commits] == [1, 2]
     losses = [r["loss"] * r["examples"] for r in replies[:2]]
     assert commits[0]["loss"] == pytest.approx(sum(losses) / 4)
+
+
+# What is kept of clients that were asked
+
+
+def test_clients_with_nothing_to_keep_are_not_kept_and_the_server_remembers_none_of_them():
+    population = parabolas((1.0, 3.0, 2.0, 5.0), (0.0, 4.0, 1.0, 2.0))
+    states, log = run(make(population=population, scheduler=Cohorts(((0, 1), (2, 3), (1, 2)))), dict_sizes)
+    assert set(states) == {SERVER}
+    # A round is on record once the next has been asked for: the attempts are that one's.
+    assert log.seen == [(2, 0, 0, 4), (2, 0, 0, 4), (0, 0, 0, 4)]  # attempts, told, nodes; traffic knows all
+
+
+def dict_sizes(world):
+    node = server(world)
+    return len(node.attempts), len(node.told), len(world.nodes.keys() - {SERVER}), len(world.traffic.clients)
+
+
+def test_clients_with_a_state_are_kept_and_told_what_was_committed():
+    population = parabolas((1.0, 3.0, 2.0), (0.0, 4.0, 1.0))
+    algorithm = Scaffold(full_batch(2))
+    states, _ = run(make(algorithm=algorithm, population=population, scheduler=Cohorts(((0, 1), (1, 2)))))
+    assert set(states) == {SERVER, 0, 1, 2}
+    assert states[SERVER].told == {0: (0,), 1: (2,), 2: (3,)}  # 1 was told of task 1, and has answered
+
+
+def test_a_chain_with_a_state_keeps_its_client():
+    states, _ = run(make(client_chain={"model": Times(2.0)}))
+    assert {c: states[c].chains for c in states if c != SERVER} == {0: {"model": 1}, 1: {"model": 1}}

@@ -26,6 +26,7 @@ from toy_federation import CASES, LOCAL, outcome, play, population, star
 from toy_star import Log, everybody, parabolas
 
 ROUNDS = 4
+STATELESS = {"fedavg", "fedprox", "fedsubavg capped"}  # their clients keep nothing, and so no node
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -33,7 +34,7 @@ def test_ends_bit_equal_to_the_simulator(case):
     here, log = play(Simulate(), star(case))
     there, other = play(Processes(workers=2), star(case))
     assert here.keys() == there.keys()
-    assert len(here) > 5
+    assert len(here) == 1 if case in STATELESS else len(here) > 5
     assert [node for node in here if here[node] != there[node]] == []
     assert here[SERVER] != play(Simulate(), star(case, rounds=4))[0][SERVER]
     assert len(log.of("commit")) == len(other.of("commit")) == 5
@@ -101,7 +102,7 @@ def test_killed_worker_loses_its_clients_tasks_and_nothing_else():
     assert {fields["reason"] for fields in lost} == {"worker 0 was killed by SIGKILL"}
     assert log.of("commit")[1]["replies"] == 7 - len(lost)
     assert log.of("commit")[2]["replies"] == 7
-    assert set(states) == {SERVER, *range(7)}
+    assert set(states) == {SERVER}  # clients of federated averaging keep nothing
 
 
 def test_worker_that_dies_too_often_ends_the_run():

@@ -106,3 +106,37 @@ def test_a_cohort_larger_than_the_population_is_refused():
 def test_wrong_values_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Synchronous(**arguments)
+
+
+class Gaps(Roster):
+    def __init__(self, clients: tuple[int, ...]) -> None:
+        self.clients = clients
+
+
+def test_the_state_of_a_numbered_population_does_not_grow_with_it():
+    scheduler = Synchronous(cohort=3, rounds=2)
+    state, actions = scheduler.step(scheduler.init(Roster(10**9)), Started(0.0))
+    assert state.clients == ()
+    assert state.waiting == tuple(asked(actions))
+
+
+def test_other_numbers_are_kept_and_drawn_from_like_the_same_places():
+    scheduler = Synchronous(cohort=3, rounds=2)
+    odd = tuple(range(1, 201, 2))
+    _, actions = scheduler.step(scheduler.init(Gaps(odd)), Started(0.0))
+    _, others = scheduler.step(scheduler.init(Roster(100)), Started(0.0))
+    assert asked(actions) == [odd[c] for c in asked(others)]
+    assert scheduler.init(Gaps(odd)).clients == odd
+
+
+def test_answers_in_any_order_close_the_round_once_and_nobody_counts_twice():
+    scheduler = Synchronous(cohort=40, rounds=1)
+    state, actions = scheduler.step(scheduler.init(Roster(1000)), Started(0.0))
+    cohort = asked(actions)
+    order = cohort[::2] + cohort[::-2]
+    for client in order[:-1]:
+        for _ in range(2):
+            state, actions = scheduler.step(state, Arrived(1.0, reply(client), 0.0))
+            assert actions == []
+    state, actions = scheduler.step(state, Arrived(1.0, reply(order[-1]), 0.0))
+    assert [r.client for r in actions[0].replies] == order

@@ -68,14 +68,14 @@ class Examples:
     data: Batch = field(repr=False)
 
     def __post_init__(self) -> None:
-        lengths = {name: len(column) for name, column in self.data.items()}
-        if len(set(lengths.values())) > 1:
+        if len({column.shape[0] for column in self.data.values()}) > 1:
+            lengths = {name: len(column) for name, column in self.data.items()}
             raise ValueError(
                 f"Examples(): columns must have equal length, got {lengths}. Cut them to the same examples."
             )
 
     def __len__(self) -> int:
-        return len(next(iter(self.data.values()))) if self.data else 0
+        return next(iter(self.data.values())).shape[0] if self.data else 0
 
     def batch(self, at: Tensor) -> Batch:
         return {name: column[at] for name, column in self.data.items()}

@@ -19,6 +19,7 @@ __all__ = [
     "Work",
     "always",
     "ignore",
+    "never",
 ]
 
 NodeId = int
@@ -93,6 +94,11 @@ def always() -> bool:
     return True
 
 
+def never(state: Any) -> bool:
+    """False: a program whose nodes keep something."""
+    return False
+
+
 def ignore(spool: Any) -> None:
     """Take no spool: a program that keeps little."""
 
@@ -102,10 +108,13 @@ class Program(NamedTuple):
 
     The state that `step` receives is consumed: `step` may overwrite the buffers in it, and only the state
     it returns may be used afterwards. A runtime saves it between two steps, while `is_settled()`. Before the first
-    step it gives `attach` the `core.spool.Spool` in which the program may keep what is large.
+    step it gives `attach` the `core.spool.Spool` in which the program may keep what is large. A state that `is_blank`
+    may be forgotten: made anew by `init`, it would go on as the old one, so that a node which keeps nothing costs
+    nothing.
     """
 
     init: Callable[[NodeId], Any]
     step: Callable[[Any, Message], tuple[Any, list[Effect]]]
     is_settled: Callable[[], bool] = always
     attach: Callable[[Any], None] = ignore
+    is_blank: Callable[[Any], bool] = never

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from partwise.core.codec import register
+from partwise.core.ledger import Ledger
 from partwise.core.population import Population
 from partwise.core.program import NodeId, Program, Record
 
@@ -22,18 +23,17 @@ class Traffic:
         uplink: from clients.
         downlink: to clients.
         messages: how many, both ways.
-        clients: client -> its own (uplink, downlink).
+        clients: client -> its own (uplink, downlink); who sent and received nothing is not in it.
     """
 
     uplink: int = 0
     downlink: int = 0
     messages: int = 0
-    clients: dict[int, tuple[int, int]] = field(default_factory=dict)
+    clients: Ledger = field(default_factory=Ledger)
 
     def count_(self, client: int, *, uplink: int = 0, downlink: int = 0) -> None:
         """Count one message to or from a client."""
-        up, down = self.clients.get(client, (0, 0))
-        self.clients[client] = (up + uplink, down + downlink)
+        self.clients.add_(client, uplink, downlink)
         self.uplink += uplink
         self.downlink += downlink
         self.messages += 1

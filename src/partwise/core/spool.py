@@ -8,6 +8,7 @@ import errno
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import IO, Any
 
 import numpy as np
@@ -22,23 +23,33 @@ DEFAULT_MEMORY_BYTES = 128 << 20
 _ALWAYS_IN_MEMORY = 4096  # bytes; a smaller tree is not worth the trip
 _PAGE = 4096
 _NO_LIMIT = 1 << 62
+_SCALARS = frozenset({int, float, bool, type(None)})
 
 
 def footprint(tree: Any) -> int:
     """Bytes of the tensors, arrays and bytes in a tree; a few for each thing that holds them."""
+    kind = type(tree)
+    if kind in _SCALARS:
+        return 8
     if isinstance(tree, Tensor | np.ndarray):
         return int(tree.nbytes)
-    if isinstance(tree, bytes | str):
+    if kind is str or kind is bytes:
         return len(tree)
-    if isinstance(tree, Kept):
+    if kind is Kept:
         return 0  # counted by its spool
-    if isinstance(tree, Mapping):
-        return 64 + sum(footprint(x) for x in tree.values())
+    if isinstance(tree, dict):
+        return 64 + sum(map(footprint, tree.values()))
     if isinstance(tree, list | tuple):
-        return 64 + sum(footprint(x) for x in tree)
-    if dataclasses.is_dataclass(tree):
-        return 64 + sum(footprint(getattr(tree, f.name)) for f in dataclasses.fields(tree) if f.init)
-    return 8
+        return 64 + sum(map(footprint, tree))
+    if isinstance(tree, Mapping):
+        return 64 + sum(map(footprint, tree.values()))
+    return 64 + sum([footprint(getattr(tree, name)) for name in names]) if (names := _fields(kind)) is not None else 8
+
+
+@lru_cache(4096)
+def _fields(kind: type) -> tuple[str, ...] | None:
+    """What a dataclass is made of, found once per class: a run asks for every message."""
+    return tuple(f.name for f in dataclasses.fields(kind) if f.init) if dataclasses.is_dataclass(kind) else None
 
 
 def owned(tree: Any) -> Any:

@@ -90,7 +90,7 @@ def is_finite(update: Update) -> bool:
 
 
 def _all_finite(t: Tensor) -> bool:
-    # A sum that is finite has finite terms, and is ten times faster than asking each; one that is not may have run over.
+    # A sum that is finite has finite terms, and takes a tenth of the time; one that is not may have run over.
     return math.isfinite(t.sum()) or bool(torch.isfinite(t).all())
 
 

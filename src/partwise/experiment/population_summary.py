@@ -14,6 +14,8 @@ from torch import Tensor
 
 from partwise.core.algorithm import Site, Task
 from partwise.core.population import Client, Population
+from partwise.populations.arrays import ArrayPopulation
+from partwise.populations.sizes import example_counts, test_example_counts
 from partwise.programs.star import Star
 
 __all__ = ["population_summary"]
@@ -57,10 +59,10 @@ def population_summary(star: Star, limit: int = 20_000) -> dict[str, Any]:
         held.append(_values_held(star, site))
     return {
         "clients": len(clients),
-        "numbers": None if list(clients) == list(range(len(clients))) else list(clients),
+        "numbers": None if clients == range(len(clients)) else _numbers(clients),
         "names": _names(population, clients),
-        "examples": [len(population.data(client)) for client in clients],
-        "test_examples": [len(population.test_data(client) or ()) for client in clients],
+        "examples": example_counts(population).tolist(),
+        "test_examples": test_example_counts(population).tolist(),
         "sampled": len(sample),
         "rows_touched": touched if tables else None,
         "values_held": held,
@@ -74,8 +76,16 @@ def _values_held(star: Star, site: Site) -> int:
     return sum(prod(index.held_shape(name)) for name in index.shapes)
 
 
+def _numbers(clients: Sequence[Client]) -> list[Client] | None:
+    """One per client; None where they are numbered from 0."""
+    numbers = list(clients)
+    return None if numbers == list(range(len(numbers))) else numbers
+
+
 def _names(population: Population, clients: Sequence[Client]) -> list[str] | None:
     """One per client; None where nobody gave any, which saves a list of numbers."""
+    if isinstance(population, ArrayPopulation) and not population.names:
+        return None
     names = [population.name(client) for client in clients]
     return None if names == [str(client) for client in clients] else names
 

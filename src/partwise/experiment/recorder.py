@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from partwise.core.errors import CompositionError, DivergedError
+from partwise.core.ledger import Ledger
 from partwise.core.program import SERVER, Record
 from partwise.core.runtime import World
 from partwise.core.workload import Workload
@@ -107,7 +108,7 @@ class Recorder:
         self._saved_at = time.monotonic()
         self._is_due = False
         self.version, self.number = 0, 0
-        self._seen: dict[int, tuple[int, int]] = {}  # client -> bytes counted in its earlier replies
+        self._seen = Ledger()  # client -> bytes counted in its earlier replies
         self._refused_in_a_row, self._skipped_in_a_row = 0, 0
         self.interrupted = False
         self.reached = ""  # a sentence once the target is
@@ -191,7 +192,7 @@ class Recorder:
         client = fields["client"]
         up, down = world.traffic.clients.get(client, (0, 0))
         before = self._seen.get(client, (0, 0))
-        self._seen[client] = (up, down)
+        self._seen.put_(client, up, down)
         return ReplyRow(
             version=self.version + 1,
             client=client,

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from partwise.core.errors import DataError
@@ -17,6 +20,8 @@ from partwise.populations.availability import Always, Availability
 from partwise.populations.profiles import Constant, Profiles
 
 __all__ = ["ArrayPopulation"]
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +80,18 @@ class ArrayPopulation:
 
     @property
     def clients(self) -> Sequence[Client]:
-        return range(len(self.offsets) - 1)
+        return range(len(self._starts[0]) - 1)
 
     def data(self, client: Client) -> Examples:
         self._check(client)
-        return _views(self.columns, self.offsets, client)
+        return _views(self.columns, self._starts[0], client)
 
     def test_data(self, client: Client) -> Examples | None:
         self._check(client)
-        if self.test_offsets is None or self.test_offsets[client] == self.test_offsets[client + 1]:
+        starts = self._starts[1]
+        if starts is None or starts[client] == starts[client + 1]:
             return None
-        return _views(self.test_columns, self.test_offsets, client)
+        return _views(self.test_columns, starts, client)
 
     def central_test(self) -> Dataset | None:
         return self.central
@@ -110,16 +116,21 @@ class ArrayPopulation:
         test = {name: column.to(device) for name, column in self.test_columns.items()}
         return replace(self, columns=moved, test_columns=test)
 
+    @cached_property
+    def _starts(self) -> tuple[Ints, Ints | None]:
+        """The offsets of examples and test examples as arrays, whose elements are had much sooner than a tensor's."""
+        return self.offsets.numpy(), None if self.test_offsets is None else self.test_offsets.numpy()
+
     def _check(self, client: Client) -> None:
         # A negative number would silently give the wrong client's data.
-        if not 0 <= client < len(self.offsets) - 1:
+        if not 0 <= client < len(self._starts[0]) - 1:
             raise DataError(
                 f"ArrayPopulation(): clients are numbered 0 to {len(self.offsets) - 2}, got {client}. "
                 "Take numbers from population.clients."
             )
 
 
-def _views(columns: Mapping[str, Tensor], offsets: Tensor, client: Client) -> Examples:
+def _views(columns: Mapping[str, Tensor], offsets: Ints, client: Client) -> Examples:
     start, stop = int(offsets[client]), int(offsets[client + 1])
     return Examples({name: column[start:stop] for name, column in columns.items()})
 

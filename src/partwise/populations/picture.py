@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from partwise.core.model import Model
 from partwise.core.population import Population
+from partwise.populations.sizes import example_counts, test_example_counts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,8 +45,7 @@ def describe(population: Population, model: Model | None = None) -> dict[str, An
         >>> describe(from_partition({"y": list(range(30))}, LinearSizes(4)))["examples"]["max"]
         12
     """
-    sizes = np.array([len(population.data(c)) for c in population.clients])
-    tests = np.array([len(population.test_data(c) or ()) for c in population.clients])
+    sizes, tests = example_counts(population), test_example_counts(population)
     central = population.central_test()
     numbers: dict[str, Any] = {
         "clients": len(sizes),
@@ -79,7 +79,7 @@ def draw(
     tables = dict(model.tables) if model else {}
     figure = Figure(figsize=(11, 3.6 * (1 + len(tables))), layout="constrained")
     axes = figure.subplots(1 + len(tables), 2, squeeze=False)
-    sizes = np.array([len(population.data(c)) for c in population.clients])
+    sizes = example_counts(population)
     _draw_labels(axes[0][0], population, label, sizes)
     _draw_histogram(axes[0][1], sizes, "examples per client")
     for (below, beside), (table, columns) in zip(axes[1:], tables.items(), strict=True):

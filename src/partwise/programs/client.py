@@ -64,6 +64,10 @@ class ClientProgram:
     def init(self, me: NodeId) -> ClientNode:
         return ClientNode()
 
+    def is_blank(self, node: ClientNode) -> bool:
+        """Whether nothing is under way, and neither the algorithm nor a chain keeps anything."""
+        return node.open is None and not node.kept and node.own is None and _is_empty(node.chains)
+
     def step(self, node: ClientNode, message: Message) -> tuple[ClientNode, list[Effect]]:
         """One message in; a failure of any stage becomes a message to the server."""
         body = message.body
@@ -133,7 +137,8 @@ class ClientProgram:
         if self._star.channel.exchanges:
             node.kept[task.id] = updates
             updates = {}
-        return [Send(SERVER, Reply(task.id, trained.steps, len(site.data), trained.loss, updates))]
+        has_state = node.own is not None
+        return [Send(SERVER, Reply(task.id, trained.steps, len(site.data), trained.loss, updates, has_state))]
 
     def _answer(self, node: ClientNode, me: NodeId, ask: Ask) -> list[Effect]:
         key = (me, ask.session, ask.stream)
@@ -149,3 +154,10 @@ class ClientProgram:
             del self._sessions[key]
             return []
         return [Send(SERVER, Answer(ask.session, ask.turn, answer))]
+
+
+def _is_empty(tree: Any) -> bool:
+    """Whether a tree has no leaf: what a transform without state gives."""
+    if isinstance(tree, dict):
+        return all(map(_is_empty, tree.values()))
+    return tree is None or (isinstance(tree, tuple | list) and all(map(_is_empty, tree)))

@@ -34,13 +34,19 @@ class Held(NamedTuple):
 
 @register
 class Reply(NamedTuple):
-    """A client has worked. updates is empty where a channel exchanges them later."""
+    """A client has worked.
+
+    Args:
+        updates: stream -> update; empty where a channel exchanges them later.
+        has_state: whether the algorithm keeps anything at the client, which is then told what was committed.
+    """
 
     id: int
     steps: int
     examples: int
     loss: float
     updates: Mapping[str, Update]
+    has_state: bool = True
 
 
 @register

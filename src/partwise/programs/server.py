@@ -67,8 +67,9 @@ class ServerNode:
         chains: stream -> state of the server chain.
         in_flight: task -> what is known of it.
         inbox: task -> the reply, until it is committed.
-        attempts: client -> (version, how often it was asked at it).
-        told: client -> its tasks whose replies were committed, until it has answered a task that told it so.
+        attempts: client -> (version, how often it was asked at it); of this version.
+        told: client with a state -> its tasks whose replies were committed, until it has answered a task that told it
+            so.
         next_id: number of the next task.
         stopped: whether the scheduler has stopped.
     """
@@ -193,7 +194,10 @@ class ServerProgram:
         flight = self._take(node, reply.id, src)
         if flight is None:
             return None
-        node.told[src] = tuple(id for id in node.told.get(src, ()) if id not in flight.task.committed)
+        if reply.has_state:
+            node.told[src] = tuple(id for id in node.told.get(src, ()) if id not in flight.task.committed)
+        else:
+            node.told.pop(src, None)
         fault = self._fault(node, reply)
         if fault:
             return self._refused(node, now, flight, fault, effects)
@@ -339,11 +343,12 @@ class ServerProgram:
             effects.append(Record("skipped", {"version": node.version, "replies": len(infos), "reason": str(error)}))
             return
         self._forget(node, infos)
-        for info in (i for i in infos if i.client not in lost):
-            node.told[info.client] = (*node.told.get(info.client, ()), info.id)
+        for info in (i for i in infos if i.client not in lost and i.client in node.told):
+            node.told[info.client] = (*node.told[info.client], info.id)
         self._take_back(node.streams)
         node.streams = self._star.algorithm.commit(node.streams, totals, infos)
         node.version += 1
+        node.attempts.clear()
         weight = sum(n for _, n in losses)
         fields = {
             "version": node.version,

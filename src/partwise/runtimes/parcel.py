@@ -95,7 +95,7 @@ def failed(stage: str, error: Exception) -> Failed:
 
 def clock_of(now: float, number: int, traffic: Traffic, halted: str) -> dict[str, object]:
     """The clock's entry, which no later message changes. halted: why a program has halted the run, if one has."""
-    traffic = replace(traffic, clients=dict(traffic.clients))
+    traffic = replace(traffic, clients=traffic.clients.copy())
     return {"now": now, "number": number, "traffic": traffic, "halted": halted}
 
 

@@ -237,13 +237,20 @@ class _World:
             case Kind.HALT:
                 self._halted = str(decode(frame.body))
             case Kind.NODE:
-                self.nodes[frame.src] = self._spool.keep(owned(decode(frame.body, max_bytes=_NO_LIMIT)))
-                self._changed.add(frame.src)
+                self._learn(frame.src, owned(decode(frame.body, max_bytes=_NO_LIMIT)))
             case Kind.HELD:
                 body = owned(decode(frame.body, max_bytes=_NO_LIMIT))
                 self._held.append(self._parcel(frame.src, frame.to, body, number=frame.number))
             case _:
                 hand.condemn(f"sent a frame that is not its to send ({frame.kind.name})")
+
+    def _learn(self, client: NodeId, state: Any) -> None:
+        """A client's state, as of now."""
+        if self._programs[client].is_blank(state):
+            self.nodes.pop(client, None)
+        else:
+            self.nodes[client] = self._spool.keep(state)
+            self._changed.add(client)
 
     def _message(self, hand: Hand, frame: Frame) -> None:
         src, to, size, fault = frame.src, frame.to, len(frame.body), frame.fault

@@ -128,8 +128,9 @@ class _World:
         program, node = self._programs[parcel.to], parcel.to
         state = self.nodes.pop(node).take() if node in self.nodes else program.init(node)
         state, effects = program.step(state, Message(parcel.time, node, parcel.src, parcel.body.take()))
-        self.nodes[node] = self._spool.keep(state, 0 if node == SERVER else None)
-        self._changed.add(node)
+        if not program.is_blank(state):
+            self.nodes[node] = self._spool.keep(state, 0 if node == SERVER else None)
+            self._changed.add(node)
         return effects
 
     def _run_jobs(self) -> None:

@@ -128,7 +128,8 @@ class Worker:
         program = self._plan.programs[me]
         state = self._nodes.pop(me).take() if me in self._nodes else program.init(me)
         state, effects = program.step(state, Message(time.monotonic() - self._plan.began, me, src, body))
-        self._nodes[me] = self._spool.keep(state)
+        if not program.is_blank(state):
+            self._nodes[me] = self._spool.keep(state)
         self._changed.add(me)
         for effect in effects:
             self._apply(me, effect)
@@ -172,7 +173,9 @@ class Worker:
             return
         self._is_asked = False
         for client in sorted(self._changed):
-            send(self._up, Kind.NODE, list(self._nodes[client].encoded()), src=client)
+            known = self._nodes.get(client)
+            state = encode_parts(self._plan.programs[client].init(client)) if known is None else known.encoded()
+            send(self._up, Kind.NODE, list(state), src=client)
         self._changed.clear()
         for w in self._inbox:
             parts: list[Part] = [*encode_parts(w.body)] if w.encoded is None else [w.encoded]

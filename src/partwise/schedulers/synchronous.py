@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -28,13 +30,15 @@ class Rounds(NamedTuple):
     """State of `Synchronous`.
 
     Args:
-        clients: all of them.
+        num_clients: how many there are.
+        clients: all of them; none where they are numbered from 0, so that a million of them take no memory.
         seed: where the cohorts are derived from.
         round: the open round, from 1; 0 before the first.
-        waiting: clients of this round that have neither answered nor been lost.
+        waiting: clients of this round that have neither answered nor been lost, ascending.
         got: replies of this round.
     """
 
+    num_clients: int
     clients: tuple[int, ...]
     seed: int
     round: int = 0
@@ -73,23 +77,24 @@ class Synchronous:
             )
 
     def init(self, population: Roster) -> Rounds:
-        clients = tuple(population.clients)
+        clients = population.clients
         if self.cohort > len(clients):
             raise ValueError(
                 f"Synchronous(cohort={self.cohort}): must be at most the population, "
                 f"got a population of {len(clients)}. Lower the cohort or add clients."
             )
-        return Rounds(clients, population.seed)
+        is_numbered = clients == range(len(clients))
+        return Rounds(len(clients), () if is_numbered else tuple(clients), population.seed)
 
     def step(self, state: Rounds, event: Event) -> tuple[Rounds, list[Action]]:
         match event:
             case Started():
                 return self._open(state)
-            case Arrived(_, reply, _) if reply.client in state.waiting:
-                waiting = tuple(c for c in state.waiting if c != reply.client)
+            case Arrived(_, reply, _) if _is_among(state.waiting, reply.client):
+                waiting = _without(state.waiting, reply.client)
                 return self._close_if_all(state._replace(waiting=waiting, got=(*state.got, reply)))
-            case Lost(_, client, _) if client in state.waiting:
-                return self._close_if_all(state._replace(waiting=tuple(c for c in state.waiting if c != client)))
+            case Lost(_, client, _) if _is_among(state.waiting, client):
+                return self._close_if_all(state._replace(waiting=_without(state.waiting, client)))
             case Deadline(_, tag) if tag == state.round:
                 return self._close(state)
             case _:
@@ -99,13 +104,13 @@ class Synchronous:
         if state.round == self.rounds:
             return state, [Stop()]
         round = state.round + 1
-        cohort = self.draw(state.clients, state.seed, round)
+        cohort = self.draw(state.clients or range(state.num_clients), state.seed, round)
         actions: list[Action] = [Dispatch(client, self.steps) for client in cohort]
         if self.deadline_seconds:
             actions.append(After(self.deadline_seconds, round))
         return state._replace(round=round, waiting=cohort, got=()), actions
 
-    def draw(self, clients: tuple[int, ...], seed: int, round: int) -> tuple[int, ...]:
+    def draw(self, clients: Sequence[int], seed: int, round: int) -> tuple[int, ...]:
         """The cohort of one round, ascending; the same for every algorithm under one seed."""
         return tuple(sorted(random.Random(f"{seed}|cohort|{round}").sample(clients, self.cohort)))
 
@@ -116,3 +121,16 @@ class Synchronous:
         commit: list[Action] = [Commit(state.got)] if len(state.got) >= self.min_replies else []
         state, more = self._open(state)
         return state, commit + more
+
+
+# Among ten thousand clients: no pass over all of them for every one that answers.
+
+
+def _is_among(ascending: tuple[int, ...], client: int) -> bool:
+    at = bisect_left(ascending, client)
+    return at < len(ascending) and ascending[at] == client
+
+
+def _without(ascending: tuple[int, ...], client: int) -> tuple[int, ...]:
+    at = bisect_left(ascending, client)
+    return ascending[:at] + ascending[at + 1 :]
