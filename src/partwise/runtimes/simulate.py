@@ -94,6 +94,7 @@ class _World:
         self._changed: set[NodeId] = set()
         self._saved: set[int] = set()  # numbers of the messages that the last entries had
         self._halted = ""
+        self._client = self._awake = SERVER  # whose message is being delivered; whose state is not in the spool
         programs[SERVER].attach(replies)
 
     def start(self) -> None:
@@ -111,7 +112,7 @@ class _World:
                 return "time is up"
             parcel = heapq.heappop(self._queue)
             self._late_bytes -= parcel.size if parcel.is_late else 0
-            self.now = parcel.time
+            self.now, self._client = parcel.time, parcel.client
             effects = self._step(parcel)
             records = [*self._noted(), *self._apply(parcel.to, effects)]
             stops = [observer.record(record, self) for record in records]
@@ -129,9 +130,18 @@ class _World:
         state = self.nodes.pop(node).take() if node in self.nodes else program.init(node)
         state, effects = program.step(state, Message(parcel.time, node, parcel.src, parcel.body.take()))
         if not program.is_blank(state):
-            self.nodes[node] = self._spool.keep(state, 0 if node == SERVER else None)
-            self._changed.add(node)
+            self._keep(node, state)
         return effects
+
+    def _keep(self, node: NodeId, state: Any) -> None:
+        """Keep a node's state; in the spool only once it is another client's turn."""
+        self._changed.add(node)
+        self.nodes[node] = Kept(state)
+        if node in (SERVER, self._awake):
+            return
+        if self._awake in self.nodes:
+            self.nodes[self._awake] = self._spool.keep(self.nodes[self._awake].take())
+        self._awake = node
 
     def _run_jobs(self) -> None:
         """Run what is waiting, in order of client, so that an executor may run it together."""
@@ -165,8 +175,10 @@ class _World:
         return records
 
     def _push(self, time: float, src: NodeId, to: NodeId, body: Any, size: int | None = None) -> None:
-        parcel = Parcel(time, False, max(src, to), self._number, src, to).stamped(self._spool.keep(body, size))
-        heapq.heappush(self._queue, parcel)
+        client = max(src, to)
+        is_next = time == self.now and client == self._client  # it will not wait for long
+        kept = Kept(body) if is_next else self._spool.keep(body, size)
+        heapq.heappush(self._queue, Parcel(time, False, client, self._number, src, to).stamped(kept))
         self._number += 1
 
     def _work(self, me: NodeId, job: Job, steps: int) -> None:
