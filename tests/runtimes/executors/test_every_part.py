@@ -80,11 +80,10 @@ def test_local_rule_on_workload(ready, name, rule, executor):
     check_jobs(ready[executor], both(rounds(name, rule)), near=near(executor, rule))
 
 
-@pytest.mark.parametrize("executor", OTHERS)
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_workload_in_single_precision(ready, name, executor):
-    """The type that workloads have."""
-    check_jobs(ready[executor], both(rounds(name, "Scaffold", torch.float32)), near=near(executor))
+def test_stacked_in_single_precision(ready, name):
+    """The type that workloads have; to the others it is all the same."""
+    check_jobs(ready["Stacked"], both(rounds(name, "Scaffold", torch.float32)), near=NEAR)
 
 
 @pytest.mark.shared_data
