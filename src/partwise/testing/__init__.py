@@ -45,6 +45,8 @@ class _HasStateTypes(Scheduler, Protocol):
 def check(part: Any) -> None:
     """Check a part against the contract of its family, which follows from its methods.
 
+    Executors, some of which differ by rounding, have a call of their own: `check_executor`.
+
     Args:
         part: a transform, aggregator, index, algorithm, local optimiser or scheduler.
 
