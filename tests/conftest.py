@@ -23,6 +23,7 @@ collect_ignore = [
     "toy_cli.py",
     "toy_federation.py",
     "toy_jobs.py",
+    "toy_parts.py",
     "toy_runs.py",
     "toy_stack.py",
     "toy_star.py",

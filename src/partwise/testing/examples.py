@@ -1,4 +1,4 @@
-"""What parts are tried on: a small model, updates over every kind of index, and clients with their data."""
+"""What parts are tried on: a small model, updates over every kind of index, clients with their data, their jobs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from partwise.core.aggregate import Coverage
 from partwise.core.algorithm import Site
 from partwise.core.index import Coords, Grid, Index, Joint, Rows, Whole, shapes_of
 from partwise.core.model import CrossEntropy, Model, Params, Values, like
+from partwise.core.plan import Job, LocalPlan, ModelLoss
 from partwise.core.population import Census, Counts, Examples, Profile
 from partwise.core.rng import generator
 from partwise.core.update import Update
+from partwise.local import SGD, AdamW, ClipGradient, Proximal, Rescaled, Shift
 
 __all__ = [
     "example_census",
     "example_indices",
+    "example_jobs",
     "example_model",
     "example_params",
     "example_sites",
@@ -125,3 +128,65 @@ def example_sites(model: Model, seed: int = 3) -> list[Site]:
         data = Examples({"ids": ids, "y": torch.randint(2, (examples,), generator=rng)})
         sites.append(Site(client, model, params, data, Profile(width=width), seed))
     return sites
+
+
+class _Odd(nn.Module):
+    """Dropout, running statistics, a scalar, and a layer that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(5, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.drop = nn.Dropout(0.3)
+        self.gain = nn.Parameter(torch.tensor(1.5))
+        self.spare = nn.Linear(2, 2)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.out(self.drop(self.norm(self.inner(x)) * self.gain))
+        return result
+
+
+def _is_output(name: str) -> bool:
+    return name.startswith("out")
+
+
+def example_jobs(dtype: torch.dtype = torch.float32) -> list[Job]:
+    """Jobs of clients that differ in rows, examples and steps, with plans that differ in everything else."""
+    odd, found = Model(_Odd, CrossEntropy()), []
+    model = example_model()
+    for site in example_sites(model):
+        index = Rows(shapes_of(site.like), {n: site.table_rows(n) if n in model.tables else None for n in site.like})
+        start = _as(dtype, index.gather(model.init(site.seed)))
+        data = site.localized(index)
+        plans = _plans(model, start, site.client)
+        found += [Job(plan, start, data, 100 * site.client + number) for number, plan in enumerate(plans)]
+        found.append(_odd_job(odd, dtype, site.client))
+    return found
+
+
+def _plans(model: Model, start: Values, client: int) -> list[LocalPlan]:
+    loss = ModelLoss(model)
+    rng = generator(client, "example terms")
+    by = {n: 0.1 * torch.randn(t.shape, generator=rng, dtype=torch.float64).to(t) for n, t in start.items()}
+    anchor = {n: start[n] + by[n] for n in list(start)[:3]}
+    return [
+        LocalPlan(loss, SGD(0.3), batch_size=3, epochs=2),
+        LocalPlan(loss, SGD(0.2, momentum=0.9, weight_decay=0.1), batch_size=2, steps=4 + client),
+        LocalPlan(loss, AdamW(0.02), batch_size=0, steps=3),
+        LocalPlan(loss, SGD(0.3), 100, gradient=(Proximal(0.7, anchor), Shift(by), ClipGradient(0.3))),
+        LocalPlan(loss, SGD(0.3, weight_decay=0.2), batch_size=1, trainable=_is_output),
+        LocalPlan(Rescaled(loss, {"hidden.weight": 2.0, "hidden.bias": 2.0}), SGD(0.3), batch_size=3),
+    ]
+
+
+def _odd_job(model: Model, dtype: torch.dtype, client: int) -> Job:
+    rng = generator(client, "example odd")
+    x = torch.randn((8 + 4 * client, 5), generator=rng, dtype=torch.float64).to(dtype)
+    data = Examples({"x": x, "y": torch.randint(3, (len(x),), generator=rng)})
+    plan = LocalPlan(ModelLoss(model), SGD(0.1, momentum=0.5), batch_size=4, buffers=model.buffers())
+    return Job(plan, _as(dtype, model.init(1)), data, client)
+
+
+def _as(dtype: torch.dtype, values: Values) -> Values:
+    return {name: t.to(dtype) for name, t in values.items()}

@@ -1,0 +1,226 @@
+"""The contract of executors: whatever the jobs, the results are those of `Plain`."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from partwise.core.model import Params, Values
+from partwise.core.plan import Executor, Job, Resident, Trained, opened
+from partwise.core.population import Examples
+from partwise.runtimes.executors.plain import Plain
+from partwise.testing.examples import example_jobs
+from partwise.testing.rules import check_part, check_same, expect, other_chance, snapshot, trying, unchanged
+
+__all__ = ["check_executor", "check_jobs"]
+
+Near = Mapping[torch.dtype, float]
+Results = Sequence[Trained | Exception]
+
+
+def check_executor(part: Executor, *, near: Near | None = None) -> None:
+    """Check that an executor keeps the rules of its family.
+
+    It is tried on clients that differ in rows, examples, steps and everything a plan can say, in float32 and float64,
+    some of which cannot be trained.
+
+    Args:
+        part: the executor; one that is `core.plan.Resident` is tried by itself, and then opened.
+        near: dtype -> the largest difference from the result of `Plain`, as a share of the largest entry of a
+            parameter; default: none, to the last bit.
+
+    Raises:
+        AssertionError: a rule is broken; the sentence says which.
+
+    Example:
+        >>> from partwise.runtimes.executors import Stacked
+        >>> check_executor(Stacked(), near={torch.float32: 1e-4, torch.float64: 1e-9})
+    """
+    check_part(part)
+    jobs = [job for dtype in (torch.float32, torch.float64) for job in example_jobs(dtype)]
+    processes = set(multiprocessing.active_children())
+    with _one_thread():
+        if isinstance(part, Resident):
+            _as_plain(part, part, jobs[:3], near, Plain().run(jobs[:3]))
+        with opened(part, {}) as executor:
+            _check_opened(part, executor, jobs, near)
+    rule = "must leave no process behind"
+    left = set(multiprocessing.active_children()) - processes
+    expect(not left, part, rule, got=f"{len(left)} that live", remedy="End them, and wait for them")
+
+
+def check_jobs(part: Executor, jobs: Sequence[Job], *, near: Near | None = None) -> None:
+    """Check that an executor trains these jobs as the plain one does, and leaves them as they are.
+
+    Args:
+        part: the executor; one that is open stays so.
+        jobs: what it is tried on, such as those of an algorithm or a model of your own.
+        near: as in `check_executor`.
+
+    Raises:
+        AssertionError: a rule is broken; the sentence says which.
+
+    Example:
+        >>> from partwise.runtimes.executors import Pool
+        >>> from partwise.testing.examples import example_jobs
+        >>> check_jobs(Pool(workers=1), example_jobs()[:2])
+    """
+    with _one_thread(), opened(part, {}) as executor:
+        _as_plain(part, executor, jobs, near, Plain().run(jobs))
+
+
+def _check_opened(part: Executor, executor: Executor, jobs: Sequence[Job], near: Near | None) -> None:
+    rule = "must give nothing for no jobs"
+    none = _run(part, executor, [], rule)
+    expect(not none, part, rule, got=f"{len(none)} results", remedy="Return an empty list")
+    expected = Plain().run(jobs)
+    found = _as_plain(part, executor, jobs, near, expected)
+    _repeats(part, executor, jobs, found)
+    _as_plain(part, executor, jobs[::-1], near, expected[::-1])
+    for number in range(3):
+        _as_plain(part, executor, [jobs[number]], near, [expected[number]])
+    bad = _broken(jobs[0])
+    errors = Plain().run(bad)
+    mixed = [bad[0], *jobs[:4], bad[1], *jobs[4:], bad[2]]
+    _as_plain(part, executor, mixed, near, [errors[0], *expected[:4], errors[1], *expected[4:], errors[2]])
+    _own_memory(part, executor, jobs)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """With more of them sums may come out otherwise in the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(part: Executor, executor: Executor, jobs: Sequence[Job], rule: str) -> Results:
+    with trying(part, rule):
+        return executor.run(jobs)
+
+
+# As Plain does it
+
+
+def _as_plain(part: Executor, executor: Executor, jobs: Sequence[Job], near: Near | None, expected: Results) -> Results:
+    """The results, which are as expected, of jobs that are as they were."""
+    given = [_tensors(job) for job in jobs]
+    before = snapshot(part, given, "the jobs")
+    found = _run(part, executor, jobs, "must give what a job raised in place of its result")
+    unchanged(part, before, given, "the jobs it is given, with their data and start values,")
+    remedy = "Keep the order of the jobs, and leave none out"
+    expect(
+        len(found) == len(jobs), part, f"must give {len(jobs)} results for as many jobs", got=len(found), remedy=remedy
+    )
+    for number, (job, one, other) in enumerate(zip(jobs, expected, found, strict=True)):
+        where = f"job {number} of {len(jobs)}"
+        if isinstance(one, Exception):
+            _same_exception(part, one, other, where)
+        else:
+            _same_result(part, one, other, where, _share(job, near))
+    return found
+
+
+def _tensors(job: Job) -> list[Params]:
+    """What a job holds, also in its gradient terms."""
+    terms: list[Any] = [term for term in job.plan.gradient if is_dataclass(term)]
+    held = [getattr(term, f.name) for term in terms for f in fields(term)]
+    return [dict(job.start), dict(job.data.columns()), *(dict(value) for value in held if isinstance(value, Mapping))]
+
+
+def _share(job: Job, near: Near | None) -> float:
+    """What a result may differ by: that of its coarsest type."""
+    return max((near[t.dtype] for t in job.start.values() if t.dtype in near), default=0.0) if near else 0.0
+
+
+def _same_exception(part: Executor, one: Exception, other: Any, where: str) -> None:
+    expect(
+        type(other) is type(one) and str(other) == str(one),
+        part,
+        f"{where}: must give what the job raises, {type(one).__name__}: {one}",
+        got=f"{type(other).__name__}: {other}" if isinstance(other, Exception) else "a result",
+        remedy="Run it as Plain() does where anything raises",
+    )
+
+
+def _same_result(part: Executor, one: Trained, other: Any, where: str, share: float) -> None:
+    if isinstance(other, Exception):
+        raise AssertionError(
+            f"{part!r}: {where}: must be trained, got {type(other).__name__}: {other}. Leave it out of its neighbours' "
+            "failures."
+        ) from other
+    rule = f"{where}: must take {one.steps} steps and end with {list(one.end)}"
+    is_alike = isinstance(other, Trained) and other.steps == one.steps and list(other.end) == list(one.end)
+    got = f"{other.steps} steps and {list(other.end)}" if isinstance(other, Trained) else type(other).__name__
+    expect(is_alike, part, rule, got=got, remedy="Ask plan.num_steps, and keep the names in order")
+    for name, value in one.end.items():
+        _same_values(part, f"{where}: {name!r}", value, other.end[name], share)
+    is_near = math.isclose(other.loss, one.loss, rel_tol=share) or (math.isnan(other.loss) and math.isnan(one.loss))
+    expect(
+        is_near, part, f"{where}: must have the mean loss {one.loss}", got=other.loss, remedy="Take it over the steps"
+    )
+
+
+def _same_values(part: Executor, where: str, one: Tensor, other: Tensor, share: float) -> None:
+    kinds = [(t.dtype, tuple(t.shape), t.device, t.requires_grad) for t in (one, other)]
+    rule = f"{where}: must keep type, shape and device, {kinds[0][:3]}, without a gradient"
+    expect(kinds[0] == kinds[1], part, rule, got=kinds[1], remedy="Return what was trained, detached")
+    finite, gap = one[one.isfinite()], (other.double() - one.double()).abs()
+    bound = share * float(finite.abs().max()) if len(finite) else 0.0
+    how = f"within {share:g} of its largest entry" if share else "to the last bit"
+    expect(
+        torch.allclose(other, one, rtol=0, atol=bound, equal_nan=True),
+        part,
+        f"{where}: must be that of Plain {how}",
+        got=f"a difference of {float(gap.max()) if gap.numel() else 0:.3g}",
+        remedy="Run what cannot be run in this way by Plain()",
+    )
+
+
+# What is left
+
+
+def _repeats(part: Executor, executor: Executor, jobs: Sequence[Job], found: Results) -> None:
+    """The same bits again, whatever chance does elsewhere, which is left alone."""
+    rule = "must give the same bits for the same jobs"
+    with other_chance(5):
+        before = torch.get_rng_state()
+        again = _run(part, executor, jobs, rule)
+        is_left = torch.equal(before, torch.get_rng_state())
+    check_same(part, list(found), list(again), rule, "Keep nothing between calls, and draw from the jobs' seeds alone")
+    rule = "must leave the global generator as it is"
+    expect(is_left, part, rule, got="another state", remedy="Use torch.random.fork_rng")
+
+
+def _broken(job: Job) -> list[Job]:
+    """The job with an id that is not there, with such a label, and without one of its names."""
+    columns = job.data.columns()
+    return [
+        job._replace(data=Examples({**columns, "ids": columns["ids"] + 99})),
+        job._replace(data=Examples({**columns, "y": columns["y"] + 99})),
+        job._replace(start=dict(list(job.start.items())[1:])),
+    ]
+
+
+def _own_memory(part: Executor, executor: Executor, jobs: Sequence[Job]) -> None:
+    given = [_tensors(job) for job in jobs]
+    before = snapshot(part, given, "the jobs")
+    found = _run(part, executor, jobs, "must run the same jobs again")
+    values: list[Values] = [result.end for result in found if isinstance(result, Trained)]
+    numbered = [(value, float(i)) for i, value in enumerate(t for end in values for t in end.values())]
+    for value, number in numbered:
+        value.fill_(number)
+    unchanged(part, before, given, "the jobs, when results are written to,")
+    are_apart = all(bool((value == number).all()) for value, number in numbered)
+    rule = "must give every value memory of its own"
+    expect(are_apart, part, rule, got="one that changes with another", remedy="Clone what is returned")
