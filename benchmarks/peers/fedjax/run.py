@@ -20,24 +20,31 @@ import shims
 import work
 
 
+def uniform(inputs: int) -> dict[str, hk.initializers.Initializer]:
+    """PyTorch's initial weights and biases, so that every framework begins alike. inputs: of one unit."""
+    start = hk.initializers.RandomUniform(-(inputs**-0.5), inputs**-0.5)
+    return {"w_init": start, "b_init": start}
+
+
 def forward(model: str) -> hk.Transformed:
     """The network; images as (batch, height, width, channel), which is what XLA likes on a CPU."""
 
     def mlp(batch: dict[str, jax.Array]) -> jax.Array:
-        return hk.Sequential([hk.Flatten(), hk.Linear(200), jax.nn.relu, hk.Linear(10)])(batch["x"])
+        layers = [hk.Flatten(), hk.Linear(200, **uniform(784)), jax.nn.relu, hk.Linear(10, **uniform(200))]
+        return hk.Sequential(layers)(batch["x"])
 
     def cnn(batch: dict[str, jax.Array]) -> jax.Array:
         layers = [
-            hk.Conv2D(32, 3, padding="VALID"),
+            hk.Conv2D(32, 3, padding="VALID", **uniform(9)),
             jax.nn.relu,
             hk.MaxPool((2, 2, 1), (2, 2, 1), "VALID"),
-            hk.Conv2D(64, 3, padding="VALID"),
+            hk.Conv2D(64, 3, padding="VALID", **uniform(288)),
             jax.nn.relu,
             hk.MaxPool((2, 2, 1), (2, 2, 1), "VALID"),
             hk.Flatten(),
-            hk.Linear(240),
+            hk.Linear(240, **uniform(1600)),
             jax.nn.relu,
-            hk.Linear(10),
+            hk.Linear(10, **uniform(240)),
         ]
         return hk.Sequential(layers)(batch["x"])
 
