@@ -173,7 +173,9 @@ def main() -> None:
         return
     print(describe(SEED))
     print(f"FedSubAvg({args.estimator!r}), {COHORT} clients a round of {CLIENTS}, {TOUCHED} rows each, width {WIDTH}\n")
-    print("| executor | rows of the table | table, MiB | CPU ms a round: median (quartiles; range) | later rounds add, MiB |")
+    print(
+        "| executor | rows of the table | table, MiB | CPU ms a round: median (quartiles; range) | later rounds add, MiB |"
+    )
     print("|---|---:|---:|---:|---:|")
     spans: dict[str, dict[int, list[float]]] = {}
     for executor in args.executors:

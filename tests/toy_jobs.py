@@ -24,7 +24,9 @@ def same(some: Sequence[Trained | Exception], others: Sequence[Trained | Excepti
                 return False
         elif not (
             list(a.change) == list(b.change)
-            and all(torch.equal(a.change[n], b.change[n]) and a.change[n].stride() == b.change[n].stride() for n in a.change)
+            and all(
+                torch.equal(a.change[n], b.change[n]) and a.change[n].stride() == b.change[n].stride() for n in a.change
+            )
             and (a.steps, a.loss) == (b.steps, b.loss)
         ):
             return False

@@ -279,7 +279,7 @@ def test_changes_that_are_never_committed_are_forgotten():
     algorithm, population = Scaffold(full_batch(1)), parabolas()
     site = star_of(algorithm, number_model(), population, Cohorts(())).site(0)
     own, one = algorithm.client_init(site), {"w": torch.ones(1, dtype=torch.float64)}
-    held, trained, index = {"model": one, "control": one}, Trained(one, 1, 0.0), Whole({"w": (1,)})
+    held, trained, index = {"model": one, "control": one}, Trained({"w": one["w"] * 0}, 1, 0.0), Whole({"w": (1,)})
     for id in range(9):
         _, own = algorithm.finish(held, trained, index, Task(id, id, 0, 0), own, site)
     assert sorted(own.pending) == [5, 6, 7, 8]
@@ -300,8 +300,8 @@ def test_control_follows_a_held_part_that_changes():
         task = Task(number, number, 0, 0, committed=(0,) if number else ())
         index = algorithm.select(task, own, site)
         held = {"model": index.gather(params), "control": index.gather({"x": torch.zeros_like(params["x"])})}
-        end = {"x": held["model"]["x"] - torch.tensor([[0.3], [0.5]], dtype=torch.float64)}
-        _, own = algorithm.finish(held, Trained(end, 1, 0.0), index, task, own, site)
+        change = {"x": -torch.tensor([[0.3], [0.5]], dtype=torch.float64)}
+        _, own = algorithm.finish(held, Trained(change, 1, 0.0), index, task, own, site)
     assert own.where.rows["x"].tolist() == [1, 2]
     assert own.value["x"].flatten().tolist() == pytest.approx([5.0, 0.0])
     assert own.pending[1]["x"].flatten().tolist() == pytest.approx([3.0, 5.0])

@@ -40,7 +40,7 @@ def edited(edit: Callable[[Job, Trained], Trained]) -> Callable[[Sequence[Job]],
 
 
 def ends(change: Callable[[str, torch.Tensor], torch.Tensor]) -> Callable[[Sequence[Job]], Results]:
-    return edited(lambda job, r: r._replace(end={name: change(name, value) for name, value in r.change.items()}))
+    return edited(lambda job, r: r._replace(change={name: change(name, value) for name, value in r.change.items()}))
 
 
 def at_the_global_chance(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -50,10 +50,6 @@ def at_the_global_chance(name: str, value: torch.Tensor) -> torch.Tensor:
 def writing_into_start(job: Job, result: Trained) -> Trained:
     job.start["out.bias"].add_(1e-3)
     return result
-
-
-def keeping_what_does_not_move(job: Job, result: Trained) -> Trained:
-    return result._replace(end={n: t if job.plan.trainable(n) else job.start[n] for n, t in result.change.items()})
 
 
 def thrifty(jobs: Sequence[Job]) -> Results:
@@ -89,24 +85,23 @@ CLOSE = {torch.float32: 1e-2, torch.float64: 1e-2}
 FAULTS: Mapping[str, tuple[Callable[[Sequence[Job]], Results], str, Any]] = {
     "rounding": (
         ends(lambda n, t: t * (1 + 1e-6)),
-        r"job 0 of 42: 'table\.weight': must be that of Plain to the last bit, got a difference of \d\.?\d*e-06\. Run",
+        r"job 0 of 42: 'table\.weight': must be that of Plain to the last bit, got a difference of \d\.?\d*e-08\. Run",
         None,
     ),
     "too coarse": (
-        ends(lambda n, t: t * 1.001),
-        r"'table\.weight': must be that of Plain within 0\.0001 of its largest entry, got a difference of 0\.00",
+        ends(lambda n, t: t * 1.01),
+        r"'table\.weight': must be that of Plain within 0\.000\d+, got a difference of 0\.0",
         {torch.float32: 1e-4, torch.float64: 1e-9},
     ),
-    "order": (lambda jobs: list(Plain().run(jobs))[::-1], r"job 0 of 42: must take .* steps and end with", None),
+    "order": (lambda jobs: list(Plain().run(jobs))[::-1], r"job 0 of 42: must take .* steps and change", None),
     "one left out": (lambda jobs: list(Plain().run(jobs))[1:], "must give 42 results for as many jobs, got 41", None),
-    "no result": (lambda jobs: [None] * len(jobs), "must take 6 steps and end with .*, got NoneType", None),
+    "no result": (lambda jobs: [None] * len(jobs), "must take 6 steps and change .*, got NoneType", None),
     "steps": (edited(lambda j, r: r._replace(steps=1)), r"must take 6 steps and .*, got 1 steps and", None),
     "loss": (edited(lambda j, r: r._replace(loss=r.loss * 2)), r"must have the mean loss 0\.\d+, got 1\.", None),
     "type": (ends(lambda n, t: t.double()), r"must keep type, .* without a gradient, got \(torch\.float64, ", None),
     "gradient": (ends(lambda n, t: t.clone().requires_grad_()), r"without a gradient, got .*, True\)\. Return", None),
     "chance": (ends(at_the_global_chance), "must give the same bits for the same jobs, got two", CLOSE),
     "start": (edited(writing_into_start), "must leave the jobs it is given, with their data .*, as it is", CLOSE),
-    "frozen": (edited(keeping_what_does_not_move), "must leave the jobs, when results are written to, as it is", None),
     "memory": (thrifty, "must give every value memory of its own, got one that changes with another", None),
     "raises": (raising_what_a_job_raises, "must give what a job raised in place of its result, got IndexError", None),
     "neighbours": (all_or_nothing, "job 1 of 45: must be trained, got IndexError: .* Leave it out of its", None),
@@ -190,9 +185,7 @@ def test_example_jobs_differ_in_everything():
     assert {len(job.start["table.weight"]) for job in jobs if "table.weight" in job.start} == {4, 2, 1}
     assert {len(job.data) for job in jobs} == {7, 1, 4, 8, 12, 16}
     assert len({result.steps for result in trained}) >= 6
-    moved = [
-        {n for n, t in r.change.items() if not torch.equal(t, j.start[n])} for j, r in zip(jobs, trained, strict=True)
-    ]
+    moved = [{n for n, t in r.change.items() if t.any()} for r in trained]
     assert {"out.weight", "out.bias"} in moved
     assert all(moved)
     assert "norm.running_mean" in moved[6]

@@ -6,7 +6,7 @@ Shapes: a parameter has shape (V, ...); r of its rows are touched.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -19,7 +19,7 @@ from partwise.core.population import Census
 from partwise.core.rowsum import RowSum
 from partwise.core.update import Update
 
-__all__ = ["Accumulator", "Aggregator", "Coverage", "Sum", "sum_updates", "union_index"]
+__all__ = ["Accumulator", "Aggregator", "Coverage", "Running", "Sum", "sum_updates", "union_index"]
 
 
 @register
@@ -62,11 +62,12 @@ class Coverage:
     Args:
         params: name -> tensor; only shapes and devices are used.
         device: where the weights lie; with the parameters by default.
+        weights: what was counted so far, to be gone on with.
     """
 
-    def __init__(self, params: Params, device: torch.device | None = None) -> None:
-        self._shapes = {name: (tuple(t.shape), device or t.device) for name, t in params.items()}
-        self.weights: Values = {}
+    def __init__(self, params: Params, device: torch.device | None = None, weights: Values | None = None) -> None:
+        self._params, self._device = params, device
+        self.weights: Values = {} if weights is None else weights
 
     def add_(self, index: Index, weight: Weight) -> None:
         """Add a weight where `index` touches."""
@@ -77,7 +78,7 @@ class Coverage:
 
     def allocate_(self, name: str, grain: int) -> None:
         """Make room for a parameter whose held part shows in its first `grain` axes."""
-        shape, device = self._shapes[name]
+        shape, device = tuple(self._params[name].shape), self._device or self._params[name].device
         coarse = shape[:grain] + (1,) * (len(shape) - grain)
         have = self.weights.get(name)
         if have is None:
@@ -87,66 +88,89 @@ class Coverage:
             self.weights[name] = have.expand(finer).clone()
 
 
+@register
+@dataclass(eq=False)
+class Running:
+    """What an `Accumulator` has added so far; it can be saved and gone on with.
+
+    Args:
+        value: name -> sum over a whole parameter.
+        rows: name -> sum over some rows; no name of `value`.
+        cover: name -> weights per coordinate.
+        even: name -> weight of those who held all of it, apart from `cover`.
+        total, count: as in `Sum`.
+    """
+
+    value: Values = field(default_factory=dict)
+    rows: dict[str, RowSum] = field(default_factory=dict)
+    cover: Values = field(default_factory=dict)
+    even: dict[str, float] = field(default_factory=dict)
+    total: float = 0.0
+    count: int = 0
+
+
 class Accumulator:
     """A running `Sum` that owns its buffers: memory of what is touched, whatever the number of updates.
 
     Args:
         params: name -> tensor; shapes, types and devices of the sums.
+        state: what was added before; changed in place.
     """
 
-    def __init__(self, params: Params) -> None:
-        self._params = dict(params)
-        self._clear()
-
-    def _clear(self) -> None:
-        self._value: Values = {}
-        self._rows: dict[str, RowSum] = {}
-        self._cover = Coverage(self._params)
-        self._total, self._count = 0.0, 0
+    def __init__(self, params: Params, state: Running | None = None) -> None:
+        self._params = params
+        self._state = Running() if state is None else state
+        self._cover = Coverage(params, weights=self._state.cover)
 
     def add_(self, update: Update) -> None:
         """Add one update, weighted."""
-        values = update.values()
+        values, state = update.values(), self._state
         if isinstance(update.weight, Mapping):
             values = {n: v * _broadcast(update.weight[n], v) for n, v in values.items()}
-            self._total += max((float(w.max()) for w in update.weight.values() if w.numel()), default=0.0)
+            state.total += max((float(w.max()) for w in update.weight.values() if w.numel()), default=0.0)
             factor = 1.0
         else:
-            self._total += float(update.weight)
+            state.total += float(update.weight)
             factor = float(update.weight)
         for member in update.index.members if isinstance(update.index, Joint) else (update.index,):
             self._add_(member, values, factor, update.weight)
-        self._count += 1
+        state.count += 1
 
     def _add_(self, index: Index, values: Values, factor: float, weight: Weight) -> None:
-        sparse = {n for n in index.shapes if isinstance(index, Rows) and index.rows[n] is not None} - self._value.keys()
+        state = self._state
+        sparse = {n for n in index.shapes if isinstance(index, Rows) and index.rows[n] is not None} - state.value.keys()
         for name in sparse:
             assert isinstance(index, Rows)
             at = index.rows[name]
             assert at is not None
             per_row = weight[name].double() if isinstance(weight, Mapping) else torch.tensor(float(weight)).double()
             value = values[name] if factor == 1 else values[name] * factor
-            if name not in self._rows:
-                self._rows[name] = RowSum(len(self._params[name]))
-            self._rows[name].add_(at, value, per_row.expand(len(at)))
+            if name not in state.rows:
+                state.rows[name] = RowSum(len(self._params[name]))
+            state.rows[name].add_(at, value, per_row.expand(len(at)))
         dense = index.shapes.keys() - sparse
         if not dense:
             return
         for name in dense:
             self._make_dense_(name)
         part = index if len(dense) == len(index.shapes) else _restricted(index, dense)
-        part.scatter_add_(self._value, values, factor)
-        self._cover.add_(part, weight)
+        part.scatter_add_(state.value, values, factor)
+        if isinstance(weight, Mapping) or any(part.grain(name) for name in part.shapes):
+            self._cover.add_(part, weight)
+        else:
+            for name in part.shapes:
+                state.even[name] = state.even.get(name, 0.0) + float(weight)
 
     def _make_dense_(self, name: str) -> None:
         """Give a parameter a buffer of its own size: it is held whole, or by more than rows."""
-        if name in self._value:
+        state = self._state
+        if name in state.value:
             return
-        self._value[name] = torch.zeros_like(self._params[name])
-        if name in self._rows:
-            rows, value, weight = self._rows.pop(name).total()
+        state.value[name] = torch.zeros_like(self._params[name])
+        if name in state.rows:
+            rows, value, weight = state.rows.pop(name).total()
             part = Rows({name: tuple(self._params[name].shape)}, {name: rows})
-            part.put_(self._value, {name: value})
+            part.put_(state.value, {name: value})
             self._cover.add_(part, {name: weight})
 
     def take(self) -> Sum:
@@ -155,26 +179,30 @@ class Accumulator:
         weight: Values = {}
         whole: dict[str, Tensor | None] = {}
         single: dict[str, Tensor] = {}
+        state, self._state = self._state, Running()
         for name in self._params:  # in the parameters' order, however they were touched
-            if name in self._rows:
-                rows, value[name], per_row = self._rows[name].total()
+            if name in state.rows:
+                rows, value[name], per_row = state.rows[name].total()
                 whole[name] = None if len(rows) == len(self._params[name]) else rows
                 weight[name] = per_row.reshape(-1, *(1,) * (self._params[name].dim() - 1))
                 continue
+            if name in state.even:
+                self._cover.allocate_(name, 0)
+                self._cover.weights[name] += state.even[name]
             if name not in self._cover.weights:
                 continue
             cover = self._cover.weights[name]
             held = _kept(cover, tuple(self._params[name].shape))
             if isinstance(held, _Flat):
                 single[name] = held.at
-                value[name] = self._value[name].reshape(-1)[held.at]
+                value[name] = state.value[name].reshape(-1)[held.at]
                 weight[name] = cover.expand(self._params[name].shape).reshape(-1)[held.at]
             else:
                 whole[name] = held
-                value[name] = self._value[name] if held is None else self._value[name][held]
+                value[name] = state.value[name] if held is None else state.value[name][held]
                 weight[name] = cover if held is None else cover[held]
-        got = Sum(union_index(whole, single, self._params), value, weight, self._total, self._count)
-        self._clear()
+        got = Sum(union_index(whole, single, self._params), value, weight, state.total, state.count)
+        self._cover = Coverage(self._params, weights=self._state.cover)
         return got
 
 

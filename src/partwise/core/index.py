@@ -120,8 +120,8 @@ class Whole:
         return {name: params[name].clone() for name in self.shapes}
 
     def scatter_add_(self, target: Params, values: Params, scale: float = 1.0) -> None:
-        for name in self.shapes:
-            target[name].add_(values[name], alpha=scale)
+        if self.shapes:
+            torch._foreach_add_([target[n] for n in self.shapes], [values[n] for n in self.shapes], alpha=scale)
 
     def put_(self, target: Params, values: Params) -> None:
         for name in self.shapes:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 __all__ = [
+    "Accept",
     "Action",
     "After",
     "Arrived",
@@ -79,6 +80,15 @@ class Dispatch(NamedTuple):
     steps: int = 0
 
 
+class Accept(NamedTuple):
+    """These replies will be in the next commit, and whoever else will be in it has been asked already.
+
+    Said as soon as it is sure, it lets the server add up what it needs to keep no longer.
+    """
+
+    replies: Sequence[ReplyInfo]
+
+
 class Commit(NamedTuple):
     """Reduce these replies and commit the result."""
 
@@ -98,7 +108,7 @@ class Stop(NamedTuple):
     reason: str = "done"
 
 
-Action = Dispatch | Commit | After | Stop
+Action = Dispatch | Accept | Commit | After | Stop
 
 
 class Roster(Protocol):

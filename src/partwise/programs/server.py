@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from partwise.core.aggregate import Aggregator, Sum, sum_updates
+from partwise.core.aggregate import Aggregator, Running, Sum, sum_updates
 from partwise.core.algorithm import ServerState, Task
 from partwise.core.codec import register
 from partwise.core.errors import DivergedError, ProtocolError
@@ -18,12 +18,25 @@ from partwise.core.index import Index
 from partwise.core.model import Params, Values
 from partwise.core.program import Effect, Failed, Halt, Message, NodeId, Record, Send, Wake
 from partwise.core.rng import generator
-from partwise.core.schedule import After, Arrived, Commit, Deadline, Dispatch, Event, Lost, ReplyInfo, Started, Stop
+from partwise.core.schedule import (
+    Accept,
+    After,
+    Arrived,
+    Commit,
+    Deadline,
+    Dispatch,
+    Event,
+    Lost,
+    ReplyInfo,
+    Started,
+    Stop,
+)
 from partwise.core.spool import Kept, Spool
 from partwise.core.transform import State
 from partwise.core.update import Update, check_update, is_finite
 from partwise.programs.messages import Answer, Fetch, Held, Released, Reply, Trouble
 from partwise.programs.session import TIMERS, Session
+from partwise.programs.sums import Sums
 
 if TYPE_CHECKING:
     from partwise.programs.star import Star
@@ -46,12 +59,14 @@ class Waiting(NamedTuple):
     """A reply that was not committed yet.
 
     Args:
+        client: who sent it.
         loss: the client's mean training loss.
-        updates: stream -> update, in a spool.
+        updates: stream -> update, in a spool, until it is added up.
     """
 
+    client: int
     loss: float
-    updates: Mapping[str, Kept]
+    updates: dict[str, Kept]
 
 
 @register
@@ -70,6 +85,9 @@ class ServerNode:
         attempts: client -> (version, how often it was asked at it); of this version.
         told: client with a state -> its tasks whose replies were committed, until it has answered a task that told it
             so.
+        accepted: replies that will be in the next commit and are not added up yet.
+        added: replies that are.
+        sums: stream -> their sum.
         next_id: number of the next task.
         stopped: whether the scheduler has stopped.
     """
@@ -83,6 +101,9 @@ class ServerNode:
     inbox: dict[int, Waiting] = field(default_factory=dict)
     attempts: dict[int, tuple[int, int]] = field(default_factory=dict)
     told: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    accepted: dict[int, None] = field(default_factory=dict)
+    added: dict[int, None] = field(default_factory=dict)
+    sums: dict[str, Running] = field(default_factory=dict)
     next_id: int = 0
     stopped: bool = False
 
@@ -95,6 +116,8 @@ class ServerProgram:
         self._session: Session | None = None  # never saved: restarted, not resumed
         self._waiting: list[Any] = []  # actions that wait for the session to end
         self._spool = Spool()
+        summed = [] if star.channel.exchanges else [s for s, a in star.all_aggregators().items() if a.needs == "sum"]
+        self._sums = Sums(summed)
         self._lent: set[str] = set()  # names of parameters that clients may be reading, in every stream
 
     def init(self, me: NodeId) -> ServerNode:
@@ -128,6 +151,7 @@ class ServerProgram:
                 self._failed(node, message, effects)
             case _:
                 self._schedule(node, message, self._event(node, message, effects), effects)
+        self._sums.add_up(node)
         return node, effects
 
     def _schedule(self, node: ServerNode, message: Message, event: Event | None, effects: list[Effect]) -> None:
@@ -203,7 +227,7 @@ class ServerProgram:
             return self._refused(node, now, flight, fault, effects)
         info = ReplyInfo(reply.id, src, flight.task.version, reply.steps, reply.examples)
         updates = {stream: self._spool.keep(update) for stream, update in reply.updates.items()}
-        node.inbox[reply.id] = Waiting(reply.loss, updates)
+        node.inbox[reply.id] = Waiting(src, reply.loss, updates)
         fields = {
             "client": src,
             "version": flight.task.version,
@@ -280,6 +304,8 @@ class ServerProgram:
             match queue.pop(0):
                 case Dispatch(client, steps):
                     self._dispatch(node, message.now, client, steps, effects)
+                case Accept(replies):
+                    self._sums.accept(node, replies)
                 case Commit(replies):
                     self._commit(node, message, replies, effects)
                 case After(seconds, tag):
@@ -294,13 +320,15 @@ class ServerProgram:
         node.attempts[client] = (node.version, attempt + 1)
         task = Task(node.next_id, node.version, attempt, steps, node.told.get(client, ()))
         node.in_flight[task.id] = InFlight(task, client, now)
+        self._sums.asked(client, task.id)
         node.next_id += 1
         effects.append(Send(client, task))
 
     def _commit(self, node: ServerNode, message: Message, infos: Sequence[ReplyInfo], effects: list[Effect]) -> None:
         ordered = sorted(infos, key=lambda info: (info.client, info.id))  # so that arrival order never matters
         if not self._star.channel.exchanges:
-            opened = {s: self._updates(node, ordered, s) for s in self._star.all_aggregators()}
+            sums = self._sums.take(node, ordered)
+            opened = {s: sums.get(s) or self._updates(node, ordered, s) for s in self._star.all_aggregators()}
             self._close(node, message.now, ordered, opened, effects)
             return
         self._session = Session(self._star.channel, ordered, list(self._star.all_aggregators()), node.streams)

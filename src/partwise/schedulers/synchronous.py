@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from partwise.core.schedule import (
+    Accept,
     Action,
     After,
     Arrived,
@@ -92,13 +93,22 @@ class Synchronous:
                 return self._open(state)
             case Arrived(_, reply, _) if _is_among(state.waiting, reply.client):
                 waiting = _without(state.waiting, reply.client)
-                return self._close_if_all(state._replace(waiting=waiting, got=(*state.got, reply)))
+                state = state._replace(waiting=waiting, got=(*state.got, reply))
+                accepted = self._accepted(state)
+                state, actions = self._close_if_all(state)
+                return state, accepted + actions
             case Lost(_, client, _) if _is_among(state.waiting, client):
                 return self._close_if_all(state._replace(waiting=_without(state.waiting, client)))
             case Deadline(_, tag) if tag == state.round:
                 return self._close(state)
             case _:
                 return state, []
+
+    def _accepted(self, state: Rounds) -> list[Action]:
+        """What is sure to be committed: all replies, once there are enough of them."""
+        if len(state.got) < self.min_replies:
+            return []
+        return [Accept(state.got if len(state.got) == self.min_replies else state.got[-1:])]
 
     def _open(self, state: Rounds) -> tuple[Rounds, list[Action]]:
         if state.round == self.rounds:

@@ -127,7 +127,7 @@ def _as_plain(part: Executor, executor: Executor, jobs: Sequence[Job], near: Nea
         if isinstance(one, Exception):
             _same_exception(part, one, other, where)
         else:
-            _same_result(part, one, other, where, _share(job, near))
+            _same_result(part, one, other, where, _bounds(job, one, near))
     return found
 
 
@@ -138,9 +138,16 @@ def _tensors(job: Job) -> list[Params]:
     return [dict(job.start), dict(job.data.columns()), *(dict(value) for value in held if isinstance(value, Mapping))]
 
 
-def _share(job: Job, near: Near | None) -> float:
-    """What a result may differ by: that of its coarsest type."""
-    return max((near[t.dtype] for t in job.start.values() if t.dtype in near), default=0.0) if near else 0.0
+def _bounds(job: Job, expected: Trained, near: Near | None) -> tuple[float, Mapping[str, float]]:
+    """The share that a result may differ by, that of its coarsest type, and what it comes to for each parameter."""
+    share = max((near[t.dtype] for t in job.start.values() if t.dtype in near), default=0.0) if near else 0.0
+    sizes = {name: [_largest(job.start[name]), _largest(t)] for name, t in expected.change.items()}
+    return share, {name: share * max(largest) for name, largest in sizes.items()}
+
+
+def _largest(t: Tensor) -> float:
+    finite = t.detach()[t.isfinite()]
+    return float(finite.abs().max()) if len(finite) else 0.0
 
 
 def _same_exception(part: Executor, one: Exception, other: Any, where: str) -> None:
@@ -153,7 +160,10 @@ def _same_exception(part: Executor, one: Exception, other: Any, where: str) -> N
     )
 
 
-def _same_result(part: Executor, one: Trained, other: Any, where: str, share: float) -> None:
+def _same_result(
+    part: Executor, one: Trained, other: Any, where: str, bounds: tuple[float, Mapping[str, float]]
+) -> None:
+    share, most = bounds
     if isinstance(other, Exception):
         raise AssertionError(
             f"{part!r}: {where}: must be trained, got {type(other).__name__}: {other}. Leave it out of its neighbours' "
@@ -164,20 +174,19 @@ def _same_result(part: Executor, one: Trained, other: Any, where: str, share: fl
     got = f"{other.steps} steps and {list(other.change)}" if isinstance(other, Trained) else type(other).__name__
     expect(is_alike, part, rule, got=got, remedy="Ask plan.num_steps, and keep the names in order")
     for name, value in one.change.items():
-        _same_values(part, f"{where}: {name!r}", value, other.change[name], share)
+        _same_values(part, f"{where}: {name!r}", value, other.change[name], most[name])
     is_near = math.isclose(other.loss, one.loss, rel_tol=share) or (math.isnan(other.loss) and math.isnan(one.loss))
     expect(
         is_near, part, f"{where}: must have the mean loss {one.loss}", got=other.loss, remedy="Take it over the steps"
     )
 
 
-def _same_values(part: Executor, where: str, one: Tensor, other: Tensor, share: float) -> None:
+def _same_values(part: Executor, where: str, one: Tensor, other: Tensor, bound: float) -> None:
     kinds = [(t.dtype, tuple(t.shape), t.device, t.requires_grad) for t in (one, other)]
     rule = f"{where}: must keep type, shape and device, {kinds[0][:3]}, without a gradient"
     expect(kinds[0] == kinds[1], part, rule, got=kinds[1], remedy="Return what was trained, detached")
-    finite, gap = one[one.isfinite()], (other.double() - one.double()).abs()
-    bound = share * float(finite.abs().max()) if len(finite) else 0.0
-    how = f"within {share:g} of its largest entry" if share else "to the last bit"
+    gap = (other.double() - one.double()).abs()
+    how = f"within {bound:.3g}" if bound else "to the last bit"
     expect(
         torch.allclose(other, one, rtol=0, atol=bound, equal_nan=True),
         part,

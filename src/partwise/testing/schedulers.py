@@ -8,6 +8,7 @@ from typing import Any
 
 from partwise.core.codec import register
 from partwise.core.schedule import (
+    Accept,
     After,
     Arrived,
     Commit,
@@ -85,6 +86,7 @@ class _Run:
     is_stopped: bool = False
     queue: list[tuple[float, int, Event]] = field(default_factory=list)
     arrived: set[int] = field(default_factory=set)
+    accepted: set[int] = field(default_factory=set)
 
     def play(self, *, is_saved: bool = False) -> _Run:
         part = self.part
@@ -115,14 +117,22 @@ class _Run:
         heapq.heappush(self.queue, (when, len(self.story) + len(self.queue), event))
 
     def _act(self, now: float, action: Any) -> None:
-        self.story.append(tuple(action) if not isinstance(action, Commit) else [r.id for r in action.replies])
+        is_of_replies = isinstance(action, Accept | Commit)
+        self.story.append([type(action).__name__, *(r.id for r in action.replies)] if is_of_replies else tuple(action))
         match action:
             case Dispatch(client, steps):
                 self._dispatch(now, client, steps)
+            case Accept(replies):
+                self.accepted |= {reply.id for reply in replies}
+                self._known(self.accepted <= self.arrived, sorted(self.accepted))
             case Commit(replies):
                 ids = [reply.id for reply in replies]
                 self._known(set(ids) <= self.arrived and len(ids) == len(set(ids)), ids)
+                rule = "must commit next what it has accepted"
+                remedy = "Accept a reply only when nothing can keep it from the next Commit"
+                expect(self.accepted <= set(ids), self.part, rule, got=ids, remedy=remedy)
                 self.arrived -= set(ids)
+                self.accepted.clear()
                 self.num_commits += 1
                 self.version += 1
             case After(seconds, tag):
@@ -130,7 +140,13 @@ class _Run:
             case Stop():
                 self.is_stopped = True
             case _:
-                expect(False, self.part, "acts by Dispatch, Commit, After and Stop", got=action, remedy="Return those")
+                expect(
+                    False,
+                    self.part,
+                    "acts by Dispatch, Accept, Commit, After and Stop",
+                    got=action,
+                    remedy="Return those",
+                )
 
     def _known(self, holds: bool, ids: list[int]) -> None:
         rule = "must commit each reply once, after it arrived"

@@ -78,11 +78,11 @@ def test_is_bit_equal_to_a_loop_over_the_module(decay, pull):
     (trained,) = Plain().run([given._replace(plan=plan)])
     expected = by_hand(given, decay, pull, epochs=3, batch=5)
     assert trained.steps == 15
-    assert [n for n in expected if not torch.equal(trained.change[n], expected[n])] == []
+    assert [n for n in expected if not torch.equal(trained.change[n], expected[n] - before[n])] == []
     assert list(trained.change) == list(given.start)
     assert not any(t.requires_grad for t in trained.change.values())
-    assert torch.equal(trained.change["spare.weight"], before["spare.weight"]) == (not decay)
-    assert not torch.equal(trained.change["norm.running_mean"], before["norm.running_mean"])
+    assert bool(trained.change["spare.weight"].any()) == bool(decay)
+    assert trained.change["norm.running_mean"].any()
     assert all(torch.equal(t, before[name]) for name, t in given.start.items())
 
 
@@ -102,9 +102,9 @@ def test_jobs_do_not_touch_one_another_or_the_global_generator():
 def test_what_is_not_trainable_stays():
     plan = replace(job().plan, trainable=lambda name: name.startswith("out"))
     (trained,) = Plain().run([job(plan)])
-    moved = {n for n, t in trained.change.items() if not torch.equal(t, job().start[n])}
+    moved = {n for n, t in trained.change.items() if t.any()}
     assert moved == {"out.weight", "out.bias", "norm.running_mean", "norm.running_var"}
-    trained.change["table.weight"].zero_()  # the result is the caller's own
+    trained.change["table.weight"].fill_(3.0)  # the result is the caller's own
     assert job().start["table.weight"].abs().sum() > 1
 
 
@@ -121,7 +121,7 @@ def test_terms_come_in_order_and_know_their_step():
     terms = (Shift({"weight": torch.tensor([[4.0]])}), ClipGradient(5.0), note)
     plan = LocalPlan(ModelLoss(model), SGD(0.1), batch_size=0, steps=1, gradient=terms)
     (trained,) = Plain().run([Job(plan, start, data, 0)])
-    assert trained.change["weight"].item() == pytest.approx(2 - 0.1 * 5)
+    assert trained.change["weight"].item() == pytest.approx(-0.1 * 5)
     assert trained.loss == pytest.approx(0.5 * 36)
     Plain().run([Job(replace(plan, steps=3), start, data, 0)])
     assert seen == [0, 0, 1, 2]

@@ -1,0 +1,105 @@
+"""Replies that are added up before they are committed, so that they need not be kept."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from partwise.core.aggregate import Accumulator, Running, Sum
+from partwise.core.schedule import ReplyInfo
+
+if TYPE_CHECKING:
+    from partwise.programs.server import ServerNode
+
+__all__ = ["Sums"]
+
+
+class Sums:
+    """Adds up accepted replies in order of client, as it would at the commit, so that no result depends on it.
+
+    A reply is added, and its updates forgotten, once no client with a lower number may still be committed with it.
+    What is known here but for `streams` can be made anew from the server's state.
+
+    Args:
+        streams: those whose aggregator needs no more than the sum.
+    """
+
+    def __init__(self, streams: Iterable[str]) -> None:
+        self._streams = tuple(streams)
+        self._heaps: tuple[list[tuple[int, int]], list[tuple[int, int]]] | None = None  # (client, task)
+
+    def asked(self, client: int, id: int) -> None:
+        """A client was asked at the current version."""
+        if self._heaps is not None:
+            heapq.heappush(self._heaps[0], (client, id))
+
+    def accept(self, node: ServerNode, infos: Sequence[ReplyInfo]) -> None:
+        """These will be in the next commit."""
+        if not self._streams:
+            return
+        self._heaps = self._heaps or _heaps(node)
+        for info in infos:
+            node.accepted[info.id] = None
+            heapq.heappush(self._heaps[1], (info.client, info.id))
+
+    def add_up(self, node: ServerNode) -> None:
+        """Add what can be added."""
+        if not node.accepted:
+            return
+        self._heaps = self._heaps or _heaps(node)
+        ahead, ready = self._heaps
+        while ready:
+            while ahead and not _may_come(node, ahead[0][1]):
+                heapq.heappop(ahead)
+            if ahead and ahead[0] < ready[0]:
+                return
+            _, id = heapq.heappop(ready)
+            self._add(node, id)
+            del node.accepted[id]
+            node.added[id] = None
+
+    def _add(self, node: ServerNode, id: int) -> None:
+        updates = node.inbox[id].updates
+        for stream in self._streams:
+            state = node.sums.setdefault(stream, Running())
+            Accumulator(node.streams[stream], state).add_(updates.pop(stream).take())
+
+    def take(self, node: ServerNode, infos: Sequence[ReplyInfo]) -> dict[str, Sum]:
+        """The sums of these replies, in order; the next ones begin at nothing. None where nothing was added yet.
+
+        Raises:
+            RuntimeError: a reply that was accepted is not among them.
+        """
+        left = {*node.accepted, *node.added} - {info.id for info in infos}
+        if left:
+            raise RuntimeError(
+                f"Commit(): must hold every accepted reply, got none of {sorted(left)[:5]}. "
+                "A scheduler accepts only what its next commit will have."
+            )
+        found: dict[str, Sum] = {}
+        if node.added:
+            for info in infos:
+                if info.id not in node.added:
+                    self._add(node, info.id)
+            found = {stream: Accumulator(node.streams[stream], node.sums[stream]).take() for stream in self._streams}
+        self.clear(node)
+        return found
+
+    def clear(self, node: ServerNode) -> None:
+        """Begin at nothing."""
+        node.sums, node.accepted, node.added = {}, {}, {}
+        self._heaps = None
+
+
+def _heaps(node: ServerNode) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Who may still come, and what waits to be added."""
+    ahead = [(f.client, id) for id, f in node.in_flight.items() if f.task.version == node.version]
+    ready = [(node.inbox[id].client, id) for id in node.accepted]
+    heapq.heapify(ahead)
+    heapq.heapify(ready)
+    return ahead, ready
+
+
+def _may_come(node: ServerNode, id: int) -> bool:
+    return id in node.in_flight or (id in node.inbox and id not in node.accepted and id not in node.added)
