@@ -13,10 +13,10 @@ DEMO = $(VENV)/bin/partwise demo
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check lint types cover format docs bench clean
+.PHONY: help demo test slow check lint types cover format docs bench bench-peers clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' Makefile | awk -F ':.*## *' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## *' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.stamp-run  ## a federated run on real data, and its report
 	$(DEMO)
@@ -51,8 +51,11 @@ bench: $(VENV)/.stamp-run  ## every benchmark; each prints machine, versions, co
 	    test -f "$$file" || continue; found=1; echo "== $$file"; $(PY) "$$file" || exit 1; \
 	done; test $$found = 1 || echo "there are no benchmarks yet"
 
+bench-peers: $(VENV)/.stamp-run  ## Partwise beside other frameworks, each in its own environment; ARGS="--only pfl ..."
+	$(PY) benchmarks/peers/compare.py $(ARGS)
+
 clean:  ## remove the environment, caches and built files
-	rm -rf $(VENV) site build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) benchmarks/peers/.envs site build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # ---- environment: one stamp per layer, renewed when pyproject.toml or the constraints change ------------------------
 

@@ -108,7 +108,7 @@ def difference(found: Sequence[Trained], expected: Sequence[Trained]) -> float:
     def gap(one: Values, other: Values) -> float:
         return max(float((one[n] - t).abs().max() / t.abs().max().clamp(min=1e-30)) for n, t in other.items())
 
-    return max(gap(a.end, b.end) for a, b in zip(found, expected, strict=True))
+    return max(gap(a.change, b.change) for a, b in zip(found, expected, strict=True))
 
 
 def spread(values: Sequence[float], form: str) -> str:

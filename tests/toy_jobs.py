@@ -23,8 +23,8 @@ def same(some: Sequence[Trained | Exception], others: Sequence[Trained | Excepti
             if type(a) is not type(b) or str(a) != str(b):
                 return False
         elif not (
-            list(a.end) == list(b.end)
-            and all(torch.equal(a.end[n], b.end[n]) and a.end[n].stride() == b.end[n].stride() for n in a.end)
+            list(a.change) == list(b.change)
+            and all(torch.equal(a.change[n], b.change[n]) and a.change[n].stride() == b.change[n].stride() for n in a.change)
             and (a.steps, a.loss) == (b.steps, b.loss)
         ):
             return False

@@ -154,12 +154,12 @@ def agree(jobs: Sequence[Job], executor: Executor, near: float = 0.0) -> None:
         assert isinstance(one, Trained), one
         assert isinstance(other, Trained), other
         assert other.steps == one.steps
-        assert list(other.end) == list(one.end)
+        assert list(other.change) == list(one.change)
         assert all(torch.equal(start[n], t) for n, t in job.start.items())
         near_ = near or NEAR[next(iter(start.values())).dtype]
         assert other.loss == pytest.approx(one.loss, rel=near_)
-        for name, value in one.end.items():
-            assert other.end[name].dtype == value.dtype
-            assert other.end[name].shape == value.shape
+        for name, value in one.change.items():
+            assert other.change[name].dtype == value.dtype
+            assert other.change[name].shape == value.shape
             scale = float(value.abs().max())
-            torch.testing.assert_close(other.end[name], value, rtol=0, atol=near_ * scale)
+            torch.testing.assert_close(other.change[name], value, rtol=0, atol=near_ * scale)

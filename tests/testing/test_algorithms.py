@@ -45,7 +45,7 @@ class BrokenAlgorithm(Algorithm):
                     "model": replace(updates["model"], value={n: v.sum() for n, v in updates["model"].value.items()})
                 }
             case "spoils the result":
-                trained.end["hidden.bias"].zero_()
+                trained.change["hidden.bias"].zero_()
         return updates, own
 
     def commit(self, state, totals, replies):

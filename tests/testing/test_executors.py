@@ -40,7 +40,7 @@ def edited(edit: Callable[[Job, Trained], Trained]) -> Callable[[Sequence[Job]],
 
 
 def ends(change: Callable[[str, torch.Tensor], torch.Tensor]) -> Callable[[Sequence[Job]], Results]:
-    return edited(lambda job, r: r._replace(end={name: change(name, value) for name, value in r.end.items()}))
+    return edited(lambda job, r: r._replace(end={name: change(name, value) for name, value in r.change.items()}))
 
 
 def at_the_global_chance(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -53,7 +53,7 @@ def writing_into_start(job: Job, result: Trained) -> Trained:
 
 
 def keeping_what_does_not_move(job: Job, result: Trained) -> Trained:
-    return result._replace(end={n: t if job.plan.trainable(n) else job.start[n] for n, t in result.end.items()})
+    return result._replace(end={n: t if job.plan.trainable(n) else job.start[n] for n, t in result.change.items()})
 
 
 def thrifty(jobs: Sequence[Job]) -> Results:
@@ -191,7 +191,7 @@ def test_example_jobs_differ_in_everything():
     assert {len(job.data) for job in jobs} == {7, 1, 4, 8, 12, 16}
     assert len({result.steps for result in trained}) >= 6
     moved = [
-        {n for n, t in r.end.items() if not torch.equal(t, j.start[n])} for j, r in zip(jobs, trained, strict=True)
+        {n for n, t in r.change.items() if not torch.equal(t, j.start[n])} for j, r in zip(jobs, trained, strict=True)
     ]
     assert {"out.weight", "out.bias"} in moved
     assert all(moved)

@@ -115,9 +115,9 @@ class LocalOnly(Algorithm):
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
     ) -> tuple[dict[str, Update], ClientState]:
-        shared = trained._replace(end={n: t for n, t in trained.end.items() if n not in own.value})
+        shared = trained._replace(change={n: t for n, t in trained.change.items() if n not in own.value})
         updates, inner = self.inner.finish(held, shared, index, task, own.inner, site.without(own.value.keys()))
-        return updates, PersonalState(inner, {name: trained.end[name] for name in own.value})
+        return updates, PersonalState(inner, {name: t + trained.change[name] for name, t in own.value.items()})
 
     def aggregators(self) -> Mapping[str, Aggregator]:
         return self.inner.aggregators()

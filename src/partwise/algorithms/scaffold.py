@@ -130,7 +130,7 @@ class Scaffold(Algorithm):
     ) -> tuple[dict[str, Update], ClientState]:
         start, server = held["model"], held["control"]
         own = _placed(_settled(own, task), index, server)
-        value = {name: trained.end[name] - t for name, t in start.items()}
+        value = {name: trained.change[name] for name in start}
         if self.option == "I":
             change = {n: g - own.value[n] for n, g in _gradient(start, index, task, site).items()}
         else:

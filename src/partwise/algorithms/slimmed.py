@@ -163,7 +163,7 @@ class FederatedDropout(Algorithm):
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
     ) -> tuple[dict[str, Update], ClientState]:
-        value = {name: trained.end[name] - start for name, start in held["model"].items()}
+        value = {name: trained.change[name] for name in held["model"]}
         if self.estimator == "heat" and self.keep_prob < 1:
             for name, v in value.items():
                 v.div_(held_share(site.model, site.like, name, self.keep_prob))

@@ -156,7 +156,7 @@ class Algorithm(Protocol):
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
     ) -> tuple[dict[str, Update], ClientState]:
         """Stream -> update, and the client's next state."""
-        value = {name: trained.end[name] - start for name, start in held["model"].items()}
+        value = {name: trained.change[name] for name in held["model"]}
         return {"model": Update(index, value, self.weight(site))}, own
 
     def aggregators(self) -> Mapping[str, Aggregator]:

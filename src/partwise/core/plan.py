@@ -123,12 +123,13 @@ class Trained(NamedTuple):
     """The result of a job.
 
     Args:
-        end: the values after training.
+        change: the values after training minus those before. Whoever asked for it may overwrite it; jobs that were
+            trained together may share the memory that theirs lie in, so that one that is to stay is copied.
         steps: local steps taken.
         loss: mean training loss over the steps.
     """
 
-    end: Values
+    change: Values
     steps: int
     loss: float
 

@@ -159,12 +159,12 @@ def _same_result(part: Executor, one: Trained, other: Any, where: str, share: fl
             f"{part!r}: {where}: must be trained, got {type(other).__name__}: {other}. Leave it out of its neighbours' "
             "failures."
         ) from other
-    rule = f"{where}: must take {one.steps} steps and end with {list(one.end)}"
-    is_alike = isinstance(other, Trained) and other.steps == one.steps and list(other.end) == list(one.end)
-    got = f"{other.steps} steps and {list(other.end)}" if isinstance(other, Trained) else type(other).__name__
+    rule = f"{where}: must take {one.steps} steps and change {list(one.change)}"
+    is_alike = isinstance(other, Trained) and other.steps == one.steps and list(other.change) == list(one.change)
+    got = f"{other.steps} steps and {list(other.change)}" if isinstance(other, Trained) else type(other).__name__
     expect(is_alike, part, rule, got=got, remedy="Ask plan.num_steps, and keep the names in order")
-    for name, value in one.end.items():
-        _same_values(part, f"{where}: {name!r}", value, other.end[name], share)
+    for name, value in one.change.items():
+        _same_values(part, f"{where}: {name!r}", value, other.change[name], share)
     is_near = math.isclose(other.loss, one.loss, rel_tol=share) or (math.isnan(other.loss) and math.isnan(one.loss))
     expect(
         is_near, part, f"{where}: must have the mean loss {one.loss}", got=other.loss, remedy="Take it over the steps"
@@ -216,8 +216,8 @@ def _own_memory(part: Executor, executor: Executor, jobs: Sequence[Job]) -> None
     given = [_tensors(job) for job in jobs]
     before = snapshot(part, given, "the jobs")
     found = _run(part, executor, jobs, "must run the same jobs again")
-    values: list[Values] = [result.end for result in found if isinstance(result, Trained)]
-    numbered = [(value, float(i)) for i, value in enumerate(t for end in values for t in end.values())]
+    values: list[Values] = [result.change for result in found if isinstance(result, Trained)]
+    numbered = [(value, float(i)) for i, value in enumerate(t for change in values for t in change.values())]
     for value, number in numbered:
         value.fill_(number)
     unchanged(part, before, given, "the jobs, when results are written to,")

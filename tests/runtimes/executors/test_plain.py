@@ -78,11 +78,11 @@ def test_is_bit_equal_to_a_loop_over_the_module(decay, pull):
     (trained,) = Plain().run([given._replace(plan=plan)])
     expected = by_hand(given, decay, pull, epochs=3, batch=5)
     assert trained.steps == 15
-    assert [n for n in expected if not torch.equal(trained.end[n], expected[n])] == []
-    assert list(trained.end) == list(given.start)
-    assert not any(t.requires_grad for t in trained.end.values())
-    assert torch.equal(trained.end["spare.weight"], before["spare.weight"]) == (not decay)
-    assert not torch.equal(trained.end["norm.running_mean"], before["norm.running_mean"])
+    assert [n for n in expected if not torch.equal(trained.change[n], expected[n])] == []
+    assert list(trained.change) == list(given.start)
+    assert not any(t.requires_grad for t in trained.change.values())
+    assert torch.equal(trained.change["spare.weight"], before["spare.weight"]) == (not decay)
+    assert not torch.equal(trained.change["norm.running_mean"], before["norm.running_mean"])
     assert all(torch.equal(t, before[name]) for name, t in given.start.items())
 
 
@@ -94,17 +94,17 @@ def test_jobs_do_not_touch_one_another_or_the_global_generator():
     assert torch.equal(torch.get_rng_state(), state)
     for trained, given in zip(together, (first, second, first), strict=True):
         (alone,) = Plain().run([given])
-        assert all(torch.equal(alone.end[n], trained.end[n]) for n in alone.end)
+        assert all(torch.equal(alone.change[n], trained.change[n]) for n in alone.change)
         assert alone.loss == trained.loss
-    assert not torch.equal(together[0].end["out.bias"], together[1].end["out.bias"])
+    assert not torch.equal(together[0].change["out.bias"], together[1].change["out.bias"])
 
 
 def test_what_is_not_trainable_stays():
     plan = replace(job().plan, trainable=lambda name: name.startswith("out"))
     (trained,) = Plain().run([job(plan)])
-    moved = {n for n, t in trained.end.items() if not torch.equal(t, job().start[n])}
+    moved = {n for n, t in trained.change.items() if not torch.equal(t, job().start[n])}
     assert moved == {"out.weight", "out.bias", "norm.running_mean", "norm.running_var"}
-    trained.end["table.weight"].zero_()  # the result is the caller's own
+    trained.change["table.weight"].zero_()  # the result is the caller's own
     assert job().start["table.weight"].abs().sum() > 1
 
 
@@ -121,7 +121,7 @@ def test_terms_come_in_order_and_know_their_step():
     terms = (Shift({"weight": torch.tensor([[4.0]])}), ClipGradient(5.0), note)
     plan = LocalPlan(ModelLoss(model), SGD(0.1), batch_size=0, steps=1, gradient=terms)
     (trained,) = Plain().run([Job(plan, start, data, 0)])
-    assert trained.end["weight"].item() == pytest.approx(2 - 0.1 * 5)
+    assert trained.change["weight"].item() == pytest.approx(2 - 0.1 * 5)
     assert trained.loss == pytest.approx(0.5 * 36)
     Plain().run([Job(replace(plan, steps=3), start, data, 0)])
     assert seen == [0, 0, 1, 2]
@@ -130,11 +130,11 @@ def test_terms_come_in_order_and_know_their_step():
 def test_state_of_the_optimizer_begins_anew_with_every_job():
     plan = replace(job().plan, optimizer=AdamW(0.01))
     first, again = Plain().run([job(plan), job(plan)])
-    assert all(torch.equal(first.end[n], again.end[n]) for n in first.end)
+    assert all(torch.equal(first.change[n], again.change[n]) for n in first.change)
 
 
 def test_job_that_raises_gives_its_error_and_the_others_go_on():
     broken = job()._replace(data=Examples({"words": torch.tensor([[99, 0, 0]]), "y": torch.tensor([0])}))
     good, bad, last = Plain().run([job(), broken, job()])
     assert isinstance(bad, IndexError)
-    assert torch.equal(good.end["out.bias"], last.end["out.bias"])
+    assert torch.equal(good.change["out.bias"], last.change["out.bias"])

@@ -83,7 +83,7 @@ def test_batches_of_a_run_go_to_the_same_workers():
             assert same(found, expected[:size])
             for trained in found:  # the results are the caller's own
                 assert isinstance(trained, Trained)
-                trained.end["out.bias"].fill_(9.0)
+                trained.change["out.bias"].fill_(9.0)
             workers = {child.pid for child in multiprocessing.active_children()}
             assert len(workers) == min(2, size) if size == 1 else len(workers) == 2
         assert pool.run([]) == []

@@ -104,7 +104,7 @@ def test_terms_of_different_settings_are_trained_apart():
 def test_only_what_is_trainable_moves():
     jobs = SCALED.jobs(trainable=lambda name: name.startswith(("again", "norm", "out")))
     agree(jobs, Stacked())
-    end = Stacked().run(jobs)[2].end
+    end = Stacked().run(jobs)[2].change
     assert torch.equal(end["inner.weight"], jobs[2].start["inner.weight"])
     assert not torch.equal(end["again.weight"], jobs[2].start["again.weight"])
 
@@ -166,9 +166,9 @@ def test_large_and_small_clients_are_trained_apart(monkeypatch):
 
 def test_results_do_not_share_memory():
     found = Stacked().run(MLP.jobs())
-    pointers = [t.untyped_storage().data_ptr() for result in found for t in result.end.values()]
+    pointers = [t.untyped_storage().data_ptr() for result in found for t in result.change.values()]
     assert len(set(pointers)) == len(pointers)
-    assert all(t.untyped_storage().nbytes() == t.nbytes for t in found[0].end.values())
+    assert all(t.untyped_storage().nbytes() == t.nbytes for t in found[0].change.values())
 
 
 @pytest.mark.parametrize(("field_name", "value"), [("max_clients", 0), ("max_bytes", -1)])

@@ -213,7 +213,7 @@ def test_bad_ids_spoil_their_own_job_only(table, bad):
     assert type(found[1]) is type(expected[1]) is IndexError
     assert str(found[1]) == str(expected[1])
     for i in (0, 2):
-        torch.testing.assert_close(found[i].end, expected[i].end, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found[i].change, expected[i].change, rtol=1e-9, atol=1e-12)
 
 
 def test_bad_ids_under_vmap():
@@ -262,4 +262,4 @@ def test_a_client_that_diverges_does_not_spoil_the_others():
     assert np.isnan(found[1].loss)
     agree([jobs[0], jobs[2]], executor)
     alone = Plain().run(jobs)
-    torch.testing.assert_close(found[0].end, alone[0].end, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found[0].change, alone[0].change, rtol=1e-9, atol=1e-12)

@@ -5,6 +5,7 @@ Shapes: A clients, b examples of each.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from partwise.core.model import Model, Params, Values
 from partwise.core.plan import LossFn
 from partwise.core.population import Batch
-from partwise.runtimes.executors.folded import Fold, Held, UnstackableError
+from partwise.runtimes.executors.folded import Fold, Held, PaddedTableError, UnstackableError
 
 __all__ = ["Folded", "Vmapped", "check_ids", "of_function", "of_model"]
 
@@ -36,7 +37,7 @@ class Folded:
         model: whose losses.
         factors: on parameters, in the loss.
         names: what gets a gradient.
-        num_rows: table -> rows of every client, (C,).
+        num_rows: table -> rows of every client, (C,), where they may differ.
     """
 
     model: Model
@@ -49,7 +50,9 @@ class Folded:
         """Losses (A,) and gradients; where `lr` is not 0, plain SGD has been applied and there are none."""
         clients, width = shares.shape
         fold = Fold(clients, width, lr, torch.zeros((), device=shares.device, requires_grad=True))
-        held = {n: Held(fold, t, n in self.names, self.factors.get(n, 1.0)) for n, t in values.items()}
+        held = {
+            n: Held(fold, t, n in self.names, self.factors.get(n, 1.0), n in self.num_rows) for n, t in values.items()
+        }
         losses = self.model.losses(held, batch)  # type: ignore[arg-type]
         if losses.shape != (clients * width,):
             raise UnstackableError(f"the losses have the shape {tuple(losses.shape)}")
@@ -57,7 +60,8 @@ class Folded:
         means = (losses.detach().view(clients, width) * shares).sum(1)
         found = {n: held[n].settle() for n in self.names}
         for name, parameter in held.items():
-            self._note(name, parameter)
+            if parameter.bounds:
+                self._note(name, parameter)
         if not lr:
             return means, {n: torch.zeros_like(values[n]) if g is None else g for n, g in found.items()}
         for name, grad in found.items():
@@ -66,10 +70,10 @@ class Folded:
         return means, None
 
     def _note(self, name: str, parameter: Held) -> None:
-        if parameter.bounds:
-            limit = self.num_rows[name][: parameter.fold.clients]
-            for low, high in zip(parameter.bounds[::2], parameter.bounds[1::2], strict=True):
-                self.bad += [low < 0, high >= limit]
+        rows = self.num_rows.get(name)
+        limit = parameter.shape[0] if rows is None else rows[: parameter.fold.clients]
+        for low, high in zip(parameter.bounds[::2], parameter.bounds[1::2], strict=True):
+            self.bad += [low < 0, high >= limit]
 
 
 @dataclass
@@ -79,7 +83,7 @@ class Vmapped:
     Args:
         loss: of one client, with its batch and every example's share of the mean.
         names: what gets a gradient.
-        num_rows: table -> rows of every client, (C,).
+        num_rows: table -> rows of every client, (C,), where they may differ.
     """
 
     loss: Callable[[Params, Batch, Tensor], Tensor]
@@ -93,7 +97,10 @@ class Vmapped:
         rows = {n: r[:clients] for n, r in self.num_rows.items()}
         by_client = {n: c.view(clients, width, *c.shape[1:]) for n, c in batch.items()}
         run = torch.func.vmap(self._one, randomness="error")
-        means, bad = run(params, by_client, shares, rows)
+        with warnings.catch_warnings():
+            # Of operations that are run in a loop; whether that is worth it is not for the user to decide.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            means, bad = run(params, by_client, shares, rows)
         found = torch.autograd.grad(means.sum(), [params[n] for n in self.names], allow_unused=True)
         self.bad.append(bad)
         grads = {n: torch.zeros_like(values[n]) if g is None else g for n, g in zip(self.names, found, strict=True)}
@@ -113,7 +120,10 @@ class Vmapped:
 
 
 class _Lookups(TorchFunctionMode):
-    """Notes ids that are outside their table, which vmap would take from the next client's."""
+    """Notes ids that are outside their table, which vmap would take from the next client's.
+
+    A table whose last rows a client may not have is used by lookups alone.
+    """
 
     def __init__(self, rows: Mapping[int, Tensor]) -> None:
         super().__init__()
@@ -125,6 +135,8 @@ class _Lookups(TorchFunctionMode):
         if func is F.embedding and len(args) > 1:
             ids, limit = args[0], self.rows.get(id(args[1]), len(args[1]))
             self.bad.append(((ids < 0) | (ids >= limit)).any())
+        elif any(id(arg) in self.rows for arg in args):
+            raise PaddedTableError("a table of which clients hold some rows is used by more than lookups")
         return func(*args, **(kwargs or {}))
 
 

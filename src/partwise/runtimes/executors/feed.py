@@ -16,9 +16,15 @@ from partwise.core.plan import Job, LocalPlan
 from partwise.core.population import Batch
 from partwise.core.rng import numpy_generator
 
-__all__ = ["Feed"]
+__all__ = ["Feed", "feed_bytes"]
 
 Ints = NDArray[np.int64]
+
+
+def feed_bytes(plan: LocalPlan, examples: int, steps: int) -> int:
+    """What the positions of one client's batches take."""
+    size = min(plan.batch_size or examples, examples)
+    return 8 * size * (1 if size == examples else steps)
 
 
 class Feed:
@@ -34,60 +40,68 @@ class Feed:
     """
 
     def __init__(self, jobs: Sequence[Job], steps: Sequence[int], like: Tensor) -> None:
-        self._steps = np.array(steps)
-        drawn = [_drawn(job.plan, len(job.data), many, job.seed) for job, many in zip(jobs, steps, strict=True)]
-        self._is_constant = all(len(positions) == 1 for positions, _ in drawn)
         self._columns, starts = _joined([job.data.columns() for job in jobs])
-        long, wide = max(len(p) for p, _ in drawn), max(p.shape[1] for p, _ in drawn)
+        self._like, device = like, next(iter(self._columns.values())).device
+        kinds = [_kind(job.plan, len(job.data), many) for job, many in zip(jobs, steps, strict=True)]
+        long, wide = max(k[0] for k in kinds), max(k[1] for k in kinds)
+        self._is_constant = long == 1
         at = np.zeros((long, len(jobs), wide), np.int64)
-        lengths = np.ones((long, len(jobs)), np.int64)
-        for c, (positions, sizes) in enumerate(drawn):
-            many, size = positions.shape
-            many = long if many == 1 else many
-            at[:many, c, :size] = positions + starts[c]
-            at[:many, c, size:] = at[:many, c, size - 1 : size]
-            lengths[:many, c] = sizes
-        self._at = torch.from_numpy(at).to(self._device())
-        shares = torch.from_numpy((np.arange(wide) < lengths[..., None]) / lengths[..., None])
-        self._shares = shares.to(like)  # (T, C, b)
-        self._widths = lengths
-        self._last: tuple[int, tuple[Batch, Tensor]] | None = None
-
-    def _device(self) -> torch.device:
-        return next(iter(self._columns.values())).device
+        self._widths = np.ones((steps[0], len(jobs)), np.int64)
+        for c, (job, (many, size)) in enumerate(zip(jobs, kinds, strict=True)):
+            positions, widths = _drawn(len(job.data), size, many, job.seed)
+            rows = len(at) if many == 1 else many
+            at[:rows, c, :size] = positions
+            at[:rows, c, size:] = at[:rows, c, size - 1 : size]
+            self._widths[: steps[c], c] = widths
+        at += np.array(starts)[:, None]
+        self._at = torch.from_numpy(at).to(device)
+        self._active = (np.array(steps) > np.arange(steps[0])[:, None]).sum(1).tolist()
+        self._made: dict[tuple[int, int], Tensor] = {}  # shares where all clients' batches are full
 
     def active(self, step: int) -> int:
         """How many of the clients take this step: A."""
-        return int((self._steps > step).sum())
+        return int(self._active[step])
 
     def batch(self, step: int) -> tuple[Batch, Tensor]:
         """Columns (A * b, ...), client after client, and each example's share of its client's mean, (A, b)."""
-        active = self.active(step)
-        if self._is_constant:
-            step = 0
-            if self._last is not None and self._last[0] == active:
-                return self._last[1]
-        width = int(self._widths[step, :active].max())
-        at = self._at[step, :active, :width].reshape(-1)
+        active = self._active[step]
+        widths = self._widths[step, :active]
+        width = int(widths.max())
+        at = self._at[0 if self._is_constant else step, :active, :width].reshape(-1)
         found = {name: column.index_select(0, at) for name, column in self._columns.items()}
-        self._last = active, (found, self._shares[step, :active, :width])
-        return self._last[1]
+        return found, self._shares(widths, width)
+
+    def _shares(self, widths: Ints, width: int) -> Tensor:
+        if int(widths.min()) < width:
+            shares = (np.arange(width) < widths[:, None]) / widths[:, None]
+            return torch.from_numpy(shares).to(self._like)
+        key = len(widths), width
+        if key not in self._made:
+            self._made[key] = self._like.new_full(key, 1 / width)
+        return self._made[key]
 
 
-def _drawn(plan: LocalPlan, examples: int, steps: int, seed: int) -> tuple[Ints, Ints]:
+def _kind(plan: LocalPlan, examples: int, steps: int) -> tuple[int, int]:
+    """How many different batches a client has, and how large they are: a batch of everything is the same each time."""
+    size = min(plan.batch_size or examples, examples)
+    return (1 if size == examples else steps), size
+
+
+def _drawn(examples: int, size: int, steps: int, seed: int) -> tuple[Ints, Ints | int]:
     """The positions of each batch (T, b), as `executors.plain.batches` draws them, and how many of them count (T,).
 
-    One batch of everything is the same set at every step, so its order is not drawn: T is 1 then.
+    The order of one batch of everything is not drawn.
     """
-    size = min(plan.batch_size or examples, examples)
     if size == examples:
-        return np.arange(examples)[None], np.array([examples])
+        return np.arange(examples)[None], examples
     each = -(-examples // size)
     passes = -(-steps // each)
     orders = np.empty((passes, each * size), np.int64)
-    for i in range(passes):
-        orders[i, :examples] = numpy_generator(seed, "batches", i).permutation(examples)
-    orders[:, examples:] = orders[:, examples - 1 : examples]
+    for i, order in enumerate(orders):
+        order[:examples] = numpy_generator(seed, "batches", i).permutation(examples)
+        order[examples:] = order[examples - 1]
+    if each * size == examples:
+        return orders.reshape(-1, size)[:steps], size
     sizes = np.full((passes, each), size)
     sizes[:, -1] = examples - (each - 1) * size
     return orders.reshape(-1, size)[:steps], sizes.reshape(-1)[:steps]
@@ -110,8 +124,9 @@ def _shared(datas: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[int]]
     for columns in zip(*datas, strict=True):
         first = columns[0]
         storage, width = first.untyped_storage().data_ptr(), first.stride(0) if first.dim() else 0
-        same = all(c.untyped_storage().data_ptr() == storage and c.is_contiguous() for c in columns)
-        if not same or not width or not first.numel() or any(c.stride(0) != width for c in columns):
+        if not width or not first.numel() or any(c.untyped_storage().data_ptr() != storage for c in columns):
+            return None
+        if any(not c.is_contiguous() or c.stride(0) != width for c in columns):
             return None
         offsets = [c.storage_offset() for c in columns]
         low = min(offsets)

@@ -18,11 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["BetterAloneError", "Fold", "Held", "UnstackableError"]
+__all__ = ["BetterAloneError", "Fold", "Held", "PaddedTableError", "UnstackableError"]
 
 
 class UnstackableError(Exception):
     """A parameter is used in a way that is not known for many clients."""
+
+
+class PaddedTableError(UnstackableError):
+    """Rows that a client does not have would count."""
 
 
 class BetterAloneError(Exception):
@@ -62,6 +66,7 @@ class Held:
         value: (A, ...). Changed in place where `fold.lr` is not 0.
         is_trainable: whether it gets a gradient.
         factor: what the value is multiplied by wherever it is used.
+        is_padded: whether a client may have fewer rows than there are; then none may be used but by its number.
         bounds: lowest and highest id looked up so far, (A,) each.
     """
 
@@ -69,6 +74,7 @@ class Held:
     value: Tensor
     is_trainable: bool = True
     factor: float = 1.0
+    is_padded: bool = False
     grad: Tensor | None = None
     bounds: list[Tensor] = field(default_factory=list)
     _num_uses: int = 0
@@ -113,6 +119,8 @@ class Held:
     # Uses, noted in the forward pass
 
     def used(self, *, in_lookup: bool = False) -> None:
+        if self.is_padded and not in_lookup:
+            raise PaddedTableError("a table of which clients hold some rows is used by more than lookups")
         self._num_uses += 1
         self._num_lookups += in_lookup
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from partwise.core.plan import GradientTerm, Job, LossFn, ModelLoss
 from partwise.core.population import Examples
 from partwise.local import SGD, AdamW, ClipGradient, Proximal, Rescaled, Shift
 
-__all__ = ["Terms", "Unit", "narrowed", "stacked", "stacked_terms", "unit_of"]
+__all__ = ["Terms", "Unit", "are_alike", "narrowed", "stacked", "stacked_terms", "unit_of"]
 
 Terms = Callable[[int], Sequence[GradientTerm]]
 
@@ -73,6 +74,27 @@ def unit_of(job: Job) -> Unit | str:
     return Unit((kind, plan.optimizer, terms, pace), kind, plan.loss, model, factors, ragged, names, is_plain)
 
 
+def are_alike(one: Job, other: Job) -> bool:
+    """Whether two jobs are of one unit, as far as that can be told at a glance: the clients of a round mostly are."""
+    p, q = one.plan, other.plan
+    if type(p.loss) is not ModelLoss or type(q.loss) is not ModelLoss or p.loss.model is not q.loss.model:
+        return False
+    if (
+        p.gradient
+        or q.gradient
+        or p.trainable is not q.trainable
+        or p.buffers != q.buffers
+        or p.optimizer != q.optimizer
+    ):
+        return False
+    if one.start.keys() != other.start.keys() or any(one.start[n] is not t for n, t in other.start.items()):
+        return False
+    a, b = one.data, other.data
+    if type(a) is not Examples or type(b) is not Examples or not len(a) or not len(b) or a.data.keys() != b.data.keys():
+        return False
+    return all(a.data[n].dtype is t.dtype and a.data[n].shape[1:] == t.shape[1:] for n, t in b.data.items())
+
+
 def _obstacle(job: Job, names: Sequence[str]) -> str:
     plan = job.plan
     if type(plan.optimizer) not in (SGD, AdamW):
@@ -121,20 +143,34 @@ def _term_key(term: GradientTerm) -> Hashable:
 
 
 def stacked(values: Sequence[Params], rows: Mapping[str, int]) -> Values:
-    """Name -> (C, ...); the tables in `rows` get that many rows each, the last of them 0 where a client has fewer."""
+    """Name -> (C, ...), not to be written to: tensors that all have in common are not copied.
+
+    The tables in `rows` get that many rows each, the last of them 0 where a client has fewer.
+    """
     found: Values = {}
     for name, first in values[0].items():
-        tensors = [v[name] for v in values]
-        if name not in rows:
+        tensors = [v[name].detach() for v in values]
+        if all(v[name] is first for v in values):
+            found[name] = tensors[0].expand(len(values), *first.shape)
+        elif name not in rows or all(len(t) == rows[name] for t in tensors):
             found[name] = torch.stack(tensors)
-            continue
-        if any(t.shape[1:] != first.shape[1:] or len(t) > rows[name] for t in tensors):
-            raise ValueError(f"stacked({name!r}): rows must be alike, got {[tuple(t.shape) for t in tensors]}. Split.")
-        table = first.new_zeros(len(values), rows[name], *first.shape[1:])
-        for own, t in zip(table, tensors, strict=True):
-            own[: len(t)] = t
-        found[name] = table
+        else:
+            found[name] = _ragged(name, tensors, rows[name])
     return found
+
+
+def _ragged(name: str, tensors: Sequence[Tensor], rows: int) -> Tensor:
+    first = tensors[0]
+    if any(t.shape[1:] != first.shape[1:] or len(t) > rows for t in tensors):
+        raise ValueError(f"stacked({name!r}): rows must be alike, got {[tuple(t.shape) for t in tensors]}. Split.")
+    lengths = np.array([len(t) for t in tensors])
+    # Where each row of all clients' tables, one after another, lies among those of the padded ones.
+    at = np.arange(lengths.sum()) + np.repeat(
+        np.arange(0, len(tensors) * rows, rows) - np.cumsum(lengths) + lengths, lengths
+    )
+    table = first.new_zeros(len(tensors) * rows, *first.shape[1:])
+    table.index_copy_(0, torch.from_numpy(at).to(first.device), torch.cat(list(tensors)))
+    return table.view(len(tensors), rows, *first.shape[1:])
 
 
 def stacked_terms(jobs: Sequence[Job], rows: Mapping[str, int]) -> Terms:
@@ -165,7 +201,7 @@ def _clip(max_norm: float) -> GradientTerm:
     """`ClipGradient` with one norm per client."""
 
     def term(params: Params, grads: Values, step: int) -> Values:
-        norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads.values()]
+        norms = [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in grads.values()]
         total = torch.linalg.vector_norm(torch.stack(norms), dim=0)  # (A,)
         factor = (max_norm / (total + 1e-12)).clamp(max=1.0)
         return {n: g * factor.reshape(-1, *[1] * (g.dim() - 1)) for n, g in grads.items()}

@@ -60,4 +60,5 @@ def _train(job: Job) -> Trained:
         state = step_(values, grads, state)
         losses.append(loss.detach())
         steps += 1
-    return Trained(values, steps, float(torch.stack(losses).double().mean()))
+    change = {name: t.sub_(job.start[name]) for name, t in values.items()}
+    return Trained(change, steps, float(torch.stack(losses).double().mean()))

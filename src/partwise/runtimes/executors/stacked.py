@@ -8,10 +8,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from partwise.core.plan import Job, Trained
-from partwise.runtimes.executors.groups import Unit, unit_of
+from partwise.runtimes.executors.feed import feed_bytes
+from partwise.runtimes.executors.groups import Unit, are_alike, unit_of
 from partwise.runtimes.executors.plain import Plain
+from partwise.runtimes.executors.scratch import Scratch
 from partwise.runtimes.executors.together import FAILURES, Way, train, way_of
 
 __all__ = ["Stacked"]
@@ -55,6 +58,7 @@ class Stacked:
     max_clients: int = 256
     max_bytes: int = 0
     _ways: dict[Hashable, Way] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _scratch: Scratch = field(default_factory=Scratch, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.max_clients < 1:
@@ -86,11 +90,11 @@ class Stacked:
         if isinstance(unit, str) or way.name == "alone":
             return Plain().run(jobs)
         results: dict[int, Trained | Exception] = {}
-        for at in _chunks(unit, jobs, self.max_clients, self.max_bytes):
+        for at in _chunks(unit, way, jobs, self.max_clients, self.max_bytes):
             chunk = [jobs[i] for i in at]
             found: Sequence[Trained | Exception]
             try:
-                found = train(unit, chunk, way)
+                found = train(unit, chunk, way, self._scratch)
             except FAILURES as error:
                 _log.info("stacked: %d jobs are run one after another: %s", len(chunk), error)
                 found = Plain().run(chunk)
@@ -128,37 +132,61 @@ def _sentence(unit: Unit | str, way: Way) -> str:
 def _groups(jobs: Sequence[Job]) -> Iterator[tuple[Unit | str, list[int]]]:
     """Jobs that can be trained together, in order of their first; jobs with an obstacle, one list per obstacle."""
     units: dict[Hashable, tuple[Unit | str, list[int]]] = {}
+    last: tuple[Job, list[int]] | None = None
     for i, job in enumerate(jobs):
+        if last is not None and are_alike(last[0], job):
+            last[1].append(i)
+            continue
         try:
             unit: Unit | str = unit_of(job)
         except FAILURES as error:  # Plain will tell what is wrong with the job
             unit = f"{type(error).__name__}: {error}"
         key = unit if isinstance(unit, str) else unit.key
         units.setdefault(key, (unit, []))[1].append(i)
+        last = None if isinstance(unit, str) else (job, units[key][1])
     yield from units.values()
 
 
-def _chunks(unit: Unit, jobs: Sequence[Job], max_clients: int, max_bytes: int) -> Iterator[list[int]]:
+def _chunks(unit: Unit, way: Way, jobs: Sequence[Job], max_clients: int, max_bytes: int) -> Iterator[list[int]]:
     """Jobs of like size together, so that little is padded; chunks as even as the bounds allow."""
     device = next(iter(jobs[0].start.values())).device
     bound = max_bytes or (_CPU_BYTES if device.type == "cpu" else _OTHER_BYTES)
-    rows = [sum(len(job.start[n]) for n in unit.ragged) for job in jobs]
-    examples = [len(job.data) for job in jobs]
-    widths = [min(job.plan.batch_size or n, n) for job, n in zip(jobs, examples, strict=True)]
-    order = sorted(range(len(jobs)), key=lambda i: (rows[i], widths[i], examples[i]), reverse=True)
+    sizes = [_size_of(unit, job) for job in jobs]
+    order = sorted(range(len(jobs)), key=sizes.__getitem__, reverse=True)
     while order:
-        largest = jobs[order[0]]
-        example = sum(c[:1].nbytes for c in largest.data.columns().values())
-        size = sum(t.nbytes for t in largest.start.values()) + example * widths[order[0]]
-        most = max(1, min(max_clients, bound // max(1, size)))
+        most = max(1, min(max_clients, bound // max(1, _bytes_of(jobs[order[0]], sizes[order[0]]))))
         many = -(-len(order) // -(-len(order) // most))
-        while _has_much_padding([rows[i] for i in order[:many]]) or _has_much_padding(
-            [widths[i] for i in order[:many]]
+        if way.name == "vmap":  # what looks at the whole batch must not see padding
+            many = next((k for k in range(1, many) if sizes[order[k]][1:] != sizes[order[0]][1:]), many)
+        while _has_much_padding([sizes[i].rows for i in order[:many]]) or _has_much_padding(
+            [sizes[i].width for i in order[:many]]
         ):
             many = many * 3 // 4  # one alone is never padded
         yield order[:many]
         order = order[many:]
 
 
+class _Size(NamedTuple):
+    """What tells how well jobs go together. rows: of all tables. width: of a batch. steps: to be taken."""
+
+    rows: int
+    width: int
+    examples: int
+    steps: int
+
+
+def _size_of(unit: Unit, job: Job) -> _Size:
+    examples = len(job.data)
+    width = min(job.plan.batch_size or examples, examples)
+    return _Size(sum(len(job.start[n]) for n in unit.ragged), width, examples, job.plan.num_steps(examples))
+
+
+def _bytes_of(job: Job, size: _Size) -> int:
+    """What a client takes: values, a batch, and the positions of all batches."""
+    example = sum(c[:1].nbytes for c in job.data.columns().values())
+    values = sum(t.nbytes for t in job.start.values())
+    return values + example * size.width + feed_bytes(job.plan, size.examples, size.steps)
+
+
 def _has_much_padding(sizes: Sequence[int]) -> bool:
-    return max(sizes) * len(sizes) > 1.5 * sum(sizes)
+    return sizes[0] != sizes[-1] and max(sizes) * len(sizes) > 1.5 * sum(sizes)

@@ -6,7 +6,7 @@ Shapes: C clients in a chunk, A of them not finished yet, T local steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from partwise.runtimes.executors.feed import Feed
 from partwise.runtimes.executors.folded import BetterAloneError, UnstackableError
 from partwise.runtimes.executors.groups import Unit, narrowed, stacked, stacked_terms
 from partwise.runtimes.executors.plain import Plain
+from partwise.runtimes.executors.scratch import Scratch
 
 __all__ = ["FAILURES", "Way", "train", "way_of"]
 
@@ -49,23 +50,23 @@ class _Chunk(NamedTuple):
     Args:
         jobs: most steps first.
         steps: of each.
-        values: name -> (C, ...).
-        rows: table -> rows in `values`; a client with fewer has zeros behind them.
-        num_rows: parameter -> how many rows each client has, (C,).
+        start: name -> (C, ...), not to be written to.
+        rows: table -> rows in `start`; a client with fewer has zeros behind them.
+        num_rows: table -> how many rows each client has, (C,).
     """
 
     jobs: Sequence[Job]
     steps: Sequence[int]
-    values: Values
+    start: Values
     rows: dict[str, int]
     num_rows: dict[str, Tensor]
 
 
 def _chunk(unit: Unit, jobs: Sequence[Job], steps: Sequence[int]) -> _Chunk:
     device = next(iter(jobs[0].start.values())).device
-    rows = {n: max(len(job.start[n]) for job in jobs) for n in unit.ragged}
-    named = [n for n, t in jobs[0].start.items() if t.dim()]
-    num_rows = {n: torch.tensor([len(job.start[n]) for job in jobs], device=device) for n in named}
+    lengths = {n: [len(job.start[n]) for job in jobs] for n in unit.ragged}
+    rows = {n: max(found) for n, found in lengths.items()}
+    num_rows = {n: torch.tensor(found, device=device) for n, found in lengths.items()}
     return _Chunk(jobs, steps, stacked([job.start for job in jobs], rows), rows, num_rows)
 
 
@@ -77,8 +78,8 @@ def _engine(unit: Unit, way: str, num_rows: dict[str, Tensor]) -> Folded | Vmapp
     return Folded(unit.model, unit.factors, unit.names, num_rows)
 
 
-def train(unit: Unit, jobs: Sequence[Job], way: Way) -> list[Trained]:
-    """The results of jobs of one group, in order.
+def train(unit: Unit, jobs: Sequence[Job], way: Way, scratch: Scratch) -> list[Trained]:
+    """The results of jobs of one group, in order; they lie in the scratch.
 
     Raises:
         IndexError: an id outside the rows of its client.
@@ -87,20 +88,21 @@ def train(unit: Unit, jobs: Sequence[Job], way: Way) -> list[Trained]:
     order = sorted(range(len(jobs)), key=lambda i: -steps[i])
     chunk = _chunk(unit, [jobs[i] for i in order], sorted(steps, reverse=True))
     engine = _engine(unit, way.name, chunk.num_rows)
-    losses = _loop(unit, chunk, engine)
+    values = {name: t.copy_(chunk.start[name]) for name, t in scratch.empty(chunk.start).items()}
+    losses = _loop(unit, chunk, values, engine)
     check_ids(engine.bad)
     totals = losses.sum(0).tolist()
-    found: dict[int, Trained] = {}
+    changes = {name: t.sub_(chunk.start[name]).unbind() for name, t in values.items()}
+    found: list[Trained | None] = [None] * len(jobs)
     for c, i in enumerate(order):
-        # Copies, for a view would keep the values of all clients alive.
-        own = {n: t[c, : len(jobs[i].start[n])] if n in chunk.rows else t[c] for n, t in chunk.values.items()}
-        found[i] = Trained({n: t.clone() for n, t in own.items()}, steps[i], totals[c] / steps[i])
-    return [found[i] for i in range(len(jobs))]
+        own = {n: t[c][: len(jobs[i].start[n])] if n in chunk.rows else t[c] for n, t in changes.items()}
+        found[i] = Trained(own, steps[i], totals[c] / steps[i])
+    return cast(list[Trained], found)
 
 
-def _loop(unit: Unit, chunk: _Chunk, engine: Folded | Vmapped) -> Tensor:
+def _loop(unit: Unit, chunk: _Chunk, values: Values, engine: Folded | Vmapped) -> Tensor:
     """Train the values in place; the losses, (T, C) float64, 0 where a client has finished."""
-    rule, values = chunk.jobs[0].plan.optimizer, chunk.values
+    rule = chunk.jobs[0].plan.optimizer
     like = next(iter(values.values()))
     feed, terms_of = Feed(chunk.jobs, chunk.steps, like), stacked_terms(chunk.jobs, chunk.rows)
     lr = rule.lr if unit.is_plain else 0.0
@@ -172,8 +174,8 @@ def _perturbed(job: Job, seed: int) -> Job:
 def _step(unit: Unit, jobs: Sequence[Job], way: str) -> list[Tensor]:
     """Losses and gradients of one step."""
     chunk = _chunk(unit, jobs, [1] * len(jobs))
-    batch, shares = Feed(jobs, chunk.steps, next(iter(chunk.values.values()))).batch(0)
-    losses, grads = _engine(unit, way, chunk.num_rows)(chunk.values, batch, shares, 0.0)
+    batch, shares = Feed(jobs, chunk.steps, next(iter(chunk.start.values()))).batch(0)
+    losses, grads = _engine(unit, way, chunk.num_rows)(chunk.start, batch, shares, 0.0)
     assert grads is not None
     return [losses, *grads.values()]
 
