@@ -175,7 +175,7 @@ class Model:
             module.train(training)
         own = [slot.home[slot.key] for slot in slots]
         rest = [(home, key, home[key]) for home, key in self._found["rest"]]
-        copies = {id(tensor): tensor.detach().clone() for _, _, tensor in rest}  # one of what has two places
+        copies = {id(tensor): tensor.clone() for _, _, tensor in rest}  # one of what has two places
         try:
             for slot in slots:  # what torch.func.functional_call does, without finding the places anew each time
                 slot.home[slot.key] = params[slot.name]
