@@ -46,6 +46,44 @@ def test_outputs_are_those_of_the_module_with_these_parameters_and_it_keeps_its_
     assert isinstance(module[0].weight, nn.Parameter)
 
 
+class Counts(nn.Module):
+    """Counters that two modules share, that are set anew, and that are no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3, momentum=None)
+        self.register_buffer("twice", self.norm.num_batches_tracked)
+        self.register_buffer("late", torch.tensor([7, 11]))
+        self.register_buffer("has_run", torch.tensor(False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert not self.has_run
+        self.has_run.fill_(True)
+        self.late = self.late + 3
+        x = self.norm(x) * self.late.sum()
+        if x[0, 0].isnan():
+            raise ArithmeticError("not a number")
+        return x + self.twice
+
+
+def test_integer_buffers_begin_anew_with_every_call_and_the_module_keeps_its_own():
+    module = Counts()
+    model, rng = Model(module, CrossEntropy()), torch.Generator().manual_seed(1)
+    params, buffers = model.init(0), dict(module.named_buffers())
+    own = {name: t.clone() for name, t in module.state_dict().items()}
+    for x in torch.randn(2, 5, 3, generator=rng):
+        seen = {name: t.clone() for name, t in params.items()}
+        got = model.outputs(seen, {"x": x}, training=True)
+        mean, variance = x.double().mean(0), x.double().var(0, unbiased=False)
+        expected = (x - mean) / (variance + 1e-5).sqrt() * (7 + 3 + 11 + 3) + 1
+        assert torch.allclose(got.double(), expected, atol=1e-4)
+        assert torch.allclose(seen["norm.running_mean"].double(), mean, atol=1e-6)  # that of the first batch it sees
+    with pytest.raises(ArithmeticError, match="not a number"):
+        model.outputs(params, {"x": torch.full((5, 3), float("nan"))}, training=True)
+    assert all(torch.equal(t, own[name]) for name, t in module.state_dict().items() if name in buffers)
+    assert all(t is buffers[name] for name, t in module.named_buffers())
+
+
 def test_a_narrower_model_runs_under_narrower_parameters():
     model = Model(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), CrossEntropy())
     p = model.init(3)

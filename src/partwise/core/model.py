@@ -75,6 +75,13 @@ class Model:
 
     Parameters are the module's parameters and its floating buffers, by their dotted names.
 
+    All else that the module keeps in integers (bool and complex numbers too) is no parameter: it is not sent, not
+    averaged, and begins anew with every call, so that losses are functions of the parameters and nothing else, whoever
+    was trained before and by which executor. A counter that `forward` moves is always at its first step. So batch
+    norm with `momentum=None`, which averages over the batches it has counted, keeps the statistics of the last batch;
+    give it a momentum. Such tensors are copied for each call: a large one that never changes is better a plain
+    attribute than a buffer.
+
     Args:
         module: a module, or a callable without arguments that makes one (a class, say): then the
             initial parameters follow the experiment's seed.
@@ -145,16 +152,20 @@ class Model:
         module = self._any()
         if self._found.get("module") is not module:
             slots: list[_Slot] = []
+            rest: list[tuple[dict[str, Any], str]] = []
             names: dict[int, str] = {}
             for prefix, owner in module.named_modules(remove_duplicate=False):
                 for home, is_buffer in ((vars(owner)["_parameters"], False), (vars(owner)["_buffers"], True)):
                     for key, tensor in home.items():
-                        if tensor is None or not tensor.is_floating_point():
+                        if tensor is None:
+                            continue
+                        if not tensor.is_floating_point():
+                            rest.append((home, key))
                             continue
                         name = names.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
                         is_first = name == (f"{prefix}.{key}" if prefix else key)
                         slots.append(_Slot(home, key, name, is_buffer, is_first))
-            self._found.update(module=module, slots=slots)
+            self._found.update(module=module, slots=slots, rest=rest)
         return self._found["slots"]  # type: ignore[no-any-return]
 
     def outputs(self, params: Params, batch: Batch, *, training: bool = False) -> Tensor:
@@ -163,13 +174,19 @@ class Model:
         if module.training != training:
             module.train(training)
         own = [slot.home[slot.key] for slot in slots]
+        rest = [(home, key, home[key]) for home, key in self._found["rest"]]
+        copies = {id(tensor): tensor.clone() for _, _, tensor in rest}  # one of what has two places
         try:
             for slot in slots:  # what torch.func.functional_call does, without finding the places anew each time
                 slot.home[slot.key] = params[slot.name]
+            for home, key, tensor in rest:
+                home[key] = copies[id(tensor)]
             result: Tensor = module(*(batch[name] for name in self.inputs))
         finally:
             for slot, tensor in zip(slots, own, strict=True):
                 slot.home[slot.key] = tensor
+            for home, key, tensor in rest:
+                home[key] = tensor
         return result
 
     def losses(self, params: Params, batch: Batch, *, training: bool = True) -> Tensor:

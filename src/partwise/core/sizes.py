@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from partwise.core.blocks import block_of, torch_dtype
-from partwise.core.tree import Tree, entry_of
+from partwise.core.tree import MAX_DEPTH, MAX_DIMS, Tree, entry_of
 
 __all__ = ["UncommonError", "header_and_blocks"]
 
@@ -25,29 +25,56 @@ class _Size(NamedTuple):
         header: bytes of its tokens and of its entries in the block table.
         blocks: lengths of its blocks.
         classes: what it needs in the class table.
+        height: how many containers are one in another, itself included.
+        packed: its tensors whose size depends on what is in them, with their versions.
     """
 
     header: int
     blocks: tuple[int, ...]
     classes: frozenset[type]
+    height: int
+    packed: tuple[tuple[Tensor, int], ...]
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Nothing: it goes with no copy or pickle of the object, which another version may read."""
+        return type(None), ()
+
+    def still_holds(self) -> bool:
+        return all(_version(tensor) == version for tensor, version in self.packed)
 
 
 def header_and_blocks(tree: Tree) -> tuple[int, list[int]]:
-    """Bytes of the header, and of each block, of a tree of common things; those of a frozen object are kept with it.
+    """Bytes of the header, and of each block, of a tree of common things.
+
+    To pack integers costs as much as to encode them, and an index is sent again and again. So the size of a frozen
+    object without floats, as an index is, is kept with it, until one of its tensors is written to. What else it
+    consists of, dicts too, must not change: neither may a frozen object for whoever else has it.
 
     Raises:
-        UncommonError: there is something else in it.
+        UncommonError: there is something else in it, or something that cannot be encoded.
     """
     sizer = _Sizer()
-    sizer.add(tree)
+    sizer.add(tree, 0)
     table = sum(_class_size(kind) for kind in sizer.classes)
+    if len(sizer.classes) > _SHORT:
+        raise UncommonError
     return _int_size(len(sizer.classes)) + table + _int_size(len(sizer.blocks)) + sizer.header, sizer.blocks
 
 
 _FIXED = {type(None): 1, bool: 1, float: 9}
-_MARK = 3  # bytes of a mark with a count below 256
-_MANY = 256
+_SHORT = 256  # counts below it have one byte
+_MARK = 3  # bytes of a mark with such a count
 _KEPT = "_encoded_size"
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor's memory has been written to; torch has no public name for it."""
+    return x._version  # noqa: SLF001
+
+
+def _mark_size(count: int) -> int:
+    """Bytes of a mark: a msgpack extension of 1, 2, 4 or 8 bytes."""
+    return 3 if count < _SHORT else 4 if count < 2**16 else 6 if count < 2**32 else 10
 
 
 def _int_size(x: int) -> int:
@@ -59,22 +86,25 @@ def _int_size(x: int) -> int:
     return 2 if x < 2**8 else 3 if x < 2**16 else 5 if x < 2**32 else 9
 
 
-@cache
-def _short_size(x: str) -> int:
+def _str_size(x: str) -> int:
     length = len(x.encode(errors="surrogatepass"))
     return length + (1 if length < 32 else 2 if length < 256 else 3 if length < 65536 else 5)
 
 
-@cache
+_short_size = lru_cache(4096)(_str_size)  # names of parameters
+
+
+@lru_cache(4096)
 def _class_size(kind: type) -> int:
     """Bytes of an entry of the class table."""
     entry = entry_of(kind)
     assert entry is not None
-    return _short_size(entry.name) + _int_size(entry.mark)
+    return _str_size(entry.name) + _int_size(entry.mark)
 
 
-@cache
+@lru_cache(4096)
 def _is_frozen(kind: type) -> bool:
+    """Whether it is a frozen dataclass; one with slots has no room for a size."""
     found = getattr(kind, "__dataclass_params__", None)
     return found is not None and found.frozen and not hasattr(kind, "__slots__")
 
@@ -84,62 +114,87 @@ class _Sizer:
 
     def __init__(self) -> None:
         self.header, self.blocks, self.classes = 0, list[int](), set[type]()
+        self.height, self.packed = 0, list[tuple[Tensor, int]]()
+        self.is_lasting = True  # nothing has been met that may have another size the next time
 
-    def add(self, x: Tree) -> None:
+    def add(self, x: Tree, depth: int) -> None:
         kind = type(x)
         if kind in _FIXED:
             self.header += _FIXED[kind]
         elif kind is int and -(2**63) <= x < 2**64:
             self.header += _int_size(x)
-        elif kind is str and len(x) < _MANY:
-            self.header += _short_size(x)
+        elif kind is str:
+            self.header += _short_size(x) if len(x) < _SHORT else _str_size(x)
         elif kind is Tensor:
             self._tensor(x)
-        elif kind is dict and len(x) < _MANY:
-            self.header += _MARK
+        elif kind is dict:
+            self._enter(depth)
+            self.header += _mark_size(len(x))
             for key, value in x.items():
                 if type(key) is not str and type(key) is not int:
                     raise UncommonError
-                self.add(key)
-                self.add(value)
-        elif (kind is tuple or kind is list) and len(x) < _MANY:
-            self.header += _MARK
+                self.add(key, depth + 1)
+                self.add(value, depth + 1)
+        elif kind is tuple or kind is list:
+            self._enter(depth)
+            self.header += _mark_size(len(x))
             for value in x:
-                self.add(value)
+                self.add(value, depth + 1)
         elif (entry := entry_of(kind)) is not None:
-            self._object(x, kind, entry.fields)
+            self._object(x, entry.fields, depth)
         else:
+            raise UncommonError
+
+    def _enter(self, depth: int, height: int = 1) -> None:
+        self.height = max(self.height, depth + height)
+        if self.height > MAX_DEPTH:
             raise UncommonError
 
     def _tensor(self, x: Tensor) -> None:
         dtype = torch_dtype(x.dtype)
-        if dtype is None or x.layout != torch.strided or x.is_meta or x.dim() > 32:
+        if dtype is None or x.layout != torch.strided or x.is_meta or x.dim() > MAX_DIMS:
             raise UncommonError
         method, length, more = 0, x.nbytes, 0
         if dtype.is_packable:
             block = block_of(x)
             method, length = block.method, block.length
             more = _int_size(block.width) + _int_size(block.base) + _int_size(block.length) if method else 0
+        if not dtype.is_packable or x.is_inference():  # such a tensor has no version
+            self.is_lasting = False
+        else:
+            self.packed.append((x, _version(x)))
         shape = x.shape
         self.header += _MARK + _int_size(dtype.code) + _int_size(len(shape)) + _int_size(method) + more
         self.header += sum(map(_int_size, shape))
         self.blocks.append(length)
 
-    def _object(self, x: object, kind: type, fields: tuple[str, ...]) -> None:
+    def _object(self, x: Any, fields: tuple[str, ...], depth: int) -> None:
+        kind: type = type(x)
         if not _is_frozen(kind):
+            self.is_lasting &= isinstance(x, tuple)
+            self._enter(depth)
             self.classes.add(kind)
             self.header += _MARK
             for name in fields:
-                self.add(getattr(x, name))
+                self.add(getattr(x, name), depth + 1)
             return
         found: _Size | None = x.__dict__.get(_KEPT)
-        if found is None:
+        if found is None or not found.still_holds():
             sizer = _Sizer()
+            sizer._enter(0)
             sizer.classes.add(kind)
             sizer.header += _MARK
             for name in fields:
-                sizer.add(getattr(x, name))
-            found = x.__dict__[_KEPT] = _Size(sizer.header, tuple(sizer.blocks), frozenset(sizer.classes))
+                sizer.add(getattr(x, name), 1)
+            found = sizer.size()
+            if sizer.is_lasting:
+                x.__dict__[_KEPT] = found
+            self.is_lasting &= sizer.is_lasting
+        self._enter(depth, found.height)
         self.header += found.header
         self.blocks += found.blocks
         self.classes |= found.classes
+        self.packed += found.packed
+
+    def size(self) -> _Size:
+        return _Size(self.header, tuple(self.blocks), frozenset(self.classes), self.height, tuple(self.packed))

@@ -33,10 +33,10 @@ from partwise.core.blocks import (
 )
 from partwise.core.errors import ProtocolError
 
-__all__ = ["Reader", "Tree", "Writer", "entry_of", "fail", "register", "tokens_of"]
+__all__ = ["MAX_DEPTH", "MAX_DIMS", "Reader", "Tree", "Writer", "entry_of", "fail", "register", "tokens_of"]
 
-_MAX_DEPTH = 64
-_MAX_DIMS = 32  # as many as every NumPy can have
+MAX_DEPTH = 64
+MAX_DIMS = 32  # as many as every NumPy can have
 _BYTES_IN_BLOCK = 1024  # longer bytes go into a block
 _INTS_IN_BLOCK = 16  # larger sets of int64 go into a block
 
@@ -129,7 +129,7 @@ class Writer:
         self.blocks: list[Block] = []
         self.classes: dict[type, int] = {}
         self.named = named
-        self.trail: list[object] = [None] * (_MAX_DEPTH + 1)  # the way to the value at hand, for messages
+        self.trail: list[object] = [None] * (MAX_DEPTH + 1)  # the way to the value at hand, for messages
 
     def add(self, x: Tree, depth: int = 0) -> None:
         kind = type(x)
@@ -161,8 +161,8 @@ class Writer:
             self.add(value, depth + 1)
 
     def _enter(self, depth: int) -> None:
-        if depth >= _MAX_DEPTH:
-            raise ValueError(f"encode(): a tree is at most {_MAX_DEPTH} deep, got more at {self._at(8)}…. Flatten it.")
+        if depth >= MAX_DEPTH:
+            raise ValueError(f"encode(): a tree is at most {MAX_DEPTH} deep, got more at {self._at(8)}…. Flatten it.")
 
     def _dict(self, x: dict[Any, Any], depth: int) -> None:
         self.tokens.append(_mark(_DICT, len(x)))
@@ -178,9 +178,9 @@ class Writer:
 
     def _tensor(self, x: Tensor, depth: int) -> None:
         dtype = torch_dtype(x.dtype)
-        if dtype is None or x.layout != torch.strided or x.is_meta or x.dim() > _MAX_DIMS:
+        if dtype is None or x.layout != torch.strided or x.is_meta or x.dim() > MAX_DIMS:
             got = f"one with dtype={x.dtype}, layout={x.layout}, device={x.device}, dim={x.dim()}"
-            rule = f"a tensor is dense, of a plain dtype, with storage and at most {_MAX_DIMS} dimensions"
+            rule = f"a tensor is dense, of a plain dtype, with storage and at most {MAX_DIMS} dimensions"
             raise self._unfit(depth, rule, got, "Convert it")
         if self.named is not None and dtype.safetensors is not None:
             self._name(x, depth, is_array=0)
@@ -319,9 +319,7 @@ class Reader:
         dtype = BY_CODE.get(code)
         if dtype is None:
             raise fail(f"a block's dtype must be a known one, got code {code}. Update Partwise on this side.")
-        shape = tuple(
-            self.number("a dimension") for _ in range(self.number("the number of dimensions", high=_MAX_DIMS))
-        )
+        shape = tuple(self.number("a dimension") for _ in range(self.number("the number of dimensions", high=MAX_DIMS)))
         if math.prod(d or 1 for d in shape) * dtype.itemsize >= 2**63:
             raise fail(f"a shape must be one a tensor can have, got {shape}. Send it again.")
         plain = Block(dtype, shape, 0)
@@ -343,8 +341,8 @@ class Reader:
             return token
         if type(token) is not tuple:
             raise fail(f"a header holds scalars and marks, got a {type(token).__name__}. Send it again.")
-        if depth >= _MAX_DEPTH and token[0] in _NESTING:
-            raise fail(f"a tree is at most {_MAX_DEPTH} deep, got more. Flatten it before it is sent.")
+        if depth >= MAX_DEPTH and token[0] in _NESTING:
+            raise fail(f"a tree is at most {MAX_DEPTH} deep, got more. Flatten it before it is sent.")
         code, data = token
         if code == _SCALAR:
             return _scalar(data)

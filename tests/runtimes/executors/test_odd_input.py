@@ -356,7 +356,6 @@ def test_batches_as_a_whole(pool, module, examples):
 @pytest.mark.parametrize(
     "module", [Counts, lambda: Flat(nn.BatchNorm1d(6, momentum=None))], ids=["a counter", "batch norm"]
 )
-@pytest.mark.xfail(strict=True, reason="integer buffers stay in the module from one job to the next")
 def test_integer_buffers_begin_anew_with_every_job(module, executor):
     """A BatchNorm without a momentum takes it from the number of batches that it has seen."""
     case = pixels(module)
@@ -396,7 +395,6 @@ class Unreadable:
         return int, ("seven",)
 
 
-@pytest.mark.xfail(strict=True, reason="it ends the run, instead of being inherited like what cannot be pickled")
 def test_job_that_cannot_be_unpickled(pool):
     jobs = MLP.jobs((3, 4))
     check_jobs(pool, [jobs[0], jobs[1]._replace(plan=replace(jobs[1].plan, gradient=(Unreadable(),)))])

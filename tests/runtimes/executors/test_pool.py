@@ -125,6 +125,34 @@ def test_lambdas_and_models_that_come_later():
     assert same(Pool(workers=2).run(odd), Plain().run(odd))
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A gradient term that is pickled and cannot be unpickled."""
+
+    by: float
+
+    def __call__(self, params: Mapping[str, Tensor], grads: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        return {name: g * self.by for name, g in grads.items()}
+
+    def __reduce__(self) -> Any:
+        return int, ("seven",)
+
+
+def test_what_cannot_be_unpickled_is_inherited_and_no_other_job_is_lost():
+    of = model()
+    plain, odd = jobs(of), jobs(of, gradient=(Unreadable(0.3),))
+    mixed = [odd[0], plain[1], odd[2], plain[3], plain[4], *odd, *plain]
+    with Pool(workers=2).open({}) as pool:
+        for _ in range(2):
+            assert same(pool.run(mixed), Plain().run(mixed))
+        workers = {child.pid for child in multiprocessing.active_children()}
+        assert same(pool.run(plain), Plain().run(plain))
+        assert {child.pid for child in multiprocessing.active_children()} == workers
+        found = pool.run([odd[0], *jobs(of, gradient=(InWorker(die),))[1:2], *plain, odd[3]])
+        assert isinstance(found[1], ProtocolError)
+        assert same([found[0], *found[2:]], Plain().run([odd[0], *plain, odd[3]]))
+
+
 # What goes wrong
 
 

@@ -32,10 +32,13 @@ class Auto:
     candidate must beat those before it by a tenth. What was chosen, and what each one took, is recorded with the run
     as `executor`. It is saved with the run too, and a resumed run goes on with the same one.
 
-    `Plain` and `Pool` give the same result, so that a choice between them alone (`candidates=[Plain(), Pool()]`)
-    changes nothing but the time a run takes. The result of `Stacked` differs in the last bits. So, with the default
-    candidates, two runs of one description can differ by rounding if the trial comes out another way; for that
-    reason this is not the default executor. To repeat such a run bit by bit, give the executor that it recorded.
+    Candidates are tried as they would run, `Plain` with as many torch threads as this process has and each worker of
+    `Pool` with one: what is sought is the shortest time on this machine, and one thread would not be that of `Plain`.
+    So, even between these two, the choice may change the last bits; it changes nothing but the time where this process
+    has one thread (`torch.set_num_threads(1)`), with `candidates=[Plain(), Pool()]`. The result of `Stacked` differs
+    in the last bits from both. Two runs of one description can thus differ by rounding if the trial comes out another
+    way; for that reason this is not the default executor. To repeat such a run bit by bit, give the executor, and the
+    number of threads, that it recorded.
 
     Args:
         candidates: executors; the first ones win ties. Default: `Plain()`, `Pool()` and `Stacked()`.

@@ -19,13 +19,14 @@ from partwise.core.plan import Job
 from partwise.core.spool import owned
 from partwise.runtimes import child
 from partwise.runtimes.executors.plain import Plain
-from partwise.runtimes.executors.slots import Inherited, Place, Slot, pickles
+from partwise.runtimes.executors.slots import Inherited, Place, Slot, UnsendableError, pickles
 
 __all__ = ["Hand"]
 
 _FRAME = struct.Struct("<BBQQQ")  # kind, slot, place
 _SLOTS = 2  # one job is worked on while the next one waits
 _FALSE_STARTS = 3
+_NOWHERE = Place(0, 0, 0)
 
 
 class _Kind(IntEnum):
@@ -33,6 +34,7 @@ class _Kind(IntEnum):
     JOB = 2  # to it
     DONE = 3
     FATAL = 4  # an error that the plain executor would not have caught
+    UNREADABLE = 5  # a job that was sent, and does not come out as one
 
 
 class Hand:
@@ -87,6 +89,8 @@ class Hand:
     def take(self) -> tuple[int, Any] | None:
         """What it has to say, which must have come: the result of a job, or None.
 
+        The result is an `UnsendableError` if there was something in the job that must be inherited.
+
         Raises:
             ProtocolError: it does not start.
             Exception: what it met, if the plain executor would have raised it.
@@ -99,7 +103,9 @@ class Hand:
         if kind == _Kind.READY:
             self._is_ready, self._false_starts = True, 0
             return None
-        found = owned(self._slots[slot].read(place, self._inherited))
+        found: Any = UnsendableError()
+        if kind != _Kind.UNREADABLE:
+            found = owned(self._slots[slot].read(place, self._inherited))
         if kind == _Kind.FATAL:
             error, text = found
             raise error from ProtocolError(f"{self.name}: {text}")
@@ -145,10 +151,15 @@ class Hand:
         slot = 0
         try:
             torch.ones((), requires_grad=True).mul(2).backward()  # fails where a GPU was used before the fork
-            _send(up, _Kind.READY, 0, Place(0, 0, 0))
+            _send(up, _Kind.READY, 0, _NOWHERE)
             while True:
                 _, slot, place = _receive(up)
-                (result,) = Plain().run([self._slots[slot].read(place, self._inherited)])
+                try:
+                    job = self._slots[slot].read(place, self._inherited)
+                except Exception:  # noqa: BLE001 - what classes do when they are unpickled is theirs
+                    _send(up, _Kind.UNREADABLE, slot, _NOWHERE)
+                    continue
+                (result,) = Plain().run([job])
                 self._answer(up, _Kind.DONE, slot, pickles(result) if isinstance(result, Exception) else result)
         except (EOFError, ConnectionError):
             return

@@ -26,8 +26,9 @@ class Pool:
     The result is that of `Plain` with one thread, to the last bit. A runtime starts the workers with the first jobs
     of a run and ends them with the run; they die with this process. What a job consists of reaches a worker through
     shared memory, but for the model, and for the memory that examples are slices of: these were there when the worker
-    was forked, and must not change during the run. A job that cannot be pickled (a lambda in a plan, say) costs a new
-    fork of all workers per batch of jobs. A worker that dies takes the job it was at with it, and is started again.
+    was forked, and must not change during the run. A job that cannot be pickled and read back (a lambda in a plan,
+    say) costs a new fork of all workers per batch of jobs. A worker that dies takes the job it was at with it, and is
+    started again.
 
     Args:
         workers: how many; 0 for one per core.
@@ -63,11 +64,12 @@ def _num_cores() -> int:
 
 
 class _Batch(NamedTuple):
-    """Jobs, the numbers of those not given to anybody, and what came of the others."""
+    """Jobs, the numbers of those not given to anybody, what came of the others, and those that no worker could read."""
 
     jobs: Sequence[Job]
     todo: deque[int]
     results: dict[int, Trained | Exception]
+    unreadable: set[int]
 
 
 class _Pool:
@@ -79,7 +81,7 @@ class _Pool:
         for job in jobs:
             _refuse_devices(job)
         # The longest first, so that all workers are through at about the same time.
-        batch = _Batch(jobs, deque(sorted(range(len(jobs)), key=lambda n: -_examples_seen(jobs[n]))), {})
+        batch = _Batch(jobs, deque(sorted(range(len(jobs)), key=lambda n: -_examples_seen(jobs[n]))), {}, set())
         try:
             self._take_in(batch, wait=False)  # who died since the last batch
             while batch.todo or self._is_busy():
@@ -106,6 +108,8 @@ class _Pool:
 
     def _hand_out(self, batch: _Batch) -> None:
         """Give everybody a job, and then a second one; the last jobs go to whoever is free first."""
+        if batch.unreadable:
+            self._begin_anew(batch)
         if batch.todo and all(hand.is_dead for hand in self._hands):
             self._learn(batch)
         for waiting in (1, 2):
@@ -137,6 +141,7 @@ class _Pool:
         while self._is_busy():
             self._take_in(batch)
         self._stop()
+        batch.unreadable.clear()
         self._inherited.learn(batch.jobs[batch.todo[0]])
         for number in batch.todo:
             self._inherited.add(batch.jobs[number])
@@ -149,7 +154,10 @@ class _Pool:
         for fd, _ in poller.poll(None if wait else 0) if alive else ():
             hand = alive[fd]
             found = hand.take()
-            if found is not None:
+            if found is not None and isinstance(found[1], UnsendableError):
+                batch.unreadable.add(found[0])
+                batch.todo.appendleft(found[0])
+            elif found is not None:
                 batch.results[found[0]] = found[1]
             elif hand.is_dead:
                 lost, again = hand.drop()
