@@ -30,7 +30,7 @@ from partwise.core.metrics import Accuracy
 from partwise.core.model import CrossEntropy, Model
 from partwise.core.runtime import World
 from partwise.core.workload import Workload
-from partwise.experiment.evaluate import Evaluation, Score
+from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.recorder import Silent
 from partwise.local import SGD, LocalTraining
