@@ -1,6 +1,6 @@
 """Peak memory of one round against the size of its cohort: it must not grow when the aggregator needs only sums.
 
-Every client holds the whole model, of a million parameters (`large`) or of some hundreds (`small`, where what is kept per
+Every client holds the whole model, of a million parameters (`large`) or of hundreds (`small`, where what is kept per
 client shows); two local steps. In the first world clients take no time, so that one finishes before the next begins; in
 the second they have paces and links of their own, so that all of them hold the model at once. Every cohort runs in a
 process of its own; what is shown is how much its peak resident memory grows during the round.
