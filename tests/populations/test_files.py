@@ -19,6 +19,7 @@ from partwise.core.errors import DataError
 from partwise.core.model import MeanSquaredError, Model
 from partwise.core.population import Examples
 from partwise.core.program import SERVER
+from partwise.experiment.spec import loads
 from partwise.local import SGD, LocalTraining
 from partwise.populations import ArrayPopulation, ClientColumns, LogNormal, from_arrays, from_files, write_folder
 from partwise.programs.star import Star
@@ -319,3 +320,49 @@ def test_what_cannot_be_written(tmp_path):
         write({"x": torch.ones(2, dtype=torch.bfloat16)}, folder="bf16")
     with pytest.raises(DataError, match=r"client 0: columns must have equal length, at least 1"):
         write(ClientColumns({"x": [1.0]}, test={"x": []}), folder="empty")
+
+
+# In a specification
+
+WORKLOAD = """
+from dataclasses import dataclass
+from pathlib import Path
+
+import partwise as pw
+from torch import nn
+
+
+def net():
+    return nn.Linear(1, 2)
+
+
+@dataclass(frozen=True)
+class Visits:
+    folder: Path
+
+    def build(self, seed: int) -> pw.Workload:
+        return pw.Workload(pw.Model(net, pw.CrossEntropy()), pw.from_files(self.folder), (pw.Accuracy(),))
+"""
+
+
+def test_a_specification_names_the_folder(tmp_path):
+    write_folder(
+        tmp_path / "people",
+        ({"x": [[float(n)]] * n, "y": [n % 2] * n} for n in SIZES),
+        central={"x": [[1.0]], "y": [1]},
+    )
+    (tmp_path / "visits.py").write_text(WORKLOAD)
+    text = """
+    [workload]
+    name = "visits.py:Visits"
+    folder = "people"
+    [algorithm]
+    name = "FedAvg"
+    [scheduler]
+    name = "Synchronous"
+    cohort = 3
+    rounds = 2
+    """
+    result = loads(text, base=tmp_path).run(tmp_path / "run")
+    assert len(json.loads((result.folder / "population.json").read_text())["examples"]) == len(SIZES)
+    assert loads((result.folder / "spec.toml").read_text()).workload.build(0).population.sizes().tolist() == list(SIZES)
