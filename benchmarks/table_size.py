@@ -104,7 +104,7 @@ def peak_mib() -> float:
 
 
 def play(sizes: list[int], executor: str, rounds: int, estimator: str) -> list[Clock]:
-    """Run a federation per size, one round of each in turn, so that whatever else the machine does befalls all alike."""
+    """Run a federation per size, one round of each in turn, so that a slow moment befalls all alike."""
     torch.set_num_threads(1)
     turns = [Semaphore(0) for _ in sizes]
     clocks = [Clock(mine, turns[(i + 1) % len(sizes)]) for i, mine in enumerate(turns)]
@@ -173,9 +173,7 @@ def main() -> None:
         return
     print(describe(SEED))
     print(f"FedSubAvg({args.estimator!r}), {COHORT} clients a round of {CLIENTS}, {TOUCHED} rows each, width {WIDTH}\n")
-    print(
-        "| executor | rows of the table | table, MiB | CPU ms a round: median (quartiles; range) | later rounds add, MiB |"
-    )
+    print("| executor | rows | table, MiB | CPU ms a round: median (quartiles; range) | later rounds add, MiB |")
     print("|---|---:|---:|---:|---:|")
     spans: dict[str, dict[int, list[float]]] = {}
     for executor in args.executors:

@@ -89,9 +89,11 @@ if TYPE_CHECKING:
     from partwise.populations import Widths as Widths
     from partwise.populations import from_arrays as from_arrays
     from partwise.populations import from_dataset as from_dataset
+    from partwise.populations import from_files as from_files
     from partwise.populations import from_hugging_face as from_hugging_face
     from partwise.populations import from_partition as from_partition
     from partwise.populations import from_table as from_table
+    from partwise.populations import write_folder as write_folder
     from partwise.runtimes import Processes as Processes
     from partwise.runtimes import Simulate as Simulate
     from partwise.runtimes.executors import Auto as Auto
@@ -219,10 +221,12 @@ _MODULE_OF = {
     "dump": "partwise.experiment.dump",
     "from_arrays": "partwise.populations",
     "from_dataset": "partwise.populations",
+    "from_files": "partwise.populations",
     "from_hugging_face": "partwise.populations",
     "from_partition": "partwise.populations",
     "from_table": "partwise.populations",
     "load": "partwise.experiment",
+    "write_folder": "partwise.populations",
     "write_report": "partwise.experiment",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -368,3 +369,38 @@ def test_clients_with_a_state_are_kept_and_told_what_was_committed():
 def test_a_chain_with_a_state_keeps_its_client():
     states, _ = run(make(client_chain={"model": Times(2.0)}))
     assert {c: states[c].chains for c in states if c != SERVER} == {0: {"model": 1}, 1: {"model": 1}}
+
+
+class Endless(Clients):
+    """A hundred million clients, made when they are asked for, and who was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(parabolas().columns)
+        self.met: set[int] = set()
+
+    @property
+    def clients(self):
+        return range(10**8)
+
+    def data(self, client):
+        self.met.add(client)
+        return super().data(client % 2)
+
+    def profile(self, client):
+        self.met.add(client)
+        return Profile(0.1 + client % 3)
+
+
+def test_a_round_looks_at_nobody_but_its_cohort():
+    population = Endless()
+    star = make(population=population, scheduler=Synchronous(cohort=7, rounds=4), seed=2)
+    tracemalloc.start()
+    try:
+        states, log = run(star)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert population.met == {fields["client"] for fields in log.of("reply")}
+    assert len(population.met) == 28
+    assert peak < 5_000_000
+    assert set(states) == {SERVER}

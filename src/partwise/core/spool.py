@@ -28,7 +28,7 @@ _SCALARS = frozenset({int, float, bool, type(None)})
 
 def footprint(tree: Any) -> int:
     """Bytes of the tensors, arrays and bytes in a tree; a few for each thing that holds them."""
-    kind = type(tree)
+    kind: type = type(tree)
     if kind in _SCALARS:
         return 8
     if isinstance(tree, Tensor | np.ndarray):

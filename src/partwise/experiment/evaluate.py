@@ -18,8 +18,9 @@ from partwise.core.metrics import Metric
 from partwise.core.model import Model, Params
 from partwise.core.population import Client, Dataset, Examples
 from partwise.core.workload import Workload
+from partwise.populations.sizes import clients_with_tests
 
-__all__ = ["ClientScore", "Evaluation", "Score", "evaluate", "summarize"]
+__all__ = ["ClientScore", "Evaluation", "Score", "evaluate", "is_personal", "summarize"]
 
 _CHUNK = 8192  # examples evaluated at once
 
@@ -69,6 +70,11 @@ class Evaluation:
             raise ValueError(
                 f"Evaluation(every={self.every}): must be at least 1, got {self.every}. 1 is every version."
             )
+
+
+def is_personal(algorithm: Algorithm) -> bool:
+    """Whether a client uses another model than the server's: what it keeps matters to its score then."""
+    return type(algorithm).personalize is not Algorithm.personalize
 
 
 def _columns(metrics: Sequence[Metric], model: Model, params: Params, data: Dataset) -> dict[str, dict[str, Tensor]]:
@@ -129,10 +135,10 @@ def evaluate(
         scores += [Score(m.name, "central", m.reduce(columns[m.name])) for m in workload.metrics]
     if not per_client:
         return scores, []
-    personal = type(algorithm).personalize is not Algorithm.personalize
+    personal = is_personal(algorithm)
     rows: list[ClientScore] = []
     pooled: dict[str, dict[str, list[Tensor]]] = {m.name: {} for m in workload.metrics}
-    for group, data in _groups(workload, workload.population.clients, alone=personal):
+    for group, data in _groups(workload, clients_with_tests(workload.population), alone=personal):
         used = algorithm.personalize(dict(params), own.get(group[0][0])) if personal else params
         columns = _columns(workload.metrics, workload.model, used, data)
         for metric in workload.metrics:

@@ -15,7 +15,7 @@ from torch import Tensor
 from partwise.core.algorithm import Site, Task
 from partwise.core.population import Client, Population
 from partwise.populations.arrays import ArrayPopulation
-from partwise.populations.sizes import example_counts, test_example_counts
+from partwise.populations.sizes import counts_of_test_examples, example_counts
 from partwise.programs.star import Star
 
 __all__ = ["population_summary"]
@@ -62,7 +62,7 @@ def population_summary(star: Star, limit: int = 20_000) -> dict[str, Any]:
         "numbers": None if clients == range(len(clients)) else _numbers(clients),
         "names": _names(population, clients),
         "examples": example_counts(population).tolist(),
-        "test_examples": test_example_counts(population).tolist(),
+        "test_examples": counts_of_test_examples(population).tolist(),
         "sampled": len(sample),
         "rows_touched": touched if tables else None,
         "values_held": held,

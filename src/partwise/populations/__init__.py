@@ -3,6 +3,7 @@
 from partwise.populations.arrays import ArrayPopulation
 from partwise.populations.availability import Always, Daily
 from partwise.populations.checks import check_fits
+from partwise.populations.files import ClientColumns, from_files, write_folder
 from partwise.populations.partitions import IID, Dirichlet, LinearSizes, NaturalKey, QuantitySkew, Shards
 from partwise.populations.picture import describe, draw
 from partwise.populations.profiles import Constant, LogNormal, Widths
@@ -13,6 +14,7 @@ __all__ = [
     "IID",
     "Always",
     "ArrayPopulation",
+    "ClientColumns",
     "Constant",
     "Daily",
     "Dirichlet",
@@ -27,7 +29,9 @@ __all__ = [
     "draw",
     "from_arrays",
     "from_dataset",
+    "from_files",
     "from_hugging_face",
     "from_partition",
     "from_table",
+    "write_folder",
 ]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from partwise.core.model import Model
 from partwise.core.population import Population
-from partwise.populations.sizes import example_counts, test_example_counts
+from partwise.populations.sizes import counts_of_test_examples, example_counts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def describe(population: Population, model: Model | None = None) -> dict[str, An
         >>> describe(from_partition({"y": list(range(30))}, LinearSizes(4)))["examples"]["max"]
         12
     """
-    sizes, tests = example_counts(population), test_example_counts(population)
+    sizes, tests = example_counts(population), counts_of_test_examples(population)
     central = population.central_test()
     numbers: dict[str, Any] = {
         "clients": len(sizes),

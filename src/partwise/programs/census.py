@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from partwise.core.aggregate import Coverage
 from partwise.core.algorithm import Task
+from partwise.core.index import Index, Rows, Whole
 from partwise.core.population import Counts
 
 if TYPE_CHECKING:
+    from partwise.core.model import Params
     from partwise.programs.star import Star
 
 __all__ = ["count"]
+
+_TOGETHER = 1 << 16  # rows of clients that are counted at once: one by one, a million clients take twice as long
 
 
 def count(star: Star) -> Counts:
@@ -21,16 +26,68 @@ def count(star: Star) -> Counts:
 
     A simulation may look; on a network the same numbers come from one secure sum.
     """
-    cpu = torch.device("cpu")
-    heat, weight, total = Coverage(star.like, cpu), Coverage(star.like, cpu), 0.0
+    tally, total = _Tally(star.like), 0.0
     for client in star.population.clients:
         site = star.site(client)
         index = star.algorithm.select(Task(-1, 0, 0, 0), star.algorithm.client_init(site), site)
         amount = star.algorithm.weight(site)
         total += amount
-        heat.add_(index, 1.0)
-        weight.add_(index, amount)
+        tally.add_(index, amount)
+    heat, weight = tally.take()
     for cover in (heat, weight):
         for name in star.like:
             cover.allocate_(name, 0)  # also what nobody holds
     return Counts(heat.weights, weight.weights, total)
+
+
+class _Tally:
+    """Clients and their weights per coordinate; whole parameters and rows are counted for many clients at once."""
+
+    def __init__(self, like: Params) -> None:
+        cpu = torch.device("cpu")
+        self._like = like
+        self._heat, self._weight = Coverage(like, cpu), Coverage(like, cpu)
+        self._whole: dict[str, list[float]] = {}  # name -> clients, weight
+        self._rows: dict[str, tuple[list[Tensor], list[float]]] = {}
+        self._waiting = 0
+
+    def add_(self, index: Index, amount: float) -> None:
+        """One more client."""
+        if isinstance(index, Whole | Rows):
+            rows = index.rows if isinstance(index, Rows) else dict.fromkeys(index.shapes)
+            for name, at in rows.items():
+                if at is None:
+                    clients, weight = self._whole.get(name, (0.0, 0.0))
+                    self._whole[name] = [clients + 1.0, weight + amount]
+                else:
+                    parts, amounts = self._rows.setdefault(name, ([], []))
+                    parts.append(at)
+                    amounts.append(amount)
+                    self._waiting += len(at)
+        else:
+            self._heat.add_(index, 1.0)
+            self._weight.add_(index, amount)
+        if self._waiting > _TOGETHER:
+            self._flush()
+
+    def take(self) -> tuple[Coverage, Coverage]:
+        """How many clients hold each coordinate, and their weights."""
+        self._flush()
+        for name, (clients, weight) in self._whole.items():
+            for cover, amount in ((self._heat, clients), (self._weight, weight)):
+                cover.allocate_(name, 0)
+                cover.weights[name] += amount
+        return self._heat, self._weight
+
+    def _flush(self) -> None:
+        for name, (parts, amounts) in self._rows.items():
+            at = torch.cat(parts).cpu()
+            lengths = torch.tensor([len(part) for part in parts])
+            weights = torch.tensor(amounts, dtype=torch.float64).repeat_interleave(lengths)
+            for cover, each in ((self._heat, torch.ones_like(weights)), (self._weight, weights)):
+                cover.allocate_(name, 1)
+                target = cover.weights[name]
+                each = each.reshape(-1, *(1,) * (target.dim() - 1)).expand(-1, *target.shape[1:])
+                target.index_add_(0, at, each)
+        self._rows.clear()
+        self._waiting = 0
