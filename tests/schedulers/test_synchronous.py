@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from partwise.core.schedule import After, Arrived, Commit, Deadline, Dispatch, Lost, ReplyInfo, Started, Stop
+from partwise.core.schedule import Accept, After, Arrived, Commit, Deadline, Dispatch, Lost, ReplyInfo, Started, Stop
 from partwise.schedulers import Synchronous
 
 
@@ -31,10 +31,11 @@ def test_a_round_is_committed_when_all_have_answered_and_the_next_begins():
     assert len(set(first)) == 3
     for client in first[:2]:
         state, actions = scheduler.step(state, Arrived(1.0, reply(client), 0.0))
-        assert actions == []
+        assert actions == [Accept((reply(client),))]
     state, actions = scheduler.step(state, Arrived(2.0, reply(first[2]), 0.0))
-    assert isinstance(actions[0], Commit)
-    assert [r.client for r in actions[0].replies] == first
+    assert actions[0] == Accept((reply(first[2]),))
+    assert isinstance(actions[1], Commit)
+    assert [r.client for r in actions[1].replies] == first
     assert len(asked(actions)) == 3
 
 
@@ -42,7 +43,7 @@ def test_after_the_last_round_it_stops():
     scheduler = Synchronous(cohort=1, rounds=1)
     state, actions = scheduler.step(scheduler.init(Roster(1)), Started(0.0))
     _, actions = scheduler.step(state, Arrived(1.0, reply(0), 0.0))
-    assert [type(a) for a in actions] == [Commit, Stop]
+    assert [type(a) for a in actions] == [Accept, Commit, Stop]
 
 
 def test_a_lost_client_does_not_hold_the_round_up_and_a_late_reply_changes_nothing():
@@ -135,8 +136,22 @@ def test_answers_in_any_order_close_the_round_once_and_nobody_counts_twice():
     cohort = asked(actions)
     order = cohort[::2] + cohort[::-2]
     for client in order[:-1]:
-        for _ in range(2):
-            state, actions = scheduler.step(state, Arrived(1.0, reply(client), 0.0))
-            assert actions == []
+        state, actions = scheduler.step(state, Arrived(1.0, reply(client), 0.0))
+        assert actions == [Accept((reply(client),))]
+        state, actions = scheduler.step(state, Arrived(1.0, reply(client), 0.0))
+        assert actions == []
     state, actions = scheduler.step(state, Arrived(1.0, reply(order[-1]), 0.0))
-    assert [r.client for r in actions[0].replies] == order
+    assert [r.client for r in actions[1].replies] == order
+
+
+def test_replies_are_accepted_once_there_are_enough_to_commit():
+    scheduler = Synchronous(cohort=4, rounds=1, min_replies=3, deadline_seconds=9.0)
+    state, _ = scheduler.step(scheduler.init(Roster(4)), Started(0.0))
+    accepted = []
+    for client in (2, 0, 3):
+        state, actions = scheduler.step(state, Arrived(1.0, reply(client), 0.0))
+        accepted.append([r.client for a in actions if isinstance(a, Accept) for r in a.replies])
+    assert accepted == [[], [], [2, 0, 3]]
+    state, actions = scheduler.step(state, Arrived(2.0, reply(1), 0.0))
+    assert [r.client for r in actions[0].replies] == [1]
+    assert [r.client for r in actions[1].replies] == [2, 0, 3, 1]

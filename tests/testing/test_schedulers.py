@@ -60,7 +60,7 @@ class Broken:
         ("never", "must commit something, got no commit"),
         ("loss", r"must take Lost\(.*\), got KeyError"),
         ("unsaved", "the state must have an encoding"),
-        ("word", "acts by Dispatch, Commit, After and Stop, got wait"),
+        ("word", "acts by Dispatch, Accept, Commit, After and Stop, got wait"),
     ],
 )
 def test_scheduler_rule_fails(fault, says):
