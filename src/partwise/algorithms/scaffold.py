@@ -11,12 +11,11 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 
-from partwise.algorithms.submodel import held_rows
 from partwise.core.aggregate import Aggregator, Sum
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError
-from partwise.core.index import Index, Whole, shapes_of
+from partwise.core.index import Index, Whole
 from partwise.core.mean import Mean
 from partwise.core.model import Params, Values
 from partwise.core.plan import LocalPlan, Trained
@@ -115,7 +114,7 @@ class Scaffold(Algorithm):
         return ScaffoldState(Whole({}), {}, {})  # the first task says what is held
 
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
-        return held_rows(site) if self.submodel else Whole(shapes_of(site.like))
+        return site.touched() if self.submodel else site.whole()
 
     def weight(self, site: Site) -> float:
         return 1.0

@@ -24,7 +24,7 @@ from partwise.algorithms.widths import (
 )
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, Site, Task
-from partwise.core.index import Index, Whole, shapes_of
+from partwise.core.index import Index
 from partwise.core.mean import Mean
 from partwise.core.model import Values
 from partwise.core.plan import LocalPlan, LossFn, ModelLoss, Trained
@@ -38,7 +38,7 @@ __all__ = ["FederatedDropout", "FjORD", "HeteroFL"]
 def _prefix(site: Site, ratio: float) -> Index:
     """The first units of every width; a whole model needs no widths."""
     if ratio == 1:
-        return Whole(shapes_of(site.like))
+        return site.whole()
     kept = kept_units(site.model, site.like, ratio)
     return thin(site.model, site.like, {width: torch.arange(units) for width, units in kept.items()})
 
@@ -143,7 +143,7 @@ class FederatedDropout(Algorithm):
 
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         if self.keep_prob == 1:
-            return Whole(shapes_of(site.like))
+            return site.whole()
         seed = derive(site.seed, "units", task.version) if self.shared else site.derive("units", task)
         units: dict[str, Tensor] = {}
         for width, total in unit_counts(site.model, site.like).items():

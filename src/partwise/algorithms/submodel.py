@@ -8,25 +8,16 @@ from typing import Literal, get_args
 
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, Site, Task
-from partwise.core.index import Index, Rows, Whole, shapes_of
+from partwise.core.index import Index
 from partwise.core.mean import Mean
 from partwise.core.model import Values
 from partwise.core.plan import LocalPlan
 from partwise.local import LocalTraining
 
-__all__ = ["Estimator", "FedSubAvg", "Weighting", "held_rows"]
+__all__ = ["Estimator", "FedSubAvg", "Weighting"]
 
 Estimator = Literal["heat", "count", "capped", "fedavg"]
 Weighting = Literal["uniform", "size_fixed", "size_ratio"]
-
-
-def held_rows(site: Site) -> Index:
-    """The rows of every table that the client's examples touch, and all of everything else."""
-    tables = {name for name in site.model.tables if name in site.like}
-    if not tables:
-        return Whole(shapes_of(site.like))
-    rows = {name: site.table_rows(name) if name in tables else None for name in site.like}
-    return Rows(shapes_of(site.like), rows)
 
 
 @dataclass(frozen=True)
@@ -73,7 +64,7 @@ class FedSubAvg(Algorithm):
             raise ValueError(f"FedSubAvg(cap={self.cap}): must be above 0, got {self.cap}. 1 is usual.")
 
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
-        return held_rows(site)
+        return site.touched()
 
     def weight(self, site: Site) -> float:
         return 1.0 if self.weighting == "uniform" else float(len(site.data))

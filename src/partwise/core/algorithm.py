@@ -67,6 +67,7 @@ class Site:
     profile: Profile
     seed: int
     _memo: dict[str, Any] = field(default_factory=dict, repr=False)
+    _common: dict[str, Index] = field(default_factory=dict, repr=False)  # of all sites with the same `like`
 
     def derive(self, purpose: str, task: Task) -> int:
         """The seed of one stream of this client's randomness."""
@@ -74,7 +75,24 @@ class Site:
 
     def without(self, names: Collection[str]) -> Site:
         """The same site with some parameters out of sight."""
-        return replace(self, like={n: t for n, t in self.like.items() if n not in names})
+        return replace(self, like={n: t for n, t in self.like.items() if n not in names}, _common={})
+
+    def whole(self) -> Index:
+        """The index of everything; the same object for every client."""
+        if "whole" not in self._common:
+            self._common["whole"] = Whole(shapes_of(self.like))
+        return self._common["whole"]
+
+    def touched(self) -> Index:
+        """The index of the rows of every table that the examples touch, and of everything else; made once."""
+        tables = [name for name in self.model.tables if name in self.like]
+        if not tables:
+            return self.whole()
+        index = self._memo.get("touched")
+        if index is None or index.shapes.keys() != self.like.keys():
+            rows = {name: self.table_rows(name) if name in tables else None for name in self.like}
+            index = self._memo["touched"] = Rows(shapes_of(self.like), rows)
+        return index
 
     def table_rows(self, name: str) -> Tensor:
         """The rows of one table that the examples touch: (r,) int64, ascending.
@@ -109,7 +127,7 @@ class Site:
         if not held:
             return self.data
         seen = self._memo.get("localized")
-        if seen is not None and all(n in seen[0] and torch.equal(seen[0][n], r) for n, r in held.items()):
+        if seen is not None and all(n in seen[0] and _same_rows(seen[0][n], r) for n, r in held.items()):
             return seen[1]  # type: ignore[no-any-return]
         original = self.data.columns()
         columns = dict(original)
@@ -138,7 +156,7 @@ class Algorithm(Protocol):
 
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         """Which part of the model this client asks for."""
-        return Whole(shapes_of(site.like))
+        return site.whole()
 
     def weight(self, site: Site) -> float:
         """What this client's update counts for."""
@@ -168,6 +186,10 @@ class Algorithm(Protocol):
         for stream, total in totals.items():
             total.index.scatter_add_(state[stream], total.values())
         return state
+
+
+def _same_rows(one: Tensor, other: Tensor) -> bool:
+    return one is other or torch.equal(one, other)
 
 
 def _held_rows(index: Index) -> dict[str, Tensor]:

@@ -54,6 +54,9 @@ class ClientNode:
     kept: dict[int, dict[str, Update]] = field(default_factory=dict)
 
 
+_NOTHING = Whole({})
+
+
 class ClientProgram:
     """Task -> Fetch -> Held -> work -> Reply; then the channel's exchange, where it has one."""
 
@@ -106,7 +109,7 @@ class ClientProgram:
 
     def _begin(self, node: ClientNode, site: Site, task: Task) -> list[Effect]:
         algorithm = self._star.algorithm
-        node.open = OpenTask(task, Whole({}))  # so that a failing select knows its task
+        node.open = OpenTask(task, _NOTHING)  # so that a failing select knows its task
         if not len(site.data):
             raise DataError(f"client {site.client}: has no examples to train on. Leave it out of the population.")
         if not node.met:

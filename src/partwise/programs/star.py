@@ -12,6 +12,7 @@ from partwise.core.algorithm import Algorithm, Site
 from partwise.core.channel import Channel
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError
+from partwise.core.index import Index
 from partwise.core.model import Model, Params, like
 from partwise.core.population import Census, Client, Population
 from partwise.core.program import SERVER, NodeId, Program
@@ -55,6 +56,7 @@ class Star:
     seed: int = 0
     on_refused: Literal["skip", "stop"] = "skip"
     _sites: dict[Client, Site] = field(default_factory=dict, repr=False, init=False)
+    _common: dict[str, Index] = field(default_factory=dict, repr=False, init=False)
 
     def __post_init__(self) -> None:
         if self.on_refused not in ("skip", "stop"):
@@ -109,6 +111,7 @@ class Star:
             data=self.population.data(client),
             profile=self.population.profile(client),
             seed=self.seed,
+            _common=self._common,
         )
         self._sites[client] = site
         return site

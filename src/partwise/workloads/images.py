@@ -224,7 +224,8 @@ def _workload(images: _Images, kind: _Kind, source: MNIST | FashionMNIST | CIFAR
     )
     module, widths = _network(kind, source.size)
     loss = CrossEntropy()
-    return Workload(Model(module, loss, widths=widths), population, (Accuracy(), Loss(loss)))
+    model = Model(module, loss, widths=widths, channels_last=source.size != "mlp")
+    return Workload(model, population, (Accuracy(), Loss(loss)))
 
 
 def _network(kind: _Kind, size: str) -> tuple[Callable[[], nn.Module], Mapping[str, tuple[str | None, ...]]]:

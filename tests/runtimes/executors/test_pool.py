@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -258,7 +259,7 @@ def test_error_that_plain_would_raise_is_raised():
 
 
 def test_worker_that_cannot_start_says_why(monkeypatch):
-    monkeypatch.setattr(torch, "set_num_threads", lambda n: os._exit(3))
+    monkeypatch.setattr(gc, "freeze", lambda: os._exit(3))  # which only a worker calls
     with pytest.raises(ProtocolError, match=r"worker 0: must start, got one that ended with exit code 3\. Use Plain"):
         Pool(workers=1).run(jobs()[:1])
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from partwise.core.errors import ProtocolError
-from partwise.core.plan import Job
+from partwise.core.plan import Job, Trained
 from partwise.core.spool import owned
 from partwise.runtimes import child
 from partwise.runtimes.executors.plain import Plain
+from partwise.runtimes.executors.scratch import Scratch
 from partwise.runtimes.executors.slots import Inherited, Place, Slot, UnsendableError, pickles
 
 __all__ = ["Hand"]
@@ -43,10 +44,11 @@ class Hand:
     Args:
         name: what errors call it.
         inherited: what it has from the fork.
+        scratch: where results are copied to.
     """
 
-    def __init__(self, name: str, inherited: Inherited) -> None:
-        self.name, self._inherited = name, inherited
+    def __init__(self, name: str, inherited: Inherited, scratch: Scratch) -> None:
+        self.name, self._inherited, self._scratch = name, inherited, scratch
         self._slots = [Slot() for _ in range(_SLOTS)]
         self.under_way: deque[tuple[int, int]] = deque()  # (number of the job, slot), in the order they are done
         self._clear()
@@ -105,13 +107,18 @@ class Hand:
             return None
         found: Any = UnsendableError()
         if kind != _Kind.UNREADABLE:
-            found = owned(self._slots[slot].read(place, self._inherited))
+            found = self._copied(self._slots[slot].read(place, self._inherited))
         if kind == _Kind.FATAL:
             error, text = found
             raise error from ProtocolError(f"{self.name}: {text}")
         number, _ = self.under_way.popleft()
         self._free.append(slot)
         return number, found
+
+    def _copied(self, found: Any) -> Any:
+        if not isinstance(found, Trained):
+            return owned(found)
+        return found._replace(change=self._scratch.clone(found.change))
 
     def _bury(self) -> None:
         self.is_dead, self.fate = True, child.how_it_ended(self.process)
@@ -148,7 +155,7 @@ class Hand:
     def _serve(self, up: socket.socket) -> None:
         torch.set_num_threads(1)
         gc.freeze()  # what was inherited is not looked through, and so not copied
-        slot = 0
+        slot, plain = 0, Plain()
         try:
             torch.ones((), requires_grad=True).mul(2).backward()  # fails where a GPU was used before the fork
             _send(up, _Kind.READY, 0, _NOWHERE)
@@ -159,7 +166,7 @@ class Hand:
                 except Exception:  # noqa: BLE001 - what classes do when they are unpickled is theirs
                     _send(up, _Kind.UNREADABLE, slot, _NOWHERE)
                     continue
-                (result,) = Plain().run([job])
+                (result,) = plain.run([job])
                 self._answer(up, _Kind.DONE, slot, pickles(result) if isinstance(result, Exception) else result)
         except (EOFError, ConnectionError):
             return

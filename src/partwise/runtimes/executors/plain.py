@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from partwise.core.model import Values
 from partwise.core.plan import Job, LocalPlan, Trained
 from partwise.core.rng import generator, numpy_generator
+from partwise.runtimes.executors.scratch import Scratch
 
 __all__ = ["Plain", "batches"]
 
@@ -30,20 +31,22 @@ def batches(plan: LocalPlan, examples: int, seed: int) -> Iterator[Tensor]:
 class Plain:
     """The executor that all others are compared with: a loop of gradient steps per client."""
 
+    _scratch: Scratch = field(default_factory=Scratch, init=False, repr=False, compare=False)
+
     def run(self, jobs: Sequence[Job]) -> Sequence[Trained | Exception]:
         results: list[Trained | Exception] = []
         with torch.random.fork_rng(devices=[]):
             for job in jobs:
                 try:
-                    results.append(_train(job))
+                    results.append(_train(job, self._scratch))
                 except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
                     results.append(error)
         return results
 
 
-def _train(job: Job) -> Trained:
+def _train(job: Job, scratch: Scratch) -> Trained:
     plan, data, loss_of, step_ = job.plan, job.data, job.plan.loss, job.plan.optimizer.step_
-    params: Values = {name: t.clone() for name, t in job.start.items()}
+    params = scratch.clone(job.start)
     names = [n for n, t in params.items() if plan.trainable(n) and n not in plan.buffers and t.is_floating_point()]
     values: Values = {n: t.detach() for n, t in params.items()}  # the same memory, out of autograd's sight
     leaves = [params[n].requires_grad_() for n in names]

@@ -11,9 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+
 from partwise.core.errors import ProtocolError
 from partwise.core.plan import Executor, Job, Trained
 from partwise.runtimes.executors.hands import Hand
+from partwise.runtimes.executors.scratch import Scratch
 from partwise.runtimes.executors.slots import Inherited, UnsendableError
 
 __all__ = ["Pool"]
@@ -74,19 +77,21 @@ class _Batch(NamedTuple):
 
 class _Pool:
     def __init__(self, workers: int) -> None:
-        self._inherited = Inherited()
-        self._hands = [Hand(f"Pool(workers={workers}): worker {n}", self._inherited) for n in range(workers)]
+        self._inherited, scratch = Inherited(), Scratch()
+        self._hands = [Hand(f"Pool(workers={workers}): worker {n}", self._inherited, scratch) for n in range(workers)]
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Trained | Exception]:
         for job in jobs:
             _refuse_devices(job)
         # The longest first, so that all workers are through at about the same time.
+        self._inherited.share(jobs)
         batch = _Batch(jobs, deque(sorted(range(len(jobs)), key=lambda n: -_examples_seen(jobs[n]))), {}, set())
         try:
-            self._take_in(batch, wait=False)  # who died since the last batch
-            while batch.todo or self._is_busy():
-                self._hand_out(batch)
-                self._take_in(batch)
+            with _one_thread():
+                self._take_in(batch, wait=False)  # who died since the last batch
+                while batch.todo or self._is_busy():
+                    self._hand_out(batch)
+                    self._take_in(batch)
         except BaseException:
             self._stop()  # what they are at is of no use to anybody
             raise
@@ -98,6 +103,7 @@ class _Pool:
         """End the processes and give their memory up."""
         for hand in self._hands:
             hand.close()
+        self._inherited.close()
 
     def _stop(self) -> None:
         for hand in self._hands:
@@ -166,6 +172,17 @@ class _Pool:
                     batch.results[number] = ProtocolError(
                         f"{hand.name} must live until its job is done, but {hand.fate}. Is there enough memory?"
                     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Leave the cores to the workers: a second thread would go on spinning on one of them after each operation."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _examples_seen(job: Job) -> int:

@@ -15,7 +15,9 @@ from partwise.core.model import Values
 __all__ = ["Scratch"]
 
 _ALIGNED = 64  # bytes, as torch aligns what it allocates
-_HUGE = 2 << 20  # bytes of a huge page; less is left to torch
+_LEAST = 256 << 10  # bytes; less is left to torch
+_GRAIN = 64 << 10  # bytes that sizes are rounded to
+_HUGE = 2 << 20  # bytes of a huge page
 _KEPT_BYTES = 256 << 20  # of blocks that nobody uses
 
 
@@ -34,13 +36,19 @@ class Scratch:
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Scratch, ()
 
+    def clone(self, values: Mapping[str, Tensor]) -> Values:
+        """Copies, with the strides that `torch.clone` would give."""
+        if all(t.is_contiguous() for t in values.values()):
+            return {name: t.copy_(values[name]) for name, t in self.empty(values).items()}
+        return {name: t.clone() for name, t in values.items()}
+
     def empty(self, like: Mapping[str, Tensor]) -> Values:
         """Contiguous tensors of these shapes and types, not filled."""
         places, end = {}, 0
         for name, t in like.items():
             places[name] = end
             end += -(-prod(t.shape) * t.itemsize // _ALIGNED) * _ALIGNED
-        if end < _HUGE or any(not t.is_cpu for t in like.values()):
+        if end < _LEAST or any(not t.is_cpu for t in like.values()):
             return {name: torch.empty(t.shape, dtype=t.dtype, device=t.device) for name, t in like.items()}
         block = torch.frombuffer(self._view(end), dtype=torch.uint8)
         found: Values = {}
@@ -50,10 +58,11 @@ class Scratch:
         return found
 
     def _view(self, size: int) -> memoryview:
-        fitting = [b for b in self._free if size <= len(b) <= 2 * size + _HUGE]
+        fitting = [b for b in self._free if size <= len(b) <= 2 * size]
         block = min(fitting, key=len, default=None)
         if block is None:
-            block = _block(-(-size // _HUGE) * _HUGE)
+            grain = _HUGE if size >= _HUGE else _GRAIN
+            block = _block(-(-size // grain) * grain)
         else:
             self._free.remove(block)
         view = memoryview(block)  # what torch keeps as long as there is a tensor; the block outlives it
@@ -65,7 +74,7 @@ def _block(size: int) -> mmap.mmap:
     if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
         return mmap.mmap(-1, size)
     block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
         block.madvise(mmap.MADV_HUGEPAGE)
     return block
 

@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,20 @@ class UnsendableError(Exception):
     """Something that can only be inherited."""
 
 
+_PlaceOf = tuple[torch.dtype, tuple[int, ...], tuple[int, ...] | None, int]  # type, shape, strides, offset
+
+
+def _is_plain(x: Tensor) -> bool:
+    return x.is_cpu and x.layout == torch.strided and not x.requires_grad
+
+
+def _place_of(x: Tensor, offset: int) -> tuple[_PlaceOf, int]:
+    """Where a copy goes, and what is behind it."""
+    # Strides that `clone` would give: a kernel may sum in another order where they differ.
+    stride = None if x.is_contiguous() else torch.empty_like(x, device="meta").stride()
+    return (x.dtype, tuple(x.shape), stride, offset), offset + -(-x.nbytes // _ALIGNED) * _ALIGNED
+
+
 class Inherited:
     """What forks have because they were forked when it was there; it is sent as a number.
 
@@ -40,6 +55,8 @@ class Inherited:
         self._things: list[Any] = []
         self._numbers: dict[int, int] = {}
         self._storages: dict[int, int] = {}  # address -> number
+        self._common = Slot()
+        self._in_common: dict[int, _PlaceOf] = {}  # id of a tensor -> where it is
 
     def learn(self, job: Job) -> bool:
         """Note what of a job is to be inherited; False if the rest of it cannot be sent."""
@@ -68,6 +85,32 @@ class Inherited:
             number = self._numbers.pop(id(thing), None)
             if number is not None:
                 self._things[number] = None
+
+    def share(self, jobs: Sequence[Job]) -> None:
+        """Write the start values that jobs have in common once for all of them, in place of those of other jobs."""
+        times = Counter(id(t) for job in jobs for t in job.start.values())
+        many = {id(t): t for job in jobs for t in job.start.values() if times[id(t)] > 1 and _is_plain(t)}
+        places, end = {}, 0
+        for key, t in many.items():
+            places[key], end = _place_of(t, end)
+        self._common.extend(end)
+        for key, t in many.items():
+            self._common.view(*places[key]).copy_(t)
+        self._in_common = places
+
+    def common(self, x: Tensor) -> tuple[Any, ...] | None:
+        """Where forks find a tensor that was shared; its number is below 0, and says how much memory they map."""
+        place = self._in_common.get(id(x))
+        return None if place is None else (-self._common.capacity, *place)
+
+    def in_common(self, number: int, place: _PlaceOf) -> Tensor:
+        """A tensor that was shared."""
+        self._common.map_all(-number)
+        return self._common.view(*place)
+
+    def close(self) -> None:
+        """Give the memory up that is written for all."""
+        self._common.close()
 
     def number(self, thing: object) -> int | None:
         """The number under which forks have a thing, if they have it."""
@@ -119,8 +162,8 @@ class _Packer(pickle.Pickler):
         self.end = 0
 
     def persistent_id(self, x: object) -> object:
-        if type(x) is Tensor and x.is_cpu and x.layout == torch.strided and not x.requires_grad:
-            return self._met.get(id(x)) or self._place(x)
+        if type(x) is Tensor and _is_plain(x):
+            return self._met.get(id(x)) or self._inherited.common(x) or self._place(x)
         number = self._inherited.number(x)
         if number is None and isinstance(x, Model):
             raise UnsendableError
@@ -132,10 +175,8 @@ class _Packer(pickle.Pickler):
         if number is not None:
             place: tuple[Any, ...] = (number, x.dtype, shape, x.stride(), x.storage_offset())
         else:
-            # What `clone` would give: a kernel may sum in another order where strides differ.
-            stride = None if x.is_contiguous() else torch.empty_like(x, device="meta").stride()
-            place = (None, x.dtype, shape, stride, self.end)
-            self.end += -(-x.nbytes // _ALIGNED) * _ALIGNED
+            found, self.end = _place_of(x, self.end)
+            place = (None, *found)
         self._met[id(x)] = place
         self.placed.append((x, place))
         return place
@@ -152,6 +193,8 @@ class _Unpacker(pickle.Unpickler):
         number, dtype, shape, stride, offset = pid
         if number is None:
             return self._slot.view(dtype, shape, stride, offset)
+        if number < 0:
+            return self._inherited.in_common(number, (dtype, shape, stride, offset))
         return torch.empty((0,), dtype=dtype).set_(self._inherited[number], offset, shape, stride)
 
 
@@ -170,13 +213,15 @@ class Slot:
         self.capacity = 0
         self._map: mmap.mmap | None = None
 
-    def _extend(self, size: int) -> None:
+    def extend(self, size: int) -> None:
+        """Have room for so many bytes at least."""
         if size > self.capacity:
             size = -(-(size + size // 4) // _PAGE) * _PAGE
             os.ftruncate(self._fd, size)
-            self._map_all(size)
+            self.map_all(size)
 
-    def _map_all(self, capacity: int) -> None:
+    def map_all(self, capacity: int) -> None:
+        """See what another process has made room for."""
         if capacity != self.capacity:
             self._map, self.capacity = mmap.mmap(self._fd, capacity), capacity
 
@@ -204,7 +249,7 @@ class Slot:
         except _REFUSED as error:
             raise UnsendableError(str(error)) from error
         skeleton = file.getbuffer()
-        self._extend(packer.end + len(skeleton))
+        self.extend(packer.end + len(skeleton))
         assert self._map is not None
         for tensor, (number, dtype, shape, stride, offset) in packer.placed:
             if number is None:
@@ -214,7 +259,7 @@ class Slot:
 
     def read(self, place: Place, inherited: Inherited) -> Any:
         """The tree at a place; its tensors lie in this memory."""
-        self._map_all(place.capacity)
+        self.map_all(place.capacity)
         assert self._map is not None
         skeleton = self._map[place.start : place.start + place.length]
         return _Unpacker(io.BytesIO(skeleton), self, inherited).load()
