@@ -54,11 +54,16 @@ class Failed(NamedTuple):
 
 
 class Send(NamedTuple):
-    """Deliver `body` to a node, `after` seconds from now at the earliest."""
+    """Deliver `body` to a node, `after` seconds from now at the earliest.
+
+    Args:
+        lent: the tensors in the body are the sender's own, which it will not change: they take no memory of their own.
+    """
 
     to: NodeId
     body: Any
     after: float = 0.0
+    lent: bool = False
 
 
 class Work(NamedTuple):
@@ -110,7 +115,8 @@ class Program(NamedTuple):
     it returns may be used afterwards. A runtime saves it between two steps, while `is_settled()`. Before the first
     step it gives `attach` the `core.spool.Spool` in which the program may keep what is large. A state that `is_blank`
     may be forgotten: made anew by `init`, it would go on as the old one, so that a node which keeps nothing costs
-    nothing.
+    nothing. `rework` gives the work that is under way according to a node's state once more, if any is, so that a
+    runtime need not keep it until its time has come.
     """
 
     init: Callable[[NodeId], Any]
@@ -118,3 +124,4 @@ class Program(NamedTuple):
     is_settled: Callable[[], bool] = always
     attach: Callable[[Any], None] = ignore
     is_blank: Callable[[Any], bool] = never
+    rework: Callable[[NodeId, Any], Work | None] | None = None

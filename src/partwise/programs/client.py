@@ -120,12 +120,22 @@ class ClientProgram:
     def _train(self, node: ClientNode, site: Site, held: Held) -> list[Effect]:
         assert node.open is not None
         node.open.held = {stream: dict(values) for stream, values in held.streams.items()}
+        return [self._work(node, site)]
+
+    def rework(self, me: NodeId, node: ClientNode) -> Work | None:
+        """What the client is at."""
+        if node.open is None or node.open.held is None:
+            return None
+        return self._work(node, self._star.site(me))
+
+    def _work(self, node: ClientNode, site: Site) -> Work:
+        assert node.open is not None and node.open.held is not None
         task, index, algorithm = node.open.task, node.open.index, self._star.algorithm
         plan = algorithm.plan(node.open.held, index, task, node.own, site)
         start = algorithm.personalize(node.open.held["model"], node.own)
         data = site.localized(index)
         job = Job(plan, start, data, site.derive("work", task))
-        return [Work(job, plan.num_steps(len(data)))]
+        return Work(job, plan.num_steps(len(data)))
 
     def _finish(self, node: ClientNode, site: Site, trained: Trained) -> list[Effect]:
         assert node.open is not None and node.open.held is not None

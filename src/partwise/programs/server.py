@@ -15,7 +15,6 @@ from partwise.core.algorithm import ServerState, Task
 from partwise.core.codec import register
 from partwise.core.errors import DivergedError, ProtocolError
 from partwise.core.index import Index
-from partwise.core.model import Params, Values
 from partwise.core.program import Effect, Failed, Halt, Message, NodeId, Record, Send, Wake
 from partwise.core.rng import generator
 from partwise.core.schedule import (
@@ -276,15 +275,15 @@ class ServerProgram:
             )
             self._schedule(node, message, self._refused(node, message.now, flight, reason, effects), effects)
             return
-        held = {stream: self._gathered(index, params) for stream, params in node.streams.items()}
-        effects.append(Send(message.src, Held(id, held)))
+        effects.append(self._held(node, message.src, id, index))
 
-    def _gathered(self, index: Index, params: Params) -> Values:
+    def _held(self, node: ServerNode, client: NodeId, id: int, index: Index) -> Send:
         """What a client holds; where that is all there is, the server's own tensors, lent until the next commit."""
         if any(index.grain(name) for name in index.shapes):
-            return index.gather(params)
+            return Send(client, Held(id, {stream: index.gather(params) for stream, params in node.streams.items()}))
         self._lent.update(index.shapes)
-        return {name: params[name] for name in index.shapes}
+        held = {stream: {name: params[name] for name in index.shapes} for stream, params in node.streams.items()}
+        return Send(client, Held(id, held), lent=True)
 
     def _take_back(self, streams: ServerState) -> None:
         """Leave what was lent to those who have it, before the server's parameters change."""

@@ -142,7 +142,7 @@ class _Programs(Mapping[NodeId, Program]):
     def __init__(self, star: Star) -> None:
         server, client = ServerProgram(star), ClientProgram(star)
         self._server = Program(server.init, server.step, server.is_settled, server.attach)
-        self._client = Program(client.init, client.step, is_blank=client.is_blank)
+        self._client = Program(client.init, client.step, is_blank=client.is_blank, rework=client.rework)
         self._clients = star.population.clients
 
     def __getitem__(self, node: NodeId) -> Program:

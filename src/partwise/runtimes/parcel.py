@@ -34,6 +34,8 @@ class Parcel:
         src: sender.
         to: receiver.
         size: bytes of the start values of the job that it brings the result of.
+        seed: of that job.
+        is_lent: whether the tensors in it are the sender's.
     """
 
     time: float
@@ -43,6 +45,8 @@ class Parcel:
     src: NodeId = field(compare=False)
     to: NodeId = field(compare=False)
     size: int = field(default=0, compare=False)
+    seed: int = field(default=0, compare=False)
+    is_lent: bool = field(default=False, compare=False)
     body: Kept | None = field(default=None, init=False, compare=False, repr=False)  # None: not computed yet
 
     def stamped(self, body: Kept | None) -> Parcel:
@@ -102,7 +106,7 @@ def clock_of(now: float, number: int, traffic: Traffic, halted: str) -> dict[str
 def packed(clock: object, parcels: Iterable[Parcel], states: Mapping[NodeId, Kept]) -> Entries:
     """The entries of a world: the clock, the queue, every message in it, every node.
 
-    They are to be encoded before the world goes on.
+    They are to be encoded before the world goes on. A message that is still to be computed is None.
     """
     queue = sorted(parcels)
     entries: dict[str, object] = {"clock": clock, "queue": queue}
@@ -120,6 +124,10 @@ def unpacked(entries: Mapping[str, object], spool: Spool) -> tuple[Any, list[Par
 
     clock, queue = entries["clock"], entries["queue"]
     assert isinstance(queue, list)
-    parcels = [parcel.stamped(kept(f"message/{parcel.number}")) for parcel in queue]
+    parcels = []
+    for parcel in queue:
+        name = f"message/{parcel.number}"
+        parcel.is_lent = False
+        parcels.append(parcel.stamped(None if entries[name] is None else kept(name)))
     nodes = [name for name in entries if name.startswith("node/")]
     return clock, parcels, {int(name.removeprefix("node/")): kept(name) for name in nodes}

@@ -303,6 +303,15 @@ class _World:
         self._saved = numbers
         return packed(clock_of(self.now, self._number, self.traffic, self._halted), queue, self.nodes), unchanged
 
+    def _compute(self, parcel: Parcel) -> None:
+        rework, state = self._programs[parcel.to].rework, self.nodes.get(parcel.to)
+        work = None if rework is None or state is None else rework(parcel.to, state.tree)
+        if work is None or work.job.seed != parcel.seed:
+            parcel.body = Kept(Wake())  # nobody waits for it any more
+            return
+        (result,) = self._executor.run([work.job])
+        parcel.body = self._spool.keep(failed("train", result) if isinstance(result, Exception) else result)
+
     def restore(self, entries: Mapping[str, object]) -> None:
         """Go on from what `entries` gave, by this runtime or by another."""
         clock, queue, self.nodes = unpacked(entries, self._spool)
@@ -310,6 +319,8 @@ class _World:
         self._halted = clock["halted"]
         self._saved = {parcel.number for parcel in queue}
         for parcel in queue:
+            if parcel.body is None:  # the simulator had not come to it
+                self._compute(parcel)
             if isinstance(parcel.body and parcel.body.tree, Wake) and parcel.time > self.now:
                 heapq.heappush(self._timers, parcel)
             else:

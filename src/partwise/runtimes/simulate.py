@@ -20,8 +20,8 @@ from partwise.runtimes.parcel import Opened, Parcel, clock_of, failed, packed, u
 
 __all__ = ["Simulate"]
 
-_TOGETHER_BYTES = 32 << 20  # start values of clients that take no time and train together; no setting, so that it is
-# the same in every run: how simultaneous events are ordered depends on it
+_TOGETHER_BYTES = 32 << 20  # start values of clients that train together, if there are more than a few; no setting, so
+_A_FEW = 4  # that it is the same in every run: how simultaneous events are ordered depends on it
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Simulate:
     """The simulator.
 
     A message takes its encoded bytes over the client's link; a local step takes the client's pace. Server and
-    network add nothing. Jobs wait until the first of their results is due, and are then run together.
+    network add nothing. Jobs wait until the first of their results is due, and are then run together with those that
+    are due next.
 
     Args:
         executor: runs local plans; one that is `core.plan.Resident` is opened for the run. What it notes of itself is
             recorded as `executor`, and known to it again when the run is resumed.
         memory_bytes: bound of the memory for replies that wait for a commit (half of it) and for messages under way
-            and client states (the other half), >= 0; what is more goes to temporary files. Jobs that wait for the
-            executor have a quarter as much. No result depends on it.
+            and client states (the other half), >= 0; what is more goes to temporary files. No result depends on it.
         folder: where those files are; the system's folder for temporary files by default.
     """
 
@@ -88,9 +88,10 @@ class _World:
         self._spool, replies = halves(*memory)
         self._queue: list[Parcel] = []
         self._number = 0
-        self._jobs: dict[int, tuple[Parcel, Job]] = {}  # by number of the parcel that brings the result
-        self._jobs_bytes = 0
-        self._late_bytes = 0  # of the jobs whose results are late
+        self._due: list[Parcel] = []  # heap of those whose body is to be computed
+        self._jobs: dict[int, Job] = {}  # by number of the parcel; what is not here is made anew from the node's state
+        self._borrowed: dict[NodeId, int] = {}  # bytes in a node's state that are the server's
+        self._num_late = self._late_bytes = 0  # of the jobs whose results are late
         self._changed: set[NodeId] = set()
         self._saved: set[int] = set()  # numbers of the messages that the last entries had
         self._halted = ""
@@ -111,7 +112,8 @@ class _World:
             if self._queue[0].time > until:
                 return "time is up"
             parcel = heapq.heappop(self._queue)
-            self._late_bytes -= parcel.size if parcel.is_late else 0
+            if parcel.is_late:
+                self._num_late, self._late_bytes = self._num_late - 1, self._late_bytes - parcel.size
             self.now, self._client = parcel.time, parcel.client
             effects = self._step(parcel)
             records = [*self._noted(), *self._apply(parcel.to, effects)]
@@ -128,7 +130,12 @@ class _World:
         assert parcel.body is not None
         program, node = self._programs[parcel.to], parcel.to
         state = self.nodes.pop(node).take() if node in self.nodes else program.init(node)
-        state, effects = program.step(state, Message(parcel.time, node, parcel.src, parcel.body.take()))
+        body = parcel.body.take()
+        state, effects = program.step(state, Message(parcel.time, node, parcel.src, body))
+        if parcel.is_lent:
+            self._borrowed[node] = footprint(body)
+        elif parcel.src == node:
+            self._borrowed.pop(node, None)
         if not program.is_blank(state):
             self._keep(node, state)
         return effects
@@ -140,18 +147,35 @@ class _World:
         if node in (SERVER, self._awake):
             return
         if self._awake in self.nodes:
-            self.nodes[self._awake] = self._spool.keep(self.nodes[self._awake].take())
+            old = self.nodes[self._awake].take()
+            size = max(0, footprint(old) - self._borrowed.get(self._awake, 0))
+            self.nodes[self._awake] = self._spool.keep(old, size)
         self._awake = node
 
     def _run_jobs(self) -> None:
-        """Run what is waiting, in order of client, so that an executor may run it together."""
-        if not self._jobs:
-            return
-        waiting = sorted(self._jobs.values(), key=lambda found: (found[0].to, found[0].number))
-        self._jobs, self._jobs_bytes = {}, 0
+        """Run what is due next, in order of client, so that an executor may run it together."""
+        waiting: list[tuple[Parcel, Job]] = []
+        size = 0
+        while self._due and (len(waiting) < _A_FEW or size + self._due[0].size <= _TOGETHER_BYTES):
+            parcel = heapq.heappop(self._due)
+            job = self._job(parcel)
+            if job is None:
+                parcel.body = Kept(Wake())  # nobody waits for it any more
+            else:
+                size += parcel.size
+                waiting.append((parcel, job))
+        waiting.sort(key=lambda found: (found[0].to, found[0].number))
         results = self._executor.run([job for _, job in waiting])
         for (parcel, _), result in zip(waiting, results, strict=True):
             parcel.body = self._spool.keep(failed("train", result) if isinstance(result, Exception) else result)
+
+    def _job(self, parcel: Parcel) -> Job | None:
+        """The job whose result a parcel brings; None if its node has given it up."""
+        if parcel.number in self._jobs:
+            return self._jobs.pop(parcel.number)
+        rework, state = self._programs[parcel.to].rework, self.state(parcel.to)
+        work = None if rework is None or state is None else rework(parcel.to, state)
+        return work.job if work is not None and work.job.seed == parcel.seed else None
 
     def _noted(self) -> list[Record]:
         """What the executor has to say, once."""
@@ -164,8 +188,8 @@ class _World:
         records: list[Record] = []
         for effect in effects:
             match effect:
-                case Send(to, body, after) if after != math.inf:
-                    self._send(me, to, body, after)
+                case Send(to, body, after, lent) if after != math.inf:
+                    self._send(me, to, body, after, lent)
                 case Work(job, steps):
                     self._work(me, job, steps)
                 case Record():
@@ -174,37 +198,41 @@ class _World:
                     self._halted = reason
         return records
 
-    def _push(self, time: float, src: NodeId, to: NodeId, body: Any, size: int | None = None) -> None:
+    def _push(
+        self, time: float, src: NodeId, to: NodeId, body: Any, size: int | None = None, *, lent: bool = False
+    ) -> None:
         client = max(src, to)
         is_next = time == self.now and client == self._client  # it will not wait for long
-        kept = Kept(body) if is_next else self._spool.keep(body, size)
-        heapq.heappush(self._queue, Parcel(time, False, client, self._number, src, to).stamped(kept))
+        kept = Kept(body) if is_next else self._spool.keep(body, 0 if lent else size)
+        parcel = Parcel(time, False, client, self._number, src, to, is_lent=lent)
+        heapq.heappush(self._queue, parcel.stamped(kept))
         self._number += 1
 
     def _work(self, me: NodeId, job: Job, steps: int) -> None:
         """Have the result delivered when the client is through; when it is computed is another matter."""
         size, seconds = footprint(job.start), steps * self._population.profile(me).seconds_per_step
-        if self._jobs and self._jobs_bytes + size > self._spool.max_bytes // 2:
-            self._run_jobs()
         if not seconds:
             self._gather(size)
-        parcel = Parcel(self.now + seconds, not seconds, me, self._number, me, me, size)
-        self._jobs[self._number] = parcel, job
-        self._jobs_bytes += size
+            self._num_late += 1
+        parcel = Parcel(self.now + seconds, not seconds, me, self._number, me, me, size, job.seed)
+        if not seconds or self._programs[me].rework is None:
+            self._jobs[self._number] = job
+        heapq.heappush(self._due, parcel)
         heapq.heappush(self._queue, parcel)
         self._number += 1
 
     def _gather(self, size: int) -> None:
         """Count a job that takes no time; when there are enough of them, let their results come before all else."""
-        if self._late_bytes and self._late_bytes + size > _TOGETHER_BYTES:
+        if self._num_late >= _A_FEW and self._late_bytes + size > _TOGETHER_BYTES:
             self._run_jobs()
             for parcel in self._queue:
                 parcel.is_late = False
             heapq.heapify(self._queue)
-            self._late_bytes = 0
+            heapq.heapify(self._due)
+            self._num_late = self._late_bytes = 0
         self._late_bytes += size
 
-    def _send(self, src: NodeId, to: NodeId, body: Any, after: float) -> None:
+    def _send(self, src: NodeId, to: NodeId, body: Any, after: float, lent: bool) -> None:
         """Have a message delivered when its bytes, which are counted, have crossed the client's link."""
         size = None
         if src != to:
@@ -215,18 +243,19 @@ class _World:
             else:
                 self.traffic.count_(to, downlink=size)
                 after += size / self._population.profile(to).downlink
-        self._push(self.now + after, src, to, body, size)
+        self._push(self.now + after, src, to, body, size, lent=lent)
 
     # Saving
 
     def entries(self) -> tuple[Mapping[str, object], Collection[str]]:
-        self._run_jobs()
+        while any(self._programs[parcel.to].rework is None for parcel in self._due):
+            self._run_jobs()
         clock = clock_of(self.now, self._number, self.traffic, self._halted)
         numbers = {parcel.number for parcel in self._queue}
         unchanged = {f"node/{node}" for node in self.nodes if node not in self._changed}
         unchanged |= {f"message/{number}" for number in numbers & self._saved}
         self._changed.clear()
-        self._saved = numbers
+        self._saved = {parcel.number for parcel in self._queue if parcel.body is not None}
         found = packed(clock, self._queue, self.nodes)
         return (found.with_("executor", (self._notes, self._told)) if self._notes else found), unchanged
 
@@ -236,5 +265,7 @@ class _World:
         self.now, self._number, self.traffic = clock["now"], clock["number"], clock["traffic"]
         self._halted = clock["halted"]
         self._queue = sorted(queue)
-        self._late_bytes = sum(parcel.size for parcel in queue if parcel.is_late)
-        self._saved = {parcel.number for parcel in queue}
+        late = [parcel.size for parcel in queue if parcel.is_late]
+        self._num_late, self._late_bytes = len(late), sum(late)
+        self._due = sorted(parcel for parcel in queue if parcel.body is None)
+        self._saved = {parcel.number for parcel in queue if parcel.body is not None}
