@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,17 +118,22 @@ def test_a_run_that_was_saved_has_the_same_clients_trained_together(monkeypatch)
                 self.saved.append({name: encode(entry) for name, entry in world.entries()[0].items()})
             return super().record(record, world)
 
-    alone, saving = Counting(), Counting()
-    expected = play(Simulate(alone), star("scaffold"))[0]
-    log = Saving()
-    assert play(Simulate(saving), star("scaffold"), log)[0] == expected
+    people = population()
+    people.profiles = {i: Profile(0.01 * (1 + i * 3 % 7), math.inf, math.inf, math.inf, 1.0) for i in range(7)}
+
+    def of() -> Any:
+        return star("scaffold", population=people)
+
+    alone, saving, log = Counting(), Counting(), Saving()
+    expected = play(Simulate(alone), of())[0]
+    assert play(Simulate(saving), of(), log)[0] == expected
     assert saving.given == alone.given
     waiting = [saved for saved in log.saved if any(decode(data) is None for data in saved.values())]
     assert waiting
     for saved in waiting[::3]:
-        entries = {name: decode(data) for name, data in saved.items()}
-        assert play(Simulate(), star("scaffold"), entries=entries)[0] == expected
-        assert play(Processes(workers=1), star("scaffold"), entries=entries)[0] == expected
+        for runtime in (Simulate(), Processes(workers=1)):
+            entries = {name: decode(data) for name, data in saved.items()}
+            assert play(runtime, of(), entries=entries)[0] == expected
 
 
 @pytest.mark.parametrize(("bound", "given"), [(1 << 20, [4] * 5), (3 * 1340, [3, 1] * 5), (1, [1] * 20)])
