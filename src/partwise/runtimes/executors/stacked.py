@@ -158,7 +158,7 @@ def _chunks(unit: Unit, way: Way, jobs: Sequence[Job], max_clients: int, max_byt
         many = -(-len(order) // -(-len(order) // most))
         if way.name == "vmap":  # what looks at the whole batch must not see padding
             many = next((k for k in range(1, many) if sizes[order[k]][1:] != sizes[order[0]][1:]), many)
-        while _has_much_padding([sizes[i].rows for i in order[:many]]) or _has_much_padding(
+        while (not unit.is_plain and _has_much_padding([sizes[i].rows for i in order[:many]])) or _has_much_padding(
             [sizes[i].width for i in order[:many]]
         ):
             many = many * 3 // 4  # one alone is never padded
