@@ -81,9 +81,10 @@ class Dispatch(NamedTuple):
 
 
 class Accept(NamedTuple):
-    """These replies will be in the next commit, and whoever else will be in it has been asked already.
+    """These replies will be in the next commit.
 
-    Said as soon as it is sure, it lets the server add up what it needs to keep no longer.
+    Whoever else will be in it has been asked already, since the last commit. Said as soon as it is sure, it lets the
+    server add up what it needs to keep no longer.
     """
 
     replies: Sequence[ReplyInfo]

@@ -1,0 +1,73 @@
+"""A scheduler in a file outside the package: it asks more clients than it waits for."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from partwise.core.schedule import (
+    Accept,
+    Action,
+    Arrived,
+    Commit,
+    Dispatch,
+    Event,
+    Lost,
+    ReplyInfo,
+    Roster,
+    Started,
+    Stop,
+)
+
+
+class Asked(NamedTuple):
+    """The open round. waiting: who has neither answered nor been lost. got: the replies."""
+
+    clients: tuple[int, ...]
+    seed: int
+    round: int = 0
+    waiting: tuple[int, ...] = ()
+    got: tuple[ReplyInfo, ...] = ()
+
+    def without(self, client: int) -> Asked:
+        return self._replace(waiting=tuple(c for c in self.waiting if c != client))
+
+
+@dataclass(frozen=True)
+class FirstToAnswer:
+    """Each round commits the first `replies` of a drawn cohort that answer; the others have worked for nothing."""
+
+    cohort: int = 12
+    replies: int = 10
+    rounds: int = 100
+    state_types: ClassVar[tuple[type, ...]] = (Asked,)
+
+    def init(self, population: Roster) -> Asked:
+        return Asked(tuple(population.clients), population.seed)
+
+    def step(self, state: Asked, event: Event) -> tuple[Asked, list[Action]]:
+        match event:
+            case Started():
+                return self._open(state)
+            case Arrived(_, reply, _) if reply.client in state.waiting:
+                state, actions = self._close(state.without(reply.client)._replace(got=(*state.got, reply)))
+                return state, [Accept([reply]), *actions]  # nothing can keep it from the next commit
+            case Lost(_, client, _) if client in state.waiting:
+                return self._close(state.without(client))
+        return state, []
+
+    def _close(self, state: Asked) -> tuple[Asked, list[Action]]:
+        if state.waiting and len(state.got) < self.replies:
+            return state, []
+        commit: list[Action] = [Commit(state.got)] if state.got else []
+        state, more = self._open(state)
+        return state, commit + more
+
+    def _open(self, state: Asked) -> tuple[Asked, list[Action]]:
+        if state.round == self.rounds:
+            return state, [Stop()]
+        round = state.round + 1
+        drawn = random.Random(f"{state.seed}|cohort|{round}").sample(state.clients, self.cohort)
+        cohort = tuple(sorted(drawn))
+        return state._replace(round=round, waiting=cohort, got=()), [Dispatch(client) for client in cohort]
