@@ -1,9 +1,9 @@
 """Where the time of a round goes: training, and everything that the framework does around it.
 
 An MLP 784-200-10 on 100 clients of 60 images of random pixels, one local epoch in batches of 20, FedAvg; 10 or 50
-clients a round; with `Plain` and with `Stacked`; through a whole `Experiment` with record, metrics and checkpoints as by
-default, and through `Star` and `Simulate` alone. One thread. There is no test set, and no checkpoint falls in the rounds
-counted unless they last 20 seconds.
+clients a round; with `Plain` and with `Stacked`; through a whole `Experiment` with record, metrics and checkpoints as
+by default, and through `Star` and `Simulate` alone. One thread. There is no test set, and no checkpoint falls in the
+rounds that are counted unless they take 20 seconds.
 
     python benchmarks/profile_round.py [--passes 5] [--rounds 20] [--cohorts 10 50] [--details]
 
