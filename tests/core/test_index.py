@@ -99,16 +99,21 @@ def test_grid_covers_middle_axes():
     assert target["c"].reshape(2, 3).tolist() == [[0.0, 0.0, 4.0], [0.0, 0.0, 9.0]]
 
 
-def test_gathered_values_are_copies():
-    params = {"E": torch.ones(3, 2)}
+def test_values_held_in_part_are_copies_and_those_held_whole_the_parameter_itself():
+    params, all_of = {"E": torch.ones(3, 2)}, torch.arange(3)
     for index in (
-        Whole(shapes_of(params)),
-        Rows(shapes_of(params), {"E": None}),
-        Grid(shapes_of(params), {"E": (None, None)}),
+        Rows(shapes_of(params), {"E": all_of}),
+        Grid(shapes_of(params), {"E": (all_of, None)}),
         Coords(shapes_of(params), {"E": torch.arange(6)}),
     ):
         index.gather(params)["E"].zero_()
         assert torch.equal(params["E"], torch.ones(3, 2))
+    for index in (
+        Whole(shapes_of(params)),
+        Rows(shapes_of(params), {"E": None}),
+        Grid(shapes_of(params), {"E": (None, None)}),
+    ):
+        assert index.gather(params)["E"] is params["E"]
 
 
 def test_shapes_of_names_some():

@@ -2,7 +2,19 @@ from __future__ import annotations
 
 import pytest
 
-from partwise.core.schedule import Accept, After, Arrived, Commit, Deadline, Dispatch, Lost, ReplyInfo, Started, Stop
+from partwise.core.schedule import (
+    Accept,
+    After,
+    Arrived,
+    Commit,
+    Deadline,
+    Discard,
+    Dispatch,
+    Lost,
+    ReplyInfo,
+    Started,
+    Stop,
+)
 from partwise.schedulers import Synchronous
 
 
@@ -53,9 +65,33 @@ def test_a_lost_client_does_not_hold_the_round_up_and_a_late_reply_changes_nothi
     assert actions == []
     state, actions = scheduler.step(state, Arrived(2.0, reply(0), 0.0))
     assert [r.client for r in actions[0].replies] == [0]
-    again, actions = scheduler.step(state._replace(waiting=(0,)), Arrived(3.0, reply(1), 0.0))
+    again, actions = scheduler.step(state._replace(waiting=(0,)), Arrived(3.0, reply(1), 2.0))
     assert again.got == ()
+    assert actions == [Discard([reply(1)])]
+
+
+def test_what_was_asked_in_an_earlier_round_counts_for_nothing_in_a_later_one():
+    """Also where the client is asked again before it has answered."""
+    scheduler = Synchronous(cohort=2, rounds=9, deadline_seconds=5.0)
+    state, _ = scheduler.step(scheduler.init(Roster(2)), Started(0.0))
+    state, _ = scheduler.step(state, Arrived(1.0, reply(1, id=1), 0.0))
+    state, _ = scheduler.step(state, Deadline(5.0, 1))
+    assert state.waiting == (0, 1)
+    state, actions = scheduler.step(state, Arrived(6.0, reply(0, id=0), 0.0))
+    assert actions == [Discard([reply(0, id=0)])]
+    state, actions = scheduler.step(state, Lost(6.5, 1, 7, began=0.0))
     assert actions == []
+    assert state.waiting == (0, 1)
+    state, actions = scheduler.step(state, Arrived(7.0, reply(0, id=2), 5.0))
+    assert actions == [Accept((reply(0, id=2),))]
+
+
+def test_replies_below_the_minimum_are_discarded():
+    scheduler = Synchronous(cohort=3, rounds=9, deadline_seconds=5.0, min_replies=2)
+    state, _ = scheduler.step(scheduler.init(Roster(3)), Started(0.0))
+    state, _ = scheduler.step(state, Arrived(1.0, reply(1), 0.0))
+    state, actions = scheduler.step(state, Deadline(5.0, 1))
+    assert actions[0] == Discard((reply(1),))
 
 
 def test_a_round_below_its_minimum_commits_nothing():
@@ -139,7 +175,7 @@ def test_answers_in_any_order_close_the_round_once_and_nobody_counts_twice():
         state, actions = scheduler.step(state, Arrived(1.0, reply(client), 0.0))
         assert actions == [Accept((reply(client),))]
         state, actions = scheduler.step(state, Arrived(1.0, reply(client), 0.0))
-        assert actions == []
+        assert actions == [Discard([reply(client)])]
     state, actions = scheduler.step(state, Arrived(1.0, reply(order[-1]), 0.0))
     assert [r.client for r in actions[1].replies] == order
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from partwise.core.index import Index, Rows, Whole
+from partwise.core.index import Index, Rows
 from partwise.testing import check
 
 
@@ -75,6 +75,7 @@ class BrokenIndex:
 )
 def test_index_rule_fails(fault, says):
     rows = Rows({"E": (5, 2), "b": (3,)}, {"E": torch.tensor([0, 2, 3]), "b": None})
-    inner = Whole({"E": (5, 2), "b": (3,)}) if fault == "views" else rows
+    everything = Rows({"E": (5, 2), "b": (3,)}, {"E": torch.arange(5), "b": None})
+    inner = everything if fault == "views" else rows
     with pytest.raises(AssertionError, match=says):
         check(BrokenIndex(inner, fault))

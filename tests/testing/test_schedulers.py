@@ -56,11 +56,11 @@ class Broken:
         ("hangs", "must wait for something until it stops, got nothing. Dispatch or Stop."),
         ("stranger", "must ask clients of the roster, got 91"),
         ("chance", "must depend on its state and the event alone"),
-        ("twice", "must commit each reply once, after it arrived"),
+        ("twice", "must commit or discard each reply once, after it arrived"),
         ("never", "must commit something, got no commit"),
         ("loss", r"must take Lost\(.*\), got KeyError"),
         ("unsaved", "the state must have an encoding"),
-        ("word", "acts by Dispatch, Accept, Commit, After and Stop, got wait"),
+        ("word", "acts by Dispatch, Accept, Commit, Discard, After and Stop, got wait"),
     ],
 )
 def test_scheduler_rule_fails(fault, says):

@@ -166,7 +166,7 @@ class FederatedDropout(Algorithm):
         value = {name: trained.change[name] for name in held["model"]}
         if self.estimator == "heat" and self.keep_prob < 1:
             for name, v in value.items():
-                v.div_(held_share(site.model, site.like, name, self.keep_prob))
+                value[name] = v / held_share(site.model, site.like, name, self.keep_prob)
         return {"model": Update(index, value, self.weight(site))}, own
 
     def aggregators(self) -> Mapping[str, Aggregator]:

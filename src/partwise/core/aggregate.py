@@ -143,11 +143,10 @@ class Accumulator:
             assert isinstance(index, Rows)
             at = index.rows[name]
             assert at is not None
-            per_row = weight[name].double() if isinstance(weight, Mapping) else torch.tensor(float(weight)).double()
             value = values[name] if factor == 1 else values[name] * factor
             if name not in state.rows:
                 state.rows[name] = RowSum(len(self._params[name]))
-            state.rows[name].add_(at, value, per_row.expand(len(at)))
+            state.rows[name].add_(at, value, _per_row(weight, name, len(at)))
         dense = index.shapes.keys() - sparse
         if not dense:
             return
@@ -169,6 +168,7 @@ class Accumulator:
         state.value[name] = torch.zeros_like(self._params[name])
         if name in state.rows:
             rows, value, weight = state.rows.pop(name).total()
+            assert isinstance(weight, Tensor)
             part = Rows({name: tuple(self._params[name].shape)}, {name: rows})
             part.put_(state.value, {name: value})
             self._cover.add_(part, {name: weight})
@@ -183,6 +183,7 @@ class Accumulator:
         for name in self._params:  # in the parameters' order, however they were touched
             if name in state.rows:
                 rows, value[name], per_row = state.rows[name].total()
+                assert isinstance(per_row, Tensor)
                 whole[name] = None if len(rows) == len(self._params[name]) else rows
                 weight[name] = per_row.reshape(-1, *(1,) * (self._params[name].dim() - 1))
                 continue
@@ -238,6 +239,10 @@ def _kept(cover: Tensor, shape: tuple[int, ...]) -> Tensor | None | _Flat:
     if shape and cover.numel() == cover.shape[0] == shape[0]:
         return touched.reshape(-1).nonzero().reshape(-1)
     return _Flat(touched.expand(shape).reshape(-1).nonzero().reshape(-1))
+
+
+def _per_row(weight: Weight, name: str, rows: int) -> Tensor | float:
+    return weight[name].double().expand(rows) if isinstance(weight, Mapping) else float(weight)
 
 
 def _broadcast(weight: Tensor, value: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Index(Protocol):
     def shapes(self) -> Shapes: ...
 
     def gather(self, params: Params) -> Values:
-        """P x: the held values, copied."""
+        """P x: the held values, copied; but what is held whole (grain 0) is the parameter itself, not to be changed."""
         ...
 
     def scatter_add_(self, target: Params, values: Params, scale: float = 1.0) -> None:
@@ -117,7 +117,7 @@ class Whole:
     shapes: Shapes
 
     def gather(self, params: Params) -> Values:
-        return {name: params[name].clone() for name in self.shapes}
+        return {name: params[name] for name in self.shapes}
 
     def scatter_add_(self, target: Params, values: Params, scale: float = 1.0) -> None:
         if self.shapes:
@@ -171,13 +171,14 @@ class Rows:
                 _ascending(name, at, self.shapes[name][0], "Rows", "rows")
 
     def gather(self, params: Params) -> Values:
-        return {n: params[n].clone() if r is None else params[n][r] for n, r in self.rows.items()}
+        return {n: params[n] if r is None else params[n][r] for n, r in self.rows.items()}
 
     def scatter_add_(self, target: Params, values: Params, scale: float = 1.0) -> None:
+        whole = [name for name, at in self.rows.items() if at is None]
+        if whole:
+            torch._foreach_add_([target[n] for n in whole], [values[n] for n in whole], alpha=scale)
         for name, at in self.rows.items():
-            if at is None:
-                target[name].add_(values[name], alpha=scale)
-            else:
+            if at is not None:
                 target[name].index_add_(0, at, values[name], alpha=scale)
 
     def put_(self, target: Params, values: Params) -> None:
@@ -251,7 +252,7 @@ class Grid:
         return all(at is None for at in self.axes[name])
 
     def gather(self, params: Params) -> Values:
-        return {n: params[n].clone() if self._is_whole(n) else params[n][self._at(n)].clone() for n in self.axes}
+        return {n: params[n] if self._is_whole(n) else params[n][self._at(n)].clone() for n in self.axes}
 
     def scatter_add_(self, target: Params, values: Params, scale: float = 1.0) -> None:
         for name in self.axes:

@@ -123,8 +123,8 @@ class Trained(NamedTuple):
     """The result of a job.
 
     Args:
-        change: the values after training minus those before. Whoever asked for it may overwrite it; jobs that were
-            trained together may share the memory that theirs lie in, so that one that is to stay is copied.
+        change: the values after training minus those before. Those of jobs that were trained together may lie in one
+            block of memory, so that one that is to stay for long is copied.
         steps: local steps taken.
         loss: mean training loss over the steps.
     """

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from partwise.core.codec import register
 
 __all__ = ["RowSum", "Touched"]
 
-_WAITING_ROWS = 1 << 16  # at most, before they are folded into one sum, if no more are touched
+_WAITING_BYTES = 64 << 20  # of values at most, before they are folded into one sum, if no more are touched
 
 
 @register
@@ -25,12 +26,12 @@ class Touched(NamedTuple):
     Args:
         rows: (u,) int64, ascending.
         value: (u, ...), sum of weight * value.
-        weight: (u,) float64, sum of weights.
+        weight: (u,) float64, sum of weights; one number where all rows have it.
     """
 
     rows: Tensor
     value: Tensor
-    weight: Tensor
+    weight: Tensor | float
 
 
 @register
@@ -50,32 +51,54 @@ class RowSum:
     waiting: int = 0
     folded: int = 0
 
-    def add_(self, rows: Tensor, value: Tensor, weight: Tensor) -> None:
+    def add_(self, rows: Tensor, value: Tensor, weight: Tensor | float) -> None:
         """Add weighted rows.
 
         Args:
             rows: (r,) int64, each at most once.
             value: (r, ...), already weighted; kept until the sum is taken.
-            weight: (r,) float64.
+            weight: (r,) float64, or one number for all of them.
         """
         self.parts.append(Touched(rows, value, weight))
         self.waiting += len(rows)
-        if self.waiting > max(min(self.table_rows, _WAITING_ROWS), self.folded):
+        if self.waiting > max(min(self.table_rows, _WAITING_BYTES // max(1, value[:1].nbytes)), self.folded):
             self._fold()
 
     def _fold(self) -> None:
-        rows, at = torch.unique(torch.cat([part.rows for part in self.parts]), return_inverse=True)
-        first = self.parts[0]
-        value = torch.zeros((len(rows), *first.value.shape[1:]), dtype=first.value.dtype, device=first.value.device)
-        value.index_add_(0, at, torch.cat([part.value for part in self.parts]))
-        weight = torch.zeros(len(rows), dtype=torch.float64, device=first.weight.device)
-        weight.index_add_(0, at, torch.cat([part.weight for part in self.parts]))
-        self.parts = [Touched(rows, value, weight)]
-        self.waiting, self.folded = 0, len(rows)
+        values, weights = torch.cat([part.value for part in self.parts]), self._weights()
+        rows, order = torch.sort(torch.cat([part.rows for part in self.parts]), stable=True)
+        is_first = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        is_first[1:] = rows[1:] != rows[:-1]
+        begins = is_first.nonzero().reshape(-1)
+        weight = torch.zeros(len(begins), dtype=torch.float64, device=weights.device)
+        weight.index_add_(0, is_first.cumsum(0) - 1, weights[order])
+        self.parts = [Touched(rows[begins], _segments(values, order, begins), weight)]
+        self.waiting, self.folded = 0, len(begins)
+
+    def _weights(self) -> Tensor:
+        """One per row that waits."""
+        device = self.parts[0].value.device
+        if any(isinstance(part.weight, Tensor) for part in self.parts):
+            columns = [torch.as_tensor(p.weight, dtype=torch.float64).expand(len(p.rows)) for p in self.parts]
+            return torch.cat([column.to(device) for column in columns])
+        each = torch.tensor([part.weight for part in self.parts], dtype=torch.float64)
+        return each.repeat_interleave(torch.tensor([len(part.rows) for part in self.parts])).to(device)
 
     def total(self) -> Touched:
         """The sum so far, without rows that only updates of weight 0 touched."""
         self._fold()
-        (found,) = self.parts
-        kept = found.weight > 0
-        return found if bool(kept.all()) else Touched(*(column[kept] for column in found))
+        ((rows, value, weight),) = self.parts
+        assert isinstance(weight, Tensor)
+        kept = weight > 0
+        return Touched(rows, value, weight) if bool(kept.all()) else Touched(rows[kept], value[kept], weight[kept])
+
+
+def _segments(values: Tensor, order: Tensor, begins: Tensor) -> Tensor:
+    """Sums over segments of `values[order]`, each in that order; nothing is put in order first."""
+    if values.dtype not in (torch.float32, torch.float64) or values.dim() < 2 or not values.numel():
+        ends = torch.cat([begins[1:], begins.new_tensor([len(order)])])
+        at = torch.repeat_interleave(ends - begins)
+        found = torch.zeros((len(begins), *values.shape[1:]), dtype=values.dtype, device=values.device)
+        return found.index_add_(0, at, values[order])
+    flat = F.embedding_bag(order, values.reshape(len(values), -1), begins, mode="sum")
+    return flat.reshape(len(begins), *values.shape[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +13,7 @@ __all__ = [
     "Arrived",
     "Commit",
     "Deadline",
+    "Discard",
     "Dispatch",
     "Event",
     "Lost",
@@ -63,11 +65,12 @@ class Deadline(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """An asked client will not answer."""
+    """An asked client will not answer; it was dispatched at `began`."""
 
     now: float
     client: int
     id: int
+    began: float = math.inf
 
 
 Event = Started | Arrived | Deadline | Lost
@@ -96,6 +99,12 @@ class Commit(NamedTuple):
     replies: Sequence[ReplyInfo]
 
 
+class Discard(NamedTuple):
+    """These replies will never be committed: the server forgets them."""
+
+    replies: Sequence[ReplyInfo]
+
+
 class After(NamedTuple):
     """Wake me in so many seconds."""
 
@@ -109,7 +118,7 @@ class Stop(NamedTuple):
     reason: str = "done"
 
 
-Action = Dispatch | Accept | Commit | After | Stop
+Action = Dispatch | Accept | Commit | Discard | After | Stop
 
 
 class Roster(Protocol):

@@ -23,6 +23,7 @@ from partwise.core.schedule import (
     Arrived,
     Commit,
     Deadline,
+    Discard,
     Dispatch,
     Event,
     Lost,
@@ -179,7 +180,7 @@ class ServerProgram:
     def _lost(self, now: float, flight: InFlight, stage: str, reason: str, effects: list[Effect]) -> Lost:
         fields = {"client": flight.client, "version": flight.task.version, "stage": stage, "reason": reason}
         effects.append(Record("lost", fields))
-        return Lost(now, flight.client, flight.task.id)
+        return Lost(now, flight.client, flight.task.id, flight.began)
 
     def _refused(
         self, node: ServerNode, now: float, flight: InFlight, reason: str, effects: list[Effect]
@@ -190,7 +191,7 @@ class ServerProgram:
             node.stopped = True  # and the scheduler is not asked, which might commit or stop for a reason of its own
             effects.append(Halt(f"client {flight.client} was refused: {reason}"))
             return None
-        return Lost(now, flight.client, flight.task.id)
+        return Lost(now, flight.client, flight.task.id, flight.began)
 
     def _failed(self, node: ServerNode, message: Message, effects: list[Effect]) -> None:
         """A runtime says that a client is gone, or that it sent what cannot be read: its tasks come to nothing."""
@@ -278,12 +279,11 @@ class ServerProgram:
         effects.append(self._held(node, message.src, id, index))
 
     def _held(self, node: ServerNode, client: NodeId, id: int, index: Index) -> Send:
-        """What a client holds; where that is all there is, the server's own tensors, lent until the next commit."""
-        if any(index.grain(name) for name in index.shapes):
-            return Send(client, Held(id, {stream: index.gather(params) for stream, params in node.streams.items()}))
-        self._lent.update(index.shapes)
-        held = {stream: {name: params[name] for name in index.shapes} for stream, params in node.streams.items()}
-        return Send(client, Held(id, held), lent=True)
+        """What a client holds; what is all of a parameter is lent, until the next commit."""
+        whole = [name for name in index.shapes if not index.grain(name)]
+        self._lent.update(whole)
+        held = {stream: index.gather(params) for stream, params in node.streams.items()}
+        return Send(client, Held(id, held), lent=len(whole) == len(index.shapes))
 
     def _take_back(self, streams: ServerState) -> None:
         """Leave what was lent to those who have it, before the server's parameters change."""
@@ -307,6 +307,9 @@ class ServerProgram:
                     self._sums.accept(node, replies)
                 case Commit(replies):
                     self._commit(node, message, replies, effects)
+                case Discard(replies):
+                    for info in replies:
+                        node.inbox.pop(info.id, None)
                 case After(seconds, tag):
                     effects.append(Send(message.me, Wake(tag), after=seconds))
                 case Stop(reason):

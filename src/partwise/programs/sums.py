@@ -95,6 +95,7 @@ class Sums:
 def _heaps(node: ServerNode) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Who may still come, and what waits to be added."""
     ahead = [(f.client, id) for id, f in node.in_flight.items() if f.task.version == node.version]
+    ahead += [(w.client, id) for id, w in node.inbox.items() if _may_come(node, id)]
     ready = [(node.inbox[id].client, id) for id in node.accepted]
     heapq.heapify(ahead)
     heapq.heapify(ready)

@@ -167,7 +167,8 @@ class _World:
         waiting.sort(key=lambda found: (found[0].to, found[0].number))
         results = self._executor.run([job for _, job in waiting])
         for (parcel, _), result in zip(waiting, results, strict=True):
-            parcel.body = self._spool.keep(failed("train", result) if isinstance(result, Exception) else result)
+            found = failed("train", result) if isinstance(result, Exception) else result
+            parcel.body = self._spool.keep(found, parcel.size)
 
     def _job(self, parcel: Parcel) -> Job | None:
         """The job whose result a parcel brings; None if its node has given it up."""

@@ -15,6 +15,7 @@ from partwise.core.schedule import (
     Arrived,
     Commit,
     Deadline,
+    Discard,
     Dispatch,
     Event,
     Lost,
@@ -37,6 +38,7 @@ class Rounds(NamedTuple):
         round: the open round, from 1; 0 before the first.
         waiting: clients of this round that have neither answered nor been lost, ascending.
         got: replies of this round.
+        opened: when it began; what was asked before belongs to another.
     """
 
     num_clients: int
@@ -45,6 +47,7 @@ class Rounds(NamedTuple):
     round: int = 0
     waiting: tuple[int, ...] = ()
     got: tuple[ReplyInfo, ...] = ()
+    opened: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,20 @@ class Synchronous:
 
     def step(self, state: Rounds, event: Event) -> tuple[Rounds, list[Action]]:
         match event:
-            case Started():
-                return self._open(state)
-            case Arrived(_, reply, _) if _is_among(state.waiting, reply.client):
+            case Started(now):
+                return self._open(state, now)
+            case Arrived(now, reply, began) if began >= state.opened and _is_among(state.waiting, reply.client):
                 waiting = _without(state.waiting, reply.client)
                 state = state._replace(waiting=waiting, got=(*state.got, reply))
                 accepted = self._accepted(state)
-                state, actions = self._close_if_all(state)
+                state, actions = self._close_if_all(state, now)
                 return state, accepted + actions
-            case Lost(_, client, _) if _is_among(state.waiting, client):
-                return self._close_if_all(state._replace(waiting=_without(state.waiting, client)))
-            case Deadline(_, tag) if tag == state.round:
-                return self._close(state)
+            case Arrived(_, reply, _):
+                return state, [Discard([reply])]
+            case Lost(now, client, _, began) if began >= state.opened and _is_among(state.waiting, client):
+                return self._close_if_all(state._replace(waiting=_without(state.waiting, client)), now)
+            case Deadline(now, tag) if tag == state.round:
+                return self._close(state, now)
             case _:
                 return state, []
 
@@ -110,7 +115,7 @@ class Synchronous:
             return []
         return [Accept(state.got if len(state.got) == self.min_replies else state.got[-1:])]
 
-    def _open(self, state: Rounds) -> tuple[Rounds, list[Action]]:
+    def _open(self, state: Rounds, now: float) -> tuple[Rounds, list[Action]]:
         if state.round == self.rounds:
             return state, [Stop()]
         round = state.round + 1
@@ -118,19 +123,21 @@ class Synchronous:
         actions: list[Action] = [Dispatch(client, self.steps) for client in cohort]
         if self.deadline_seconds:
             actions.append(After(self.deadline_seconds, round))
-        return state._replace(round=round, waiting=cohort, got=()), actions
+        return state._replace(round=round, waiting=cohort, got=(), opened=now), actions
 
     def draw(self, clients: Sequence[int], seed: int, round: int) -> tuple[int, ...]:
         """The cohort of one round, ascending; the same for every algorithm under one seed."""
         return tuple(sorted(random.Random(f"{seed}|cohort|{round}").sample(clients, self.cohort)))
 
-    def _close_if_all(self, state: Rounds) -> tuple[Rounds, list[Action]]:
-        return (state, []) if state.waiting else self._close(state)
+    def _close_if_all(self, state: Rounds, now: float) -> tuple[Rounds, list[Action]]:
+        return (state, []) if state.waiting else self._close(state, now)
 
-    def _close(self, state: Rounds) -> tuple[Rounds, list[Action]]:
-        commit: list[Action] = [Commit(state.got)] if len(state.got) >= self.min_replies else []
-        state, more = self._open(state)
-        return state, commit + more
+    def _close(self, state: Rounds, now: float) -> tuple[Rounds, list[Action]]:
+        """Commit what there is, if that is enough; a round without replies leaves nothing behind."""
+        is_enough = len(state.got) >= self.min_replies
+        end: list[Action] = [Commit(state.got) if is_enough else Discard(state.got)] if state.got else []
+        state, more = self._open(state, now)
+        return state, end + more
 
 
 # Among ten thousand clients: no pass over all of them for every one that answers.

@@ -86,8 +86,9 @@ def _shapes(index: Index, full: Params, held: Params) -> None:
 
 
 def _copies(index: Index, full: Params, before: bytes) -> None:
-    for value in index.gather(full).values():
-        value.fill_(7.0)
+    for name, value in index.gather(full).items():
+        if index.grain(name):
+            value.fill_(7.0)
     unchanged(index, before, full, "the parameters when gathered values are written to")
 
 

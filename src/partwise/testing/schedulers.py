@@ -13,6 +13,7 @@ from partwise.core.schedule import (
     Arrived,
     Commit,
     Deadline,
+    Discard,
     Dispatch,
     Event,
     Lost,
@@ -117,7 +118,7 @@ class _Run:
         heapq.heappush(self.queue, (when, len(self.story) + len(self.queue), event))
 
     def _act(self, now: float, action: Any) -> None:
-        is_of_replies = isinstance(action, Accept | Commit)
+        is_of_replies = isinstance(action, Accept | Commit | Discard)
         self.story.append([type(action).__name__, *(r.id for r in action.replies)] if is_of_replies else tuple(action))
         match action:
             case Dispatch(client, steps):
@@ -135,6 +136,10 @@ class _Run:
                 self.accepted.clear()
                 self.num_commits += 1
                 self.version += 1
+            case Discard(replies):
+                ids = [reply.id for reply in replies]
+                self._known(set(ids) <= self.arrived - self.accepted and len(ids) == len(set(ids)), ids)
+                self.arrived -= set(ids)
             case After(seconds, tag):
                 self._push(now + seconds, Deadline(now + seconds, tag))
             case Stop():
@@ -143,13 +148,13 @@ class _Run:
                 expect(
                     False,
                     self.part,
-                    "acts by Dispatch, Accept, Commit, After and Stop",
+                    "acts by Dispatch, Accept, Commit, Discard, After and Stop",
                     got=action,
                     remedy="Return those",
                 )
 
     def _known(self, holds: bool, ids: list[int]) -> None:
-        rule = "must commit each reply once, after it arrived"
+        rule = "must commit or discard each reply once, after it arrived"
         expect(holds, self.part, rule, got=ids, remedy="Commit the replies of Arrived events, and forget them then")
 
     def _dispatch(self, now: float, client: int, steps: int) -> None:

@@ -87,12 +87,22 @@ def are_alike(one: Job, other: Job) -> bool:
         or p.optimizer != q.optimizer
     ):
         return False
-    if one.start.keys() != other.start.keys() or any(one.start[n] is not t for n, t in other.start.items()):
+    if one.start.keys() != other.start.keys():
+        return False
+    tables = p.loss.model.tables
+    if not all(_is_alike(one.start[n], t, n in tables) for n, t in other.start.items()):
         return False
     a, b = one.data, other.data
     if type(a) is not Examples or type(b) is not Examples or not len(a) or not len(b) or a.data.keys() != b.data.keys():
         return False
     return all(a.data[n].dtype is t.dtype and a.data[n].shape[1:] == t.shape[1:] for n, t in b.data.items())
+
+
+def _is_alike(one: Tensor, other: Tensor, is_table: bool) -> bool:
+    if one is other:
+        return True
+    shapes = (one.shape[1:], other.shape[1:]) if is_table else (one.shape, other.shape)
+    return one.dtype is other.dtype and shapes[0] == shapes[1] and one.device == other.device
 
 
 def _obstacle(job: Job, names: Sequence[str]) -> str:
