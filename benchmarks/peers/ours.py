@@ -40,7 +40,7 @@ def main() -> None:
     data = work.load(task.seed)
     x, y = (t.flatten(0, 1) for t in networks.tensors(data))  # client after client
     watch = work.Watch()
-    model = pw.Model(lambda: networks.network(task.model), pw.CrossEntropy())
+    model = pw.Model(lambda: networks.network(task.model), pw.CrossEntropy(), channels_last=task.model == "cnn")
     population = ArrayPopulation({"x": x, "y": y}, torch.arange(work.CLIENTS + 1) * work.EXAMPLES)
     experiment = pw.Experiment(
         pw.Workload(model, population, (pw.Accuracy(),)),

@@ -65,6 +65,8 @@ _FIXED = {type(None): 1, bool: 1, float: 9}
 _SHORT = 256  # counts below it have one byte
 _MARK = 3  # bytes of a mark with such a count
 _KEPT = "_encoded_size"
+_MANY = 4096
+_plain: dict[tuple[torch.dtype, torch.Size], tuple[int, int]] = {}  # of tensors whose elements are sent as they are
 
 
 def _version(x: Tensor) -> int:
@@ -151,6 +153,12 @@ class _Sizer:
             raise UncommonError
 
     def _tensor(self, x: Tensor) -> None:
+        known = _plain.get((x.dtype, x.shape))
+        if known is not None and x.layout is torch.strided and not x.is_meta:
+            self.is_lasting = False
+            self.header += known[0]
+            self.blocks.append(known[1])
+            return
         dtype = torch_dtype(x.dtype)
         if dtype is None or x.layout != torch.strided or x.is_meta or x.dim() > MAX_DIMS:
             raise UncommonError
@@ -164,9 +172,14 @@ class _Sizer:
         else:
             self.packed.append((x, _version(x)))
         shape = x.shape
-        self.header += _MARK + _int_size(dtype.code) + _int_size(len(shape)) + _int_size(method) + more
-        self.header += sum(map(_int_size, shape))
+        header = _MARK + _int_size(dtype.code) + _int_size(len(shape)) + _int_size(method) + more
+        header += sum(map(_int_size, shape))
+        self.header += header
         self.blocks.append(length)
+        if not dtype.is_packable:
+            if len(_plain) >= _MANY:
+                _plain.clear()
+            _plain[x.dtype, shape] = header, length
 
     def _object(self, x: Any, fields: tuple[str, ...], depth: int) -> None:
         kind: type = type(x)

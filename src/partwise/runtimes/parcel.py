@@ -18,7 +18,7 @@ register(Failed)
 
 
 @register
-@dataclass(order=True)
+@dataclass(eq=False)
 class Parcel:
     """A message under way.
 
@@ -42,12 +42,24 @@ class Parcel:
     is_late: bool
     client: NodeId
     number: int
-    src: NodeId = field(compare=False)
-    to: NodeId = field(compare=False)
-    size: int = field(default=0, compare=False)
-    seed: int = field(default=0, compare=False)
-    is_lent: bool = field(default=False, compare=False)
-    body: Kept | None = field(default=None, init=False, compare=False, repr=False)  # None: not computed yet
+    src: NodeId
+    to: NodeId
+    size: int = 0
+    seed: int = 0
+    is_lent: bool = False
+    body: Kept | None = field(default=None, init=False, repr=False)  # None: not computed yet
+    rank: tuple[float, bool, NodeId, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.rank = self.time, self.is_late, self.client, self.number
+
+    def __lt__(self, other: Parcel) -> bool:
+        return self.rank < other.rank
+
+    def hurry(self) -> None:
+        """Let it be late no longer."""
+        self.is_late = False
+        self.__post_init__()
 
     def stamped(self, body: Kept | None) -> Parcel:
         """The same parcel, with what is in it."""

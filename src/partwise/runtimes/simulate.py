@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import heapq
 import math
+from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +88,7 @@ class _World:
         self._executor, self._notes, self._told = executor
         self._spool, replies = halves(*memory)
         self._queue: list[Parcel] = []
+        self._next: deque[Parcel] = deque()  # of one client, and before all of the queue that is not before them
         self._number = 0
         self._due: list[Parcel] = []  # heap of those whose body is to be computed
         self._jobs: dict[int, Job] = {}  # by number of the parcel; what is not here is made anew from the node's state
@@ -108,10 +110,13 @@ class _World:
     # Time
 
     def run(self, observer: Observer, until: float) -> str:
-        while self._queue and not self._halted:
-            if self._queue[0].time > until:
+        while (self._next or self._queue) and not self._halted:
+            if self._next and not (self._queue and self._queue[0] < self._next[0]):
+                parcel = self._next.popleft()
+            elif self._queue[0].time > until:
                 return "time is up"
-            parcel = heapq.heappop(self._queue)
+            else:
+                parcel = heapq.heappop(self._queue)
             if parcel.is_late:
                 self._num_late, self._late_bytes = self._num_late - 1, self._late_bytes - parcel.size
             self.now, self._client = parcel.time, parcel.client
@@ -203,10 +208,12 @@ class _World:
         self, time: float, src: NodeId, to: NodeId, body: Any, size: int | None = None, *, lent: bool = False
     ) -> None:
         client = max(src, to)
-        is_next = time == self.now and client == self._client  # it will not wait for long
-        kept = Kept(body) if is_next else self._spool.keep(body, 0 if lent else size)
         parcel = Parcel(time, False, client, self._number, src, to, is_lent=lent)
-        heapq.heappush(self._queue, parcel.stamped(kept))
+        if time == self.now and client == self._client and (not self._next or self._next[-1].client == client):
+            self._next.append(parcel.stamped(Kept(body)))  # it will not wait for long
+        else:
+            kept = self._spool.keep(body, 0 if lent else size)
+            heapq.heappush(self._queue, parcel.stamped(kept))
         self._number += 1
 
     def _work(self, me: NodeId, job: Job, steps: int) -> None:
@@ -227,7 +234,7 @@ class _World:
         if self._num_late >= _A_FEW and self._late_bytes + size > _TOGETHER_BYTES:
             self._run_jobs()
             for parcel in self._queue:
-                parcel.is_late = False
+                parcel.hurry()
             heapq.heapify(self._queue)
             heapq.heapify(self._due)
             self._num_late = self._late_bytes = 0
@@ -252,12 +259,13 @@ class _World:
         while any(self._programs[parcel.to].rework is None for parcel in self._due):
             self._run_jobs()
         clock = clock_of(self.now, self._number, self.traffic, self._halted)
-        numbers = {parcel.number for parcel in self._queue}
+        queue = [*self._queue, *self._next]
+        numbers = {parcel.number for parcel in queue}
         unchanged = {f"node/{node}" for node in self.nodes if node not in self._changed}
         unchanged |= {f"message/{number}" for number in numbers & self._saved}
         self._changed.clear()
-        self._saved = {parcel.number for parcel in self._queue if parcel.body is not None}
-        found = packed(clock, self._queue, self.nodes)
+        self._saved = {parcel.number for parcel in queue if parcel.body is not None}
+        found = packed(clock, queue, self.nodes)
         return (found.with_("executor", (self._notes, self._told)) if self._notes else found), unchanged
 
     def restore(self, entries: Mapping[str, object]) -> None:
