@@ -101,14 +101,15 @@ class Loop:
             optimizer.step()
             total += loss.item()
             steps += 1
-        return Trained({n: p.data for n, p in module.named_parameters()}, steps, total / steps)
+        change = {n: p.data - job.start[n] for n, p in module.named_parameters()}
+        return Trained(change, steps, total / steps)
 
 
-def difference(found: Sequence[Trained], expected: Sequence[Trained]) -> float:
-    def gap(one: Values, other: Values) -> float:
-        return max(float((one[n] - t).abs().max() / t.abs().max().clamp(min=1e-30)) for n, t in other.items())
+def difference(jobs: Sequence[Job], found: Sequence[Trained], expected: Sequence[Trained]) -> float:
+    def gap(start: Values, one: Values, other: Values) -> float:
+        return max(float((one[n] - t).abs().max() / (start[n] + t).abs().max()) for n, t in other.items())
 
-    return max(gap(a.change, b.change) for a, b in zip(found, expected, strict=True))
+    return max(gap(job.start, a.change, b.change) for job, a, b in zip(jobs, found, expected, strict=True))
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -139,7 +140,7 @@ def measure(jobs: list[Job], passes: int) -> list[tuple[str, ...]]:
                 spread([1e3 * s for s in wall[name]], ".1f"),
                 *(spread(ratios["wall", base], ".2f") for base in ("loop", "Plain")),
                 *(spread(ratios["cpu", base], ".2f") for base in ("loop", "Plain")),
-                format(difference(ends[name], ends["Plain"]), ".0e"),
+                format(difference(jobs, ends[name], ends["Plain"]), ".0e"),
             )
         )
     return rows

@@ -11,6 +11,7 @@ from partwise.core.schedule import (
     Action,
     Arrived,
     Commit,
+    Discard,
     Dispatch,
     Event,
     Lost,
@@ -22,13 +23,14 @@ from partwise.core.schedule import (
 
 
 class Asked(NamedTuple):
-    """The open round. waiting: who has neither answered nor been lost. got: the replies."""
+    """The open round, and when it began. waiting: who has neither answered nor been lost. got: the replies."""
 
     clients: tuple[int, ...]
     seed: int
     round: int = 0
     waiting: tuple[int, ...] = ()
     got: tuple[ReplyInfo, ...] = ()
+    opened: float = 0.0
 
     def without(self, client: int) -> Asked:
         return self._replace(waiting=tuple(c for c in self.waiting if c != client))
@@ -48,26 +50,29 @@ class FirstToAnswer:
 
     def step(self, state: Asked, event: Event) -> tuple[Asked, list[Action]]:
         match event:
-            case Started():
-                return self._open(state)
-            case Arrived(_, reply, _) if reply.client in state.waiting:
-                state, actions = self._close(state.without(reply.client)._replace(got=(*state.got, reply)))
+            case Started(now):
+                return self._open(state, now)
+            case Arrived(now, reply, began) if began >= state.opened and reply.client in state.waiting:
+                state, actions = self._close(state.without(reply.client)._replace(got=(*state.got, reply)), now)
                 return state, [Accept([reply]), *actions]  # nothing can keep it from the next commit
-            case Lost(_, client, _) if client in state.waiting:
-                return self._close(state.without(client))
+            case Arrived(_, reply, _):
+                return state, [Discard([reply])]  # it came too late
+            case Lost(now, client, _, began) if began >= state.opened and client in state.waiting:
+                return self._close(state.without(client), now)
         return state, []
 
-    def _close(self, state: Asked) -> tuple[Asked, list[Action]]:
+    def _close(self, state: Asked, now: float) -> tuple[Asked, list[Action]]:
         if state.waiting and len(state.got) < self.replies:
             return state, []
         commit: list[Action] = [Commit(state.got)] if state.got else []
-        state, more = self._open(state)
+        state, more = self._open(state, now)
         return state, commit + more
 
-    def _open(self, state: Asked) -> tuple[Asked, list[Action]]:
+    def _open(self, state: Asked, now: float) -> tuple[Asked, list[Action]]:
         if state.round == self.rounds:
             return state, [Stop()]
         round = state.round + 1
         drawn = random.Random(f"{state.seed}|cohort|{round}").sample(state.clients, self.cohort)
         cohort = tuple(sorted(drawn))
-        return state._replace(round=round, waiting=cohort, got=()), [Dispatch(client) for client in cohort]
+        state = state._replace(round=round, waiting=cohort, got=(), opened=now)
+        return state, [Dispatch(client) for client in cohort]
