@@ -61,28 +61,28 @@ class RowSum:
         """
         self.parts.append(Touched(rows, value, weight))
         self.waiting += len(rows)
-        if self.waiting > max(min(self.table_rows, _WAITING_BYTES // max(1, value[:1].nbytes)), self.folded):
+        if self.waiting > max(min(self.table_rows, _WAITING_BYTES * len(rows) // max(1, value.nbytes)), self.folded):
             self._fold()
 
     def _fold(self) -> None:
-        values, weights = torch.cat([part.value for part in self.parts]), self._weights()
+        values = torch.cat([part.value for part in self.parts])
         rows, order = torch.sort(torch.cat([part.rows for part in self.parts]), stable=True)
         is_first = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         is_first[1:] = rows[1:] != rows[:-1]
         begins = is_first.nonzero().reshape(-1)
-        weight = torch.zeros(len(begins), dtype=torch.float64, device=weights.device)
-        weight.index_add_(0, is_first.cumsum(0) - 1, weights[order])
+        weight = self._weights(order, is_first, begins)
         self.parts = [Touched(rows[begins], _segments(values, order, begins), weight)]
         self.waiting, self.folded = 0, len(begins)
 
-    def _weights(self) -> Tensor:
-        """One per row that waits."""
-        device = self.parts[0].value.device
-        if any(isinstance(part.weight, Tensor) for part in self.parts):
-            columns = [torch.as_tensor(p.weight, dtype=torch.float64).expand(len(p.rows)) for p in self.parts]
-            return torch.cat([column.to(device) for column in columns])
-        each = torch.tensor([part.weight for part in self.parts], dtype=torch.float64)
-        return each.repeat_interleave(torch.tensor([len(part.rows) for part in self.parts])).to(device)
+    def _weights(self, order: Tensor, is_first: Tensor, begins: Tensor) -> Tensor:
+        """The sum of weights of every row."""
+        each = [part.weight for part in self.parts]
+        if not any(isinstance(w, Tensor) for w in each) and len(set(each)) == 1:  # mostly: they need only be counted
+            return _lengths(begins, len(order)).double() * float(each[0])
+        columns = [torch.as_tensor(p.weight, dtype=torch.float64).expand(len(p.rows)) for p in self.parts]
+        weights = torch.cat([column.to(order.device) for column in columns])
+        found = torch.zeros(len(begins), dtype=torch.float64, device=order.device)
+        return found.index_add_(0, is_first.cumsum(0) - 1, weights[order])
 
     def total(self) -> Touched:
         """The sum so far, without rows that only updates of weight 0 touched."""
@@ -93,11 +93,14 @@ class RowSum:
         return Touched(rows, value, weight) if bool(kept.all()) else Touched(rows[kept], value[kept], weight[kept])
 
 
+def _lengths(begins: Tensor, end: int) -> Tensor:
+    return torch.cat([begins[1:], begins.new_tensor([end])]) - begins if len(begins) else begins
+
+
 def _segments(values: Tensor, order: Tensor, begins: Tensor) -> Tensor:
     """Sums over segments of `values[order]`, each in that order; nothing is put in order first."""
     if values.dtype not in (torch.float32, torch.float64) or values.dim() < 2 or not values.numel():
-        ends = torch.cat([begins[1:], begins.new_tensor([len(order)])])
-        at = torch.repeat_interleave(ends - begins)
+        at = torch.repeat_interleave(_lengths(begins, len(order)))
         found = torch.zeros((len(begins), *values.shape[1:]), dtype=values.dtype, device=values.device)
         return found.index_add_(0, at, values[order])
     flat = F.embedding_bag(order, values.reshape(len(values), -1), begins, mode="sum")
