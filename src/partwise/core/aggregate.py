@@ -98,7 +98,8 @@ class Running:
         rows: name -> sum over some rows; no name of `value`.
         cover: name -> weights per coordinate.
         even: name -> weight of those who held all of it, apart from `cover`.
-        total, count: as in `Sum`.
+        total: as in `Sum`.
+        count: as in `Sum`.
     """
 
     value: Values = field(default_factory=dict)
