@@ -151,6 +151,18 @@ def test_clients_that_take_no_time_are_trained_together_within_a_bound(monkeypat
     assert other.records == log.records
 
 
+def test_no_more_than_so_many_clients_are_trained_together(monkeypatch):
+    people = population()
+    expected = play(Simulate(), star("scaffold", population=people))[0]
+    monkeypatch.setattr(simulate, "_MANY", 3)
+    for profiles in (people.profiles, {}):
+        people.profiles = profiles
+        executor = Counting()
+        assert play(Simulate(executor), star("scaffold", population=people))[0] == expected
+        assert max(executor.given) == 3
+        assert sum(executor.given) == 20
+
+
 def test_clients_that_take_no_time_reply_one_after_another():
     """However many train together: when a reply is in, no other one is on its way."""
     people = population()

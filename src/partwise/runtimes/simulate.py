@@ -21,8 +21,11 @@ from partwise.runtimes.parcel import Opened, Parcel, clock_of, failed, packed, u
 
 __all__ = ["Simulate"]
 
-_TOGETHER_BYTES = 32 << 20  # start values of clients that train together, if there are more than a few; no setting, so
-_A_FEW = 4  # that it is the same in every run: how simultaneous events are ordered depends on it
+# How many clients train together: no settings, so that they are the same in every run, for how simultaneous events are
+# ordered depends on them.
+_TOGETHER_BYTES = 32 << 20  # of start values at most, if there are more than a few
+_A_FEW = 4
+_MANY = 1024  # at most; tensors of many small results take more memory than what is in them
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,9 @@ class _World:
         """Run what is due next, in order of client, so that an executor may run it together."""
         waiting: list[tuple[Parcel, Job]] = []
         size = 0
-        while self._due and (len(waiting) < _A_FEW or size + self._due[0].size <= _TOGETHER_BYTES):
+        while self._due and len(waiting) < _MANY:
+            if len(waiting) >= _A_FEW and size + self._due[0].size > _TOGETHER_BYTES:
+                break
             parcel = heapq.heappop(self._due)
             job = self._job(parcel)
             if job is None:
@@ -231,7 +236,8 @@ class _World:
 
     def _gather(self, size: int) -> None:
         """Count a job that takes no time; when there are enough of them, let their results come before all else."""
-        if self._num_late >= _A_FEW and self._late_bytes + size > _TOGETHER_BYTES:
+        is_full = self._num_late >= _A_FEW and self._late_bytes + size > _TOGETHER_BYTES
+        if is_full or self._num_late >= _MANY:
             self._run_jobs()
             for parcel in self._queue:
                 parcel.hurry()
