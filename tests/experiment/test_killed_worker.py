@@ -24,6 +24,7 @@ from partwise.experiment.store import RunStore
 from partwise.local import SGD, LocalTraining
 from partwise.runtimes import Simulate
 from partwise.runtimes.executors import Auto, Plain, Pool
+from partwise.runtimes.threads import torch_threads
 from partwise.schedulers import Synchronous
 from partwise.workloads import LeafSynthetic
 from toy_cli import call
@@ -70,10 +71,8 @@ def run(folder: Path, executor: Executor) -> Mapping[str, Tensor]:
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """As the workers have."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 
 import pytest
-import torch
+
+from partwise.runtimes.threads import torch_threads
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with torch_threads(1):
+        yield
+
+
+@pytest.fixture
+def _no_process_left() -> Iterator[None]:
     yield
-    torch.set_num_threads(threads)
+    assert multiprocessing.active_children() == []

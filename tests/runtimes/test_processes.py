@@ -20,6 +20,7 @@ from partwise.core.program import SERVER
 from partwise.local import LocalTraining
 from partwise.programs.messages import Reply
 from partwise.runtimes import Processes, Simulate, wire, worker
+from partwise.runtimes.threads import torch_threads
 from partwise.runtimes.wire import Kind
 from partwise.schedulers import Synchronous
 from toy_federation import CASES, LOCAL, outcome, play, population, star
@@ -54,15 +55,11 @@ def test_counts_the_traffic_that_the_simulator_counts():
 
 
 def test_threads_of_the_parent_do_not_hang_the_workers():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with torch_threads(2):
         torch.randn(700, 700) @ torch.randn(700, 700)  # now OpenMP has a pool of threads, which no child inherits
         torch.arange(3e6).sum()
         here, _ = play(Simulate(), star("fedavg", rounds=1))
         assert play(Processes(workers=1), star("fedavg", rounds=1))[0] == here
-    finally:
-        torch.set_num_threads(threads)
 
 
 # What goes wrong

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-import torch
 from safetensors.torch import save_file
 
 from partwise.channels.plain import Plain
@@ -36,6 +35,7 @@ from partwise.experiment.rundir import environment, new_run_folder, save_environ
 from partwise.experiment.store import RunStore
 from partwise.programs.star import Star
 from partwise.runtimes.simulate import Simulate
+from partwise.runtimes.threads import torch_threads
 from partwise.schedulers.synchronous import Synchronous
 
 __all__ = ["Experiment"]
@@ -124,7 +124,7 @@ class Experiment:
             CheckpointError: the folder cannot be written, or there is nothing to resume.
             DivergedError: the run diverged; the last checkpoint is kept.
         """
-        with _threads(self.threads):
+        with torch_threads(self.threads):
             return self._begin(folder, resume, progress or Silent(), root)
 
     def _begin(self, folder: str | Path | None, resume: bool, progress: Progress, root: str | Path) -> Result:
@@ -229,17 +229,6 @@ def _empty_folder(path: Path) -> None:
 def _chains(chains: Chains) -> dict[str, Transform]:
     streams = chains if isinstance(chains, Mapping) else {"model": chains}
     return {stream: Chain(tuple(stages)) for stream, stages in streams.items() if stages}
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Torch's threads, as they were afterwards; 0 leaves them alone."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from partwise.core.model import Params, Values
 from partwise.core.plan import Executor, Job, Resident, Trained, opened
 from partwise.core.population import Examples
 from partwise.runtimes.executors.plain import Plain
+from partwise.runtimes.threads import torch_threads
 from partwise.testing.examples import example_jobs
 from partwise.testing.rules import check_part, check_same, expect, other_chance, snapshot, trying, unchanged
 
@@ -46,7 +46,7 @@ def check_executor(part: Executor, *, near: Near | None = None) -> None:
     check_part(part)
     jobs = [job for dtype in (torch.float32, torch.float64) for job in example_jobs(dtype)]
     processes = set(multiprocessing.active_children())
-    with _one_thread():
+    with torch_threads(1):  # with more of them sums may come out otherwise in the last bit
         if isinstance(part, Resident):
             _as_plain(part, part, jobs[:3], near, Plain().run(jobs[:3]))
         with opened(part, {}) as executor:
@@ -72,7 +72,7 @@ def check_jobs(part: Executor, jobs: Sequence[Job], *, near: Near | None = None)
         >>> from partwise.testing.examples import example_jobs
         >>> check_jobs(Pool(workers=1), example_jobs()[:2])
     """
-    with _one_thread(), opened(part, {}) as executor:
+    with torch_threads(1), opened(part, {}) as executor:
         _as_plain(part, executor, jobs, near, Plain().run(jobs))
 
 
@@ -91,17 +91,6 @@ def _check_opened(part: Executor, executor: Executor, jobs: Sequence[Job], near:
     mixed = [bad[0], *jobs[:4], bad[1], *jobs[4:], bad[2]]
     _as_plain(part, executor, mixed, near, [errors[0], *expected[:4], errors[1], *expected[4:], errors[2]])
     _own_memory(part, executor, jobs)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """With more of them sums may come out otherwise in the last bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _run(part: Executor, executor: Executor, jobs: Sequence[Job], rule: str) -> Results:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,14 +31,7 @@ from toy_federation import CASES, CLASSES, WORDS, model, play, star
 from toy_jobs import jobs, same
 from toy_star import Log
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    assert multiprocessing.active_children() == []
+pytestmark = pytest.mark.usefixtures("_no_process_left")
 
 
 @dataclass

@@ -33,13 +33,7 @@ from toy_star import Log
 PARENT = os.getpid()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    assert multiprocessing.active_children() == []
+pytestmark = pytest.mark.usefixtures("_no_process_left")
 
 
 def everything_there_is() -> list[Job]:

@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-
 from partwise.core.errors import ProtocolError
 from partwise.core.plan import Executor, Job, Trained
 from partwise.runtimes.executors.hands import Hand
 from partwise.runtimes.executors.scratch import Scratch
 from partwise.runtimes.executors.slots import Inherited, UnsendableError
+from partwise.runtimes.threads import torch_threads
 
 __all__ = ["Pool"]
 
@@ -87,7 +86,8 @@ class _Pool:
         self._inherited.share(jobs)
         batch = _Batch(jobs, deque(sorted(range(len(jobs)), key=lambda n: -_examples_seen(jobs[n]))), {}, set())
         try:
-            with _one_thread():
+            # The cores are the workers': a second thread would go on spinning on one of them after each operation.
+            with torch_threads(1):
                 self._take_in(batch, wait=False)  # who died since the last batch
                 while batch.todo or self._is_busy():
                     self._hand_out(batch)
@@ -172,17 +172,6 @@ class _Pool:
                     batch.results[number] = ProtocolError(
                         f"{hand.name} must live until its job is done, but {hand.fate}. Is there enough memory?"
                     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Leave the cores to the workers: a second thread would go on spinning on one of them after each operation."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _examples_seen(job: Job) -> int:
