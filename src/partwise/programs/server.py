@@ -330,7 +330,8 @@ class ServerProgram:
         ordered = sorted(infos, key=lambda info: (info.client, info.id))  # so that arrival order never matters
         if not self._star.channel.exchanges:
             sums = self._sums.take(node, ordered)
-            opened = {s: sums.get(s) or self._updates(node, ordered, s) for s in self._star.all_aggregators()}
+            streams = self._star.all_aggregators()
+            opened = {s: sums[s] if s in sums else self._updates(node, ordered, s) for s in streams}
             self._close(node, message.now, ordered, opened, effects)
             return
         self._session = Session(self._star.channel, ordered, list(self._star.all_aggregators()), node.streams)

@@ -66,7 +66,7 @@ class Sums:
             Accumulator(node.streams[stream], state).add_(updates.pop(stream).take())
 
     def take(self, node: ServerNode, infos: Sequence[ReplyInfo]) -> dict[str, Sum]:
-        """The sums of these replies, in order; the next ones begin at nothing. None where nothing was added yet.
+        """The sums of these replies, in order; the next ones begin at nothing.
 
         Raises:
             RuntimeError: a reply that was accepted is not among them.
@@ -77,19 +77,13 @@ class Sums:
                 f"Commit(): must hold every accepted reply, got none of {sorted(left)[:5]}. "
                 "A scheduler accepts only what its next commit will have."
             )
-        found: dict[str, Sum] = {}
-        if node.added:
-            for info in infos:
-                if info.id not in node.added:
-                    self._add(node, info.id)
-            found = {stream: Accumulator(node.streams[stream], node.sums[stream]).take() for stream in self._streams}
-        self.clear(node)
-        return found
-
-    def clear(self, node: ServerNode) -> None:
-        """Begin at nothing."""
+        for info in infos:
+            if info.id not in node.added:
+                self._add(node, info.id)
+        found = {s: Accumulator(node.streams[s], node.sums.get(s)).take() for s in self._streams}
         node.sums, node.accepted, node.added = {}, {}, {}
         self._heaps = None
+        return found
 
 
 def _heaps(node: ServerNode) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from partwise.core.codec import register
-from partwise.core.program import SERVER, Failed, NodeId, Wake
+from partwise.core.plan import Job, Trained
+from partwise.core.program import SERVER, Failed, NodeId, Program, Wake
 from partwise.core.runtime import Traffic
 from partwise.core.spool import Kept, Spool, footprint, owned
 
-__all__ = ["Entries", "Opened", "Parcel", "clock_of", "failed", "packed", "unpacked"]
+__all__ = ["Entries", "Opened", "Parcel", "clock_of", "failed", "packed", "reworked", "told", "unpacked"]
 
 register(Wake)  # core/program.py knows no codec: it imports the standard library alone
 register(Failed)
@@ -107,6 +108,17 @@ class Opened(Mapping[NodeId, Any]):
 def failed(stage: str, error: Exception) -> Failed:
     """What a node is told of an error."""
     return Failed(stage, f"{type(error).__name__}: {error}")
+
+
+def told(result: Trained | Exception) -> Trained | Failed:
+    """What a node is told of its job."""
+    return failed("train", result) if isinstance(result, Exception) else result
+
+
+def reworked(parcel: Parcel, program: Program, state: Kept | None) -> Job | None:
+    """The job whose result a parcel brings, made again from its node's state; None if the node has given it up."""
+    work = None if program.rework is None or state is None else program.rework(parcel.to, state.tree)
+    return work.job if work is not None and work.job.seed == parcel.seed else None
 
 
 def clock_of(now: float, number: int, traffic: Traffic, halted: str) -> dict[str, object]:

@@ -20,7 +20,7 @@ from partwise.core.runtime import Observer, Traffic
 from partwise.core.spool import DEFAULT_MEMORY_BYTES, Kept, halves, owned
 from partwise.runtimes.crew import Crew, Hand
 from partwise.runtimes.executors.plain import Plain
-from partwise.runtimes.parcel import Opened, Parcel, clock_of, failed, packed, unpacked
+from partwise.runtimes.parcel import Opened, Parcel, clock_of, packed, reworked, told, unpacked
 from partwise.runtimes.wire import Frame, Kind
 from partwise.runtimes.worker import WorkerPlan
 
@@ -189,9 +189,8 @@ class _World:
                     self.traffic.count_(to, downlink=encoded_size(body))
                 self._outgoing.append(self._parcel(SERVER, to, body, after))
             case Work(job, _):
-                result = self._executor.run([job])[0]
-                body = failed("train", result) if isinstance(result, Exception) else result
-                self._outgoing.append(self._parcel(SERVER, SERVER, body))
+                (result,) = self._executor.run([job])
+                self._outgoing.append(self._parcel(SERVER, SERVER, told(result)))
             case Record():
                 return [effect]
             case Halt(reason):
@@ -304,13 +303,12 @@ class _World:
         return packed(clock_of(self.now, self._number, self.traffic, self._halted), queue, self.nodes), unchanged
 
     def _compute(self, parcel: Parcel) -> None:
-        rework, state = self._programs[parcel.to].rework, self.nodes.get(parcel.to)
-        work = None if rework is None or state is None else rework(parcel.to, state.tree)
-        if work is None or work.job.seed != parcel.seed:
+        job = reworked(parcel, self._programs[parcel.to], self.nodes.get(parcel.to))
+        if job is None:
             parcel.body = Kept(Wake())  # nobody waits for it any more
             return
-        (result,) = self._executor.run([work.job])
-        parcel.body = self._spool.keep(failed("train", result) if isinstance(result, Exception) else result)
+        (result,) = self._executor.run([job])
+        parcel.body = self._spool.keep(told(result))
 
     def restore(self, entries: Mapping[str, object]) -> None:
         """Go on from what `entries` gave, by this runtime or by another."""

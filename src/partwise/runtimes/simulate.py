@@ -17,7 +17,7 @@ from partwise.core.program import SERVER, Effect, Halt, Message, NodeId, Program
 from partwise.core.runtime import Observer, Traffic
 from partwise.core.spool import DEFAULT_MEMORY_BYTES, Kept, footprint, halves
 from partwise.runtimes.executors.plain import Plain
-from partwise.runtimes.parcel import Opened, Parcel, clock_of, failed, packed, unpacked
+from partwise.runtimes.parcel import Opened, Parcel, clock_of, packed, reworked, told, unpacked
 
 __all__ = ["Simulate"]
 
@@ -177,16 +177,13 @@ class _World:
         waiting.sort(key=lambda found: (found[0].to, found[0].number))
         results = self._executor.run([job for _, job in waiting])
         for (parcel, _), result in zip(waiting, results, strict=True):
-            found = failed("train", result) if isinstance(result, Exception) else result
-            parcel.body = self._spool.keep(found, parcel.size)
+            parcel.body = self._spool.keep(told(result), parcel.size)
 
     def _job(self, parcel: Parcel) -> Job | None:
         """The job whose result a parcel brings; None if its node has given it up."""
         if parcel.number in self._jobs:
             return self._jobs.pop(parcel.number)
-        rework, state = self._programs[parcel.to].rework, self.state(parcel.to)
-        work = None if rework is None or state is None else rework(parcel.to, state)
-        return work.job if work is not None and work.job.seed == parcel.seed else None
+        return reworked(parcel, self._programs[parcel.to], self.nodes.get(parcel.to))
 
     def _noted(self) -> list[Record]:
         """What the executor has to say, once."""

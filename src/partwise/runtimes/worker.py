@@ -15,7 +15,7 @@ from partwise.core.codec import decode, encode_parts
 from partwise.core.plan import Executor, Job
 from partwise.core.program import SERVER, Effect, Halt, Message, NodeId, Program, Record, Send, Work
 from partwise.core.spool import Kept, Spool, footprint, owned
-from partwise.runtimes.parcel import failed
+from partwise.runtimes.parcel import failed, told
 from partwise.runtimes.wire import Kind, Part, Reader, send
 
 __all__ = ["Worker", "WorkerPlan"]
@@ -162,7 +162,7 @@ class Worker:
         jobs, self._jobs, self._jobs_bytes = sorted(self._jobs, key=lambda found: found[0]), [], 0
         results = self._plan.executor.run([job for _, job in jobs])
         for (me, _), result in zip(jobs, results, strict=True):
-            self._step(me, me, failed("train", result) if isinstance(result, Exception) else result)
+            self._step(me, me, told(result))
 
     def _answer(self) -> None:
         """Tell the state of every client that has changed, and what has not been handled.
