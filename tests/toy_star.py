@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from partwise.channels import Plain
 from partwise.core.algorithm import Algorithm
+from partwise.core.codec import encode
 from partwise.core.model import Model
 from partwise.core.population import Dataset, Examples, Profile
 from partwise.core.program import SERVER, Record
@@ -107,6 +111,31 @@ class Log:
 
     def of(self, kind: str) -> list[Mapping[str, Any]]:
         return [r.fields for r in self.records if r.kind == kind]
+
+
+@dataclass
+class Saving(Log):
+    """Keeps the encoded entries of every settled moment, as a checkpoint would: unchanged ones are taken over."""
+
+    saved: list[dict[str, bytes]] = field(default_factory=list)
+
+    def settled(self, world: Any) -> None:
+        entries, unchanged = world.entries()
+        before = self.saved[-1] if self.saved else {}
+        self.saved.append({name: before[name] if name in unchanged else encode(entries[name]) for name in entries})
+
+
+def workers_end_with(code: str) -> bool:
+    """Whether a process that runs this code, and says `ready`, takes its children with it when it is killed.
+
+    The pipe that they all have open is at its end when the last of them is gone.
+    """
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == b"ready\n"
+        run.kill()
+        return run.stdout.read() == b""
 
 
 def run(star: Star, look: Any = None, kind: str = "commit") -> tuple[Mapping[int, Any], Log]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -24,7 +22,7 @@ from partwise.runtimes.threads import torch_threads
 from partwise.runtimes.wire import Kind
 from partwise.schedulers import Synchronous
 from toy_federation import CASES, LOCAL, outcome, play, population, star
-from toy_star import Log, everybody, parabolas
+from toy_star import Log, Saving, everybody, parabolas, workers_end_with
 
 ROUNDS = 4
 STATELESS = {"fedavg", "fedprox", "fedsubavg capped"}  # their clients keep nothing, and so no node
@@ -288,7 +286,6 @@ def test_workers_leave_ctrl_c_to_the_parent():
 
 
 def test_workers_die_with_their_parent():
-    """The pipe that they all have open is at its end when the last of them is gone."""
     code = (
         "from toy_federation import star; from toy_star import Log; from partwise.runtimes import Processes\n"
         "of = star('fedavg', rounds=10**6)\n"
@@ -297,12 +294,7 @@ def test_workers_die_with_their_parent():
         "        if record.kind == 'commit' and record.fields['version'] == 2: print('ready', flush=True)\n"
         "Processes().run(of.programs(), of.population, L())\n"
     )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env) as run:
-        assert run.stdout is not None
-        assert run.stdout.readline() == b"ready\n"
-        run.kill()
-        assert run.stdout.read() == b""
+    assert workers_end_with(code)
 
 
 # Time
@@ -339,18 +331,6 @@ def test_timers_and_the_end_of_time():
 
 
 # Going on
-
-
-@dataclass
-class Saving(Log):
-    """Keeps the encoded entries of every settled moment, as a checkpoint would: unchanged ones are taken over."""
-
-    saved: list[dict[str, bytes]] = field(default_factory=list)
-
-    def settled(self, world: Any) -> None:
-        entries, unchanged = world.entries()
-        before = self.saved[-1] if self.saved else {}
-        self.saved.append({name: before[name] if name in unchanged else encode(entries[name]) for name in entries})
 
 
 @pytest.mark.parametrize("case", ["scaffold", "error feedback"])

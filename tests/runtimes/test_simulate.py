@@ -104,27 +104,28 @@ def test_jobs_are_run_together_but_not_more_than_fit(monkeypatch):
     assert sum(together.given) == sum(few.given) == 14
 
 
+@dataclass
+class Curious(Log):
+    """Keeps the encoded entries of every record's moment, settled or not."""
+
+    saved: list[dict[str, bytes]] = field(default_factory=list)
+
+    def record(self, record: Record, world: Any) -> str | None:
+        self.saved.append({name: encode(entry) for name, entry in world.entries()[0].items()})
+        return super().record(record, world)
+
+
 def test_a_run_that_was_saved_has_the_same_clients_trained_together(monkeypatch):
     """Jobs that wait are not run in order to save them, but made anew from what their clients keep."""
     monkeypatch.setattr(simulate, "_TOGETHER_BYTES", 1)
     monkeypatch.setattr(simulate, "_A_FEW", 2)
-
-    @dataclass
-    class Saving(Log):
-        saved: list[Any] = field(default_factory=list)
-
-        def record(self, record: Record, world: Any) -> str | None:
-            if record.kind == "reply":
-                self.saved.append({name: encode(entry) for name, entry in world.entries()[0].items()})
-            return super().record(record, world)
-
     people = population()
     people.profiles = {i: Profile(0.01 * (1 + i * 3 % 7), math.inf, math.inf, math.inf, 1.0) for i in range(7)}
 
     def of() -> Any:
         return star("scaffold", population=people)
 
-    alone, saving, log = Counting(), Counting(), Saving()
+    alone, saving, log = Counting(), Counting(), Curious()
     expected = play(Simulate(alone), of())[0]
     assert play(Simulate(saving), of(), log)[0] == expected
     assert saving.given == alone.given
@@ -183,16 +184,7 @@ def test_saved_amid_simultaneous_events_it_goes_on_as_it_would_have(monkeypatch)
     monkeypatch.setattr(simulate, "_A_FEW", 1)
     people = population()
     people.profiles = {}
-
-    @dataclass
-    class Saving(Log):
-        saved: list[Any] = field(default_factory=list)
-
-        def record(self, record: Record, world: Any) -> str | None:
-            self.saved.append({name: encode(entry) for name, entry in world.entries()[0].items()})
-            return super().record(record, world)
-
-    log, executor = Saving(), Counting()
+    log, executor = Curious(), Counting()
     expected, _ = play(Simulate(), star("scaffold", population=people, rounds=2), log)
     assert any(parcel.is_late for saved in log.saved for parcel in decode(saved["queue"]))
     for moment, saved in enumerate(log.saved):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from partwise.algorithms import FedAvg
-from partwise.core.codec import decode, encode
+from partwise.core.codec import decode
 from partwise.core.errors import CompositionError
 from partwise.core.metrics import Accuracy
 from partwise.core.plan import Executor, Job, Trained
@@ -29,7 +29,7 @@ from partwise.schedulers import Synchronous
 from partwise.workloads import StdlibCode
 from toy_federation import CASES, CLASSES, WORDS, model, play, star
 from toy_jobs import jobs, same
-from toy_star import Log
+from toy_star import Log, Saving
 
 pytestmark = pytest.mark.usefixtures("_no_process_left")
 
@@ -184,18 +184,6 @@ def test_losers_are_closed_after_the_trial(clock):
 
 
 # In a run
-
-
-@dataclass
-class Saving(Log):
-    """Keeps the encoded entries of every settled moment."""
-
-    saved: list[dict[str, bytes]] = field(default_factory=list)
-
-    def settled(self, world: Any) -> None:
-        entries, unchanged = world.entries()
-        before = self.saved[-1] if self.saved else {}
-        self.saved.append({name: before[name] if name in unchanged else encode(entries[name]) for name in entries})
 
 
 EXACT = (Plain(), Pool(workers=2))

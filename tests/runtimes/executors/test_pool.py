@@ -6,8 +6,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +26,7 @@ from partwise.runtimes.executors import Plain, Pool
 from partwise.testing.examples import example_model, example_sites
 from toy_federation import CASES, play, star
 from toy_jobs import jobs, model, same
-from toy_star import Log
+from toy_star import Log, workers_end_with
 
 PARENT = os.getpid()
 
@@ -296,7 +294,6 @@ def test_nothing_is_left_behind():
 
 
 def test_workers_die_with_their_parent():
-    """The pipe that they all have open is at its end when the last of them is gone."""
     code = (
         "from partwise.runtimes.executors import Pool; from toy_jobs import jobs\n"
         "with Pool(workers=2).open({}) as pool:\n"
@@ -305,12 +302,7 @@ def test_workers_die_with_their_parent():
         "    pool.run([job._replace(plan=job.plan.__class__(job.plan.loss, job.plan.optimizer, steps=10**9))"
         " for job in jobs()])\n"
     )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env) as run:
-        assert run.stdout is not None
-        assert run.stdout.readline() == b"ready\n"
-        run.kill()
-        assert run.stdout.read() == b""
+    assert workers_end_with(code)
 
 
 # Arguments
