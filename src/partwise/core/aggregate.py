@@ -62,30 +62,50 @@ class Coverage:
     Args:
         params: name -> tensor; only shapes and devices are used.
         device: where the weights lie; with the parameters by default.
-        weights: what was counted so far, to be gone on with.
+        state: what was counted so far, to be gone on with in place: name -> weights per coordinate, and name -> the
+            weight of those who held all of it, as far as it is not in the former.
     """
 
-    def __init__(self, params: Params, device: torch.device | None = None, weights: Values | None = None) -> None:
+    def __init__(
+        self, params: Params, device: torch.device | None = None, state: tuple[Values, dict[str, float]] | None = None
+    ) -> None:
         self._params, self._device = params, device
-        self.weights: Values = {} if weights is None else weights
+        self._weights, self._even = ({}, {}) if state is None else state
+
+    @property
+    def weights(self) -> Values:
+        """Name -> weights, of the parameter's shape or of that with 1 for the axes that do not matter."""
+        for name, weight in self._even.items():
+            self.allocate_(name, 0)
+            self._weights[name] += weight
+        self._even.clear()
+        return self._weights
 
     def add_(self, index: Index, weight: Weight) -> None:
         """Add a weight where `index` touches."""
+        if not isinstance(weight, Mapping) and not any(index.grain(name) for name in index.shapes):
+            for name in index.shapes:
+                self.add_all_(name, float(weight))
+            return
         for name in index.shapes:
             axes = weight[name].dim() if isinstance(weight, Mapping) else 0
             self.allocate_(name, max(index.grain(name), axes))
-        index.cover_(self.weights, weight)
+        index.cover_(self._weights, weight)
+
+    def add_all_(self, name: str, weight: float) -> None:
+        """Add a weight to all of a parameter."""
+        self._even[name] = self._even.get(name, 0.0) + weight
 
     def allocate_(self, name: str, grain: int) -> None:
         """Make room for a parameter whose held part shows in its first `grain` axes."""
         shape, device = tuple(self._params[name].shape), self._device or self._params[name].device
         coarse = shape[:grain] + (1,) * (len(shape) - grain)
-        have = self.weights.get(name)
+        have = self._weights.get(name)
         if have is None:
-            self.weights[name] = torch.zeros(coarse, dtype=torch.float64, device=device)
+            self._weights[name] = torch.zeros(coarse, dtype=torch.float64, device=device)
         elif any(h < c for h, c in zip(have.shape, coarse, strict=True)):
             finer = tuple(max(h, c) for h, c in zip(have.shape, coarse, strict=True))
-            self.weights[name] = have.expand(finer).clone()
+            self._weights[name] = have.expand(finer).clone()
 
 
 @register
@@ -121,7 +141,10 @@ class Accumulator:
     def __init__(self, params: Params, state: Running | None = None) -> None:
         self._params = params
         self._state = Running() if state is None else state
-        self._cover = Coverage(params, weights=self._state.cover)
+        self._cover = self._coverage()
+
+    def _coverage(self) -> Coverage:
+        return Coverage(self._params, state=(self._state.cover, self._state.even))
 
     def add_(self, update: Update) -> None:
         """Add one update, weighted."""
@@ -155,11 +178,7 @@ class Accumulator:
             self._make_dense_(name)
         part = index if len(dense) == len(index.shapes) else _restricted(index, dense)
         part.scatter_add_(state.value, values, factor)
-        if isinstance(weight, Mapping) or any(part.grain(name) for name in part.shapes):
-            self._cover.add_(part, weight)
-        else:
-            for name in part.shapes:
-                state.even[name] = state.even.get(name, 0.0) + float(weight)
+        self._cover.add_(part, weight)
 
     def _make_dense_(self, name: str) -> None:
         """Give a parameter a buffer of its own size: it is held whole, or by more than rows."""
@@ -180,7 +199,8 @@ class Accumulator:
         weight: Values = {}
         whole: dict[str, Tensor | None] = {}
         single: dict[str, Tensor] = {}
-        state, self._state = self._state, Running()
+        state, cover_of = self._state, self._cover.weights
+        self._state = Running()
         for name in self._params:  # in the parameters' order, however they were touched
             if name in state.rows:
                 rows, value[name], per_row = state.rows[name].total()
@@ -188,12 +208,9 @@ class Accumulator:
                 whole[name] = None if len(rows) == len(self._params[name]) else rows
                 weight[name] = per_row.reshape(-1, *(1,) * (self._params[name].dim() - 1))
                 continue
-            if name in state.even:
-                self._cover.allocate_(name, 0)
-                self._cover.weights[name] += state.even[name]
-            if name not in self._cover.weights:
+            if name not in cover_of:
                 continue
-            cover = self._cover.weights[name]
+            cover = cover_of[name]
             held = _kept(cover, tuple(self._params[name].shape))
             if isinstance(held, _Flat):
                 single[name] = held.at
@@ -204,7 +221,7 @@ class Accumulator:
                 value[name] = state.value[name] if held is None else state.value[name][held]
                 weight[name] = cover if held is None else cover[held]
         got = Sum(union_index(whole, single, self._params), value, weight, state.total, state.count)
-        self._cover = Coverage(self._params, weights=self._state.cover)
+        self._cover = self._coverage()
         return got
 
 

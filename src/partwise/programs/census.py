@@ -47,7 +47,6 @@ class _Tally:
         cpu = torch.device("cpu")
         self._like = like
         self._heat, self._weight = Coverage(like, cpu), Coverage(like, cpu)
-        self._whole: dict[str, list[float]] = {}  # name -> clients, weight
         self._rows: dict[str, tuple[list[Tensor], list[float]]] = {}
         self._waiting = 0
 
@@ -57,8 +56,8 @@ class _Tally:
             rows = index.rows if isinstance(index, Rows) else dict.fromkeys(index.shapes)
             for name, at in rows.items():
                 if at is None:
-                    clients, weight = self._whole.get(name, (0.0, 0.0))
-                    self._whole[name] = [clients + 1.0, weight + amount]
+                    self._heat.add_all_(name, 1.0)
+                    self._weight.add_all_(name, amount)
                 else:
                     parts, amounts = self._rows.setdefault(name, ([], []))
                     parts.append(at)
@@ -73,10 +72,6 @@ class _Tally:
     def take(self) -> tuple[Coverage, Coverage]:
         """How many clients hold each coordinate, and their weights."""
         self._flush()
-        for name, (clients, weight) in self._whole.items():
-            for cover, amount in ((self._heat, clients), (self._weight, weight)):
-                cover.allocate_(name, 0)
-                cover.weights[name] += amount
         return self._heat, self._weight
 
     def _flush(self) -> None:
