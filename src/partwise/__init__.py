@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     from partwise.algorithms import Mixing as Mixing
     from partwise.algorithms import Scaffold as Scaffold
     from partwise.algorithms import Utility as Utility
+    from partwise.channels import Masked as Masked
     from partwise.channels import Plain as Plain
+    from partwise.channels.graphs import Complete as Complete
+    from partwise.channels.graphs import RandomRegular as RandomRegular
+    from partwise.channels.identities import KeyFolder as KeyFolder
+    from partwise.channels.identities import SimulatedIdentities as SimulatedIdentities
+    from partwise.channels.identities import write_keys as write_keys
     from partwise.core.aggregate import Aggregator as Aggregator
     from partwise.core.aggregate import Sum as Sum
     from partwise.core.algorithm import Algorithm as Algorithm
@@ -183,6 +189,7 @@ _MODULE_OF = {
     "ClassPartition": "partwise.populations",
     "ClickLog": "partwise.workloads",
     "Clip": "partwise.transforms",
+    "Complete": "partwise.channels.graphs",
     "CompositionError": "partwise.core.errors",
     "Constant": "partwise.populations",
     "Coords": "partwise.core.index",
@@ -221,6 +228,7 @@ _MODULE_OF = {
     "Index": "partwise.core.index",
     "Intervals": "partwise.populations",
     "Joint": "partwise.core.index",
+    "KeyFolder": "partwise.channels.identities",
     "Krum": "partwise.aggregators",
     "Latest": "partwise.aggregators",
     "LeafSynthetic": "partwise.workloads",
@@ -232,6 +240,7 @@ _MODULE_OF = {
     "LogNormal": "partwise.populations",
     "Loss": "partwise.core.metrics",
     "Markov": "partwise.populations",
+    "Masked": "partwise.channels",
     "Mean": "partwise.aggregators",
     "MeanSquaredError": "partwise.core.model",
     "Median": "partwise.aggregators",
@@ -253,6 +262,7 @@ _MODULE_OF = {
     "ProtocolError": "partwise.core.errors",
     "QuantitySkew": "partwise.populations",
     "Quantize": "partwise.transforms",
+    "RandomRegular": "partwise.channels.graphs",
     "Result": "partwise.experiment",
     "Rows": "partwise.core.index",
     "Scaffold": "partwise.algorithms",
@@ -262,6 +272,7 @@ _MODULE_OF = {
     "Shakespeare": "partwise.workloads",
     "Shards": "partwise.populations",
     "Simulate": "partwise.runtimes",
+    "SimulatedIdentities": "partwise.channels.identities",
     "Site": "partwise.core.algorithm",
     "SparseLogistic": "partwise.workloads",
     "SpecError": "partwise.core.errors",
@@ -299,6 +310,7 @@ _MODULE_OF = {
     "from_table": "partwise.populations",
     "load": "partwise.experiment",
     "write_folder": "partwise.populations",
+    "write_keys": "partwise.channels.identities",
     "write_report": "partwise.experiment",
 }
 

@@ -11,6 +11,8 @@ from torch import nn
 
 from partwise.aggregators import Mean, Median
 from partwise.algorithms import FedAvg, FedSubAvg, LocalOnly
+from partwise.channels.graphs import Graph
+from partwise.channels.identities import Identities, SimulatedIdentities
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
 from partwise.core.channel import Channel
@@ -47,6 +49,8 @@ PROTOCOLS: dict[str, Any] = {
     "transforms": Transform,
     "aggregators": Aggregator,
     "channels": Channel,
+    "graphs": Graph,
+    "identities": Identities,
     "schedulers": Scheduler,
     "choices": Choice,
     "staleness": Staleness,
@@ -64,6 +68,7 @@ SAMPLES: dict[Any, Any] = {
     str: "some",
     Path | str: Path("/some/where"),
     Algorithm: FedAvg(),
+    Identities: SimulatedIdentities(),
     Transform: TopK(k=5),
     ExampleLoss: CrossEntropy("z"),
 }

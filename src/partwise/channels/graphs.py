@@ -33,6 +33,11 @@ class Graph(Protocol):
         """Whether the server decides who is whose neighbour; then clients must trust it in that."""
         ...
 
+    @property
+    def keeps_own(self) -> bool:
+        """Whether a client has a share of its own secrets as well."""
+        ...
+
     def degree(self, clients: int, *, is_active: bool) -> Degree:
         """For so many clients, against a server that follows the protocol or one that does not."""
         ...
@@ -67,6 +72,10 @@ class Complete:
     @property
     def is_server_drawn(self) -> bool:
         return False
+
+    @property
+    def keeps_own(self) -> bool:
+        return True
 
     def degree(self, clients: int, *, is_active: bool) -> Degree:
         least = 2 * clients // 3 + 1 if is_active else clients // 2 + 1
@@ -111,6 +120,10 @@ class RandomRegular:
     @property
     def is_server_drawn(self) -> bool:
         return True
+
+    @property
+    def keeps_own(self) -> bool:
+        return False
 
     def degree(self, clients: int, *, is_active: bool) -> Degree:
         found = choose_degree(clients, self)

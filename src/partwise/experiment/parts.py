@@ -48,6 +48,8 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "transforms": "partwise.transforms",
         "aggregators": "partwise.aggregators",
         "channels": "partwise.channels",
+        "graphs": "partwise.channels.graphs",
+        "identities": "partwise.channels.identities",
         "schedulers": "partwise.schedulers",
         "choices": "partwise.schedulers.choices",
         "staleness": "partwise.schedulers.staleness",

@@ -12,7 +12,7 @@ from partwise.core.model import Values
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["Answer", "Ask", "Fetch", "Held", "Released", "Reply", "Trouble"]
+__all__ = ["Answer", "Ask", "Fetch", "Held", "Refusal", "Released", "Reply", "Trouble"]
 
 
 @register
@@ -93,6 +93,15 @@ class Answer(NamedTuple):
     session: int
     turn: int
     body: Any
+
+
+@register
+class Refusal(NamedTuple):
+    """A client does not answer an `Ask`, and says why."""
+
+    session: int
+    turn: int
+    reason: str
 
 
 @register
