@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from partwise.algorithms import MCPSGD as MCPSGD
     from partwise.algorithms import MMPSGD as MMPSGD
     from partwise.algorithms import CrossTier as CrossTier
+    from partwise.algorithms import Deniable as Deniable
     from partwise.algorithms import FedAMD as FedAMD
     from partwise.algorithms import FedAvg as FedAvg
     from partwise.algorithms import FederatedDropout as FederatedDropout
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from partwise.algorithms import Mixing as Mixing
     from partwise.algorithms import Scaffold as Scaffold
     from partwise.algorithms import Utility as Utility
+    from partwise.algorithms.answers import Level as Level
+    from partwise.algorithms.deniable import write_universe as write_universe
     from partwise.channels import Masked as Masked
     from partwise.channels import Plain as Plain
     from partwise.channels.graphs import Complete as Complete
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
     from partwise.channels.identities import KeyFolder as KeyFolder
     from partwise.channels.identities import SimulatedIdentities as SimulatedIdentities
     from partwise.channels.identities import write_keys as write_keys
+    from partwise.channels.unions import Bitmap as Bitmap
+    from partwise.channels.unions import Bloom as Bloom
+    from partwise.channels.unions import MaskedUnion as MaskedUnion
     from partwise.core.aggregate import Aggregator as Aggregator
     from partwise.core.aggregate import Sum as Sum
     from partwise.core.algorithm import Algorithm as Algorithm
@@ -124,6 +130,7 @@ if TYPE_CHECKING:
     from partwise.populations import from_partition as from_partition
     from partwise.populations import from_table as from_table
     from partwise.populations import write_folder as write_folder
+    from partwise.programs.union import find_union as find_union
     from partwise.runtimes import Processes as Processes
     from partwise.runtimes import Simulate as Simulate
     from partwise.runtimes.executors import Auto as Auto
@@ -181,7 +188,9 @@ _MODULE_OF = {
     "Auto": "partwise.runtimes.executors",
     "Bernoulli": "partwise.populations",
     "BinaryCrossEntropy": "partwise.core.model",
+    "Bitmap": "partwise.channels.unions",
     "Blocks": "partwise.populations",
+    "Bloom": "partwise.channels.unions",
     "Census": "partwise.core.population",
     "Channel": "partwise.core.channel",
     "CheckpointError": "partwise.core.errors",
@@ -198,6 +207,7 @@ _MODULE_OF = {
     "Daily": "partwise.populations",
     "DataError": "partwise.core.errors",
     "Dataset": "partwise.core.population",
+    "Deniable": "partwise.algorithms",
     "Dirichlet": "partwise.populations",
     "DivergedError": "partwise.core.errors",
     "Drawn": "partwise.populations",
@@ -232,6 +242,7 @@ _MODULE_OF = {
     "Krum": "partwise.aggregators",
     "Latest": "partwise.aggregators",
     "LeafSynthetic": "partwise.workloads",
+    "Level": "partwise.algorithms.answers",
     "LinearSizes": "partwise.populations",
     "LocalOnly": "partwise.algorithms",
     "LocalOptimizer": "partwise.core.plan",
@@ -241,6 +252,7 @@ _MODULE_OF = {
     "Loss": "partwise.core.metrics",
     "Markov": "partwise.populations",
     "Masked": "partwise.channels",
+    "MaskedUnion": "partwise.channels.unions",
     "Mean": "partwise.aggregators",
     "MeanSquaredError": "partwise.core.model",
     "Median": "partwise.aggregators",
@@ -302,6 +314,7 @@ _MODULE_OF = {
     "compare": "partwise.experiment.compare",
     "derive": "partwise.core.rng",
     "dump": "partwise.experiment.dump",
+    "find_union": "partwise.programs.union",
     "from_arrays": "partwise.populations",
     "from_dataset": "partwise.populations",
     "from_files": "partwise.populations",
@@ -312,6 +325,7 @@ _MODULE_OF = {
     "write_folder": "partwise.populations",
     "write_keys": "partwise.channels.identities",
     "write_report": "partwise.experiment",
+    "write_universe": "partwise.algorithms.deniable",
 }
 
 __all__ = [*_MODULE_OF, "__version__"]  # noqa: PLE0604 - the keys are strings

@@ -13,6 +13,7 @@ from partwise.aggregators import Mean, Median
 from partwise.algorithms import FedAvg, FedSubAvg, LocalOnly
 from partwise.channels.graphs import Graph
 from partwise.channels.identities import Identities, SimulatedIdentities
+from partwise.channels.unions import Filter
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
 from partwise.core.channel import Channel
@@ -51,6 +52,7 @@ PROTOCOLS: dict[str, Any] = {
     "channels": Channel,
     "graphs": Graph,
     "identities": Identities,
+    "unions": Channel | Filter,
     "schedulers": Scheduler,
     "choices": Choice,
     "staleness": Staleness,

@@ -50,6 +50,7 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "channels": "partwise.channels",
         "graphs": "partwise.channels.graphs",
         "identities": "partwise.channels.identities",
+        "unions": "partwise.channels.unions",
         "schedulers": "partwise.schedulers",
         "choices": "partwise.schedulers.choices",
         "staleness": "partwise.schedulers.staleness",

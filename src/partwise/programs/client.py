@@ -195,7 +195,7 @@ class ClientProgram:
         task, index, algorithm = node.open.task, node.open.index, self._star.algorithm
         plan = algorithm.plan(node.open.held, index, task, node.own, site)
         start = {**algorithm.personalize(node.open.held["model"], node.own), **plan.extra}
-        data = site.localized(index)
+        data = algorithm.examples(index, node.own, site)
         job = Job(plan, start, data, site.derive("work", task))
         return Work(job, plan.num_steps(len(data)))
 
