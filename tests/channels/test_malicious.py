@@ -217,7 +217,7 @@ def test_ones_own_keys_are_changed(channel):
         (lambda m: m._replace(total=2), "at least 3 clients must be in a sum, got 2"),
         (lambda m: m._replace(all_keys=bytes(32)), "the digest is that of all keys"),
         (lambda m: m._replace(clients=m.clients[::-1]), "ascends and none comes twice"),
-        (lambda m: m._replace(clients=list(m.clients)), "ascends and none comes twice"),
+        (lambda m: m._replace(clients=list(m.clients)), "MaskNeighbours has fields of their kinds"),
     ],
 )
 def test_lists_of_neighbours(change, words):

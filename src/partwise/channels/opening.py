@@ -193,8 +193,8 @@ class _Round:
         for client in sorted(answers):
             try:
                 found[client] = read(client, answers[client])
-            except ProtocolError as error:
-                self._refused[client] = str(error)
+            except (ProtocolError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+                self._refused[client] = str(error)  # whatever a client sends, the others' sum goes on
         return found
 
     def meet(self, hello: Answers, planner: Planner) -> Plan:

@@ -41,6 +41,7 @@ __all__ = [
     "Vector",
     "advertisement",
     "digest",
+    "is_well_formed",
     "model_digest",
     "pair_keys",
     "point",
@@ -178,6 +179,41 @@ class Vector(NamedTuple):
     dense: Words
     tables: Mapping[str, tuple[NDArray[np.int64], Words]]
     withheld: int = 0
+
+
+def is_well_formed(said: Any) -> bool:
+    """Whether what a server says has fields of their kinds; what they say is another matter."""
+    match said:
+        case MaskBegin(session):
+            return type(session) is int
+        case MaskNeighbours(total, all_keys, layout, clients, keys, common):
+            of = type(total) is int and type(all_keys) is bytes and type(layout) is MaskLayout
+            return of and _is_layout(layout) and _are_clients(clients) and _are(bytes, keys) and _is_common(common)
+        case MaskDelivered(total, sources, sealed):
+            pairs = isinstance(sealed, tuple) and all(_are(bytes, pair) and len(pair) == 2 for pair in sealed)
+            return type(total) is int and _are_clients(sources) and pairs
+        case MaskSurvivors(total, alive, lost):
+            return type(total) is int and _are_clients(alive) and _are_clients(lost)
+        case MaskSigned(clients, signatures):
+            return _are_clients(clients) and _are(bytes, signatures)
+    return False
+
+
+def _are(kind: type, found: Any) -> bool:
+    return isinstance(found, tuple) and all(type(x) is kind for x in found)
+
+
+def _are_clients(found: Any) -> bool:
+    return _are(int, found) and all(0 <= c < 2**32 - 1 for c in found)
+
+
+def _is_common(found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(of, dict) for of in found.values())
+
+
+def _is_layout(layout: MaskLayout) -> bool:
+    tables = isinstance(layout.tables, tuple) and all(isinstance(t, tuple) and len(t) == 2 for t in layout.tables)
+    return tables and type(layout.bits) is int and type(layout.dense) is int and _are(str, layout.given)
 
 
 # Derivations

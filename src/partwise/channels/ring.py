@@ -59,19 +59,24 @@ class Ring:
 
     def pack(self, words: Words) -> bytes:
         """Words as a row of k-bit numbers, the lowest bit first."""
-        if self.bits in (32, 64):
+        if self.bits in (32, 64) or not len(words):
             return words.astype(f"<u{words.itemsize}", copy=False).tobytes()
         groups = -(-len(words) // _GROUP)
         padded = np.zeros(groups * _GROUP, np.uint64)
         padded[: len(words)] = self.reduced(words)
-        by_place = padded.reshape(groups, _GROUP).T.copy()  # (8, groups)
-        packed = np.zeros((self.bits, groups), np.uint8)
-        for place, word in enumerate(by_place):
+        by_place = padded.reshape(groups, _GROUP)
+        packed = np.zeros(groups * self.bits + 8, np.uint8)
+        for place in range(_GROUP):
             byte, shift = divmod(place * self.bits, 8)
+            if 8 <= self.bits <= 57:  # a word and its shift fit into 8 bytes, and no two of a place overlap
+                window = _windows(packed, byte, groups, self.bits)
+                window |= by_place[:, place] << np.uint64(shift)
+                continue
             for offset in range(-(-(shift + self.bits) // 8)):
+                word = by_place[:, place]
                 moved = word << np.uint64(shift) if not offset else word >> np.uint64(8 * offset - shift)
-                packed[byte + offset] |= (moved & np.uint64(0xFF)).astype(np.uint8)
-        data: bytes = packed.T.tobytes()[: self.packed_bytes(len(words))]
+                packed[byte + offset : groups * self.bits : self.bits] |= (moved & np.uint64(0xFF)).astype(np.uint8)
+        data: bytes = packed[: self.packed_bytes(len(words))].tobytes()
         return data
 
     def unpack(self, data: bytes | memoryview, count: int) -> Words:
@@ -85,23 +90,25 @@ class Ring:
                 f"Ring({self.bits}): {count} words have {self.packed_bytes(count)} bytes, got {len(data)}. "
                 "Both sides must derive the same layout."
             )
-        if self.bits in (32, 64):
+        if self.bits in (32, 64) or not count:
             return np.frombuffer(data, f"<u{self.dtype.itemsize}").astype(self.dtype)
         groups = -(-count // _GROUP)
-        padded = np.zeros(groups * self.bits, np.uint8)
+        padded = np.zeros(groups * self.bits + 16, np.uint8)
         padded[: len(data)] = np.frombuffer(data, np.uint8)
-        by_byte = padded.reshape(groups, self.bits).T.astype(np.uint64)  # (bits, groups)
-        words = np.zeros((_GROUP, groups), np.uint64)
+        words = np.zeros((groups, _GROUP), self.dtype)
+        mask = np.uint64(self.modulus - 1)
         for place in range(_GROUP):
             byte, shift = divmod(place * self.bits, 8)
-            for offset in range(-(-(shift + self.bits) // 8)):
-                part = by_byte[byte + offset]
-                words[place] |= part >> np.uint64(shift) if not offset else part << np.uint64(8 * offset - shift)
-        found = (words & np.uint64(self.modulus - 1)).T.reshape(-1)
+            if self.bits <= 57:
+                words[:, place] = (_windows(padded, byte, groups, self.bits) >> np.uint64(shift)) & mask
+                continue
+            low, high = (_windows(padded, byte + b, groups, self.bits) for b in (0, 8))
+            whole = low >> np.uint64(shift) | (high << np.uint64(64 - shift) if shift else np.uint64(0))
+            words[:, place] = whole & mask
+        found = words.reshape(-1)
         if found[count:].any() or (count * self.bits % 8 and data[-1] >> (count * self.bits % 8)):
             raise ProtocolError(f"Ring({self.bits}): bits behind the last word must be zero. Send it again.")
-        unpacked: Words = found[:count].astype(self.dtype)
-        return unpacked
+        return found[:count]
 
     def random(self, count: int) -> Words:
         """Uniform words that are not zero, from the operating system's generator."""
@@ -109,6 +116,12 @@ class Ring:
         while (zero := np.flatnonzero(words == 0)).size:
             words[zero] = self.reduced(np.frombuffer(os.urandom(zero.size * self.dtype.itemsize), self.dtype))
         return words
+
+
+def _windows(data: NDArray[np.uint8], start: int, groups: int, stride: int) -> NDArray[np.uint64]:
+    """Eight bytes at every stride, as numbers; views, wherever they lie."""
+    found: NDArray[np.uint64] = np.ndarray((groups,), "<u8", data.data, start, (stride,))
+    return found
 
 
 def fitting_ring(levels: int, max_weight: int, cohort: int) -> Ring:

@@ -37,6 +37,7 @@ from partwise.channels.protocol import (
     Vector,
     advertisement,
     digest,
+    is_well_formed,
     model_digest,
     pair_keys,
     point,
@@ -122,8 +123,11 @@ class _Member:
         return ProtocolError(f"client {self._me} refuses: {rule}, got {got}. {remedy}.")
 
     def _check(self, message: Any, kind: type) -> None:
+        """Refuse a message of another kind, or with fields of other kinds."""
         if type(message) is not kind:
             raise self.refusal(f"{kind.__name__} comes next", type(message).__name__, "Follow the protocol")
+        if not is_well_formed(message):
+            raise self.refusal(f"{kind.__name__} has fields of their kinds", "others", "Follow the protocol")
 
     # 0: keys
 
@@ -188,7 +192,7 @@ class _Member:
                 raise self.refusal(
                     "keys are signed by whose they are", f"keys of client {client} that are not", "Do not change them"
                 )
-        rows = dict(said.common.get(client, {})) if client != self._me and isinstance(said.common, Mapping) else {}
+        rows: dict[str, Any] = dict(said.common.get(client, {})) if client != self._me else {}
         for name, at in rows.items():
             mine = self._rows.get(name)
             if mine is None or not isinstance(at, np.ndarray) or at.dtype != np.int64 or not np.isin(at, mine).all():
@@ -197,11 +201,10 @@ class _Member:
                 )
         return _Peer(keys.share_key, keys.mask_key, rows)
 
-    def _clients(self, clients: Any) -> tuple[int, ...]:
-        ok = isinstance(clients, tuple) and all(type(c) is int for c in clients)
-        if not ok or list(clients) != sorted(set(clients)):
+    def _clients(self, clients: tuple[int, ...]) -> tuple[int, ...]:
+        if list(clients) != sorted(set(clients)):
             raise self.refusal("a list of clients ascends and none comes twice", "another", "Sort it")
-        return tuple(clients)
+        return clients
 
     def share(self) -> bytes:
         others = [c for c in self._peers if c != self._me]
