@@ -243,3 +243,17 @@ graph = {name = "RandomRegular", lost = 0.2}
         )
     )
     assert signed.channel.identities.folder == "keys"
+
+
+def test_a_refusal_is_recorded_and_does_not_tell_what_is_hidden():
+    """Weights by examples, of which one client has more than may be: it is lost, and how many is not said."""
+    algorithm = FedSubAvg("count", LOCAL, weighting="size_fixed")
+    _, log, reason = run(
+        Masked(0.5, 20, 29, min_contributors=3), algorithm=algorithm, scheduler=Synchronous(7, rounds=1)
+    )
+    assert reason == "done"
+    (lost,) = log.of("lost")
+    assert (lost["client"], lost["stage"]) == (6, "exchange")
+    assert "weights are whole numbers in 0..29, got another" in lost["reason"]
+    assert "33" not in lost["reason"]
+    assert len(log.of("commit")) == 1

@@ -146,10 +146,10 @@ class Sender:
         else:
             found = np.array([float(weight)])
         whole = np.rint(found)
-        wrong = found[(found != whole) | (found < 0) | (found > most)]
-        if len(wrong):
+        if ((found != whole) | (found < 0) | (found > most)).any():
+            # Which one is not said: the server is told of a refusal, and a weight is what the mask is to hide.
             raise ValueError(
-                f"Masked(max_weight={most}): weights are whole numbers in 0..{most}, got {wrong[0]:g}. "
+                f"Masked(max_weight={most}): weights are whole numbers in 0..{most}, got another. "
                 "Raise max_weight, or weigh all clients alike."
             )
         numbers: NDArray[np.uint64] = whole.astype(np.uint64)

@@ -232,26 +232,33 @@ class ClientProgram:
 
     def _answer(self, node: ClientNode, me: NodeId, ask: Ask) -> list[Effect]:
         key = (me, ask.session, ask.stream)
-        if key not in self._sessions:
-            if ask.id not in node.kept:
-                return []  # it was released, or is from before this client began anew
-            seat = self._seat(node, me, ask)
-            side = self._star.channel.client(node.kept[ask.id].updates[ask.stream], self._star.site(me).like, seat)
-            next(side)
-            self._sessions[key] = side, seat
-        side, seat = self._sessions[key]
+        if key not in self._sessions and ask.id not in node.kept:
+            return []  # it was released, or is from before this client began anew
         try:
-            answer = side.send(ask.body)
+            if key not in self._sessions:
+                self._sessions[key] = self._enter(node, me, ask)
+            side, seat = self._sessions[key]
+            try:
+                answer = side.send(ask.body)
+            finally:
+                if seat.memory:
+                    node.memory[ask.stream] = dict(seat.memory)
         except StopIteration:
             del self._sessions[key]
             return []
         except (PartwiseError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
-            del self._sessions[key]
-            return [Send(SERVER, Refusal(ask.session, ask.turn, str(error)))]
-        finally:
-            if seat.memory:
-                node.memory[ask.stream] = dict(seat.memory)
+            self._sessions.pop(key, None)
+            # What other errors say may be of the client's data, which the server is not to read.
+            reason = str(error) if isinstance(error, PartwiseError | ValueError) else type(error).__name__
+            return [Send(SERVER, Refusal(ask.session, ask.turn, reason))]
         return [Send(SERVER, Answer(ask.session, ask.turn, answer))]
+
+    def _enter(self, node: ClientNode, me: NodeId, ask: Ask) -> tuple[ClientSession, Seat]:
+        """Take part in an exchange."""
+        seat = self._seat(node, me, ask)
+        side = self._star.channel.client(node.kept[ask.id].updates[ask.stream], self._star.site(me).like, seat)
+        next(side)
+        return side, seat
 
     def _seat(self, node: ClientNode, me: NodeId, ask: Ask) -> Seat:
         kept = node.kept[ask.id]
