@@ -149,9 +149,17 @@ class Population(Protocol):
         """What becomes of a task, told by its number, at the client."""
         return Fate()
 
+    @property
+    def is_instant(self) -> bool:
+        """Whether it is sure that nobody takes any time or is ever away, and that no task is lost."""
+        return all(getattr(type(self), name) is getattr(Population, name) for name in _OF_TIME)
+
     def name(self, client: Client) -> str:
         """What a person would call the client: a module, a role, a row of a table."""
         return str(client)
+
+
+_OF_TIME = ("profile", "next_available", "available_until", "fate")
 
 
 class Roll:

@@ -165,7 +165,8 @@ class Scheduler(Protocol):
     """A reducer over events; never sleeps, never asks for the time.
 
     `state_types`: the classes that its state is made of, beside plain trees and `ReplyInfo`, so that a run can be
-    saved. `versions`: how many commits it makes before it stops; 0 where it cannot tell.
+    saved. `versions`: how many commits it makes before it stops; 0 where it cannot tell. `commits_together`: whether
+    the clients that it asks in one step are committed together, as many of them as answer, or not at all.
     """
 
     @property
@@ -175,6 +176,10 @@ class Scheduler(Protocol):
     @property
     def versions(self) -> int:
         return 0
+
+    @property
+    def commits_together(self) -> bool:
+        return False
 
     def init(self, roster: Roster) -> Any: ...
 

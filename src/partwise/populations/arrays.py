@@ -25,6 +25,8 @@ __all__ = ["ArrayPopulation"]
 
 Ints = NDArray[np.int64]
 
+_NO_TIME = (0.0, math.inf, math.inf)  # a step, and sending a byte each way
+
 
 @dataclass(frozen=True, eq=False)
 class ArrayPopulation:
@@ -119,6 +121,13 @@ class ArrayPopulation:
 
     def fate(self, client: Client, task: int) -> Fate:
         return self.reliability.fate(client, task)
+
+    @property
+    def is_instant(self) -> bool:
+        """Whether nobody takes any time or is ever away, and no task is lost."""
+        pace = self.profiles
+        takes_none = isinstance(pace, Constant) and (pace.seconds_per_step, pace.uplink, pace.downlink) == _NO_TIME
+        return takes_none and isinstance(self.availability, Always) and isinstance(self.reliability, Steady)
 
     def name(self, client: Client) -> str:
         self._check(client)

@@ -97,6 +97,10 @@ class Synchronous(Scheduler):
     def versions(self) -> int:
         return self.rounds
 
+    @property
+    def commits_together(self) -> bool:
+        return not self.extra
+
     def __post_init__(self) -> None:
         at_least = {
             "cohort": 1,
