@@ -233,10 +233,13 @@ class Accumulator:
         for name, rows in held.items():
             if rows:
                 self._add_rows_(name, torch.cat(list(rows)), sums[name], _each_row(weights, rows))
-            else:
+                continue
+            if name in self._state.value or name in self._state.rows:
                 self._make_dense_(name)
                 self._state.value[name].add_(sums[name])
-                self._cover.add_all_(name, total)
+            else:
+                self._state.value[name] = sums[name]
+            self._cover.add_all_(name, total)
         self._state.total += total
         self._state.scaled += total
         self._state.count += len(weights)

@@ -87,16 +87,19 @@ class Examples:
     """
 
     data: Batch = field(repr=False)
+    _length: int = field(init=False, repr=False)  # asked for a dozen times for every client of a round
 
     def __post_init__(self) -> None:
-        if len({column.shape[0] for column in self.data.values()}) > 1:
+        found = {column.shape[0] for column in self.data.values()}
+        object.__setattr__(self, "_length", max(found, default=0))
+        if len(found) > 1:
             lengths = {name: len(column) for name, column in self.data.items()}
             raise ValueError(
                 f"Examples(): columns must have equal length, got {lengths}. Cut them to the same examples."
             )
 
     def __len__(self) -> int:
-        return next(iter(self.data.values())).shape[0] if self.data else 0
+        return self._length
 
     def batch(self, at: Tensor) -> Batch:
         return {name: column[at] for name, column in self.data.items()}

@@ -26,6 +26,7 @@ __all__ = ["Checkpointing", "Progress", "Recorder", "Silent"]
 
 _REFUSED_IN_A_ROW = 20  # without a single usable update in between
 _SKIPPED_IN_A_ROW = 3
+_SHOWN_EVERY = 0.2  # seconds of wall time between two commits of the record that are not a checkpoint's
 _DIVERGED_ABOVE = 1e6  # a training loss that no useful run reaches
 
 
@@ -108,7 +109,7 @@ class Recorder(Observer):
         self._star, self._workload, self._evaluation = star, workload, evaluation
         self._store, self._checkpoints, self._checkpointing = store, checkpoints, checkpointing
         self._progress, self._log = progress, store.log
-        self._saved_at = time.monotonic()
+        self._saved_at, self._shown_at = time.monotonic(), -math.inf
         self._is_due = False
         self.version, self.number = 0, 0
         self._seen = Ledger()  # client -> bytes counted in its earlier replies
@@ -261,7 +262,9 @@ class Recorder(Observer):
         )
         self._store.append_metrics([self._row(world, score) for score in scores])
         self._store.append_clients([(self.version, r.client, r.name, r.value, r.examples) for r in rows])
-        self._store.commit()  # so that others can follow the run
+        if time.monotonic() - self._shown_at >= _SHOWN_EVERY:  # so that others can follow the run
+            self._store.commit()
+            self._shown_at = time.monotonic()
         return scores
 
     def _row(self, world: World, score: Score) -> tuple[Any, ...]:

@@ -6,14 +6,14 @@ that they and the server would have exchanged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from partwise.core.algorithm import Task
-from partwise.core.codec import encoded_size, register
+from partwise.core.codec import Lengths, encoded_lengths, encoded_size, register
 from partwise.core.errors import DivergedError
 from partwise.core.index import Index
 from partwise.core.model import Params, Values
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RelayNode", "RelayProgram"]
 
-_Sizes = tuple[int, int, int]  # bytes of a Fetch, a Held and a Reply
+_Sizes = tuple[Lengths, ...]
+_MANY = 4096
+_NONE = (Lengths(0, 0),) * 3
 
 
 @register
@@ -47,9 +49,11 @@ class RelayProgram:
 
     def __init__(self, star: Star) -> None:
         self._star = star
-        # Of the errand at hand, made anew with its jobs: task -> how far it came, and the bytes of its messages.
-        self._came: dict[int, tuple[str, _Sizes]] = {}
-        self._sizes: WeakKeyDictionary[Index, dict[tuple[int, ...], _Sizes]] = WeakKeyDictionary()
+        # Of the errand at hand, made anew with its jobs: task -> how far it came, its messages, steps and examples.
+        self._came: dict[int, tuple[str, _Sizes, int, int]] = {}
+        self._known: WeakKeyDictionary[Index, _Sizes] = WeakKeyDictionary()
+        self._alike: dict[Hashable, _Sizes] = {}
+        self._task_sizes: dict[tuple[int, ...], int] = {}
 
     def init(self, me: NodeId) -> RelayNode:
         return RelayNode()
@@ -73,7 +77,7 @@ class RelayProgram:
     def _shares(self, errand: Errand, params: Params) -> Iterator[Share | Exception]:
         self._came.clear()
         for client, task in errand.tasks:
-            self._came[task.id] = "select", (0, 0, 0)
+            self._came[task.id] = "select", _NONE, 0, 0
             try:
                 share: Share | Exception = self._share(client, task, params)
             except FAILURES as error:
@@ -86,30 +90,47 @@ class RelayProgram:
         index = algorithm.select(task, None, site)
         held = index.gather(params)
         examples = len(site.data)
-        self._came[task.id] = "train", self._sizes_of(task, index, held, (0, examples))
+        lengths = self._lengths_of(index, held)
+        self._came[task.id] = "train", lengths, 0, examples
         plan = algorithm.plan({"model": held}, index, task, None, site)
-        self._came[task.id] = "train", self._sizes_of(task, index, held, (plan.num_steps(examples), examples))
+        self._came[task.id] = "train", lengths, plan.num_steps(examples), examples
         start = {**held, **plan.extra} if plan.extra else held
         job = Job(plan, start, site.localized(index), site.derive("work", task))
         return Share(job, index, algorithm.weight(site))
 
-    def _sizes_of(self, task: Task, index: Index, held: Values, counts: tuple[int, int]) -> _Sizes:
-        """Bytes of the messages about a task, which depend on shapes, the index, and how large numbers are."""
-        known = self._sizes.setdefault(index, {})
-        key = int_size(task.id), int_size(counts[0]), int_size(counts[1])
-        if key not in known:
-            reply = Reply(task.id, *counts, 0.0, {"model": Update(index, held)}, has_state=False)
-            messages = Fetch(task.id, index), Held(task.id, {"model": held}), reply
-            fetch, down, up = map(encoded_size, messages)
-            known[key] = fetch, down, up
-        return known[key]
+    def _lengths_of(self, index: Index, held: Values) -> _Sizes:
+        """Those of a Fetch, a Held and a Reply whose numbers are 0; they depend on shapes and the index alone."""
+        found = self._known.get(index)
+        if found is None:
+            shapes = tuple((name, t.shape, t.dtype) for name, t in held.items())
+            key = type(index), encoded_lengths(index), shapes
+            found = self._alike.get(key)
+            if found is None:
+                reply = Reply(0, 0, 0, 0.0, {"model": Update(index, held)}, has_state=False)
+                if len(self._alike) >= _MANY:
+                    self._alike.clear()
+                messages = Fetch(0, index), Held(0, {"model": held}), reply
+                found = self._alike[key] = tuple(map(encoded_lengths, messages))
+            self._known[index] = found
+        return found
+
+    def _size_of_task(self, task: Task) -> int:
+        if task.committed:
+            return encoded_size(task)
+        key = tuple(map(int_size, (task.id, task.version, task.attempt, task.steps, task.group)))
+        if key not in self._task_sizes:
+            self._task_sizes[key] = encoded_size(task)
+        return self._task_sizes[key]
 
     def _gathered(self, errand: Errand, summed: Summed) -> list[Effect]:
         effects: list[Effect] = []
         outcomes: list[Outcome | Trouble | Refusal] = []
         for (client, task), outcome in zip(errand.tasks, summed.outcomes, strict=True):
-            stage, (fetch, held, reply) = self._came[task.id]
-            up, down, messages = fetch + reply, encoded_size(task) + held, 4
+            stage, lengths, steps, examples = self._came[task.id]
+            number = _more(task.id)
+            fetch, held = lengths[0].total(number), lengths[1].total(number)
+            up = fetch + lengths[2].total(number + _more(steps) + _more(examples))
+            down, messages = self._size_of_task(task) + held, 4
             if isinstance(outcome, Outcome):
                 outcomes.append(outcome)
             elif isinstance(outcome, DivergedError):
@@ -117,7 +138,14 @@ class RelayProgram:
             else:
                 trouble = Trouble(task.id, stage, f"{type(outcome).__name__}: {outcome}")
                 outcomes.append(trouble)
-                up, messages = fetch + encoded_size(trouble), 4 if fetch else 2
+                up, messages = fetch + encoded_size(trouble), 4
+                if lengths is _NONE:
+                    up, down, messages = encoded_size(trouble), self._size_of_task(task), 2
             effects.append(Count(client, up, down, messages))
         ids = tuple(task.id for _, task in errand.tasks)
         return [*effects, Send(SERVER, Gathered(ids, outcomes, {"model": summed.sums}))]
+
+
+def _more(number: int) -> int:
+    """Bytes of an integer beyond those of 0."""
+    return int_size(number) - 1

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from partwise.core.aggregate import Accumulator
 from partwise.core.errors import DivergedError
 from partwise.core.plan import Executor, Trained
-from partwise.core.spool import footprint
 from partwise.core.summing import Adder, Outcome, Share, SumJob, Summed
 from partwise.core.update import Update, is_finite
 
@@ -50,7 +49,7 @@ def portions(shares: Iterable[Share | Exception]) -> Iterator[Sequence[Share | E
     portion: list[Share | Exception] = []
     size = 0
     for share in shares:
-        bytes_ = 0 if isinstance(share, Exception) else footprint(share.job.start)
+        bytes_ = 0 if isinstance(share, Exception) else sum(t.nbytes for t in share.job.start.values())
         if len(portion) >= _MANY or (len(portion) >= _A_FEW and size + bytes_ > _TOGETHER_BYTES):
             yield portion
             portion, size = [], 0

@@ -60,10 +60,11 @@ class Factors:
 
     def weighted(self, weights: Tensor) -> Tensor:
         """Sum over clients of weight (C,) times W_c - W, (o, i)."""
-        found = torch.zeros_like(self.start)
-        for grad, x in self.past:
-            scaled = grad * weights[: len(x), None, None]
-            found.addmm_(scaled.view(-1, grad.shape[2]).t(), x.reshape(-1, x.shape[2]), alpha=-self.lr)
+        found = torch.empty_like(self.start)
+        for number, (grad, x) in enumerate(self.past):
+            scaled = grad * (-self.lr * weights[: len(x), None, None])
+            left, right = scaled.view(-1, grad.shape[2]).t(), x.reshape(-1, x.shape[2])
+            found.addmm_(left, right, beta=1 if number else 0)
         return found
 
 
