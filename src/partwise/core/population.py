@@ -11,14 +11,29 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError
 
-__all__ = ["Batch", "Census", "Client", "Counts", "Dataset", "Examples", "Fate", "Population", "Profile", "Roll"]
+__all__ = [
+    "Batch",
+    "Census",
+    "Client",
+    "Counts",
+    "Dataset",
+    "Examples",
+    "Fate",
+    "Population",
+    "Profile",
+    "Reals",
+    "Roll",
+]
 
 Client = int
+Reals = NDArray[np.float64]
 Batch = Mapping[str, Tensor]
 
 
@@ -137,6 +152,10 @@ class Population(Protocol):
         """How fast the client is at a moment."""
         return Profile()
 
+    def speeds(self, clients: Sequence[Client], now: float) -> Reals:
+        """Pace, uplink and downlink of many clients at once, (n, 3), as their profiles tell them."""
+        return np.array([self.profile(client, now)[:3] for client in clients], np.float64).reshape(-1, 3)
+
     def next_available(self, client: Client, now: float) -> float:
         """The first moment, not before `now`, at which the client could answer; inf for never."""
         return now
@@ -144,6 +163,10 @@ class Population(Protocol):
     def available_until(self, client: Client, now: float) -> float:
         """The moment at which a client that could answer now no longer can; inf for never."""
         return math.inf
+
+    def stays(self, clients: Sequence[Client], moments: Reals) -> Reals:
+        """`available_until` of many clients at once, each at a moment of its own: (n,)."""
+        return np.array(list(map(self.available_until, clients, moments.tolist())), np.float64)
 
     def fate(self, client: Client, task: int) -> Fate:
         """What becomes of a task, told by its number, at the client."""
