@@ -26,6 +26,7 @@ from partwise.core.plan import Trained
 from partwise.core.population import Client, Dataset, Population, Profile, Roll
 from partwise.core.program import SERVER, Effect, Message, Send, Work
 from partwise.core.schedule import (
+    Accept,
     Action,
     After,
     Arrived,
@@ -167,7 +168,7 @@ class _Rehearsal:
 
     def run(self, until: float, max_events: float) -> Rehearsed:
         found, queue, scheduler, roster = self.found, self._queue, self._scheduler, self._roster
-        state, now, since = scheduler.init(roster), 0.0, 0
+        state, now, since = scheduler.init(roster), -1.0, 0
         while queue and not self._is_stopped:
             time, number, what = heappop(queue)
             if time > until or found.events >= max_events:
@@ -176,13 +177,14 @@ class _Rehearsal:
             event = what if isinstance(what, tuple) else self._heard(what, number, time)
             if event is None:
                 continue
-            since = since + 1 if time == now else 0
+            if time > now:
+                now, since = time, 0
+            since += 1
             if since > _AT_ONE_INSTANT:
                 raise CompositionError(
                     f"{scheduler!r}: must let time pass, got a million events at second {now:g}. "
                     "Give the clients a pace, or the scheduler an end."
                 )
-            now = time
             found.events += 1
             state, actions = scheduler.step(state, event, roster)
             for action in actions if len(actions) < _MANY else self._without_tasks(actions, now):
@@ -191,16 +193,18 @@ class _Rehearsal:
                 else:
                     self._act(action, now)
         self._count()
-        found.seconds = now
+        found.seconds = max(now, 0.0)
         return found
 
     def _heard(self, client: Client, number: int, now: float) -> Arrived | Lost | None:
         """What the scheduler hears of a task; nothing, if it was given up."""
-        flight = self._flights.get(client)
-        if flight is None or flight[0] != number:
+        flight = self._flights.pop(client, None)
+        if flight is None:
             return None
-        del self._flights[client]
-        _, id, stage, began, fetched, version, cost, group = flight
+        entry, id, stage, began, fetched, version, cost, group = flight
+        if entry != number:  # it is at another task by now
+            self._flights[client] = flight
+            return None
         if stage:
             return Lost(now, client, id, began)
         commits = self.found.commits
@@ -220,25 +224,24 @@ class _Rehearsal:
     def _dispatch_all(self, tasks: Sequence[Any], now: float) -> None:
         costs = list(map(self._costs, tasks))
         for task, cost, course in zip(tasks, costs, self._courses(tasks, costs, now), strict=True):
-            self._send(task, cost, course, now)
+            self._dispatch(task, now, cost, course)
 
-    def _dispatch(self, task: Dispatch, now: float) -> None:
+    def _dispatch(self, task: Dispatch, now: float, cost: Cost | None = None, course: _Course | None = None) -> None:
         """Decide at once what becomes of a task, and when the scheduler hears of it."""
-        cost = self._costs(task)
-        self._send(task, cost, self._course(task.client, self.found.dispatched, cost, now), now)
-
-    def _send(self, task: Dispatch, cost: Cost, course: _Course, now: float) -> None:
-        (client, _, group), found, (stage, when, fetched) = task, self.found, course
+        client, _, group = task
+        found, id = self.found, self.found.dispatched
         if client in self._flights:
             raise CompositionError(
                 f"{self._scheduler!r}: must ask clients that are free, got client {client}, which is at a task. "
                 "Wait for it, or give it up."
             )
+        cost = cost or self._costs(task)
+        stage, when, fetched = course or self._course(client, id, cost, now)
         if stage:
             found.lost[stage] += 1
+        found.dispatched = id + 1
         self._number = number = self._number + 1
-        self._flights[client] = number, found.dispatched, stage, now, fetched, len(found.commits), cost, group
-        found.dispatched += 1
+        self._flights[client] = number, id, stage, now, fetched, len(found.commits), cost, group
         if when != math.inf:
             heappush(self._queue, (when, number, client))
 
@@ -273,26 +276,33 @@ class _Rehearsal:
         stage, share, notice, late = population.fate(client, id)
         asked = now + task / downlink
         until = population.available_until(client, asked)
-        if stage == "download" or until <= asked:
-            found.downlink += task
-            return "download", asked + (notice + trouble / uplink), asked
         fetched = asked + fetch / uplink
         began = fetched + held / downlink
-        found.downlink += task + held
-        found.uplink += fetch
         seconds = steps * pace
+        if until - began > seconds and not stage:  # most
+            found.downlink += task + held
+            found.uplink += fetch + reply
+            return "", began + seconds + late + reply / uplink, fetched
+        found.downlink += task
+        told = notice + trouble / uplink
+        if stage == "download" or until <= asked:
+            return "download", asked + told, asked
+        found.downlink += held
+        found.uplink += fetch
         if began >= until:
             until = population.available_until(client, began)
         if stage == "train" or until - began < seconds:
             spent = min(until - began, seconds * share if stage == "train" else seconds)
-            return "train", began + spent + (notice + trouble / uplink), fetched
+            return "train", began + spent + told, fetched
         if stage == "upload":
-            return "upload", began + seconds + (notice + trouble / uplink), fetched
+            return "upload", began + seconds + told, fetched
         found.uplink += reply
         return "", began + seconds + late + reply / uplink, fetched
 
     def _act(self, action: Action, now: float) -> None:
         found = self.found
+        if isinstance(action, Accept):
+            return  # the most frequent: here nothing is kept for a commit
         if isinstance(action, Commit):
             version = len(found.commits)
             found.commits.append(now)

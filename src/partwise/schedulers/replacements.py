@@ -87,16 +87,16 @@ def refill_(
         return []
     if flights.is_short or len(roster.clients) - len(flying) <= wanted == len(freed):
         found = _among_(flights, part, now, roster, freed, wanted)
+        if len(found) == wanted:
+            flights.is_short = False
+            flights.asleep.clear()
     else:
         flights.asleep.clear()
         found = _chosen_(flights, part, wanted, now, roster)
         if len(found) < wanted:
             _wait_(flights, now, roster, without=found, missing=wanted - len(found))
-    if len(found) == wanted:
-        flights.is_short = False
-        flights.asleep.clear()
-    steps = part.steps
     flying.update(dict.fromkeys(found, now))
+    steps = part.steps
     return [Dispatch(client, steps) for client in found]
 
 
