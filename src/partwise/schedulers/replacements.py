@@ -95,7 +95,8 @@ def refill_(
         found = _chosen_(flights, part, wanted, now, roster)
         if len(found) < wanted:
             _wait_(flights, now, roster, without=found, missing=wanted - len(found))
-    flying.update(dict.fromkeys(found, now))
+    for client in found:
+        flying[client] = now
     steps = part.steps
     return [Dispatch(client, steps) for client in found]
 
