@@ -144,7 +144,7 @@ def test_bad_arrays(rows, message):
 
 @pytest.mark.parametrize("period", [20.0, math.inf])
 @pytest.mark.parametrize("now", [0.0, 6.5, 61.0])
-def test_stays_of_many_are_those_of_each(period, now):
+def test_many_are_told_of_as_each_is(period, now):
     """Against the look at one, at moments in one period and in two, also of clients without an interval."""
     draw = np.random.default_rng(7)
     begins = np.sort(draw.random((40, 3)), 1) * 18
@@ -155,6 +155,7 @@ def test_stays_of_many_are_those_of_each(period, now):
     keep = (ends > begins).ravel()
     world = Intervals(client[keep], begins.ravel()[keep], ends.ravel()[keep], period)
     who = draw.permutation(90)
+    assert world.are_there(who.tolist(), now) == [world.next_available(c, now) <= now for c in who.tolist()]
     for spread in (2.0, 30.0):
         moments = np.round(now + spread * draw.random(90), 1)
         each = [world.available_until(int(c), float(t)) for c, t in zip(who, moments, strict=True)]

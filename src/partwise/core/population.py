@@ -17,6 +17,7 @@ from torch import Tensor
 
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError
+from partwise.core.schedule import are_there
 
 __all__ = [
     "Batch",
@@ -160,6 +161,10 @@ class Population(Protocol):
         """The first moment, not before `now`, at which the client could answer; inf for never."""
         return now
 
+    def are_there(self, clients: Sequence[Client], now: float) -> list[bool]:
+        """Whether each of some clients could answer now: as `next_available` tells."""
+        return [self.next_available(client, now) <= now for client in clients]
+
     def available_until(self, client: Client, now: float) -> float:
         """The moment at which a client that could answer now no longer can; inf for never."""
         return math.inf
@@ -188,11 +193,17 @@ class Roll:
     def __init__(self, population: Population, seed: int = 0) -> None:
         self.seed, self.clients = seed, population.clients
         self.next_available = population.next_available  # asked about so often that one call less is felt
+        self.are_there = population.are_there
         self._population = population
 
     def examples(self, client: Client) -> int:
         """How many examples a client has."""
         return len(self._population.data(client))
+
+
+@are_there.register
+def _(roster: Roll, clients: Sequence[Client], now: float) -> list[bool]:
+    return roster.are_there(clients, now)
 
 
 class Counts(NamedTuple):

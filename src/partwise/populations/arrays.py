@@ -117,6 +117,9 @@ class ArrayPopulation:
     def next_available(self, client: Client, now: float) -> float:
         return self.availability.next_available(client, now)
 
+    def are_there(self, clients: Sequence[Client], now: float) -> list[bool]:
+        return self.availability.are_there(clients, now)
+
     def available_until(self, client: Client, now: float) -> float:
         return self.availability.available_until(client, now)
 

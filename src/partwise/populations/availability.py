@@ -34,6 +34,10 @@ class Availability(Protocol):
         """The moment at which a client that could answer now no longer can; `now` for one that cannot."""
         ...
 
+    def are_there(self, clients: Sequence[Client], now: float) -> list[bool]:
+        """Whether each of some clients could answer now: as `next_available` tells."""
+        return [self.next_available(client, now) <= now for client in clients]
+
     def stays(self, clients: Sequence[Client], moments: Reals) -> Reals:
         """`available_until` of many clients at once, each at a moment of its own: (n,)."""
         return np.array(list(map(self.available_until, clients, moments.tolist())), np.float64)

@@ -26,6 +26,7 @@ from partwise.populations.slots import check_above_zero, slot_of
 
 __all__ = ["Intervals", "Trace"]
 
+_MANY = 64  # clients, from which on arrays are quicker
 _COLUMNS = ("client", "start_seconds", "end_seconds")
 
 
@@ -159,6 +160,12 @@ class Intervals(Availability):
             return float(bounds[at] + shift)
         return math.inf if last - first == 2 else bounds[first + 1] + self._later(shift)
 
+    def are_there(self, clients: Sequence[Client], now: float) -> list[bool]:
+        if len(clients) < _MANY:
+            return Availability.are_there(self, clients, now)
+        found: list[bool] = (self.stays(clients, np.full(len(clients), now)) > now).tolist()
+        return found
+
     def stays(self, clients: Sequence[Client], moments: Reals) -> Reals:
         shift = self._shift(float(moments.min()))
         if moments.max() >= self._later(shift):
@@ -236,6 +243,9 @@ class Trace(Availability):
         start, end = (numbers(where, table, name, found[name]) for name in _COLUMNS[1:])
         rows = _joined(where, _Rows(client, start, end), self.period_seconds, table.place)
         return Intervals(*rows, self.period_seconds)
+
+    def are_there(self, clients: Sequence[Client], now: float) -> list[bool]:
+        return self.intervals.are_there(clients, now)
 
     def stays(self, clients: Sequence[Client], moments: Reals) -> Reals:
         return self.intervals.stays(clients, moments)
