@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import singledispatch
 from typing import Any, NamedTuple, Protocol
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Scheduler",
     "Started",
     "Stop",
+    "are_there",
 ]
 
 
@@ -159,6 +161,12 @@ class Roster(Protocol):
     def next_available(self, client: int, now: float) -> float: ...
 
     def examples(self, client: int) -> int: ...
+
+
+@singledispatch
+def are_there(roster: Roster, clients: Sequence[int], now: float) -> list[bool]:
+    """Whether each of some clients is available; a roster that can tell of many at once registers how."""
+    return [roster.next_available(client, now) <= now for client in clients]
 
 
 class Scheduler(Protocol):

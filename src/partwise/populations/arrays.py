@@ -18,7 +18,7 @@ from torch import Tensor
 from partwise.core.errors import DataError
 from partwise.core.population import Batch, Client, Dataset, Examples, Fate, Profile
 from partwise.populations.availability import Always, Availability
-from partwise.populations.profiles import Constant, Profiles
+from partwise.populations.profiles import Constant, Profiles, Reals
 from partwise.populations.reliability import Reliability, Steady
 
 __all__ = ["ArrayPopulation"]
@@ -113,11 +113,20 @@ class ArrayPopulation:
         found, block = self.profiles.profile(client, now), self.availability.block(client)
         return found._replace(block=block) if block else found
 
+    def speeds(self, clients: Sequence[Client], now: float) -> Reals:
+        return self.profiles.speeds(clients, now)
+
     def next_available(self, client: Client, now: float) -> float:
         return self.availability.next_available(client, now)
 
+    def are_there(self, clients: Sequence[Client], now: float) -> list[bool]:
+        return self.availability.are_there(clients, now)
+
     def available_until(self, client: Client, now: float) -> float:
         return self.availability.available_until(client, now)
+
+    def stays(self, clients: Sequence[Client], moments: Reals) -> Reals:
+        return self.availability.stays(clients, moments)
 
     def fate(self, client: Client, task: int) -> Fate:
         return self.reliability.fate(client, task)
