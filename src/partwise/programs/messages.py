@@ -15,7 +15,7 @@ from partwise.core.schedule import ReplyInfo
 from partwise.core.summing import Outcome
 from partwise.core.update import Update
 
-__all__ = ["Answer", "Ask", "Collect", "Errand", "Fetch", "Gathered", "Held", "Refusal", "Released", "Reply", "Trouble"]
+__all__ = ["Answer", "Ask", "Collect", "Errand", "Fetch", "Gathered", "Held", "Refused", "Released", "Reply", "Trouble"]
 
 
 @register
@@ -93,7 +93,7 @@ class Collect(NamedTuple):
 
 
 @register
-class Refusal(NamedTuple):
+class Refused(NamedTuple):
     """A client's update cannot be used."""
 
     id: int
@@ -111,7 +111,7 @@ class Gathered(NamedTuple):
     """
 
     ids: Sequence[int]
-    outcomes: Sequence[Outcome | Trouble | Refusal]
+    outcomes: Sequence[Outcome | Trouble | Refused]
     sums: Mapping[str, Running]
 
 

@@ -24,7 +24,7 @@ from partwise.core.sizes import int_size
 from partwise.core.summing import Outcome, Share, SumJob, Summed
 from partwise.core.update import Update
 from partwise.programs.client import FAILURES, check_has_data
-from partwise.programs.messages import Collect, Errand, Fetch, Gathered, Held, Refusal, Reply, Trouble
+from partwise.programs.messages import Collect, Errand, Fetch, Gathered, Held, Refused, Reply, Trouble
 
 if TYPE_CHECKING:
     from partwise.programs.star import Star
@@ -124,7 +124,7 @@ class RelayProgram:
 
     def _gathered(self, errand: Errand, summed: Summed) -> list[Effect]:
         effects: list[Effect] = []
-        outcomes: list[Outcome | Trouble | Refusal] = []
+        outcomes: list[Outcome | Trouble | Refused] = []
         for (client, task), outcome in zip(errand.tasks, summed.outcomes, strict=True):
             stage, lengths, steps, examples = self._came[task.id]
             number = _more(task.id)
@@ -134,7 +134,7 @@ class RelayProgram:
             if isinstance(outcome, Outcome):
                 outcomes.append(outcome)
             elif isinstance(outcome, DivergedError):
-                outcomes.append(Refusal(task.id, str(outcome)))
+                outcomes.append(Refused(task.id, str(outcome)))
             else:
                 trouble = Trouble(task.id, stage, f"{type(outcome).__name__}: {outcome}")
                 outcomes.append(trouble)

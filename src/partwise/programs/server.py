@@ -40,7 +40,7 @@ from partwise.programs.messages import (
     Fetch,
     Gathered,
     Held,
-    Refusal,
+    Refused,
     Released,
     Reply,
     Trouble,
@@ -226,7 +226,7 @@ class ServerProgram:
         node: ServerNode,
         now: float,
         flight: InFlight,
-        outcome: Outcome | Trouble | Refusal,
+        outcome: Outcome | Trouble | Refused,
         effects: list[Effect],
     ) -> Event | None:
         """What became of one client, as the scheduler is told."""
@@ -236,7 +236,7 @@ class ServerProgram:
                 return Arrived(now, ReplyInfo(flight.task.id, flight.client, flight.version, *told), flight.began)
             case Trouble(_, stage, reason):
                 return self._lost(now, flight, stage, reason, effects)
-            case Refusal(_, reason):
+            case Refused(_, reason):
                 return self._refused(node, now, flight, reason, effects)
 
     def _fault(self, node: ServerNode, reply: Reply) -> str:
@@ -448,7 +448,7 @@ class ServerProgram:
             del node.inbox[info.id]
 
 
-def _replies(now: float, version: int, told: Iterable[tuple[InFlight, Outcome | Trouble | Refusal]]) -> Record:
+def _replies(now: float, version: int, told: Iterable[tuple[InFlight, Outcome | Trouble | Refused]]) -> Record:
     """The replies among what a relay has told, column by column."""
     found = [(flight, outcome) for flight, outcome in told if isinstance(outcome, Outcome)]
     fields = {
