@@ -14,6 +14,8 @@ from partwise.core.population import Census, Dataset
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
+_OF_CLIENTS = ("client_init", "fetch", "personalize", "finish", "report")
+
 __all__ = ["Around"]
 
 
@@ -29,6 +31,11 @@ class Around(Algorithm, Protocol):
     @property
     def reads_rate(self) -> bool:
         return self.inner.reads_rate
+
+    @property
+    def sends_change(self) -> bool:
+        is_mine = any(getattr(type(self), name) is not getattr(Around, name) for name in _OF_CLIENTS)
+        return self.inner.sends_change and not is_mine
 
     def init(self, params: Params, census: Census) -> ServerState:
         return self.inner.init(params, census)

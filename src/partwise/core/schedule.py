@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import singledispatch
 from typing import Any, NamedTuple, Protocol
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Scheduler",
     "Started",
     "Stop",
+    "are_there",
 ]
 
 
@@ -161,11 +163,18 @@ class Roster(Protocol):
     def examples(self, client: int) -> int: ...
 
 
+@singledispatch
+def are_there(roster: Roster, clients: Sequence[int], now: float) -> list[bool]:
+    """Whether each of some clients is available; a roster that can tell of many at once registers how."""
+    return [roster.next_available(client, now) <= now for client in clients]
+
+
 class Scheduler(Protocol):
     """A reducer over events; never sleeps, never asks for the time.
 
     `state_types`: the classes that its state is made of, beside plain trees and `ReplyInfo`, so that a run can be
-    saved. `versions`: how many commits it makes before it stops; 0 where it cannot tell.
+    saved. `versions`: how many commits it makes before it stops; 0 where it cannot tell. `commits_together`: whether
+    the clients that it asks in one step are committed together, as many of them as answer, or not at all.
     """
 
     @property
@@ -175,6 +184,10 @@ class Scheduler(Protocol):
     @property
     def versions(self) -> int:
         return 0
+
+    @property
+    def commits_together(self) -> bool:
+        return False
 
     def init(self, roster: Roster) -> Any: ...
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 _THROUGH = Fate()
 
-__all__ = ["ClientNode", "ClientProgram", "OpenTask", "Withheld"]
+FAILURES = (PartwiseError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError)  # of one client's work
+
+__all__ = ["FAILURES", "ClientNode", "ClientProgram", "OpenTask", "Withheld", "check_has_data"]
 
 
 @register
@@ -118,7 +120,7 @@ class ClientProgram:
             return (node, []) if is_old else self._give_up(node, body.stage, body.reason)
         try:
             return node, self._effects(node, message)
-        except (PartwiseError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        except FAILURES as error:
             return self._give_up(node, stage, f"{type(error).__name__}: {error}")
 
     def _give_up(self, node: ClientNode, stage: str, reason: str) -> tuple[ClientNode, list[Effect]]:
@@ -153,8 +155,7 @@ class ClientProgram:
         node.open.fate = population.fate(site.client, task.id)
         if node.open.fate.stage == "download" or population.next_available(site.client, now) > now:
             return self._lose(node, "download")
-        if not len(site.data):
-            raise DataError(f"client {site.client}: has no examples to train on. Leave it out of the population.")
+        check_has_data(site)
         if not node.met:
             node.own, node.met = algorithm.client_init(site), True
         node.open.index = algorithm.select(task, node.own, site)
@@ -246,7 +247,7 @@ class ClientProgram:
         except StopIteration:
             del self._sessions[key]
             return []
-        except (PartwiseError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        except FAILURES as error:
             self._sessions.pop(key, None)
             # What other errors say may be of the client's data, which the server is not to read.
             reason = str(error) if isinstance(error, PartwiseError | ValueError) else type(error).__name__
@@ -286,6 +287,16 @@ def _telling(algorithm: object, report: Mapping[str, float]) -> CompositionError
         f"{algorithm!r}: reports {sorted(report)} of each client, which a channel that reveals only sums must not "
         "tell. Use a channel that reveals each, or an algorithm that reports nothing."
     )
+
+
+def check_has_data(site: Site) -> None:
+    """Refuse a client without examples.
+
+    Raises:
+        DataError: it has none.
+    """
+    if not len(site.data):
+        raise DataError(f"client {site.client}: has no examples to train on. Leave it out of the population.")
 
 
 def _is_empty(tree: Any) -> bool:
