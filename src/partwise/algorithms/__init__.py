@@ -3,6 +3,7 @@
 from partwise.algorithms.anchors import FedAMD
 from partwise.algorithms.averaging import FedAvg, FedProx
 from partwise.algorithms.cyclic import MCPSGD, MMPSGD
+from partwise.algorithms.deniable import Deniable
 from partwise.algorithms.hyper import FedHyper
 from partwise.algorithms.latest import FedLaAvg
 from partwise.algorithms.mixing import Mixing
@@ -17,6 +18,7 @@ __all__ = [
     "MCPSGD",
     "MMPSGD",
     "CrossTier",
+    "Deniable",
     "FedAMD",
     "FedAvg",
     "FedHyper",

@@ -197,6 +197,10 @@ class Algorithm(Protocol):
         """What to train, as data."""
         ...
 
+    def examples(self, index: Index, own: ClientState, site: Site) -> Dataset:
+        """What it is trained on, with ids renumbered to what is held."""
+        return site.localized(index)
+
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
     ) -> tuple[dict[str, Update], ClientState]:
@@ -239,7 +243,7 @@ def _held_rows(index: Index) -> dict[str, Tensor]:
 
 def _positions(rows: Tensor, ids: Tensor, who: str, column: str) -> Tensor:
     at = torch.searchsorted(rows, ids).clamp_(max=max(0, len(rows) - 1))
-    if len(rows) == 0 or not torch.equal(rows[at], ids):
+    if ids.numel() and (len(rows) == 0 or not torch.equal(rows[at], ids)):
         raise DataError(
             f"{who}: every id in {column!r} must be held, got some that are not. "
             "Select the rows that the examples touch, or drop those examples."

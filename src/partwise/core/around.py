@@ -10,7 +10,7 @@ from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, T
 from partwise.core.index import Index
 from partwise.core.model import Params, Values
 from partwise.core.plan import LocalPlan, Trained
-from partwise.core.population import Census
+from partwise.core.population import Census, Dataset
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
@@ -62,6 +62,9 @@ class Around(Algorithm, Protocol):
 
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         return self.inner.plan(held, index, task, own, site)
+
+    def examples(self, index: Index, own: ClientState, site: Site) -> Dataset:
+        return self.inner.examples(index, own, site)
 
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
