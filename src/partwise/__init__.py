@@ -130,6 +130,7 @@ if TYPE_CHECKING:
     from partwise.schedulers import Synchronous as Synchronous
     from partwise.schedulers import Tiered as Tiered
     from partwise.schedulers.choices import Oort as Oort
+    from partwise.schedulers.choices import Poisson as Poisson
     from partwise.schedulers.choices import Stalest as Stalest
     from partwise.schedulers.choices import Uniform as Uniform
     from partwise.schedulers.choices import Weighted as Weighted
@@ -243,6 +244,7 @@ _MODULE_OF = {
     "PartwiseError": "partwise.core.errors",
     "Perplexity": "partwise.core.metrics",
     "Plain": "partwise.channels",
+    "Poisson": "partwise.schedulers.choices",
     "Polynomial": "partwise.schedulers.staleness",
     "Pool": "partwise.runtimes.executors",
     "Population": "partwise.core.population",

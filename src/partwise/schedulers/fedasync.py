@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
 from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, Roster, Scheduler, Stop
+from partwise.schedulers.choice import require_exact
 from partwise.schedulers.choices import Choice, Uniform
 from partwise.schedulers.flights import (
     A_DAY,
@@ -100,6 +101,7 @@ class FedAsync(Scheduler):
             )
         if list(self.halve_at) != sorted(set(self.halve_at)):
             raise ValueError(f"FedAsync(halve_at={self.halve_at}): versions must ascend, got others. Sort them.")
+        require_exact("FedAsync", self.choice)
         check_end(self, self.versions)
 
     def init(self, roster: Roster) -> Async:
