@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     # Type checkers read these lines, the interpreter reads _MODULE_OF; a test keeps them equal.
+    from partwise.aggregators import FixedMean as FixedMean
     from partwise.aggregators import Krum as Krum
     from partwise.aggregators import Latest as Latest
     from partwise.aggregators import Mean as Mean
@@ -138,14 +139,18 @@ if TYPE_CHECKING:
     from partwise.schedulers.staleness import Polynomial as Polynomial
     from partwise.transforms import Adagrad as Adagrad
     from partwise.transforms import Adam as Adam
+    from partwise.transforms import CapWeight as CapWeight
     from partwise.transforms import Clip as Clip
     from partwise.transforms import ErrorFeedback as ErrorFeedback
+    from partwise.transforms import GaussianNoise as GaussianNoise
     from partwise.transforms import HyperRate as HyperRate
     from partwise.transforms import Quantize as Quantize
     from partwise.transforms import Scale as Scale
     from partwise.transforms import ServerSGD as ServerSGD
     from partwise.transforms import TopK as TopK
     from partwise.transforms import Yogi as Yogi
+    from partwise.transforms.randomness import SimulatedRandomness as SimulatedRandomness
+    from partwise.transforms.randomness import SystemRandomness as SystemRandomness
     from partwise.workloads import CIFAR10 as CIFAR10
     from partwise.workloads import MNIST as MNIST
     from partwise.workloads import ClickLog as ClickLog
@@ -177,6 +182,7 @@ _MODULE_OF = {
     "Bernoulli": "partwise.populations",
     "BinaryCrossEntropy": "partwise.core.model",
     "Blocks": "partwise.populations",
+    "CapWeight": "partwise.transforms",
     "Census": "partwise.core.population",
     "Channel": "partwise.core.channel",
     "CheckpointError": "partwise.core.errors",
@@ -213,7 +219,9 @@ _MODULE_OF = {
     "FedProx": "partwise.algorithms",
     "FedSubAvg": "partwise.algorithms",
     "FederatedDropout": "partwise.algorithms",
+    "FixedMean": "partwise.aggregators",
     "FjORD": "partwise.algorithms",
+    "GaussianNoise": "partwise.transforms",
     "GradientTerm": "partwise.core.plan",
     "Grid": "partwise.core.index",
     "HeteroFL": "partwise.algorithms",
@@ -264,6 +272,7 @@ _MODULE_OF = {
     "Shakespeare": "partwise.workloads",
     "Shards": "partwise.populations",
     "Simulate": "partwise.runtimes",
+    "SimulatedRandomness": "partwise.transforms.randomness",
     "Site": "partwise.core.algorithm",
     "SparseLogistic": "partwise.workloads",
     "SpecError": "partwise.core.errors",
@@ -273,6 +282,7 @@ _MODULE_OF = {
     "Steady": "partwise.populations",
     "Sum": "partwise.core.aggregate",
     "Synchronous": "partwise.schedulers",
+    "SystemRandomness": "partwise.transforms.randomness",
     "Task": "partwise.core.algorithm",
     "Tiered": "partwise.schedulers",
     "TopK": "partwise.transforms",

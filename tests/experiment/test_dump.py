@@ -39,6 +39,7 @@ from partwise.schedulers import Synchronous
 from partwise.schedulers.choices import Choice
 from partwise.schedulers.staleness import Staleness
 from partwise.transforms import Clip, TopK
+from partwise.transforms.randomness import Randomness
 from partwise.workloads import LeafSynthetic, StdlibCode
 
 PROTOCOLS: dict[str, Any] = {
@@ -50,6 +51,7 @@ PROTOCOLS: dict[str, Any] = {
     "schedulers": Scheduler,
     "choices": Choice,
     "staleness": Staleness,
+    "randomness": Randomness,
     "populations": Profiles | Availability | Reliability | Partitioner,
     "distributions": Distribution,
     "workloads": WorkloadSource,

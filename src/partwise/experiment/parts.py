@@ -46,6 +46,7 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "algorithms": "partwise.algorithms",
         "local": "partwise.local",
         "transforms": "partwise.transforms",
+        "randomness": "partwise.transforms.randomness",
         "aggregators": "partwise.aggregators",
         "channels": "partwise.channels",
         "schedulers": "partwise.schedulers",

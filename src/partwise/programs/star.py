@@ -13,6 +13,7 @@ from partwise.core.channel import Channel
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
+from partwise.core.limits import check_noise
 from partwise.core.model import Model, Params, like
 from partwise.core.population import Census, Client, Population, Roll
 from partwise.core.program import SERVER, NodeId, Program
@@ -69,6 +70,8 @@ class Star:
                     f"{aggregator!r}: needs each update of stream {stream!r}, but {self.channel!r} reveals "
                     "only their sum. Use an aggregator with needs='sum', or a channel that reveals each."
                 )
+            sides = self.chain("client", stream), aggregator, self.chain("server", stream)
+            check_noise(stream, *sides, before=self.algorithm.limit(stream))
         known = set(self.all_aggregators())
         for what, chains in (
             ("a client chain", self.client_chain),
