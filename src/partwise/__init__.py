@@ -84,6 +84,8 @@ if TYPE_CHECKING:
     from partwise.experiment import write_report as write_report
     from partwise.experiment.compare import compare as compare
     from partwise.experiment.dump import dump as dump
+    from partwise.experiment.mechanisms import Central as Central
+    from partwise.experiment.privacy import ClientDP as ClientDP
     from partwise.local import SGD as SGD
     from partwise.local import AdamW as AdamW
     from partwise.local import LocalTraining as LocalTraining
@@ -184,11 +186,13 @@ _MODULE_OF = {
     "Blocks": "partwise.populations",
     "CapWeight": "partwise.transforms",
     "Census": "partwise.core.population",
+    "Central": "partwise.experiment.mechanisms",
     "Channel": "partwise.core.channel",
     "CheckpointError": "partwise.core.errors",
     "Checkpointing": "partwise.experiment",
     "ClassPartition": "partwise.populations",
     "ClickLog": "partwise.workloads",
+    "ClientDP": "partwise.experiment.privacy",
     "Clip": "partwise.transforms",
     "CompositionError": "partwise.core.errors",
     "Constant": "partwise.populations",

@@ -24,6 +24,7 @@ from partwise.core.workload import Workload, WorkloadSource
 from partwise.experiment.dump import dump, save_spec
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.experiment import Experiment
+from partwise.experiment.mechanisms import Mechanism
 from partwise.experiment.parts import catalog, fits, is_writable, parameters, union_members
 from partwise.experiment.read import Reader
 from partwise.experiment.spec import load, loads
@@ -57,6 +58,7 @@ PROTOCOLS: dict[str, Any] = {
     "workloads": WorkloadSource,
     "runtimes": Runtime,
     "executors": Executor,
+    "mechanisms": Mechanism,
     "metrics": Metric,
     "losses": ExampleLoss,
 }

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from partwise.core.schedule import After, Arrived, Commit, Deadline, Dispatch, ReplyInfo, Sampling, Started, Stop
-from partwise.schedulers import FedAsync, FedBuff, FedCompass, Synchronous, Tiered
+from partwise.schedulers import FedAsync, FedBuff, FedCompass, FedFix, Synchronous, Tiered
 from partwise.schedulers.choices import Oort, Poisson, Stalest, Uniform, Weighted
 from partwise.testing import check_scheduler
 from toy_roster import Play, Roster, asked
@@ -112,7 +112,9 @@ def test_schedulers_say_how_they_sample():
     assert Synchronous(cohort=5, choice=Weighted()).sampling is None  # by how many examples a client has
     assert Synchronous(cohort=5, choice=Oort()).sampling is None  # by its loss
     assert FedBuff(buffer=4, concurrency=8).sampling == Sampling("public", 4.0, 4)
-    assert FedCompass().sampling is None
+    assert FedAsync().sampling == Sampling("public", 1.0, 1)
+    assert FedCompass().sampling == FedFix().sampling == Sampling("public", 0.0)
+    assert Tiered().sampling is None
 
 
 def test_stops_like_any_other():

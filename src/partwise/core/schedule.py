@@ -168,7 +168,7 @@ class Sampling(NamedTuple):
     Args:
         kind: `poisson`: each client independently with probability size / N; `fixed`: `size` different clients, every
             set of them equally likely; `public`: in some other way, which looks at nothing that clients keep private.
-        size: how many take part, in expectation.
+        size: how many take part, in expectation; 0 where it varies.
         at_least: fewer replies are never committed.
     """
 

@@ -57,6 +57,7 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "workloads": "partwise.workloads",
         "runtimes": "partwise.runtimes",
         "executors": "partwise.runtimes.executors",
+        "mechanisms": "partwise.experiment.mechanisms",
         "metrics": "partwise.core.metrics",
         "losses": "partwise.core.model",
     }

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, Roster, Scheduler, Stop
+from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, Roster, Sampling, Scheduler, Stop
 from partwise.schedulers.choice import require_exact
 from partwise.schedulers.choices import Choice, Uniform
 from partwise.schedulers.flights import (
@@ -88,6 +88,10 @@ class FedAsync(Scheduler):
     patience_seconds: float = A_DAY
     choice: Choice = field(default_factory=Uniform)
     state_types: ClassVar[tuple[type, ...]] = (Async, Flights)
+
+    @property
+    def sampling(self) -> Sampling | None:
+        return None if self.choice.draws is None else Sampling("public", 1.0, 1)
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < math.inf:

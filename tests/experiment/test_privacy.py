@@ -1,0 +1,315 @@
+"""A guarantee for every client: what it puts into a run, what it refuses, and an epsilon that survives a restart."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from partwise.aggregators import Mean
+from partwise.algorithms import CrossTier, FedAvg, FedSubAvg, LocalOnly, Scaffold
+from partwise.core.errors import CompositionError
+from partwise.core.metrics import Accuracy
+from partwise.core.workload import Workload
+from partwise.experiment.accounting import gaussian_epsilon, poisson_epsilon, without_replacement_epsilon
+from partwise.experiment.accounts import Counted, Replaced, Sampled
+from partwise.experiment.evaluate import Evaluation
+from partwise.experiment.experiment import Experiment
+from partwise.experiment.privacy import ClientDP
+from partwise.experiment.recorder import Checkpointing, Silent
+from partwise.experiment.report import write_report
+from partwise.experiment.spec import dump, loads
+from partwise.experiment.store import RunStore
+from partwise.local import SGD, LocalTraining
+from partwise.schedulers import FedAsync, FedBuff, FedCompass, Synchronous
+from partwise.schedulers.choices import Oort, Poisson, Stalest, Uniform, Weighted
+from partwise.transforms import Adam, CapWeight, Clip, GaussianNoise, TopK
+from toy_experiments import People
+from toy_federation import LOCAL, model
+
+pytest.importorskip("dp_accounting")
+DELTA = 1e-3
+
+
+def made(privacy=None, *, choice=None, cohort=3, rounds=6, population=None, **more):
+    workload = Workload(model(), population or Many(), (Accuracy(),))
+    scheduler = more.pop("scheduler", Synchronous(cohort=cohort, rounds=rounds, choice=choice or Poisson()))
+    parts = {
+        "algorithm": FedAvg(LOCAL),
+        "privacy": privacy or ClientDP(0.5, noise_multiplier=1.2, delta=DELTA),
+        "evaluation": Evaluation(every=3),
+        "checkpointing": Checkpointing(every_seconds=0),
+        "seed": 5,
+    }
+    return Experiment(workload, scheduler=scheduler, **{**parts, **more})
+
+
+class Many(People):
+    """Forty clients."""
+
+    clients = range(40)
+
+    def profile(self, client, now=0.0):
+        return super().profile(client)._replace(seconds_per_step=0.0, uplink=math.inf, downlink=math.inf)
+
+
+class Fickle(Many):
+    """Some of them are away for a while."""
+
+    def next_available(self, client, now):
+        return now if client % 7 or now > 5 else 5.0
+
+
+def epsilons(folder):
+    with RunStore(folder, "read") as store:
+        return [(row["version"], row["value"]) for row in store.metrics("epsilon", "privacy")]
+
+
+# ---- a run --------------------------------------------------------------------------------------------------------
+
+
+def test_epsilon_is_recorded_after_every_commit(tmp_path):
+    made().run(tmp_path / "run")
+    expected = {t: poisson_epsilon(1.2, 3 / 40, t, DELTA) for t in range(1, 7)}
+    assert dict(epsilons(tmp_path / "run")) == pytest.approx(expected)
+
+
+def test_what_is_put_into_the_run():
+    star, _ = made(server=[Adam(lr=0.1)], client=[TopK(ratio=0.5)]).build()
+    assert star.client_chain["model"].stages == (TopK(ratio=0.5), Clip(0.5), CapWeight(1.0))
+    assert star.server_chain["model"].stages == (GaussianNoise(1.2, sensitivity=0.5 / 3), Adam(lr=0.1))
+    assert repr(star.all_aggregators()["model"]) == "FixedMean(cohort=3.0, max_weight=1.0)"
+
+
+def test_the_noise_has_the_size_that_epsilon_is_computed_for(tmp_path):
+    """Clients that change nothing leave the noise alone: z C / (q N) on each coordinate."""
+    still = LocalTraining(SGD(1e-30), batch_size=4, steps=1)
+    privacy = ClientDP(0.5, noise_multiplier=1.2, delta=DELTA)
+    result = made(privacy, algorithm=FedAvg(still), rounds=1).run(tmp_path / "run")
+    start = model().init(5)
+    moved = torch.cat([(result.params[n] - start[n]).flatten() for n in start]).double()
+    assert len(moved) == 318
+    assert float(moved.std()) == pytest.approx(1.2 * 0.5 / 3, rel=4 / math.sqrt(2 * 318))
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_a_target_is_met_by_the_last_version_and_not_by_far(tmp_path, accountant):
+    made(ClientDP(0.5, epsilon=4.0, delta=DELTA, accountant=accountant)).run(tmp_path / "run")
+    version, last = epsilons(tmp_path / "run")[-1]
+    assert version == 6
+    assert 4.0 * (1 - 1e-3) < last <= 4.0
+
+
+class Killed(Silent):
+    """Ends the process's run in the middle of a version."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def committed(self, version, loss, world, scores):
+        if version == self.at:
+            raise OSError("killed")
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        ClientDP(0.5, noise_multiplier=1.2, delta=DELTA),
+        ClientDP(0.5, noise_multiplier=1.2, delta=DELTA, amplification="none"),
+    ],
+    ids=["sampled", "counted"],
+)
+def test_killed_and_resumed_a_run_has_the_epsilon_and_the_bits_of_an_undisturbed_one(tmp_path, privacy):
+    experiment = made(privacy)
+    experiment.run(tmp_path / "whole")
+    for at in (2, 5):
+        with pytest.raises(OSError, match="killed"):
+            experiment.run(tmp_path / "killed", resume=at > 2, progress=Killed(at))
+    experiment.run(tmp_path / "killed", resume=True)
+    assert epsilons(tmp_path / "killed") == epsilons(tmp_path / "whole")
+    assert len(epsilons(tmp_path / "whole")) == 6
+    one, other = ((tmp_path / f / "model.safetensors").read_bytes() for f in ("killed", "whole"))
+    assert one == other
+
+
+def test_rounds_without_anybody_are_commits_of_noise(tmp_path):
+    result = made(cohort=1, rounds=12).run(tmp_path / "run")
+    with RunStore(tmp_path / "run", "read") as store:
+        sizes = [e["body"]["replies"] for e in store.events() if e["kind"] == "commit"]
+        losses = [row["value"] for row in store.metrics("train_loss")]
+    assert 0 in sizes
+    assert len(sizes) == 12
+    assert all(math.isnan(loss) == (n == 0) for loss, n in zip(losses, sizes, strict=True))
+    assert [v for v, _ in epsilons(tmp_path / "run")] == list(range(1, 13))
+    assert all(torch.isfinite(t).all() for t in result.params.values())
+    write_report([tmp_path / "run"], tmp_path / "report.html")
+
+
+def test_without_amplification_each_commit_is_charged_to_those_who_are_in_it(tmp_path):
+    privacy = ClientDP(0.5, noise_multiplier=1.2, delta=DELTA, amplification="none")
+    made(privacy, choice=Stalest(), cohort=20).run(tmp_path / "run")
+    expected = [gaussian_epsilon(math.sqrt(k) / 1.2, DELTA) for k in (1, 1, 2, 2, 3, 3)]
+    assert [e for _, e in epsilons(tmp_path / "run")] == pytest.approx(expected)
+
+
+def test_fixed_cohorts_are_accounted_for_replacing_a_client(tmp_path):
+    made(choice=Uniform()).run(tmp_path / "run")
+    last = epsilons(tmp_path / "run")[-1][1]
+    assert last == pytest.approx(without_replacement_epsilon(0.6, 3, 40, 6, delta=DELTA))
+
+
+def test_an_asynchronous_run_without_amplification(tmp_path):
+    privacy = ClientDP(0.5, noise_multiplier=1.2, delta=DELTA, amplification="none")
+    made(privacy, population=People(), scheduler=FedBuff(2, 4, versions=6)).run(tmp_path / "run")
+    found = [e for _, e in epsilons(tmp_path / "run")]
+    assert found == sorted(found)
+    assert found[-1] > gaussian_epsilon(1 / 1.2, DELTA)
+
+
+def test_the_report_says_what_is_guaranteed_and_what_not(tmp_path):
+    made().run(tmp_path / "run")
+    page = write_report([tmp_path / "run"], tmp_path / "report.html").read_text()
+    spent = poisson_epsilon(1.2, 3 / 40, 6, DELTA)
+    for words in (
+        f"ε = {spent:.3f} after 6 rounds",
+        "Differential privacy of one client&#39;s whole participation at delta 0.001",
+        "Gaussian noise of multiplier 1.2",
+        "each is drawn with probability 0.075, in secret",
+        "It does not cover training losses",
+        "The noise was simulated",
+    ):
+        assert words in page, words
+
+
+# ---- a specification ----------------------------------------------------------------------------------------------
+
+SPEC = """
+[workload]
+name = "LeafSynthetic"
+num_clients = 50
+[algorithm]
+name = "FedAvg"
+[scheduler]
+name = "Synchronous"
+cohort = 5
+rounds = 10
+choice = { name = "Poisson" }
+[privacy]
+clip_norm = 1.0
+epsilon = 8.0
+"""
+
+
+def test_one_table_of_a_specification():
+    experiment = loads(SPEC)
+    assert experiment.privacy == ClientDP(1.0, epsilon=8.0)
+    assert loads(dump(experiment)).privacy == experiment.privacy
+    changed = loads(SPEC, ["privacy.randomness=SystemRandomness", "privacy.amplification=none"]).privacy
+    assert not changed.randomness.is_simulated
+    assert changed.amplification == "none"
+
+
+# ---- what voids a guarantee ---------------------------------------------------------------------------------------
+
+PLAIN = ClientDP(0.5, noise_multiplier=1.2, delta=DELTA)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"choice": Oort()}, "must know that clients are drawn without a look at their data, got Synchronous("),
+        ({"choice": Weighted()}, "must know that clients are drawn without a look at their data"),
+        ({"choice": Stalest()}, "counts on clients being drawn at random, got Synchronous, of which it is not known"),
+        ({"scheduler": FedBuff(2, 4)}, "drawn at random, got FedBuff, of which it is not known how often"),
+        ({"scheduler": FedAsync()}, "or set amplification='none' to charge each commit to those who are in it."),
+        ({"choice": Uniform(), "population": Fickle()}, "while all are available, got clients that come and go"),
+        ({"algorithm": Scaffold(LOCAL)}, "got an algorithm with the streams ['control', 'model']"),
+        ({"algorithm": CrossTier(FedAvg(LOCAL))}, "got CrossTier, which has a `commit` of its own"),
+        ({"aggregator": Mean("cohort")}, "brings its own, got Mean(by='cohort', at_least=0.0). Leave"),
+        ({"privacy": replace(PLAIN, delta=0.03)}, "must be below one over the population of 40, got delta=0.03"),
+        (
+            {"privacy": replace(PLAIN, amplification="none"), "scheduler": FedCompass()},
+            "must know how many clients a commit has in expectation, got none from FedCompass, whose commits vary",
+        ),
+        (
+            {
+                "privacy": ClientDP(0.5, epsilon=2.0, delta=DELTA, amplification="none"),
+                "scheduler": FedBuff(2, 4, versions=0, seconds=5.0),
+            },
+            "chooses the noise for all commits together, got FedBuff without a number of versions",
+        ),
+    ],
+)
+def test_parts_that_void_the_guarantee_are_refused_when_built(more, message):
+    with pytest.raises(CompositionError, match=re.escape(message)):
+        made(**{"privacy": PLAIN, **more}).build()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"population": Fickle()},  # under Poisson sampling those who are away are not drawn, and that is all
+        {"algorithm": FedSubAvg("count", LOCAL)},
+        {"algorithm": LocalOnly(FedAvg(LOCAL), names=("out.bias",))},
+        {"privacy": replace(PLAIN, amplification="none", cohort=4.0), "scheduler": FedCompass()},
+        {"privacy": replace(PLAIN, max_weight=50.0)},
+    ],
+)
+def test_parts_that_do_not_are_taken(more):
+    made(**{"privacy": PLAIN, **more}).build()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"clip_norm": 0.0}, "ClientDP(clip_norm=0.0): must be finite and above 0, got 0.0"),
+        ({"noise_multiplier": None}, "needs one of the two, got neither. epsilon=8.0 chooses the noise."),
+        ({"epsilon": 2.0}, "ClientDP(epsilon=2.0, noise_multiplier=1.0): needs one of the two, got both"),
+        ({"epsilon": -1.0, "noise_multiplier": None}, "ClientDP(epsilon=-1.0): must be finite and above 0"),
+        ({"noise_multiplier": 0.0}, "ClientDP(noise_multiplier=0.0): must be finite and above 0"),
+        ({"delta": 1.0}, "ClientDP(delta=1.0): must lie in (0, 1), got 1.0"),
+        ({"amplification": "shuffle"}, "ClientDP(amplification='shuffle'): must be 'sampling' or 'none'"),
+        ({"accountant": "moments"}, "ClientDP(accountant='moments'): must be 'pld' or 'rdp'"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ClientDP(**{"clip_norm": 1.0, "noise_multiplier": 1.0, **fields})
+
+
+# ---- ledgers ------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_is_in_one_commit_twice_moves_it_twice_as_far():
+    ledger = Counted(2.0, DELTA)
+    ledger.charge([3, 3, 8])
+    assert ledger.epsilon() == pytest.approx(gaussian_epsilon(2 / 2.0, DELTA))
+    ledger.charge([8], [0.5])
+    assert ledger.epsilon() == pytest.approx(gaussian_epsilon(2 / 2.0, DELTA))  # 8 has 1 + 1/4, 3 still 4
+    ledger.charge([3])
+    assert ledger.epsilon() == pytest.approx(gaussian_epsilon(math.sqrt(5) / 2.0, DELTA))
+
+
+@pytest.mark.parametrize("clients", [([1, 1],), ([1, 2], [1.0, 1.5])])
+def test_sampling_hides_nobody_who_is_in_a_commit_twice(clients):
+    for ledger in (Sampled(1.0, 0.1, DELTA), Replaced(1.0, 2, 9, DELTA)):
+        with pytest.raises(CompositionError, match="must be in a commit once and unscaled for sampling to hide it"):
+            ledger.charge(*clients)
+
+
+@pytest.mark.parametrize(
+    "new", [lambda: Counted(2.0, DELTA), lambda: Sampled(1.0, 0.1, DELTA), lambda: Replaced(1.0, 2, 9, DELTA)]
+)
+def test_a_ledger_goes_on_from_its_state(new):
+    one, other = new(), new()
+    assert one.epsilon() == 0.0
+    for commit in ([1, 2], [], [2]):
+        one.charge(commit)
+    other.restore(one.state())
+    assert one.epsilon() == other.epsilon() > 0
+    for ledger in (one, other):
+        ledger.charge([2])
+    assert one.epsilon() == other.epsilon()
