@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from partwise.aggregators import TrimmedMean as TrimmedMean
     from partwise.algorithms import MCPSGD as MCPSGD
     from partwise.algorithms import MMPSGD as MMPSGD
+    from partwise.algorithms import AdaptiveClip as AdaptiveClip
     from partwise.algorithms import CrossTier as CrossTier
     from partwise.algorithms import FedAMD as FedAMD
     from partwise.algorithms import FedAvg as FedAvg
@@ -84,7 +85,9 @@ if TYPE_CHECKING:
     from partwise.experiment import write_report as write_report
     from partwise.experiment.compare import compare as compare
     from partwise.experiment.dump import dump as dump
+    from partwise.experiment.mechanisms import Adaptive as Adaptive
     from partwise.experiment.mechanisms import Central as Central
+    from partwise.experiment.mechanisms import Tree as Tree
     from partwise.experiment.privacy import ClientDP as ClientDP
     from partwise.local import SGD as SGD
     from partwise.local import AdamW as AdamW
@@ -150,6 +153,7 @@ if TYPE_CHECKING:
     from partwise.transforms import Scale as Scale
     from partwise.transforms import ServerSGD as ServerSGD
     from partwise.transforms import TopK as TopK
+    from partwise.transforms import TreeNoise as TreeNoise
     from partwise.transforms import Yogi as Yogi
     from partwise.transforms.randomness import SimulatedRandomness as SimulatedRandomness
     from partwise.transforms.randomness import SystemRandomness as SystemRandomness
@@ -176,6 +180,8 @@ _MODULE_OF = {
     "Adagrad": "partwise.transforms",
     "Adam": "partwise.transforms",
     "AdamW": "partwise.local",
+    "Adaptive": "partwise.experiment.mechanisms",
+    "AdaptiveClip": "partwise.algorithms",
     "Aggregator": "partwise.core.aggregate",
     "Algorithm": "partwise.core.algorithm",
     "Always": "partwise.populations",
@@ -293,6 +299,8 @@ _MODULE_OF = {
     "TopKAccuracy": "partwise.core.metrics",
     "Trace": "partwise.populations",
     "Transform": "partwise.core.transform",
+    "Tree": "partwise.experiment.mechanisms",
+    "TreeNoise": "partwise.transforms",
     "TrimmedMean": "partwise.aggregators",
     "Uniform": "partwise.schedulers.choices",
     "Unreliable": "partwise.populations",

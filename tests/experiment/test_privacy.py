@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from partwise.aggregators import Mean
-from partwise.algorithms import CrossTier, FedAvg, FedSubAvg, LocalOnly, Scaffold
+from partwise.algorithms import AdaptiveClip, CrossTier, FedAvg, FedSubAvg, LocalOnly, Scaffold
 from partwise.core.errors import CompositionError
 from partwise.core.metrics import Accuracy
 from partwise.core.workload import Workload
-from partwise.experiment.accounting import gaussian_epsilon, poisson_epsilon, without_replacement_epsilon
-from partwise.experiment.accounts import Counted, Replaced, Sampled
+from partwise.experiment.accounting import gaussian_epsilon, poisson_epsilon, without_replacement_epsilon, zcdp_epsilon
+from partwise.experiment.accounts import Counted, Nodes, Replaced, Sampled
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.experiment import Experiment
+from partwise.experiment.mechanisms import Adaptive, Tree, multiplier_beside_count
 from partwise.experiment.privacy import ClientDP
 from partwise.experiment.recorder import Checkpointing, Silent
 from partwise.experiment.report import write_report
@@ -119,8 +120,10 @@ class Killed(Silent):
     [
         ClientDP(0.5, noise_multiplier=1.2, delta=DELTA),
         ClientDP(0.5, noise_multiplier=1.2, delta=DELTA, amplification="none"),
+        ClientDP(0.5, noise_multiplier=3.0, delta=DELTA, mechanism=Tree(restart_every=4)),
+        ClientDP(0.5, noise_multiplier=1.2, delta=DELTA, mechanism=Adaptive(count_noise=2.0)),
     ],
-    ids=["sampled", "counted"],
+    ids=["sampled", "counted", "tree", "adaptive"],
 )
 def test_killed_and_resumed_a_run_has_the_epsilon_and_the_bits_of_an_undisturbed_one(tmp_path, privacy):
     experiment = made(privacy)
@@ -280,6 +283,42 @@ def test_settings_that_mean_nothing_are_refused(fields, message):
         ClientDP(**{"clip_norm": 1.0, "noise_multiplier": 1.0, **fields})
 
 
+# ---- other mechanisms ---------------------------------------------------------------------------------------------
+
+
+def test_adaptive_clipping_divides_the_noise_among_update_and_count():
+    assert multiplier_beside_count(1.0, 5.0) == pytest.approx(1.005038, abs=1e-6)
+    star, _ = made(replace(PLAIN, noise_multiplier=1.0, mechanism=Adaptive()), cohort=20).build()
+    model_noise, count_noise = (star.server_chain[s].stages[0] for s in ("model", "clip"))
+    assert star.algorithm == AdaptiveClip(FedAvg(LOCAL), 0.5)
+    assert count_noise == GaussianNoise(2.0, 0.5 / 20)
+    assert count_noise.noise_multiplier * count_noise.sensitivity * 20 == 1.0  # a twentieth of the cohort
+    assert model_noise.noise_multiplier**-2 + count_noise.noise_multiplier**-2 == pytest.approx(1.0)
+    assert model_noise.sensitivity == 1 / 20
+    with pytest.raises(CompositionError, match=r"Adaptive\(count_noise=0.5\): must be above half the noise multiplier"):
+        made(replace(PLAIN, mechanism=Adaptive(count_noise=0.5))).build()
+
+
+def test_adaptive_clipping_has_the_epsilon_of_its_noise_in_all(tmp_path):
+    privacy = replace(PLAIN, mechanism=Adaptive(count_noise=2.0))
+    result = made(privacy).run(tmp_path / "run")
+    expected = {t: poisson_epsilon(1.2, 3 / 40, t, DELTA) for t in range(1, 7)}
+    assert dict(epsilons(tmp_path / "run")) == pytest.approx(expected)
+    assert float(result.streams["clip"]["norm"]) != 0.5
+
+
+def test_a_tree_cannot_choose_its_noise():
+    with pytest.raises(CompositionError, match="cannot choose the noise for a target"):
+        made(ClientDP(0.5, epsilon=2.0, delta=DELTA, mechanism=Tree())).build()
+
+
+def test_a_tree_needs_nothing_of_how_clients_are_drawn(tmp_path):
+    privacy = ClientDP(0.5, noise_multiplier=3.0, delta=DELTA, mechanism=Tree())
+    made(privacy, choice=Stalest(), cohort=20).run(tmp_path / "run")
+    expected = [gaussian_epsilon(math.sqrt(s) / 3.0, DELTA) for s in (1, 2, 3, 8, 9, 10)]
+    assert [e for _, e in epsilons(tmp_path / "run")] == pytest.approx(expected)
+
+
 # ---- ledgers ------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +332,68 @@ def test_a_client_that_is_in_one_commit_twice_moves_it_twice_as_far():
     assert ledger.epsilon() == pytest.approx(gaussian_epsilon(math.sqrt(5) / 2.0, DELTA))
 
 
+def tree(z, leaves, rounds, delta=DELTA, restart=0):
+    ledger = Nodes(z, delta, restart)
+    for t in range(rounds):
+        ledger.charge([5] * leaves.count(t))
+    return ledger.epsilon()
+
+
+def test_one_participation_in_a_tree_of_1024_rounds():
+    dp = pytest.importorskip("dp_accounting")
+    from dp_accounting import rdp
+
+    assert tree(5.0, [0], 1024, 1e-5) == pytest.approx(2.738, abs=1e-3)  # the Gaussian mechanism at z / sqrt(11)
+    rho = 11 / (2 * 5.0**2)
+    assert rho == pytest.approx(0.22)
+    assert rho + 2 * math.sqrt(rho * math.log(1e5)) == pytest.approx(3.403, abs=1e-3)
+    library = rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_SPECIAL)
+    library.compose(dp.SingleEpochTreeAggregationDpEvent(5.0, 1024))
+    assert library.get_epsilon(1e-5) == pytest.approx(2.968, abs=1e-3)
+    assert zcdp_epsilon(rho, 1e-5) == pytest.approx(2.968, abs=1e-3)
+
+
+def spent(leaves, rounds, restart=0):
+    """The squares of what a client adds to the nodes of a tree, by enumeration of all nodes."""
+    total, starts = 0, range(0, rounds, restart or rounds)
+    for start in starts:
+        mine = [t - start for t in leaves if start <= t < start + (restart or rounds)]
+        length = min(restart or rounds, rounds - start)
+        is_whole = restart and length == restart
+        padded = 1 << (length - 1).bit_length() if is_whole else length
+        size = 1
+        while size <= padded:
+            for first in range(0, padded - size + 1, size):
+                total += sum(first <= t < first + size for t in mine) ** 2
+            size *= 2
+    return total
+
+
+@pytest.mark.parametrize(
+    ("leaves", "rounds", "restart"),
+    [
+        ([0], 8, 0),
+        ([0, 1], 8, 0),
+        ([0, 7], 8, 0),
+        ([3, 3], 8, 0),
+        ([0, 3, 4], 7, 0),
+        ([0, 5], 6, 6),
+        ([4, 5, 9], 10, 5),
+        ([1, 4, 10], 11, 3),
+    ],
+)
+def test_the_ledger_of_a_tree_counts_every_node_by_client(leaves, rounds, restart):
+    expected = gaussian_epsilon(math.sqrt(spent(leaves, rounds, restart)) / 4.0, DELTA)
+    assert tree(4.0, leaves, rounds, restart=restart) == pytest.approx(expected)
+
+
+def test_being_in_a_tree_twice_costs_more_than_twice():
+    """Up to a factor k of the sensitivity, not sqrt(k): at neighbouring leaves all but two nodes are shared."""
+    once, twice = spent([0], 1024), spent([0, 1], 1024)
+    assert (once, twice) == (11, 2 + 10 * 4)
+    assert math.sqrt(twice / once) > 1.95
+
+
 @pytest.mark.parametrize("clients", [([1, 1],), ([1, 2], [1.0, 1.5])])
 def test_sampling_hides_nobody_who_is_in_a_commit_twice(clients):
     for ledger in (Sampled(1.0, 0.1, DELTA), Replaced(1.0, 2, 9, DELTA)):
@@ -301,7 +402,14 @@ def test_sampling_hides_nobody_who_is_in_a_commit_twice(clients):
 
 
 @pytest.mark.parametrize(
-    "new", [lambda: Counted(2.0, DELTA), lambda: Sampled(1.0, 0.1, DELTA), lambda: Replaced(1.0, 2, 9, DELTA)]
+    "new",
+    [
+        lambda: Counted(2.0, DELTA),
+        lambda: Sampled(1.0, 0.1, DELTA),
+        lambda: Replaced(1.0, 2, 9, DELTA),
+        lambda: Nodes(2.0, DELTA),
+        lambda: Nodes(2.0, DELTA, 3),
+    ],
 )
 def test_a_ledger_goes_on_from_its_state(new):
     one, other = new(), new()

@@ -18,7 +18,7 @@ from partwise.experiment.accounting import (
     without_replacement_epsilon,
 )
 
-__all__ = ["EPSILON", "Account", "Counted", "Replaced", "Sampled", "shares"]
+__all__ = ["EPSILON", "Account", "Counted", "Nodes", "Replaced", "Sampled", "shares"]
 
 EPSILON = ("epsilon", "privacy")  # name and scope of the metric
 
@@ -108,6 +108,62 @@ class Replaced(_Commits):
 
     def epsilon(self) -> float:
         return without_replacement_epsilon(self._z / 2, self._size, self._population, self._commits, delta=self._delta)
+
+
+class Nodes:
+    """Commits that are leaves of a tree whose nodes get Gaussian noise, each charged to those who are in it.
+
+    What a client adds to a node is the sum of what it adds to the leaves below, so that being in a tree twice can cost
+    up to four times as much. Epsilon is that of the client whose squares of what it adds to all nodes sum to most.
+
+    Args:
+        noise_multiplier: z.
+        delta: of the guarantee.
+        restart_every: as in `TreeNoise`.
+    """
+
+    def __init__(self, noise_multiplier: float, delta: float, restart_every: int = 0) -> None:
+        self._z, self._delta, self._restart = noise_multiplier, delta, restart_every
+        self._step, self._most = 0, 0.0
+        self._open: list[tuple[int, dict[int, float]]] = []  # levels of a complete node, and what clients add to it
+        self._spent: dict[int, float] = {}
+
+    def charge(self, clients: Sequence[int], scales: Sequence[float] = ()) -> None:
+        self._add(1, shares(clients, scales))
+        while len(self._open) > 1 and self._open[-1][0] == self._open[-2][0]:
+            self._join()
+        self._step += 1
+        if self._step == self._restart:
+            while len(self._open) > 1:
+                if self._open[-2][0] != self._open[-1][0]:
+                    self._open.append((self._open[-1][0], {}))
+                self._join()
+            self._open, self._step = [], 0
+
+    def _join(self) -> None:
+        (levels, left), (_, right) = self._open.pop(-2), self._open.pop()
+        for client, share in right.items():
+            left[client] = left.get(client, 0.0) + share
+        self._add(levels + 1, left)
+
+    def _add(self, levels: int, node: dict[int, float]) -> None:
+        """A node is complete."""
+        self._open.append((levels, node))
+        for client, share in node.items():
+            spent = self._spent[client] = self._spent.get(client, 0.0) + share**2
+            self._most = max(self._most, spent)
+
+    def epsilon(self) -> float:
+        return gaussian_epsilon(math.sqrt(self._most) / self._z if self._z else math.inf, self._delta)
+
+    def state(self) -> Any:
+        nodes = [(levels, dict(node)) for levels, node in self._open]
+        return {"step": self._step, "open": nodes, "spent": dict(self._spent)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._step, self._spent = state["step"], dict(state["spent"])
+        self._open = [(levels, dict(node)) for levels, node in state["open"]]
+        self._most = max(self._spent.values(), default=0.0)
 
 
 class Counted:

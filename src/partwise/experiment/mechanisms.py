@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from partwise.aggregators import FixedMean
+from partwise.algorithms import AdaptiveClip
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
+from partwise.core.errors import CompositionError
 from partwise.core.schedule import Sampling
 from partwise.core.transform import Transform
 from partwise.experiment.accounting import (
@@ -18,11 +20,11 @@ from partwise.experiment.accounting import (
     poisson_epsilon,
     without_replacement_epsilon,
 )
-from partwise.experiment.accounts import Account, Counted, Replaced, Sampled
-from partwise.transforms import CapWeight, Clip, GaussianNoise
+from partwise.experiment.accounts import Account, Counted, Nodes, Replaced, Sampled
+from partwise.transforms import CapWeight, Clip, GaussianNoise, TreeNoise
 from partwise.transforms.randomness import Randomness
 
-__all__ = ["Central", "Mechanism", "Offer", "Parts", "Setting"]
+__all__ = ["Adaptive", "Central", "Mechanism", "Offer", "Parts", "Setting", "Tree", "multiplier_beside_count"]
 
 
 class Parts(NamedTuple):
@@ -80,6 +82,11 @@ class Mechanism(Protocol):
 
     def __hash__(self) -> int: ...
 
+    @property
+    def uses_sampling(self) -> bool:
+        """Whether it gains by clients being drawn at random."""
+        return True
+
     def compose(self, parts: Parts, setting: Setting) -> Parts:
         """The parts of a run with clip, weights, divisor and noise put in."""
         ...
@@ -98,7 +105,7 @@ class Mechanism(Protocol):
 
 
 @dataclass(frozen=True)
-class Central:
+class Central(Mechanism):
     """The server adds Gaussian noise to each aggregate; it is trusted to.
 
     Source: McMahan et al., "Learning differentially private recurrent language models", ICLR 2018, arXiv:1710.06963.
@@ -119,6 +126,112 @@ class Central:
         return (
             f"the server adds Gaussian noise of multiplier {setting.noise_multiplier:.4g} to each mean of updates "
             f"that are clipped to norm {setting.clip_norm:g}"
+        )
+
+
+@dataclass(frozen=True)
+class Adaptive(Mechanism):
+    """As `Central`, with a clip norm that follows a quantile of the clients' norms; `clip_norm` is the first one.
+
+    Whether a client's update was short is summed with noise of its own, for which the update's noise is raised so that
+    both together are worth z: z_model = (z^-2 - (2 count_noise)^-2)^(-1/2).
+
+    Args:
+        quantile: the share of updates that should not be clipped, in (0, 1).
+        rate: how fast the clip norm follows, > 0.
+        count_noise: standard deviation of the noise on the number of short updates; 0 for a twentieth of the cohort.
+
+    Source: Andrew et al., "Differentially private learning with adaptive clipping", NeurIPS 2021, arXiv:1905.03871.
+    """
+
+    quantile: float = 0.5
+    rate: float = 0.2
+    count_noise: float = 0.0
+
+    def compose(self, parts: Parts, setting: Setting) -> Parts:
+        count = self.count_noise or setting.cohort / 20
+        z, cohort = setting.noise_multiplier, setting.cohort
+        noise = GaussianNoise(multiplier_beside_count(z, count), 1 / cohort, setting.randomness)
+        on_count = GaussianNoise(2 * count, 0.5 / cohort, setting.randomness)
+        return Parts(
+            AdaptiveClip(parts.algorithm, setting.clip_norm, self.quantile, self.rate),
+            parts.client,
+            {"model": (noise, *parts.server["model"]), "clip": (on_count,)},
+            {"model": FixedMean(cohort), "clip": FixedMean(cohort)},
+        )
+
+    def account(self, noise_multiplier: float, offer: Offer) -> Account:
+        return gaussian_account(noise_multiplier, offer)
+
+    def foresee(self, noise_multiplier: float, offer: Offer, commits: int) -> float:
+        return gaussian_forecast(noise_multiplier, offer, commits)
+
+    def words(self, setting: Setting) -> str:
+        return (
+            f"the server adds Gaussian noise, of multiplier {setting.noise_multiplier:.4g} in all, to each mean of "
+            f"updates and to the share of them that are short; they are clipped to a norm that follows it from "
+            f"{setting.clip_norm:g} on"
+        )
+
+
+def multiplier_beside_count(noise_multiplier: float, count_noise: float) -> float:
+    """z of the updates, so that together with a count of noise sigma_b they are worth `noise_multiplier`.
+
+    Example:
+        >>> round(multiplier_beside_count(1.0, 5.0), 6)
+        1.005038
+    """
+    rest = noise_multiplier**-2 - (2 * count_noise) ** -2
+    if rest <= 0:
+        raise CompositionError(
+            f"Adaptive(count_noise={count_noise:g}): must be above half the noise multiplier of "
+            f"{noise_multiplier:.4g}, got {count_noise:g}, which alone reveals more than both may. Raise it, or ask a larger cohort."
+        )
+    return 1 / math.sqrt(rest)
+
+
+@dataclass(frozen=True)
+class Tree(Mechanism):
+    """The server adds noise to the nodes of a tree over rounds; nothing is assumed of how clients are drawn.
+
+    What it costs depends on how often, and how close to each other, a client takes part, so that noise cannot be chosen
+    for a target before the run: give `noise_multiplier`, the noise of a node.
+
+    Args:
+        restart_every: rounds after which a new tree begins, 0 for never.
+        efficient: halve the variance by what is known of the nodes below.
+
+    Source: Kairouz et al., "Practical and private (deep) learning without sampling or shuffling", ICML 2021,
+        arXiv:2103.00039.
+    """
+
+    restart_every: int = 0
+    efficient: bool = True
+
+    @property
+    def uses_sampling(self) -> bool:
+        return False
+
+    def compose(self, parts: Parts, setting: Setting) -> Parts:
+        sensitivity = setting.clip_norm / setting.cohort
+        noise = TreeNoise(
+            setting.noise_multiplier, sensitivity, self.restart_every, self.efficient, setting.randomness
+        )
+        return bounded(parts, setting)._replace(server={**parts.server, "model": (noise, *parts.server["model"])})
+
+    def account(self, noise_multiplier: float, offer: Offer) -> Account:
+        return Nodes(noise_multiplier, offer.delta, self.restart_every)
+
+    def foresee(self, noise_multiplier: float, offer: Offer, commits: int) -> float:
+        raise CompositionError(
+            f"{self!r}: cannot choose the noise for a target, because what it costs depends on when each client takes "
+            "part, got epsilon. Give noise_multiplier."
+        )
+
+    def words(self, setting: Setting) -> str:
+        return (
+            f"the server adds Gaussian noise of multiplier {setting.noise_multiplier:.4g} to the nodes of a tree over "
+            f"rounds, of means of updates that are clipped to norm {setting.clip_norm:g}"
         )
 
 

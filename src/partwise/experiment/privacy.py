@@ -147,7 +147,7 @@ class ClientDP:
                 f"{self._name}: must know that clients are drawn without a look at their data, got {scheduler!r}, "
                 "which cannot say so. Use Synchronous with Poisson(), Uniform() or Stalest()."
             )
-        if self.amplification == "none":
+        if self.amplification == "none" or not self.mechanism.uses_sampling:
             sampling = sampling._replace(kind="public")
         elif sampling.kind == "public":
             raise CompositionError(

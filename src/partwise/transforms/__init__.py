@@ -6,6 +6,7 @@ from partwise.transforms.noise import GaussianNoise
 from partwise.transforms.optimize import Adagrad, Adam, ServerSGD, Yogi
 from partwise.transforms.quantize import Quantize
 from partwise.transforms.sparsify import ErrorFeedback, TopK
+from partwise.transforms.tree import TreeNoise
 from partwise.transforms.weigh import CapWeight
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "Scale",
     "ServerSGD",
     "TopK",
+    "TreeNoise",
     "Yogi",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from partwise.core.index import Whole
-from partwise.core.limits import Limit
+from partwise.core.limits import Limit, Noise
 from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
 from partwise.core.transform import State
@@ -66,7 +66,7 @@ class GaussianNoise:
         return whole(value), state
 
 
-def check_noise_fields(part: GaussianNoise) -> None:
+def check_noise_fields(part: Noise) -> None:
     """Refuse a noise multiplier or a sensitivity that means nothing."""
     name = type(part).__name__
     if not 0 <= part.noise_multiplier < math.inf:
