@@ -35,6 +35,8 @@ NEEDED |= {"Scale": {"factor": -0.5}, "TopK": {"k": 5}, "LocalOnly": {"inner": F
 NEEDED |= {"Mixing": {"inner": FedSubAvg("count")}, "CrossTier": {"inner": FedProx(0.4)}}
 NEEDED |= {"FixedMean": {"cohort": 9.0}, "GaussianNoise": {"noise_multiplier": 0.7, "sensitivity": 0.3}}
 NEEDED |= {"TreeNoise": {"noise_multiplier": 0.7, "sensitivity": 0.3}, "AdaptiveClip": {"inner": FedAvg()}}
+NEEDED |= {"DiscreteNoise": {"sensitivity": 2.0, "granularity": 0.01, "variance": 3.0}}
+NEEDED |= {"FromGrid": {"granularity": 0.01, "rotation_seed": 3}}
 NEEDED |= {"FedHyper": {"inner": FedAvg()}, "Utility": {"inner": FedAvg()}}
 FURTHER = [
     Identity(),

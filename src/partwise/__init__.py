@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from partwise.experiment.dump import dump as dump
     from partwise.experiment.mechanisms import Adaptive as Adaptive
     from partwise.experiment.mechanisms import Central as Central
+    from partwise.experiment.mechanisms import Distributed as Distributed
     from partwise.experiment.mechanisms import Tree as Tree
     from partwise.experiment.privacy import ClientDP as ClientDP
     from partwise.local import SGD as SGD
@@ -146,7 +147,9 @@ if TYPE_CHECKING:
     from partwise.transforms import Adam as Adam
     from partwise.transforms import CapWeight as CapWeight
     from partwise.transforms import Clip as Clip
+    from partwise.transforms import DiscreteNoise as DiscreteNoise
     from partwise.transforms import ErrorFeedback as ErrorFeedback
+    from partwise.transforms import FromGrid as FromGrid
     from partwise.transforms import GaussianNoise as GaussianNoise
     from partwise.transforms import HyperRate as HyperRate
     from partwise.transforms import Quantize as Quantize
@@ -209,6 +212,8 @@ _MODULE_OF = {
     "DataError": "partwise.core.errors",
     "Dataset": "partwise.core.population",
     "Dirichlet": "partwise.populations",
+    "DiscreteNoise": "partwise.transforms",
+    "Distributed": "partwise.experiment.mechanisms",
     "DivergedError": "partwise.core.errors",
     "Drawn": "partwise.populations",
     "Drift": "partwise.populations",
@@ -231,6 +236,7 @@ _MODULE_OF = {
     "FederatedDropout": "partwise.algorithms",
     "FixedMean": "partwise.aggregators",
     "FjORD": "partwise.algorithms",
+    "FromGrid": "partwise.transforms",
     "GaussianNoise": "partwise.transforms",
     "GradientTerm": "partwise.core.plan",
     "Grid": "partwise.core.index",

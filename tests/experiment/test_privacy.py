@@ -15,10 +15,10 @@ from partwise.core.errors import CompositionError
 from partwise.core.metrics import Accuracy
 from partwise.core.workload import Workload
 from partwise.experiment.accounting import gaussian_epsilon, poisson_epsilon, without_replacement_epsilon, zcdp_epsilon
-from partwise.experiment.accounts import Counted, Nodes, Replaced, Sampled
+from partwise.experiment.accounts import Concentrated, Counted, Nodes, Replaced, Sampled
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.experiment import Experiment
-from partwise.experiment.mechanisms import Adaptive, Tree, multiplier_beside_count
+from partwise.experiment.mechanisms import Adaptive, Distributed, Tree, multiplier_beside_count
 from partwise.experiment.privacy import ClientDP
 from partwise.experiment.recorder import Checkpointing, Silent
 from partwise.experiment.report import write_report
@@ -28,6 +28,7 @@ from partwise.local import SGD, LocalTraining
 from partwise.schedulers import FedAsync, FedBuff, FedCompass, Synchronous
 from partwise.schedulers.choices import Oort, Poisson, Stalest, Uniform, Weighted
 from partwise.transforms import Adam, CapWeight, Clip, GaussianNoise, TopK
+from partwise.transforms.distributed import rounded_norm
 from toy_experiments import People
 from toy_federation import LOCAL, model
 
@@ -319,6 +320,62 @@ def test_a_tree_needs_nothing_of_how_clients_are_drawn(tmp_path):
     assert [e for _, e in epsilons(tmp_path / "run")] == pytest.approx(expected)
 
 
+def distributed(**more):
+    return ClientDP(0.5, delta=DELTA, mechanism=Distributed(256.0), **more)
+
+
+def test_shares_of_noise_that_suffice_for_the_fewest_who_answer(tmp_path):
+    scheduler = Synchronous(cohort=10, rounds=3, choice=Stalest(), min_replies=8)
+    made(distributed(noise_multiplier=1.2), scheduler=scheduler).run(tmp_path / "run")
+    star, _ = made(distributed(noise_multiplier=1.2), scheduler=scheduler).build()
+    noise, back = star.client_chain["model"].stages[-1], star.server_chain["model"].stages[0]
+    longest = rounded_norm(256.0, 318)
+    assert 8 * noise.variance == pytest.approx((1.2 * longest) ** 2, rel=1e-4)
+    assert (noise.granularity, noise.rotation_seed) == (back.granularity, back.rotation_seed) == (0.5 / 256, 5)
+    # once each in three rounds of ten of forty; the noise of eight, that of ten is not counted on
+    found = [e for _, e in epsilons(tmp_path / "run")]
+    assert found == pytest.approx([zcdp_epsilon(0.5 / 1.2**2, DELTA)] * 3, rel=1e-3)
+
+
+def test_shares_of_noise_give_what_noise_of_the_server_gives(tmp_path):
+    still = LocalTraining(SGD(1e-30), batch_size=4, steps=1)
+    scheduler = Synchronous(cohort=10, rounds=1, choice=Stalest(), min_replies=10)
+    experiment = made(distributed(noise_multiplier=1.2), scheduler=scheduler, algorithm=FedAvg(still))
+    result, start = experiment.run(tmp_path / "run"), model().init(5)
+    moved = torch.cat([(result.params[n] - start[n]).flatten() for n in start]).double()
+    longest = rounded_norm(256.0, 318) / 256  # a little more than the clip norm, for the rounding
+    assert float(moved.std()) == pytest.approx(1.2 * 0.5 * longest / 10, rel=4 / math.sqrt(2 * 318))
+
+
+def test_a_target_chooses_the_shares(tmp_path):
+    scheduler = Synchronous(cohort=10, rounds=4, choice=Uniform(), min_replies=10)
+    experiment = made(distributed(epsilon=6.0), scheduler=scheduler)
+    experiment.run(tmp_path / "run")
+    found = [e for _, e in epsilons(tmp_path / "run")]
+    assert found == sorted(found)
+    assert found[-1] <= 6.0
+
+
+@pytest.mark.parametrize(
+    ("privacy", "choice", "message"),
+    [
+        (distributed(noise_multiplier=1.0), Poisson(), "got a scheduler that commits 0. Set min_replies"),
+        (distributed(noise_multiplier=1.0), Uniform(), "got a scheduler that commits 1. Set min_replies"),
+    ],
+)
+def test_shares_need_to_know_how_many_there_are(privacy, choice, message):
+    with pytest.raises(CompositionError, match=re.escape(message)):
+        made(privacy, choice=choice).build()
+
+
+def test_whole_numbers_have_no_weights():
+    scheduler = Synchronous(cohort=10, min_replies=8)
+    with pytest.raises(CompositionError, match="adds whole numbers, so that all clients count alike"):
+        made(distributed(noise_multiplier=1.0, max_weight=5.0), scheduler=scheduler).build()
+    with pytest.raises(ValueError, match=r"Distributed\(steps=0.5\): must be finite and at least 1"):
+        Distributed(0.5)
+
+
 # ---- ledgers ------------------------------------------------------------------------------------------------------
 
 
@@ -409,6 +466,7 @@ def test_sampling_hides_nobody_who_is_in_a_commit_twice(clients):
         lambda: Replaced(1.0, 2, 9, DELTA),
         lambda: Nodes(2.0, DELTA),
         lambda: Nodes(2.0, DELTA, 3),
+        lambda: Concentrated(0.1, DELTA),
     ],
 )
 def test_a_ledger_goes_on_from_its_state(new):

@@ -16,10 +16,12 @@ from typing import Any, Literal
 
 __all__ = [
     "Accountant",
+    "distributed_rho",
     "gaussian_delta",
     "gaussian_epsilon",
     "gaussian_multiplier",
     "multiplier_for",
+    "noise_of_sums",
     "poisson_epsilon",
     "without_replacement_epsilon",
     "zcdp_epsilon",
@@ -163,6 +165,31 @@ def without_replacement_epsilon(
     dp = _library()
     event = dp.SampledWithoutReplacementDpEvent(population, size, dp.GaussianDpEvent(noise_multiplier))
     return _rdp(dp.SelfComposedDpEvent(event, releases), delta, dp.NeighboringRelation.REPLACE_ONE)
+
+
+def distributed_rho(rounded_norm: float, variance: float, clients: int, dim: int) -> float:
+    """zCDP of one sum to which each of `clients` adds discrete Gaussian noise; their sum is almost such noise.
+
+    rho = e²/2, e = min(sqrt(D²/(n s²) + tau d/2), D/(sqrt(n) s) + tau sqrt(d)),
+    tau = 10 sum over k < n of exp(-2 pi² s² k/(k+1)).
+
+    Args:
+        rounded_norm: D, the most that one client's value has on the grid.
+        variance: s² of each client's noise, in grid steps squared.
+        clients: n that add noise; no more than are sure to.
+        dim: d.
+
+    Source: Kairouz, Liu and Steinke, arXiv:2102.06387, theorem 1.
+    """
+    tau = noise_of_sums(variance, clients)
+    one = math.sqrt(rounded_norm**2 / (clients * variance) + tau * dim / 2)
+    other = rounded_norm / math.sqrt(clients * variance) + tau * math.sqrt(dim)
+    return min(one, other) ** 2 / 2
+
+
+def noise_of_sums(variance: float, clients: int) -> float:
+    """tau: how far the sum of n discrete Gaussians is from one of n times the variance, in the log of the ratio."""
+    return 10 * sum(math.exp(-2 * math.pi**2 * variance * k / (k + 1)) for k in range(1, clients))
 
 
 def zcdp_epsilon(rho: float, delta: float) -> float:

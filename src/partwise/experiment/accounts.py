@@ -16,9 +16,10 @@ from partwise.experiment.accounting import (
     gaussian_epsilon,
     poisson_epsilon,
     without_replacement_epsilon,
+    zcdp_epsilon,
 )
 
-__all__ = ["EPSILON", "Account", "Counted", "Nodes", "Replaced", "Sampled", "shares"]
+__all__ = ["EPSILON", "Account", "Concentrated", "Counted", "Nodes", "Replaced", "Sampled", "shares"]
 
 EPSILON = ("epsilon", "privacy")  # name and scope of the metric
 
@@ -181,6 +182,11 @@ class Counted:
         self._spent: dict[int, float] = {}  # client -> sum of f²
         self._most = 0.0
 
+    @property
+    def most(self) -> float:
+        """Of all clients, the largest sum of f²."""
+        return self._most
+
     def charge(self, clients: Sequence[int], scales: Sequence[float] = ()) -> None:
         for client, share in shares(clients, scales).items():
             spent = self._spent[client] = self._spent.get(client, 0.0) + share**2
@@ -195,3 +201,28 @@ class Counted:
     def restore(self, state: Mapping[str, Any]) -> None:
         self._spent = {int(client): float(spent) for client, spent in state["spent"].items()}
         self._most = max(self._spent.values(), default=0.0)
+
+
+class Concentrated:
+    """Commits that are rho-zCDP for each client that is in one, charged to those who are.
+
+    Args:
+        rho: of one commit.
+        delta: of the guarantee.
+    """
+
+    def __init__(self, rho: float, delta: float) -> None:
+        self._rho, self._delta = rho, delta
+        self._inner = Counted(1.0, delta)
+
+    def charge(self, clients: Sequence[int], scales: Sequence[float] = ()) -> None:
+        self._inner.charge(clients, scales)
+
+    def epsilon(self) -> float:
+        return zcdp_epsilon(self._rho * self._inner.most, self._delta)
+
+    def state(self) -> Any:
+        return self._inner.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._inner.restore(state)

@@ -93,7 +93,7 @@ class Experiment:
         given = {stream: part for stream, part in aggregators.items() if part is not None}
         parts = Parts(self.algorithm, _stages(self.client), _stages(self.server), given)
         if self.privacy is not None:
-            parts = self.privacy.compose(parts, self.scheduler, workload.population, self.seed)
+            parts = self.privacy.compose(parts, self.scheduler, workload, self.seed)
         star = Star(
             algorithm=parts.algorithm,
             scheduler=self.scheduler,
@@ -158,7 +158,7 @@ class Experiment:
             checkpoints=checkpoints,
             checkpointing=self.checkpointing,
             progress=progress,
-            account=self.privacy.account(self.scheduler, workload.population) if self.privacy else None,
+            account=self.privacy.account(self.scheduler, workload) if self.privacy else None,
         )
         saved = None
         if resume and (checkpoints.versions() or store.metrics("train_loss")):
@@ -208,7 +208,7 @@ class Experiment:
             aggregator=repr(self.aggregator or aggregators.get("model", aggregators)),
             channel=repr(self.channel),
             privacy=repr(self.privacy) if self.privacy else None,
-            guarantee=self.privacy.statement(self.scheduler, workload.population) if self.privacy else None,
+            guarantee=self.privacy.statement(self.scheduler, workload) if self.privacy else None,
             evaluation=repr(self.evaluation),
             runtime=repr(self.runtime),
             scope=self.evaluation.scope,

@@ -16,15 +16,28 @@ from partwise.core.schedule import Sampling
 from partwise.core.transform import Transform
 from partwise.experiment.accounting import (
     Accountant,
+    distributed_rho,
     gaussian_epsilon,
     poisson_epsilon,
     without_replacement_epsilon,
+    zcdp_epsilon,
 )
-from partwise.experiment.accounts import Account, Counted, Nodes, Replaced, Sampled
-from partwise.transforms import CapWeight, Clip, GaussianNoise, TreeNoise
+from partwise.experiment.accounts import Account, Concentrated, Counted, Nodes, Replaced, Sampled
+from partwise.transforms import CapWeight, Clip, DiscreteNoise, FromGrid, GaussianNoise, TreeNoise
+from partwise.transforms.distributed import rounded_norm, rounded_up
 from partwise.transforms.randomness import Randomness
 
-__all__ = ["Adaptive", "Central", "Mechanism", "Offer", "Parts", "Setting", "Tree", "multiplier_beside_count"]
+__all__ = [
+    "Adaptive",
+    "Central",
+    "Distributed",
+    "Mechanism",
+    "Offer",
+    "Parts",
+    "Setting",
+    "Tree",
+    "multiplier_beside_count",
+]
 
 
 class Parts(NamedTuple):
@@ -64,12 +77,14 @@ class Offer(NamedTuple):
         population: N.
         delta: of the guarantee.
         accountant: which one.
+        dim: coordinates of the model; 0 where the mechanism does not need it.
     """
 
     sampling: Sampling
     population: int
     delta: float
     accountant: Accountant = "pld"
+    dim: int = 0
 
     @property
     def rate(self) -> float:
@@ -87,7 +102,12 @@ class Mechanism(Protocol):
         """Whether it gains by clients being drawn at random."""
         return True
 
-    def compose(self, parts: Parts, setting: Setting) -> Parts:
+    @property
+    def needs_dim(self) -> bool:
+        """Whether what it costs depends on the number of coordinates."""
+        return False
+
+    def compose(self, parts: Parts, setting: Setting, offer: Offer) -> Parts:
         """The parts of a run with clip, weights, divisor and noise put in."""
         ...
 
@@ -111,7 +131,7 @@ class Central(Mechanism):
     Source: McMahan et al., "Learning differentially private recurrent language models", ICLR 2018, arXiv:1710.06963.
     """
 
-    def compose(self, parts: Parts, setting: Setting) -> Parts:
+    def compose(self, parts: Parts, setting: Setting, offer: Offer) -> Parts:
         sensitivity = setting.clip_norm / setting.cohort
         noise = GaussianNoise(setting.noise_multiplier, sensitivity, setting.randomness)
         return bounded(parts, setting)._replace(server={**parts.server, "model": (noise, *parts.server["model"])})
@@ -148,7 +168,7 @@ class Adaptive(Mechanism):
     rate: float = 0.2
     count_noise: float = 0.0
 
-    def compose(self, parts: Parts, setting: Setting) -> Parts:
+    def compose(self, parts: Parts, setting: Setting, offer: Offer) -> Parts:
         count = self.count_noise or setting.cohort / 20
         z, cohort = setting.noise_multiplier, setting.cohort
         noise = GaussianNoise(multiplier_beside_count(z, count), 1 / cohort, setting.randomness)
@@ -185,7 +205,8 @@ def multiplier_beside_count(noise_multiplier: float, count_noise: float) -> floa
     if rest <= 0:
         raise CompositionError(
             f"Adaptive(count_noise={count_noise:g}): must be above half the noise multiplier of "
-            f"{noise_multiplier:.4g}, got {count_noise:g}, which alone reveals more than both may. Raise it, or ask a larger cohort."
+            f"{noise_multiplier:.4g}, got {count_noise:g}, which alone reveals more than both may. Raise it, or ask "
+            "a larger cohort."
         )
     return 1 / math.sqrt(rest)
 
@@ -212,11 +233,9 @@ class Tree(Mechanism):
     def uses_sampling(self) -> bool:
         return False
 
-    def compose(self, parts: Parts, setting: Setting) -> Parts:
+    def compose(self, parts: Parts, setting: Setting, offer: Offer) -> Parts:
         sensitivity = setting.clip_norm / setting.cohort
-        noise = TreeNoise(
-            setting.noise_multiplier, sensitivity, self.restart_every, self.efficient, setting.randomness
-        )
+        noise = TreeNoise(setting.noise_multiplier, sensitivity, self.restart_every, self.efficient, setting.randomness)
         return bounded(parts, setting)._replace(server={**parts.server, "model": (noise, *parts.server["model"])})
 
     def account(self, noise_multiplier: float, offer: Offer) -> Account:
@@ -233,6 +252,83 @@ class Tree(Mechanism):
             f"the server adds Gaussian noise of multiplier {setting.noise_multiplier:.4g} to the nodes of a tree over "
             f"rounds, of means of updates that are clipped to norm {setting.clip_norm:g}"
         )
+
+
+@dataclass(frozen=True)
+class Distributed(Mechanism):
+    """Each client adds a share of the noise, discrete, to values on a grid: the server need not be trusted with it.
+
+    That holds behind a channel that reveals only sums; with `Plain` it is a simulation of it. What is counted on is
+    the noise of those who are sure to answer, the scheduler's `min_replies`; and no sampling.
+
+    Args:
+        steps: grid steps in the clip norm, C / g, >= 1; more of them cost bits and round less.
+
+    Source: Kairouz, Liu and Steinke, "The distributed discrete Gaussian mechanism for federated learning with secure
+        aggregation", ICML 2021, arXiv:2102.06387.
+    """
+
+    steps: float = 1024.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps < math.inf:
+            raise ValueError(
+                f"Distributed(steps={self.steps}): must be finite and at least 1, got {self.steps}. 1024 is usual."
+            )
+
+    @property
+    def uses_sampling(self) -> bool:
+        return False
+
+    @property
+    def needs_dim(self) -> bool:
+        return True
+
+    def compose(self, parts: Parts, setting: Setting, offer: Offer) -> Parts:
+        if setting.max_weight != 1:
+            raise CompositionError(
+                f"{self!r}: adds whole numbers, so that all clients count alike, got "
+                f"max_weight={setting.max_weight:g}. Leave it at 1."
+            )
+        g = setting.clip_norm / self.steps
+        variance = self._variance(setting.noise_multiplier, offer)
+        noise = DiscreteNoise(setting.clip_norm, g, variance, setting.seed, setting.randomness)
+        parts = bounded(parts, setting)
+        return parts._replace(
+            client={**parts.client, "model": (*parts.client["model"], noise)},
+            server={**parts.server, "model": (FromGrid(g, setting.seed), *parts.server["model"])},
+        )
+
+    def account(self, noise_multiplier: float, offer: Offer) -> Account:
+        return Concentrated(self._rho(noise_multiplier, offer), offer.delta)
+
+    def foresee(self, noise_multiplier: float, offer: Offer, commits: int) -> float:
+        return zcdp_epsilon(commits * self._rho(noise_multiplier, offer), offer.delta)
+
+    def words(self, setting: Setting) -> str:
+        return (
+            f"each client adds its share of discrete Gaussian noise, which is of multiplier "
+            f"{setting.noise_multiplier:.4g} in a sum of the fewest replies that are committed, to whole grid steps of "
+            f"its update, clipped to norm {setting.clip_norm:g}; who sees sums only, behind a channel that hides their "
+            "terms, learns no more than epsilon says"
+        )
+
+    def _longest(self, offer: Offer) -> float:
+        return rounded_norm(self.steps, offer.dim)
+
+    def _variance(self, noise_multiplier: float, offer: Offer) -> float:
+        """Of one client's noise, so that the fewest that answer have enough of it together."""
+        fewest = offer.sampling.at_least
+        if fewest < 2:
+            raise CompositionError(
+                f"{self!r}: must know how many clients' noise is in a sum at least, got a scheduler that commits "
+                f"{fewest}. Set min_replies of Synchronous, with Uniform() or Stalest()."
+            )
+        return float(rounded_up((noise_multiplier * self._longest(offer)) ** 2 / fewest))
+
+    def _rho(self, noise_multiplier: float, offer: Offer) -> float:
+        variance = self._variance(noise_multiplier, offer)
+        return distributed_rho(self._longest(offer), variance, offer.sampling.at_least, offer.dim)
 
 
 def bounded(parts: Parts, setting: Setting) -> Parts:

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from partwise.core.errors import CompositionError
 from partwise.core.population import Population
 from partwise.core.schedule import Scheduler
+from partwise.core.workload import Workload
 from partwise.experiment.accounting import Accountant, multiplier_for
 from partwise.experiment.accounts import Account
 from partwise.experiment.mechanisms import Central, Mechanism, Offer, Parts, Setting
@@ -91,7 +92,7 @@ class ClientDP:
 
     # What an experiment asks for
 
-    def compose(self, parts: Parts, scheduler: Scheduler, population: Population, seed: int) -> Parts:
+    def compose(self, parts: Parts, scheduler: Scheduler, workload: Workload, seed: int) -> Parts:
         """The parts of a run with those that the guarantee needs.
 
         Raises:
@@ -116,11 +117,12 @@ class ClientDP:
             )
         empty: Mapping[str, tuple[()]] = {"model": ()}
         parts = parts._replace(client={**empty, **parts.client}, server={**empty, **parts.server})
-        return self.mechanism.compose(parts, self.setting(scheduler, population, seed))
+        offer = self.offer(scheduler, workload)
+        return self.mechanism.compose(parts, self.setting(scheduler, workload, seed), offer)
 
-    def setting(self, scheduler: Scheduler, population: Population, seed: int = 0) -> Setting:
+    def setting(self, scheduler: Scheduler, workload: Workload, seed: int = 0) -> Setting:
         """What the noise is made by, once it is known who takes part how often."""
-        offer = self.offer(scheduler, population)
+        offer = self.offer(scheduler, workload)
         cohort = self.cohort or offer.sampling.size
         if not cohort > 0:
             raise CompositionError(
@@ -130,13 +132,14 @@ class ClientDP:
         z = self.noise_multiplier or self._chosen(scheduler, offer)
         return Setting(self.clip_norm, self.max_weight, cohort, z, self.randomness, seed)
 
-    def offer(self, scheduler: Scheduler, population: Population) -> Offer:
+    def offer(self, scheduler: Scheduler, workload: Workload) -> Offer:
         """What an account is opened on.
 
         Raises:
             CompositionError: clients are not drawn as the accounting assumes.
         """
-        num_clients, sampling = len(population.clients), scheduler.sampling
+        population, sampling = workload.population, scheduler.sampling
+        num_clients = len(population.clients)
         if not self.delta * num_clients < 1:
             raise CompositionError(
                 f"{self._name}: must be below one over the population of {num_clients}, got delta={self.delta:g}, "
@@ -160,16 +163,17 @@ class ClientDP:
                 f"{self._name}: a cohort of {sampling.size:g} is a sample of the whole population only while all are "
                 "available, got clients that come and go. Use Synchronous(choice=Poisson()), or amplification='none'."
             )
-        return Offer(sampling, num_clients, self.delta, self.accountant)
+        dim = sum(t.numel() for t in workload.model.init(0).values()) if self.mechanism.needs_dim else 0
+        return Offer(sampling, num_clients, self.delta, self.accountant, dim)
 
-    def account(self, scheduler: Scheduler, population: Population) -> Account:
+    def account(self, scheduler: Scheduler, workload: Workload) -> Account:
         """A ledger in which nothing is spent."""
-        offer = self.offer(scheduler, population)
-        return self.mechanism.account(self.setting(scheduler, population).noise_multiplier, offer)
+        offer = self.offer(scheduler, workload)
+        return self.mechanism.account(self.setting(scheduler, workload).noise_multiplier, offer)
 
-    def statement(self, scheduler: Scheduler, population: Population) -> str:
+    def statement(self, scheduler: Scheduler, workload: Workload) -> str:
         """What is guaranteed, for whom, and on what it rests, in sentences."""
-        offer, setting = self.offer(scheduler, population), self.setting(scheduler, population)
+        offer, setting = self.offer(scheduler, workload), self.setting(scheduler, workload)
         drawn = {
             "poisson": f"The client is there or not; each is drawn with probability {offer.rate:.3g}, in secret.",
             "fixed": f"The client is replaced by another; cohorts of {offer.sampling.size:g} of {offer.population} are "

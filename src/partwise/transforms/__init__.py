@@ -1,6 +1,7 @@
 """One update in, one out: clip, weigh, sparsify, quantize, add noise, optimize."""
 
 from partwise.transforms.clip import Clip, Scale
+from partwise.transforms.distributed import DiscreteNoise, FromGrid
 from partwise.transforms.hyper import HyperRate
 from partwise.transforms.noise import GaussianNoise
 from partwise.transforms.optimize import Adagrad, Adam, ServerSGD, Yogi
@@ -14,7 +15,9 @@ __all__ = [
     "Adam",
     "CapWeight",
     "Clip",
+    "DiscreteNoise",
     "ErrorFeedback",
+    "FromGrid",
     "GaussianNoise",
     "HyperRate",
     "Quantize",
