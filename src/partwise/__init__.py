@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from partwise.core.population import Examples as Examples
     from partwise.core.population import Population as Population
     from partwise.core.population import Profile as Profile
+    from partwise.core.randomness import SimulatedRandomness as SimulatedRandomness
+    from partwise.core.randomness import SystemRandomness as SystemRandomness
     from partwise.core.rng import derive as derive
     from partwise.core.schedule import Scheduler as Scheduler
     from partwise.core.transform import Transform as Transform
@@ -158,8 +160,6 @@ if TYPE_CHECKING:
     from partwise.transforms import TopK as TopK
     from partwise.transforms import TreeNoise as TreeNoise
     from partwise.transforms import Yogi as Yogi
-    from partwise.transforms.randomness import SimulatedRandomness as SimulatedRandomness
-    from partwise.transforms.randomness import SystemRandomness as SystemRandomness
     from partwise.workloads import CIFAR10 as CIFAR10
     from partwise.workloads import MNIST as MNIST
     from partwise.workloads import ClickLog as ClickLog
@@ -288,7 +288,7 @@ _MODULE_OF = {
     "Shakespeare": "partwise.workloads",
     "Shards": "partwise.populations",
     "Simulate": "partwise.runtimes",
-    "SimulatedRandomness": "partwise.transforms.randomness",
+    "SimulatedRandomness": "partwise.core.randomness",
     "Site": "partwise.core.algorithm",
     "SparseLogistic": "partwise.workloads",
     "SpecError": "partwise.core.errors",
@@ -298,7 +298,7 @@ _MODULE_OF = {
     "Steady": "partwise.populations",
     "Sum": "partwise.core.aggregate",
     "Synchronous": "partwise.schedulers",
-    "SystemRandomness": "partwise.transforms.randomness",
+    "SystemRandomness": "partwise.core.randomness",
     "Task": "partwise.core.algorithm",
     "Tiered": "partwise.schedulers",
     "TopK": "partwise.transforms",

@@ -17,6 +17,7 @@ from partwise.core.channel import Channel
 from partwise.core.metrics import Loss, Metric
 from partwise.core.model import CrossEntropy, ExampleLoss, Model
 from partwise.core.plan import Executor, LocalOptimizer
+from partwise.core.randomness import Randomness
 from partwise.core.runtime import Runtime
 from partwise.core.schedule import Scheduler
 from partwise.core.transform import Transform
@@ -36,11 +37,11 @@ from partwise.populations.distributions import Distribution
 from partwise.populations.partitions import Partitioner
 from partwise.populations.profiles import Profiles
 from partwise.populations.reliability import Reliability
+from partwise.randomizers import Randomizer
 from partwise.schedulers import Synchronous
 from partwise.schedulers.choices import Choice
 from partwise.schedulers.staleness import Staleness
 from partwise.transforms import Clip, TopK
-from partwise.transforms.randomness import Randomness
 from partwise.workloads import LeafSynthetic, StdlibCode
 
 PROTOCOLS: dict[str, Any] = {
@@ -53,6 +54,7 @@ PROTOCOLS: dict[str, Any] = {
     "choices": Choice,
     "staleness": Staleness,
     "randomness": Randomness,
+    "randomizers": Randomizer,
     "populations": Profiles | Availability | Reliability | Partitioner,
     "distributions": Distribution,
     "workloads": WorkloadSource,

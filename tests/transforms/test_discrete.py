@@ -12,14 +12,14 @@ import torch
 from partwise.aggregators import FixedMean
 from partwise.core.aggregate import sum_updates
 from partwise.core.index import Rows, Whole
+from partwise.core.randomness import SimulatedRandomness, SystemRandomness, uniform_below
 from partwise.core.rng import generator
 from partwise.core.transform import chain
 from partwise.core.update import Update, norm
 from partwise.experiment.accounting import distributed_rho, noise_of_sums
 from partwise.transforms import Clip, DiscreteNoise, FromGrid
-from partwise.transforms.discrete import bernoulli_exp, discrete_gaussian, discrete_laplace, uniform_below
+from partwise.transforms.discrete import bernoulli_exp, discrete_gaussian, discrete_laplace
 from partwise.transforms.distributed import rotate, rounded_norm, rounded_up
-from partwise.transforms.randomness import SimulatedRandomness, SystemRandomness
 
 SOURCE = SimulatedRandomness()
 

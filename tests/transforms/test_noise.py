@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from partwise.core.index import Rows, Whole
+from partwise.core.randomness import SimulatedRandomness, SystemRandomness
 from partwise.core.rng import generator
 from partwise.core.update import Update
 from partwise.transforms import CapWeight, Clip, GaussianNoise
-from partwise.transforms.randomness import SimulatedRandomness, SystemRandomness
 
 PARAMS = {"b": torch.zeros(7, dtype=torch.float64), "E": torch.zeros(400, 50)}
 

@@ -12,6 +12,7 @@ from partwise.algorithms import AdaptiveClip
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
 from partwise.core.errors import CompositionError
+from partwise.core.randomness import Randomness
 from partwise.core.schedule import Sampling
 from partwise.core.transform import Transform
 from partwise.experiment.accounting import (
@@ -25,7 +26,6 @@ from partwise.experiment.accounting import (
 from partwise.experiment.accounts import Account, Concentrated, Counted, Nodes, Replaced, Sampled
 from partwise.transforms import CapWeight, Clip, DiscreteNoise, FromGrid, GaussianNoise, TreeNoise
 from partwise.transforms.distributed import rounded_norm, rounded_up
-from partwise.transforms.randomness import Randomness
 
 __all__ = [
     "Adaptive",

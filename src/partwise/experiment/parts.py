@@ -46,12 +46,12 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "algorithms": "partwise.algorithms",
         "local": "partwise.local",
         "transforms": "partwise.transforms",
-        "randomness": "partwise.transforms.randomness",
         "aggregators": "partwise.aggregators",
         "channels": "partwise.channels",
         "schedulers": "partwise.schedulers",
         "choices": "partwise.schedulers.choices",
         "staleness": "partwise.schedulers.staleness",
+        "randomizers": "partwise.randomizers",
         "populations": "partwise.populations",
         "distributions": "partwise.populations.distributions",
         "workloads": "partwise.workloads",
@@ -59,6 +59,7 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "executors": "partwise.runtimes.executors",
         "mechanisms": "partwise.experiment.mechanisms",
         "metrics": "partwise.core.metrics",
+        "randomness": "partwise.core.randomness",
         "losses": "partwise.core.model",
     }
 )

@@ -10,12 +10,12 @@ from typing import Literal, get_args
 
 from partwise.core.errors import CompositionError
 from partwise.core.population import Population
+from partwise.core.randomness import Randomness, SimulatedRandomness
 from partwise.core.schedule import Scheduler
 from partwise.core.workload import Workload
 from partwise.experiment.accounting import Accountant, multiplier_for
 from partwise.experiment.accounts import Account
 from partwise.experiment.mechanisms import Central, Mechanism, Offer, Parts, Setting
-from partwise.transforms.randomness import Randomness, SimulatedRandomness
 
 __all__ = ["Amplification", "ClientDP"]
 

@@ -11,12 +11,11 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from partwise.core.randomness import Randomness, uniform_below
 from partwise.core.rng import Rng
-from partwise.transforms.randomness import Randomness
 
-__all__ = ["bernoulli_exp", "discrete_gaussian", "discrete_laplace", "uniform_below"]
+__all__ = ["bernoulli_exp", "discrete_gaussian", "discrete_laplace"]
 
-_RANGE = 2**62  # of `Randomness.bits`
 _MOST = 2**24  # numerator of a variance: what is made of it stays below 2**63
 
 
@@ -36,7 +35,7 @@ def discrete_gaussian(count: int, variance: Fraction, randomness: Randomness, rn
         arXiv:2004.00010, algorithm 3.
 
     Example:
-        >>> from partwise.transforms.randomness import SimulatedRandomness
+        >>> from partwise.core.randomness import SimulatedRandomness
         >>> draws = discrete_gaussian(1000, Fraction(9), SimulatedRandomness(), torch.Generator())
         >>> 7 < float(draws.double().var()) < 11
         True
@@ -115,12 +114,3 @@ def _exp_of_at_most_one(numerator: Tensor, denominator: int, randomness: Randomn
         found[open_[~hits]] = k % 2 == 1
         open_, k = open_[hits], k + 1
     return found
-
-
-def uniform_below(bound: int, count: int, randomness: Randomness, rng: Rng) -> Tensor:
-    """(count,) int64, uniform in [0, bound): draws that would favour small ones are made again."""
-    most = _RANGE // bound * bound
-    draws = randomness.bits(count, rng).cpu()
-    while len(over := (draws >= most).nonzero().reshape(-1)):
-        draws[over] = randomness.bits(len(over), rng).cpu()
-    return draws % bound

@@ -14,17 +14,16 @@ from torch import Tensor
 
 from partwise.core.limits import Limit
 from partwise.core.model import Params, Values
+from partwise.core.randomness import Randomness, SimulatedRandomness, uniform
 from partwise.core.rng import Rng, generator
 from partwise.core.transform import State
 from partwise.core.update import Update
 from partwise.transforms.discrete import discrete_gaussian
 from partwise.transforms.noise import dense, layout, whole
-from partwise.transforms.randomness import Randomness, SimulatedRandomness
 
 __all__ = ["DiscreteNoise", "FromGrid", "rotate", "rounded_norm", "rounded_up"]
 
 _SIXTEENTHS = 16
-_BITS = 2.0**-53
 
 
 def rounded_norm(norm: float, dim: int, beta: float = math.exp(-0.5)) -> float:
@@ -157,8 +156,7 @@ class DiscreteNoise:
         longest = rounded_norm(self.sensitivity / self.granularity, len(scaled))
         below = scaled.floor()
         while True:
-            uniform = (self.randomness.bits(len(scaled), rng) >> 9).to(scaled) * _BITS
-            found = below + (uniform < scaled - below)
+            found = below + (uniform(len(scaled), self.randomness, rng).to(scaled) < scaled - below)
             if float(torch.linalg.vector_norm(found)) <= longest:
                 return found
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from partwise.core.index import Whole
 from partwise.core.limits import Limit, Noise
 from partwise.core.model import Params, Values
+from partwise.core.randomness import Randomness, SimulatedRandomness
 from partwise.core.rng import Rng
 from partwise.core.transform import State
 from partwise.core.update import Update
-from partwise.transforms.randomness import Randomness, SimulatedRandomness
 
 __all__ = ["GaussianNoise"]
 

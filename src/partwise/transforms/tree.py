@@ -12,11 +12,11 @@ from torch import Tensor
 
 from partwise.core.limits import Limit
 from partwise.core.model import Params, Values
+from partwise.core.randomness import Randomness, SimulatedRandomness
 from partwise.core.rng import Rng
 from partwise.core.transform import State
 from partwise.core.update import Update
 from partwise.transforms.noise import added, check_noise_fields, dense, layout, whole
-from partwise.transforms.randomness import Randomness, SimulatedRandomness
 
 __all__ = ["TreeNoise", "node_variance"]
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from partwise.core.rng import Rng
 
-__all__ = ["Randomness", "SimulatedRandomness", "SystemRandomness"]
+__all__ = ["Randomness", "SimulatedRandomness", "SystemRandomness", "chance", "uniform", "uniform_below"]
 
+_RANGE = 2**62  # of `bits`
 _TOP = 2.0**-53
 
 
@@ -60,11 +61,30 @@ class SystemRandomness:
 
     def normal(self, shape: Sequence[int], rng: Rng) -> Tensor:
         size = math.prod(shape)
-        radius, angle = (self.bits(size, rng) >> 9).double().mul_(_TOP), self.bits(size, rng)
-        found = (-2 * torch.log1p(-radius)).sqrt_() * torch.cos((angle >> 9).double() * (2 * math.pi * _TOP))
+        radius, angle = uniform(size, self, rng), uniform(size, self, rng)
+        found = (-2 * torch.log1p(-radius)).sqrt_() * torch.cos(2 * math.pi * angle)  # Box and Muller
         return found.reshape(tuple(shape))
 
     def bits(self, count: int, rng: Rng) -> Tensor:
         if not count:
             return torch.empty(0, dtype=torch.int64)
         return torch.frombuffer(bytearray(os.urandom(8 * count)), dtype=torch.int64).bitwise_and_(2**62 - 1)
+
+
+def uniform(count: int, randomness: Randomness, rng: Rng) -> Tensor:
+    """(count,) float64, uniform in [0, 1), with 53 bits each."""
+    return (randomness.bits(count, rng) >> 9).double() * _TOP
+
+
+def chance(probability: float, count: int, randomness: Randomness, rng: Rng) -> Tensor:
+    """(count,) bool, each True with this probability."""
+    return uniform(count, randomness, rng).cpu() < probability
+
+
+def uniform_below(bound: int, count: int, randomness: Randomness, rng: Rng) -> Tensor:
+    """(count,) int64, uniform in [0, bound), exactly: draws that would favour small numbers are made again."""
+    most = _RANGE // bound * bound
+    draws = randomness.bits(count, rng).cpu()
+    while len(over := (draws >= most).nonzero().reshape(-1)):
+        draws[over] = randomness.bits(len(over), rng).cpu()
+    return draws % bound
