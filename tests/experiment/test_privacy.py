@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from partwise.aggregators import Mean
 from partwise.algorithms import AdaptiveClip, CrossTier, FedAvg, FedSubAvg, LocalOnly, Scaffold
+from partwise.cli import app
 from partwise.core.errors import CompositionError
 from partwise.core.metrics import Accuracy
 from partwise.core.workload import Workload
@@ -177,6 +179,8 @@ def test_the_report_says_what_is_guaranteed_and_what_not(tmp_path):
     made().run(tmp_path / "run")
     page = write_report([tmp_path / "run"], tmp_path / "report.html").read_text()
     spent = poisson_epsilon(1.2, 3 / 40, 6, DELTA)
+    shown = CliRunner().invoke(app, ["show", str(tmp_path / "run")])
+    assert f"privacy    ε = {spent:.3f} after 6 rounds" in shown.output
     for words in (
         f"ε = {spent:.3f} after 6 rounds",
         "Differential privacy of one client&#39;s whole participation at delta 0.001",

@@ -11,7 +11,6 @@ from typing import Any
 
 from partwise import __version__
 from partwise.core.errors import CheckpointError
-from partwise.experiment.accounts import EPSILON
 from partwise.experiment.compare import Row, compare
 from partwise.experiment.drawing import COLOURS
 from partwise.experiment.dump import SPEC
@@ -137,19 +136,13 @@ def _notes(runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[str]:
     for run, row in zip(runs, rows, strict=True):
         if math.isnan(row.final):
             yield f"{run.label} ended with a score that is not a number."
-    for run in (run for run in runs if run.meta.get("guarantee")):
-        yield f"{run.label}: {_epsilon(run)}. {run.meta['guarantee']}"
+    for run in (run for run in runs if run.privacy):
+        yield f"{run.label}: {run.privacy}. {run.meta['guarantee']}"
     workloads = {str(run.meta.get("workload")) for run in runs}
     if len(workloads) > 1:
         yield "The runs have different workloads; their scores need not mean the same."
     if len({run.meta.get("seed") for run in runs}) > 1:
         yield "The runs have different seeds, so part of the difference between them is chance."
-
-
-def _epsilon(run: Run) -> str:
-    """What a run has spent of its guarantee."""
-    spent = run.scores.get(EPSILON)
-    return f"ε = {number(spent[-1].value)} after {amount(spent[-1].version, run.noun)}" if spent else "ε = 0"
 
 
 def _tile(run: Run, row: Row, at: int) -> dict[str, Any]:
@@ -357,8 +350,8 @@ def _spent(run: Run) -> Iterator[tuple[str, str]]:
         yield "Ended", str(run.meta["status"])
     yield f"{run.noun}s".capitalize(), count_text(run.last.version)
     yield "Uplink, downlink", f"{bytes_text(run.last.uplink)}, {bytes_text(run.last.downlink)}"
-    if run.meta.get("guarantee"):
-        yield "Privacy", _epsilon(run)
+    if run.privacy:
+        yield "Privacy", run.privacy
     if run.last.seconds:
         yield "Virtual time" if run.is_virtual else "On its clock", seconds_text(run.last.seconds)
     if run.meta.get("wall_seconds") is not None:
