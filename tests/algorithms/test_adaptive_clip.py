@@ -74,7 +74,7 @@ def test_what_a_client_sends_is_bounded_and_noise_fits_it():
             population,
             everybody(population, 1),
             aggregators=means,
-            server_chain={"model": chain(GaussianNoise(1.0, 0.4))},
+            server_chain={**noises, "model": chain(GaussianNoise(1.0, 0.4))},
         )
 
 

@@ -125,6 +125,18 @@ def test_noise_that_does_is_not(parts):
     star(**parts)
 
 
+def test_noise_on_one_stream_does_not_hide_what_another_tells():
+    population = parabolas()
+    parts = {
+        "aggregators": {"model": FixedMean(2.0), "control": FixedMean(2.0)},
+        "client_chain": {s: chain(Clip(1.0), CapWeight()) for s in ("model", "control")},
+    }
+    made = Scaffold(full_batch(1)), number_model(), population, everybody(population, 1)
+    with pytest.raises(CompositionError, match=re.escape("hides a client in stream 'model', got none in ['control']")):
+        star_of(*made, server_chain={"model": chain(NOISE)}, **parts)
+    star_of(*made, server_chain={s: chain(NOISE) for s in ("model", "control")}, **parts)
+
+
 def test_limits_of_chains():
     assert limit_of(chain()) == Limit(math.inf, math.inf)
     assert limit_of(chain(Clip(3.0), Clip(5.0), CapWeight(2.0))) == Limit(3.0, 2.0)

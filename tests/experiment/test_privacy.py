@@ -376,6 +376,8 @@ def test_whole_numbers_have_no_weights():
     scheduler = Synchronous(cohort=10, min_replies=8)
     with pytest.raises(CompositionError, match="adds whole numbers, so that all clients count alike"):
         made(distributed(noise_multiplier=1.0, max_weight=5.0), scheduler=scheduler).build()
+    with pytest.raises(CompositionError, match="numbers of a client must fit their bits, got up to"):
+        made(replace(distributed(noise_multiplier=1.0), mechanism=Distributed(bits=8)), scheduler=scheduler).build()
     with pytest.raises(ValueError, match=r"Distributed\(steps=0.5\): must be finite and at least 1"):
         Distributed(0.5)
 

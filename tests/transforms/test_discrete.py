@@ -204,7 +204,7 @@ def test_what_is_sent_are_whole_numbers_in_the_parameters_types():
 
 def test_on_a_fine_grid_with_little_noise_the_mean_is_the_mean():
     updates = [update(s, 0.5) for s in range(4)]
-    _, value = through(updates, DiscreteNoise(1.0, 1e-6, 1 / 16, 5), FromGrid(1e-6, 5))
+    _, value = through(updates, DiscreteNoise(1.0, 1e-6, 1 / 16, 5, bits=31), FromGrid(1e-6, 5))
     for name in PARAMS:
         mean = sum(u.values()[name].double() for u in updates) / 4
         assert torch.allclose(value.values()[name].double(), mean, atol=5e-6), name
@@ -250,6 +250,16 @@ def test_longer_updates_are_clipped_and_rows_get_noise_everywhere():
     rows = Update(Rows({"E": (9, 5)}, {"E": torch.tensor([2])}), {"E": torch.ones(1, 5)})
     noisy, _ = DiscreteNoise(1.0, 0.1, 400.0).apply(rows, part.init(PARAMS), rng())
     assert all(float((v != 0).double().mean()) > 0.9 for v in noisy.values().values())
+
+
+def test_what_is_sent_fits_its_bits_and_is_cut_where_it_does_not():
+    part = DiscreteNoise(1.0, 0.01, 400.0, bits=6)
+    assert part.bound == 31
+    sent, _ = part.apply(update(1), part.init(PARAMS), rng())
+    found = torch.cat([v.flatten().double() for v in sent.values().values()])
+    assert (float(found.min()), float(found.max())) == (-31.0, 31.0)
+    with pytest.raises(ValueError, match=r"DiscreteNoise\(bits=40\): must lie in 2..31, got 40"):
+        DiscreteNoise(1.0, 0.01, 4.0, bits=40)
 
 
 def test_it_comes_behind_a_clip():

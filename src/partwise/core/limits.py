@@ -7,13 +7,14 @@ whoever takes part, moves by at most C / E when one client's update is put in or
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from partwise.core.aggregate import Aggregator
 from partwise.core.errors import CompositionError
 from partwise.core.transform import Chain, Transform
 
-__all__ = ["FixedDivisor", "Limit", "Limiting", "Noise", "check_noise", "limit_of", "stages"]
+__all__ = ["FixedDivisor", "Limit", "Limiting", "Noise", "Side", "check_noise", "limit_of", "stages"]
 
 _SLACK = 1 + 1e-6  # of a sensitivity that was computed by somebody else, and printed
 
@@ -80,20 +81,50 @@ def limit_of(transform: Transform, before: Limit = Limit()) -> Limit:  # noqa: B
     return before
 
 
-def check_noise(stream: str, client: Transform, aggregator: Aggregator, server: Transform, *, before: Limit) -> None:
-    """Refuse noise that would not hide one client.
+class Side(NamedTuple):
+    """The parts of one stream.
 
     Args:
-        stream: whose parts these are.
         client: its client chain.
         aggregator: its aggregator.
         server: its server chain.
         before: what the algorithm promises of the updates.
+    """
+
+    client: Transform
+    aggregator: Aggregator
+    server: Transform
+    before: Limit
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether noise is added to it anywhere."""
+        return any(isinstance(stage, Noise) for chain in (self.client, self.server) for stage in stages(chain))
+
+
+def check_noise(streams: Mapping[str, Side]) -> None:
+    """Refuse noise that would not hide one client.
+
+    Args:
+        streams: all streams that clients send.
 
     Raises:
         CompositionError: noise that is not preceded by a clip; noise for less than one client can move the aggregate;
-            an aggregate that a client moves by its weight, or by being there.
+            an aggregate that a client moves by its weight, or by being there; noise on some streams and not on others.
     """
+    bare = sorted(stream for stream, side in streams.items() if not side.has_noise)
+    for stream, side in streams.items():
+        if side.has_noise and bare:
+            noise = next(s for c in (side.client, side.server) for s in stages(c) if isinstance(s, Noise))
+            raise CompositionError(
+                f"{noise!r}: hides a client in stream {stream!r}, got none in {bare}, which tell of the same data. Add "
+                "noise to each stream; together they are worth z = (sum of z_i^-2)^(-1/2)."
+            )
+        _check_stream(stream, side)
+
+
+def _check_stream(stream: str, side: Side) -> None:
+    client, aggregator, server, before = side
     for stage in stages(client):
         if isinstance(stage, Noise):
             _check_norm(stage, stream, before.norm, before.norm)

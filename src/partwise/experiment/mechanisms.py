@@ -39,6 +39,8 @@ __all__ = [
     "multiplier_beside_count",
 ]
 
+_DEVIATIONS = 6.0  # of noise; more is once in a billion
+
 
 class Parts(NamedTuple):
     """What a run is put together from: stream -> transforms in order, stream -> aggregator."""
@@ -263,12 +265,15 @@ class Distributed(Mechanism):
 
     Args:
         steps: grid steps in the clip norm, C / g, >= 1; more of them cost bits and round less.
+        bits: of a whole number that a client sends, in 2..31. A channel for values up to 2^(bits - 1) - 1 in steps of
+            one carries them as they are.
 
     Source: Kairouz, Liu and Steinke, "The distributed discrete Gaussian mechanism for federated learning with secure
         aggregation", ICML 2021, arXiv:2102.06387.
     """
 
     steps: float = 1024.0
+    bits: int = 16
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps < math.inf:
@@ -292,7 +297,13 @@ class Distributed(Mechanism):
             )
         g = setting.clip_norm / self.steps
         variance = self._variance(setting.noise_multiplier, offer)
-        noise = DiscreteNoise(setting.clip_norm, g, variance, setting.seed, setting.randomness)
+        noise = DiscreteNoise(setting.clip_norm, g, variance, setting.seed, self.bits, setting.randomness)
+        longest = self.steps + _DEVIATIONS * math.sqrt(variance)
+        if longest > noise.bound:
+            raise CompositionError(
+                f"{self!r}: numbers of a client must fit their bits, got up to {longest:.0f} for {self.bits} bits, "
+                f"which hold {noise.bound:.0f}. Use more bits or fewer steps."
+            )
         parts = bounded(parts, setting)
         return parts._replace(
             client={**parts.client, "model": (*parts.client["model"], noise)},

@@ -13,7 +13,7 @@ from partwise.core.channel import Channel
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
-from partwise.core.limits import check_noise
+from partwise.core.limits import Side, check_noise
 from partwise.core.model import Model, Params, like
 from partwise.core.population import Census, Client, Population, Roll
 from partwise.core.program import SERVER, NodeId, Program
@@ -70,8 +70,7 @@ class Star:
                     f"{aggregator!r}: needs each update of stream {stream!r}, but {self.channel!r} reveals "
                     "only their sum. Use an aggregator with needs='sum', or a channel that reveals each."
                 )
-            sides = self.chain("client", stream), aggregator, self.chain("server", stream)
-            check_noise(stream, *sides, before=self.algorithm.limit(stream))
+        check_noise({s: self._side(s, aggregator) for s, aggregator in self.all_aggregators().items()})
         known = set(self.all_aggregators())
         for what, chains in (
             ("a client chain", self.client_chain),
@@ -95,6 +94,10 @@ class Star:
         """The transform of one stream on one side."""
         chains = self.client_chain if side == "client" else self.server_chain
         return chains.get(stream, Chain())
+
+    def _side(self, stream: str, aggregator: Aggregator) -> Side:
+        limit = self.algorithm.limit(stream)
+        return Side(self.chain("client", stream), aggregator, self.chain("server", stream), limit)
 
     def initial(self) -> Params:
         """The parameters before the first round."""

@@ -98,6 +98,8 @@ class DiscreteNoise:
         granularity: g, > 0.
         variance: s², of a client's noise in units of g², > 0; rounded up to sixteenths.
         rotation_seed: of the rotation, which is public and the same for all.
+        bits: of a whole number that is sent, in 2..31; what is larger is cut, which costs no privacy. A channel that
+            carries numbers up to 2^(bits - 1) - 1 in steps of one carries them as they are.
         randomness: where rounding and noise come from. The default protects nothing.
 
     Source: Kairouz, Liu and Steinke, "The distributed discrete Gaussian mechanism for federated learning with secure
@@ -109,9 +111,12 @@ class DiscreteNoise:
     granularity: float
     variance: float
     rotation_seed: int = 0
+    bits: int = 16
     randomness: Randomness = field(default_factory=SimulatedRandomness)
 
     def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 31:
+            raise ValueError(f"DiscreteNoise(bits={self.bits}): must lie in 2..31, got {self.bits}. 16 is usual.")
         for name in ("sensitivity", "granularity", "variance"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
@@ -126,6 +131,11 @@ class DiscreteNoise:
     def noise_multiplier(self) -> float:
         """Of one client's noise alone."""
         return math.sqrt(self.variance) * self.granularity / self.sensitivity
+
+    @property
+    def bound(self) -> float:
+        """The largest magnitude of a coordinate that comes out."""
+        return 2.0 ** (self.bits - 1) - 1
 
     def limited(self, before: Limit) -> Limit:
         return Limit(math.inf, 1.0)
@@ -149,7 +159,8 @@ class DiscreteNoise:
         scaled = rotate(flat, self.rotation_seed) / self.granularity
         whole_numbers = self._rounded(scaled, rng)
         noise = discrete_gaussian(len(flat), rounded_up(self.variance), self.randomness, rng)
-        return whole(_split(whole_numbers + noise.to(flat), value)), state
+        sent = (whole_numbers + noise.to(flat)).clamp_(-self.bound, self.bound)
+        return whole(_split(sent, value)), state
 
     def _rounded(self, scaled: Tensor, rng: Rng) -> Tensor:
         """To the integers around, without bias, again and again until the norm is what it may be."""
