@@ -55,7 +55,7 @@ def experiment(folder: Path, epsilon: float | None, rounds: int, seed: int) -> p
         workload,
         pw.FedAvg(local),
         pw.Synchronous(cohort=COHORT, rounds=rounds, choice=pw.Poisson()),
-        client=() if privacy else (pw.Clip(CLIP), pw.CapWeight(1.0)),
+        client=() if privacy else (pw.CapWeight(1.0), pw.Clip(CLIP)),
         server=(pw.ServerSGD(lr=1.0, momentum=MOMENTUM),),
         aggregator=plain,
         privacy=privacy,

@@ -83,7 +83,7 @@ def test_epsilon_is_recorded_after_every_commit(tmp_path):
 
 def test_what_is_put_into_the_run():
     star, _ = made(server=[Adam(lr=0.1)], client=[TopK(ratio=0.5)]).build()
-    assert star.client_chain["model"].stages == (TopK(ratio=0.5), Clip(0.5), CapWeight(1.0))
+    assert star.client_chain["model"].stages == (TopK(ratio=0.5), CapWeight(1.0), Clip(0.5))
     assert star.server_chain["model"].stages == (GaussianNoise(1.2, sensitivity=0.5 / 3), Adam(lr=0.1))
     assert repr(star.all_aggregators()["model"]) == "FixedMean(cohort=3.0, max_weight=1.0)"
 

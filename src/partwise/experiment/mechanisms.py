@@ -344,7 +344,7 @@ class Distributed(Mechanism):
 
 def bounded(parts: Parts, setting: Setting) -> Parts:
     """With what bounds a client's update, and a mean that it moves by no more than its share."""
-    limits = Clip(setting.clip_norm), CapWeight(setting.max_weight)
+    limits = CapWeight(setting.max_weight), Clip(setting.clip_norm)  # a channel looks for the bound at the end
     client = {**parts.client, "model": (*parts.client["model"], *limits)}
     return parts._replace(client=client, aggregators={"model": FixedMean(setting.cohort, setting.max_weight)})
 
