@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from partwise.aggregators import Krum, Mean, Median
-from partwise.algorithms import FedAvg, FedHyper, FedProx, FedSubAvg, HeteroFL, LocalOnly, Scaffold
+from partwise.algorithms import AdaptiveClip, FedAvg, FedHyper, FedProx, FedSubAvg, HeteroFL, LocalOnly, Scaffold
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
 from partwise.core.index import Coords, Grid, Index, Joint
@@ -20,7 +20,7 @@ from partwise.core.transform import Identity, Transform, chain
 from partwise.local import SGD, HyperStep, LocalTraining
 from partwise.testing import check, check_transform
 from partwise.testing.examples import example_indices, example_params
-from partwise.transforms import Adam, Clip, ErrorFeedback, HyperRate, Quantize, Scale, ServerSGD, TopK, Yogi
+from partwise.transforms import Adam, Clip, ErrorFeedback, HyperRate, Quantize, Scale, ServerSGD, TopK, TreeNoise, Yogi
 
 FAMILIES = {
     "schedulers": Scheduler,
@@ -34,6 +34,10 @@ NEEDED = {"Clip": {"max_norm": 1.5}, "ErrorFeedback": {"inner": TopK(ratio=0.3)}
 NEEDED |= {"Scale": {"factor": -0.5}, "TopK": {"k": 5}, "LocalOnly": {"inner": FedAvg()}}
 NEEDED |= {"Mixing": {"inner": FedSubAvg("count")}, "CrossTier": {"inner": FedProx(0.4)}}
 NEEDED |= {"Deniable": {"inner": FedSubAvg("count"), "randomness": "simulated"}}
+NEEDED |= {"FixedMean": {"cohort": 9.0}, "GaussianNoise": {"noise_multiplier": 0.7, "sensitivity": 0.3}}
+NEEDED |= {"TreeNoise": {"noise_multiplier": 0.7, "sensitivity": 0.3}, "AdaptiveClip": {"inner": FedAvg()}}
+NEEDED |= {"DiscreteNoise": {"sensitivity": 2.0, "granularity": 0.01, "variance": 3.0}}
+NEEDED |= {"FromGrid": {"granularity": 0.01, "rotation_seed": 3}}
 NEEDED |= {"FedHyper": {"inner": FedAvg()}, "Utility": {"inner": FedAvg()}}
 FURTHER = [
     Identity(),
@@ -57,6 +61,8 @@ FURTHER = [
     FedHyper(LocalOnly(FedAvg(), names=("hidden.bias",)), client_rate=True),
     LocalOnly(FedHyper(FedSubAvg(), client_rate=True), names=("hidden.bias",)),
     FedHyper(Scaffold(option="I", submodel=True), client_rate=True),
+    TreeNoise(0.7, 0.3, restart_every=2, efficient=False),
+    AdaptiveClip(FedSubAvg("count"), 0.01),
     FedAvg(LocalTraining(SGD(weight_decay=0.1), max_norm=0.5, clip_decay=True)),
 ]
 

@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 
-MIDDLE = {"transforms", "aggregators", "channels", "schedulers", "local", "algorithms", "populations"}
+MIDDLE = {"transforms", "aggregators", "channels", "schedulers", "local", "algorithms", "populations", "randomizers"}
 BELOW_EXPERIMENT = {"core", *MIDDLE, "workloads", "programs", "runtimes"}
 MAY_IMPORT = {
     "core": set(),

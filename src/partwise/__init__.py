@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     # Type checkers read these lines, the interpreter reads _MODULE_OF; a test keeps them equal.
+    from partwise.aggregators import FixedMean as FixedMean
     from partwise.aggregators import Krum as Krum
     from partwise.aggregators import Latest as Latest
     from partwise.aggregators import Mean as Mean
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from partwise.aggregators import TrimmedMean as TrimmedMean
     from partwise.algorithms import MCPSGD as MCPSGD
     from partwise.algorithms import MMPSGD as MMPSGD
+    from partwise.algorithms import AdaptiveClip as AdaptiveClip
     from partwise.algorithms import CrossTier as CrossTier
     from partwise.algorithms import Deniable as Deniable
     from partwise.algorithms import FedAMD as FedAMD
@@ -81,6 +83,8 @@ if TYPE_CHECKING:
     from partwise.core.population import Examples as Examples
     from partwise.core.population import Population as Population
     from partwise.core.population import Profile as Profile
+    from partwise.core.randomness import SimulatedRandomness as SimulatedRandomness
+    from partwise.core.randomness import SystemRandomness as SystemRandomness
     from partwise.core.rng import derive as derive
     from partwise.core.schedule import Scheduler as Scheduler
     from partwise.core.transform import Transform as Transform
@@ -95,6 +99,11 @@ if TYPE_CHECKING:
     from partwise.experiment import write_report as write_report
     from partwise.experiment.compare import compare as compare
     from partwise.experiment.dump import dump as dump
+    from partwise.experiment.mechanisms import Adaptive as Adaptive
+    from partwise.experiment.mechanisms import Central as Central
+    from partwise.experiment.mechanisms import Distributed as Distributed
+    from partwise.experiment.mechanisms import Tree as Tree
+    from partwise.experiment.privacy import ClientDP as ClientDP
     from partwise.local import SGD as SGD
     from partwise.local import AdamW as AdamW
     from partwise.local import LocalTraining as LocalTraining
@@ -143,6 +152,7 @@ if TYPE_CHECKING:
     from partwise.schedulers import Synchronous as Synchronous
     from partwise.schedulers import Tiered as Tiered
     from partwise.schedulers.choices import Oort as Oort
+    from partwise.schedulers.choices import Poisson as Poisson
     from partwise.schedulers.choices import Stalest as Stalest
     from partwise.schedulers.choices import Uniform as Uniform
     from partwise.schedulers.choices import Weighted as Weighted
@@ -150,13 +160,18 @@ if TYPE_CHECKING:
     from partwise.schedulers.staleness import Polynomial as Polynomial
     from partwise.transforms import Adagrad as Adagrad
     from partwise.transforms import Adam as Adam
+    from partwise.transforms import CapWeight as CapWeight
     from partwise.transforms import Clip as Clip
+    from partwise.transforms import DiscreteNoise as DiscreteNoise
     from partwise.transforms import ErrorFeedback as ErrorFeedback
+    from partwise.transforms import FromGrid as FromGrid
+    from partwise.transforms import GaussianNoise as GaussianNoise
     from partwise.transforms import HyperRate as HyperRate
     from partwise.transforms import Quantize as Quantize
     from partwise.transforms import Scale as Scale
     from partwise.transforms import ServerSGD as ServerSGD
     from partwise.transforms import TopK as TopK
+    from partwise.transforms import TreeNoise as TreeNoise
     from partwise.transforms import Yogi as Yogi
     from partwise.workloads import CIFAR10 as CIFAR10
     from partwise.workloads import MNIST as MNIST
@@ -181,6 +196,8 @@ _MODULE_OF = {
     "Adagrad": "partwise.transforms",
     "Adam": "partwise.transforms",
     "AdamW": "partwise.local",
+    "Adaptive": "partwise.experiment.mechanisms",
+    "AdaptiveClip": "partwise.algorithms",
     "Aggregator": "partwise.core.aggregate",
     "Algorithm": "partwise.core.algorithm",
     "Always": "partwise.populations",
@@ -191,12 +208,15 @@ _MODULE_OF = {
     "Bitmap": "partwise.channels.unions",
     "Blocks": "partwise.populations",
     "Bloom": "partwise.channels.unions",
+    "CapWeight": "partwise.transforms",
     "Census": "partwise.core.population",
+    "Central": "partwise.experiment.mechanisms",
     "Channel": "partwise.core.channel",
     "CheckpointError": "partwise.core.errors",
     "Checkpointing": "partwise.experiment",
     "ClassPartition": "partwise.populations",
     "ClickLog": "partwise.workloads",
+    "ClientDP": "partwise.experiment.privacy",
     "Clip": "partwise.transforms",
     "Complete": "partwise.channels.graphs",
     "CompositionError": "partwise.core.errors",
@@ -209,6 +229,8 @@ _MODULE_OF = {
     "Dataset": "partwise.core.population",
     "Deniable": "partwise.algorithms",
     "Dirichlet": "partwise.populations",
+    "DiscreteNoise": "partwise.transforms",
+    "Distributed": "partwise.experiment.mechanisms",
     "DivergedError": "partwise.core.errors",
     "Drawn": "partwise.populations",
     "Drift": "partwise.populations",
@@ -229,7 +251,10 @@ _MODULE_OF = {
     "FedProx": "partwise.algorithms",
     "FedSubAvg": "partwise.algorithms",
     "FederatedDropout": "partwise.algorithms",
+    "FixedMean": "partwise.aggregators",
     "FjORD": "partwise.algorithms",
+    "FromGrid": "partwise.transforms",
+    "GaussianNoise": "partwise.transforms",
     "GradientTerm": "partwise.core.plan",
     "Grid": "partwise.core.index",
     "HeteroFL": "partwise.algorithms",
@@ -264,6 +289,7 @@ _MODULE_OF = {
     "PartwiseError": "partwise.core.errors",
     "Perplexity": "partwise.core.metrics",
     "Plain": "partwise.channels",
+    "Poisson": "partwise.schedulers.choices",
     "Polynomial": "partwise.schedulers.staleness",
     "Pool": "partwise.runtimes.executors",
     "Population": "partwise.core.population",
@@ -285,6 +311,7 @@ _MODULE_OF = {
     "Shards": "partwise.populations",
     "Simulate": "partwise.runtimes",
     "SimulatedIdentities": "partwise.channels.identities",
+    "SimulatedRandomness": "partwise.core.randomness",
     "Site": "partwise.core.algorithm",
     "SparseLogistic": "partwise.workloads",
     "SpecError": "partwise.core.errors",
@@ -294,12 +321,15 @@ _MODULE_OF = {
     "Steady": "partwise.populations",
     "Sum": "partwise.core.aggregate",
     "Synchronous": "partwise.schedulers",
+    "SystemRandomness": "partwise.core.randomness",
     "Task": "partwise.core.algorithm",
     "Tiered": "partwise.schedulers",
     "TopK": "partwise.transforms",
     "TopKAccuracy": "partwise.core.metrics",
     "Trace": "partwise.populations",
     "Transform": "partwise.core.transform",
+    "Tree": "partwise.experiment.mechanisms",
+    "TreeNoise": "partwise.transforms",
     "TrimmedMean": "partwise.aggregators",
     "Uniform": "partwise.schedulers.choices",
     "Unreliable": "partwise.populations",

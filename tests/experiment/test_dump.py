@@ -20,6 +20,7 @@ from partwise.core.channel import Channel
 from partwise.core.metrics import Loss, Metric
 from partwise.core.model import CrossEntropy, ExampleLoss, Model
 from partwise.core.plan import Executor, LocalOptimizer
+from partwise.core.randomness import Randomness
 from partwise.core.runtime import Runtime
 from partwise.core.schedule import Scheduler
 from partwise.core.transform import Transform
@@ -27,6 +28,7 @@ from partwise.core.workload import Workload, WorkloadSource
 from partwise.experiment.dump import dump, save_spec
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.experiment import Experiment
+from partwise.experiment.mechanisms import Mechanism
 from partwise.experiment.parts import catalog, fits, is_writable, parameters, union_members
 from partwise.experiment.read import Reader
 from partwise.experiment.spec import load, loads
@@ -38,6 +40,7 @@ from partwise.populations.distributions import Distribution
 from partwise.populations.partitions import Partitioner
 from partwise.populations.profiles import Profiles
 from partwise.populations.reliability import Reliability
+from partwise.randomizers import Randomizer
 from partwise.schedulers import Synchronous
 from partwise.schedulers.choices import Choice
 from partwise.schedulers.staleness import Staleness
@@ -56,11 +59,14 @@ PROTOCOLS: dict[str, Any] = {
     "schedulers": Scheduler,
     "choices": Choice,
     "staleness": Staleness,
+    "randomness": Randomness,
+    "randomizers": Randomizer,
     "populations": Profiles | Availability | Reliability | Partitioner,
     "distributions": Distribution,
     "workloads": WorkloadSource,
     "runtimes": Runtime,
     "executors": Executor,
+    "mechanisms": Mechanism,
     "metrics": Metric,
     "losses": ExampleLoss,
 }

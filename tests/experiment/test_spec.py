@@ -12,6 +12,7 @@ from partwise.algorithms import FedAvg, FedSubAvg
 from partwise.core.errors import SpecError
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.experiment import Experiment
+from partwise.experiment.parts import catalog
 from partwise.experiment.spec import dump, load, loads
 from partwise.local import SGD, AdamW, LocalTraining
 from partwise.populations import LogNormal
@@ -19,6 +20,13 @@ from partwise.schedulers import Synchronous
 from partwise.schedulers.choices import Oort
 from partwise.transforms import Adam, Clip, ErrorFeedback, TopK
 from partwise.workloads import LeafSynthetic, StdlibCode
+
+
+def all_of(family: str) -> str:
+    """The names of a family's parts, as a fault lists them."""
+    *names, last = sorted(repr(part.name) for part in catalog() if part.family == family)
+    return f"{', '.join(names)} or {last}"
+
 
 LEAST = """
 [workload]
@@ -247,9 +255,7 @@ def test_all_faults_at_once_in_the_order_of_lines():
         every = true
         """)
     estimators = "'heat', 'count', 'capped' or 'fedavg'"
-    transforms = (
-        "'Adagrad', 'Adam', 'Clip', 'ErrorFeedback', 'HyperRate', 'Quantize', 'Scale', 'ServerSGD', 'TopK' or 'Yogi'"
-    )
+    transforms = all_of("transforms")
     assert faults(text) == [
         "line 1: nmae: there is no key 'nmae', got 'x'. Did you mean 'name'?",
         "line 2: seed: must be a whole number, got '3'. Write it without quotes.",
@@ -267,7 +273,7 @@ def test_all_faults_at_once_in_the_order_of_lines():
         "line 21: client.1.max_norm: Clip needs it, got none. Add max_norm, a number: largest Euclidean norm, > 0.",
         (
             "line 24: aggregator.name: must be an aggregator, got 'Clip', one of the transforms. "
-            "Choose 'Krum', 'Latest', 'Mean', 'Median' or 'TrimmedMean'."
+            f"Choose {all_of('aggregators')}."
         ),
         "line 26: evaluation.every: must be a whole number, got true. Give one.",
     ]
@@ -293,9 +299,7 @@ CASES = {
     "[evaluation]\ntarget = 07:32:00": "7: evaluation.target: must be a number, got datetime.time(7, 32). Give one.",
     "[evaluation]\nname = 'Eval'": "7: evaluation.name: can only be 'Evaluation' here, got 'Eval'. Leave it out.",
     "client = 1": "6: algorithm.client: FedAvg has no parameter 'client', got 1. It has 'local' or 'weights'.",
-    "[aggregator]\nby = 'x'": (
-        "6: aggregator: must have a name, got none. Choose 'Krum', 'Latest', 'Mean', 'Median' or 'TrimmedMean'."
-    ),
+    "[aggregator]\nby = 'x'": (f"6: aggregator: must have a name, got none. Choose {all_of('aggregators')}."),
     "[runtime]\nname = 3": "6: runtime: must have a name, got 3. Choose 'Processes' or 'Simulate'.",
     "[client]\nname = 'Clip'\nmax_norm = 1.0": (
         "6: client: must be an array of parts, got a table named 'Clip'. Write [[client]] instead of [client]."

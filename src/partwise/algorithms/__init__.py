@@ -1,5 +1,6 @@
 """What a client trains and keeps, and what the server makes of the aggregate."""
 
+from partwise.algorithms.adaptive_clip import AdaptiveClip
 from partwise.algorithms.anchors import FedAMD
 from partwise.algorithms.averaging import FedAvg, FedProx
 from partwise.algorithms.cyclic import MCPSGD, MMPSGD
@@ -17,6 +18,7 @@ from partwise.algorithms.utility import Utility
 __all__ = [
     "MCPSGD",
     "MMPSGD",
+    "AdaptiveClip",
     "CrossTier",
     "Deniable",
     "FedAMD",

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, Site, Task
 from partwise.core.index import Index
+from partwise.core.limits import Limit
 from partwise.core.mean import Mean
 from partwise.core.model import Values
 from partwise.core.plan import LocalPlan
@@ -58,6 +59,9 @@ class FedAvg(Algorithm):
     def __post_init__(self) -> None:
         check_weights("FedAvg", self.weights)
 
+    def limit(self, stream: str) -> Limit:
+        return Limit(weight=1.0) if self.weights == "uniform" else Limit()
+
     def weight(self, site: Site) -> float:
         return weight_of(self.weights, site)
 
@@ -90,6 +94,9 @@ class FedProx(Algorithm):
         check_weights("FedProx", self.weights)
         if self.mu < 0:
             raise ValueError(f"FedProx(mu={self.mu}): must be at least 0, got {self.mu}. 0 is FedAvg, 0.01 is usual.")
+
+    def limit(self, stream: str) -> Limit:
+        return Limit(weight=1.0) if self.weights == "uniform" else Limit()
 
     def weight(self, site: Site) -> float:
         return weight_of(self.weights, site)

@@ -14,6 +14,7 @@ from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, T
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError
 from partwise.core.index import Grid, Index, Joint
+from partwise.core.limits import Limit
 from partwise.core.model import Params, Values
 from partwise.core.plan import LocalPlan, Trained
 from partwise.core.population import Census, Dataset
@@ -139,6 +140,13 @@ class LocalOnly(Algorithm):
 
     def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
         return self.inner.commit(state, totals, replies)
+
+    @property
+    def only_adds(self) -> bool:
+        return self.inner.only_adds
+
+    def limit(self, stream: str) -> Limit:
+        return self.inner.limit(stream)
 
 
 def _has_grid(index: Index) -> bool:

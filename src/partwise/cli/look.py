@@ -134,6 +134,7 @@ def _about(run: Run) -> Table:
         "seed": run.meta.get("seed", ""),
         "length": f"{amount(last.version, run.noun)}, {seconds_text(last.seconds)} on the run's clock",
         "sent": f"{bytes_text(last.uplink)} up, {bytes_text(last.downlink)} down",
+        **({"privacy": run.privacy} if run.privacy else {}),
         "made with": ", ".join(f"{what} {machine.get(what)}" for what in ("partwise", "torch", "python")),
     }
     table = plain_table("", "")

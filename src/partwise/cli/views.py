@@ -127,6 +127,7 @@ def _facts(header: Header, snapshot: Snapshot) -> list[str]:
     facts = [f"{header.noun} {at}"]
     if not math.isnan(snapshot.value):
         facts.append(f"{header.metric} {number(snapshot.value, 4)} (best {number(snapshot.best, 4)})")
+    facts += [f"{score.name} {number(score.value, 4)}" for score in snapshot.scores if score.scope == "privacy"]
     facts += [
         f"train loss {number(snapshot.loss, 4)}",
         f"up {bytes_text(snapshot.uplink)}",
@@ -243,6 +244,9 @@ class Live:
             pace = "–" if math.isnan(shot.clients_per_second) else f"{shot.clients_per_second:.0f}"
             scores = [number(shot.value, 4), number(shot.best, 4), number(shot.loss, 4)]
             values = [*scores, bytes_text(shot.uplink), bytes_text(shot.downlink), pace]
+            for score in (s for s in shot.scores if s.scope == "privacy"):
+                heads.append(score.name)
+                values.append(number(score.value, 4))
             if shot.lost or shot.refused:
                 heads.append("lost/refused")
                 values.append(f"{shot.lost}/{shot.refused}")

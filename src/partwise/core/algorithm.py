@@ -13,6 +13,7 @@ from partwise.core.aggregate import Aggregator
 from partwise.core.codec import register
 from partwise.core.errors import DataError
 from partwise.core.index import Index, Joint, Rows, Whole, shapes_of
+from partwise.core.limits import Limit
 from partwise.core.mean import Mean
 from partwise.core.model import Model, Params, Values
 from partwise.core.plan import LocalPlan, Trained
@@ -166,6 +167,15 @@ class Algorithm(Protocol):
         Then a sum of updates can be made without any of them, by whoever trains the clients.
         """
         return all(getattr(type(self), name) is getattr(Algorithm, name) for name in _OF_CLIENTS)
+
+    @property
+    def only_adds(self) -> bool:
+        """Whether a commit adds the aggregates and does nothing else: then they are all that a model knows of data."""
+        return type(self).commit is Algorithm.commit
+
+    def limit(self, stream: str) -> Limit:
+        """What every update in a stream keeps to, before the client chain."""
+        return Limit()
 
     def init(self, params: Params, census: Census) -> ServerState:
         """Stream -> parameters, in buffers of its own."""

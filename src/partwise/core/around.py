@@ -8,6 +8,7 @@ from typing import Protocol
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
 from partwise.core.index import Index
+from partwise.core.limits import Limit
 from partwise.core.model import Params, Values
 from partwise.core.plan import LocalPlan, Trained
 from partwise.core.population import Census, Dataset
@@ -36,6 +37,14 @@ class Around(Algorithm, Protocol):
     def sends_change(self) -> bool:
         is_mine = any(getattr(type(self), name) is not getattr(Around, name) for name in _OF_CLIENTS)
         return self.inner.sends_change and not is_mine
+
+    @property
+    def only_adds(self) -> bool:
+        return type(self).commit is Around.commit and self.inner.only_adds
+
+    def limit(self, stream: str) -> Limit:
+        # What is known of the inner algorithm's updates is known where they are sent as they are.
+        return self.inner.limit(stream) if type(self).finish is Around.finish else Limit()
 
     def init(self, params: Params, census: Census) -> ServerState:
         return self.inner.init(params, census)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import singledispatch
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 __all__ = [
     "Accept",
@@ -21,6 +21,7 @@ __all__ = [
     "Lost",
     "ReplyInfo",
     "Roster",
+    "Sampling",
     "Scheduler",
     "Started",
     "Stop",
@@ -169,12 +170,29 @@ def are_there(roster: Roster, clients: Sequence[int], now: float) -> list[bool]:
     return [roster.next_available(client, now) <= now for client in clients]
 
 
+class Sampling(NamedTuple):
+    """How those who take part in one commit are drawn, for the accountants of a privacy guarantee.
+
+    Args:
+        kind: `poisson`: each client independently with probability size / N; `fixed`: `size` different clients, every
+            set of them equally likely; `public`: in some other way, which looks at nothing that clients keep private.
+        size: how many take part, in expectation; 0 where it varies.
+        at_least: fewer replies are never committed.
+    """
+
+    kind: Literal["poisson", "fixed", "public"]
+    size: float
+    at_least: int = 0
+
+
 class Scheduler(Protocol):
     """A reducer over events; never sleeps, never asks for the time.
 
     `state_types`: the classes that its state is made of, beside plain trees and `ReplyInfo`, so that a run can be
     saved. `versions`: how many commits it makes before it stops; 0 where it cannot tell. `commits_together`: whether
-    the clients that it asks in one step are committed together, as many of them as answer, or not at all.
+    the clients that it asks in one step are committed together, as many of them as answer, or not at all. `sampling`:
+    how those are drawn who take part in a commit; None where it cannot tell, or where they are chosen by what they keep
+    private.
     """
 
     @property
@@ -188,6 +206,10 @@ class Scheduler(Protocol):
     @property
     def commits_together(self) -> bool:
         return False
+
+    @property
+    def sampling(self) -> Sampling | None:
+        return None
 
     def init(self, roster: Roster) -> Any: ...
 

@@ -35,7 +35,7 @@ class Bounded(Protocol):
 
     @property
     def bound(self) -> float:
-        """The largest Euclidean norm of what comes out."""
+        """The largest absolute value of a coordinate of what comes out, as a channel of bounded words must know it."""
         ...
 
 
@@ -77,7 +77,7 @@ def chain(*stages: Transform) -> Chain:
 
 
 def bound_of(transform: Transform) -> float | None:
-    """The largest norm of what comes out; None where nobody says. Of a chain, its last stage has the word."""
+    """The largest absolute value of what comes out; None where nobody says. Of a chain, its last stage has the word."""
     if isinstance(transform, Chain):
         return bound_of(transform.stages[-1]) if transform.stages else None
     return transform.bound if isinstance(transform, Bounded) else None

@@ -28,7 +28,9 @@ from partwise.experiment.checkpoint import Checkpoints
 from partwise.experiment.dump import save_spec
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.lock import LOCK
+from partwise.experiment.mechanisms import Parts
 from partwise.experiment.population_summary import population_summary
+from partwise.experiment.privacy import ClientDP
 from partwise.experiment.recorder import Checkpointing, Progress, Recorder, Silent
 from partwise.experiment.result import MODEL, Result
 from partwise.experiment.rundir import environment, new_run_folder, save_environment
@@ -57,6 +59,7 @@ class Experiment:
         server: transforms on the aggregate, in order; or stream -> transforms.
         aggregator: of the stream `model`, or stream -> aggregator; the algorithm's own by default.
         channel: how updates reach the aggregator.
+        privacy: a guarantee for every client; it adds the parts that it needs, and its epsilon is recorded.
         evaluation: when and what is evaluated.
         checkpointing: when the run is saved.
         runtime: what makes time pass.
@@ -76,6 +79,7 @@ class Experiment:
     server: Chains = ()
     aggregator: Aggregator | Mapping[str, Aggregator] | None = None
     channel: Channel = field(default_factory=Plain)
+    privacy: ClientDP | None = None
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpointing: Checkpointing = field(default_factory=Checkpointing)
     runtime: Runtime = field(default_factory=Simulate)
@@ -86,15 +90,19 @@ class Experiment:
         """The programs' definition and the workload, checked."""
         workload = self.workload if isinstance(self.workload, Workload) else self.workload.build(self.seed)
         aggregators = self.aggregator if isinstance(self.aggregator, Mapping) else {"model": self.aggregator}
+        given = {stream: part for stream, part in aggregators.items() if part is not None}
+        parts = Parts(self.algorithm, _stages(self.client), _stages(self.server), given)
+        if self.privacy is not None:
+            parts = self.privacy.compose(parts, self.scheduler, workload, self.seed)
         star = Star(
-            algorithm=self.algorithm,
+            algorithm=parts.algorithm,
             scheduler=self.scheduler,
             model=workload.model,
             population=workload.population,
             channel=self.channel,
-            aggregators={stream: part for stream, part in aggregators.items() if part is not None},
-            client_chain=_chains(self.client),
-            server_chain=_chains(self.server),
+            aggregators=parts.aggregators,
+            client_chain=_chains(parts.client),
+            server_chain=_chains(parts.server),
             seed=self.seed,
             on_refused=self.on_refused,
         )
@@ -150,6 +158,7 @@ class Experiment:
             checkpoints=checkpoints,
             checkpointing=self.checkpointing,
             progress=progress,
+            account=self.privacy.account(self.scheduler, workload) if self.privacy else None,
         )
         saved = None
         if resume and (checkpoints.versions() or store.metrics("train_loss")):
@@ -198,6 +207,8 @@ class Experiment:
             server=repr(self.server),
             aggregator=repr(self.aggregator or aggregators.get("model", aggregators)),
             channel=repr(self.channel),
+            privacy=repr(self.privacy) if self.privacy else None,
+            guarantee=self.privacy.statement(self.scheduler, workload) if self.privacy else None,
             evaluation=repr(self.evaluation),
             runtime=repr(self.runtime),
             scope=self.evaluation.scope,
@@ -227,9 +238,13 @@ def _empty_folder(path: Path) -> None:
         )
 
 
-def _chains(chains: Chains) -> dict[str, Transform]:
+def _stages(chains: Chains) -> dict[str, tuple[Transform, ...]]:
     streams = chains if isinstance(chains, Mapping) else {"model": chains}
-    return {stream: Chain(tuple(stages)) for stream, stages in streams.items() if stages}
+    return {stream: tuple(stages) for stream, stages in streams.items()}
+
+
+def _chains(streams: Mapping[str, tuple[Transform, ...]]) -> dict[str, Transform]:
+    return {stream: Chain(stages) for stream, stages in streams.items() if stages}
 
 
 @contextmanager

@@ -54,12 +54,15 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "schedulers": "partwise.schedulers",
         "choices": "partwise.schedulers.choices",
         "staleness": "partwise.schedulers.staleness",
+        "randomizers": "partwise.randomizers",
         "populations": "partwise.populations",
         "distributions": "partwise.populations.distributions",
         "workloads": "partwise.workloads",
         "runtimes": "partwise.runtimes",
         "executors": "partwise.runtimes.executors",
+        "mechanisms": "partwise.experiment.mechanisms",
         "metrics": "partwise.core.metrics",
+        "randomness": "partwise.core.randomness",
         "losses": "partwise.core.model",
     }
 )

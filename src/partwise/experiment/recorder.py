@@ -16,6 +16,7 @@ from partwise.core.ledger import Ledger
 from partwise.core.program import SERVER, NodeId, Record
 from partwise.core.runtime import Observer, World
 from partwise.core.workload import Workload
+from partwise.experiment.accounts import EPSILON, Account
 from partwise.experiment.checkpoint import Checkpoints
 from partwise.experiment.evaluate import Evaluation, Score, evaluate
 from partwise.experiment.store import RunStore
@@ -93,6 +94,7 @@ class Recorder(Observer):
         checkpoints: where the run is saved.
         checkpointing: when it is saved.
         progress: shows the run.
+        account: the ledger of a privacy guarantee, if there is one.
     """
 
     def __init__(
@@ -105,7 +107,9 @@ class Recorder(Observer):
         checkpoints: Checkpoints,
         checkpointing: Checkpointing,
         progress: Progress,
+        account: Account | None = None,
     ) -> None:
+        self._account = account
         self._star, self._workload, self._evaluation = star, workload, evaluation
         self._store, self._checkpoints, self._checkpointing = store, checkpoints, checkpointing
         self._progress, self._log = progress, store.log
@@ -163,6 +167,7 @@ class Recorder(Observer):
         entries, unchanged = world.entries()
         mine = {"number": self.number, "version": self.version, "seen": self._seen, "reached": self.reached}
         mine["heard"] = len(self._log)
+        mine["account"] = self._account.state() if self._account else None
         self._checkpoints.save(
             self.version,
             ChainMap[str, object]({"recorder": mine}, cast("MutableMapping[str, object]", entries)),
@@ -175,6 +180,8 @@ class Recorder(Observer):
         mine: Any = entries["recorder"]
         self.number, self.version, self._seen = mine["number"], mine["version"], mine["seen"]
         self.reached = mine["reached"]
+        if self._account is not None and mine.get("account") is not None:
+            self._account.restore(mine["account"])
         self._store.truncate_after(seq=self.number, version=self.version, heard=mine["heard"])
 
     # What that means
@@ -237,17 +244,25 @@ class Recorder(Observer):
         self.version, self._is_due = fields["version"], True
         loss = float(fields["loss"])
         typical = float(fields["median_loss"])  # one client's word does not stop a run
-        if not math.isfinite(typical) or typical > _DIVERGED_ABOVE:
+        if fields["replies"] and (not math.isfinite(typical) or typical > _DIVERGED_ABOVE):
             raise DivergedError(
                 f"version {self.version}: the median training loss is {typical:g}; the run diverges. "
                 "Lower the learning rates, or clip; the last checkpoint is from before."
             )
         scores = self._measure(world) if self.version % self._evaluation.every == 0 else []
-        self._store.append_metrics([self._row(world, Score("train_loss", "cohort", loss))])
-        self._progress.committed(self.version, loss, world, scores)
+        spent = self._spent(fields)
+        self._store.append_metrics([self._row(world, s) for s in (Score("train_loss", "cohort", loss), *spent)])
+        self._progress.committed(self.version, loss, world, [*scores, *spent])
         if self.interrupted:
             return "interrupted"
         return self._reached(scores)
+
+    def _spent(self, commit: Mapping[str, Any]) -> list[Score]:
+        """What a commit leaves of a privacy guarantee."""
+        if self._account is None:
+            return []
+        self._account.charge(commit["clients"], commit.get("scales", ()))
+        return [Score(*EPSILON, self._account.epsilon())]
 
     def _measure(self, world: World) -> list[Score]:
         server = world.state(SERVER)

@@ -36,6 +36,7 @@ _PARTS = (
     "client",
     "server",
     "channel",
+    "privacy",
     "evaluation",
     "runtime",
     "seed",
@@ -135,6 +136,8 @@ def _notes(runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[str]:
     for run, row in zip(runs, rows, strict=True):
         if math.isnan(row.final):
             yield f"{run.label} ended with a score that is not a number."
+    for run in (run for run in runs if run.privacy):
+        yield f"{run.label}: {run.privacy}. {run.meta['guarantee']}"
     workloads = {str(run.meta.get("workload")) for run in runs}
     if len(workloads) > 1:
         yield "The runs have different workloads; their scores need not mean the same."
@@ -347,6 +350,8 @@ def _spent(run: Run) -> Iterator[tuple[str, str]]:
         yield "Ended", str(run.meta["status"])
     yield f"{run.noun}s".capitalize(), count_text(run.last.version)
     yield "Uplink, downlink", f"{bytes_text(run.last.uplink)}, {bytes_text(run.last.downlink)}"
+    if run.privacy:
+        yield "Privacy", run.privacy
     if run.last.seconds:
         yield "Virtual time" if run.is_virtual else "On its clock", seconds_text(run.last.seconds)
     if run.meta.get("wall_seconds") is not None:

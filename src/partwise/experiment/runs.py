@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from partwise.core.errors import DataError
+from partwise.experiment.accounts import EPSILON
 from partwise.experiment.spans import Committed, Span, read_commits, read_spans
 from partwise.experiment.store import RunStore
+from partwise.experiment.words import amount, number
 
 __all__ = ["ClientValue", "Point", "Run", "RunLike", "Trouble", "common_score", "read_run", "read_runs"]
 
@@ -107,6 +109,14 @@ class Run:
     def noun(self) -> str:
         """What a version is called: `round` where the scheduler has rounds."""
         return "round" if str(self.meta.get("scheduler", "Synchronous")).startswith("Synchronous") else "version"
+
+    @property
+    def privacy(self) -> str:
+        """What it has spent of its guarantee, in words; empty where it has none."""
+        if not self.meta.get("guarantee"):
+            return ""
+        spent = self.scores.get(EPSILON)
+        return f"ε = {number(spent[-1].value)} after {amount(spent[-1].version, self.noun)}" if spent else "ε = 0"
 
     @cached_property
     def spans(self) -> Sequence[Span]:

@@ -13,6 +13,7 @@ from partwise.core.channel import Channel
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
+from partwise.core.limits import Side, check_noise
 from partwise.core.model import Model, Params, like
 from partwise.core.population import Census, Client, Population, Roll
 from partwise.core.program import RELAY, SERVER, NodeId, Program
@@ -71,6 +72,7 @@ class Star:
                     "only their sum. Use an aggregator with needs='sum', or a channel that reveals each."
                 )
         self._check_bounds()
+        check_noise({s: self._side(s, aggregator) for s, aggregator in self.all_aggregators().items()})
         known = set(self.all_aggregators())
         for what, chains in (
             ("a client chain", self.client_chain),
@@ -107,6 +109,10 @@ class Star:
         """The transform of one stream on one side."""
         chains = self.client_chain if side == "client" else self.server_chain
         return chains.get(stream, Chain())
+
+    def _side(self, stream: str, aggregator: Aggregator) -> Side:
+        limit = self.algorithm.limit(stream)
+        return Side(self.chain("client", stream), aggregator, self.chain("server", stream), limit)
 
     def initial(self) -> Params:
         """The parameters before the first round."""

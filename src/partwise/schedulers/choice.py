@@ -9,11 +9,11 @@ import heapq
 import math
 import random
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from partwise.core.schedule import ReplyInfo, Roster
 
-__all__ = ["Choice", "sample", "soonest"]
+__all__ = ["Choice", "require_exact", "sample", "soonest"]
 
 _LOOKS = 10_000  # so many clients can be asked about in some tens of milliseconds
 
@@ -23,7 +23,18 @@ class Choice(Protocol):
 
     Its state is a plain tree and part of the scheduler's; a call consumes the state that it is given. Of a choice that
     derives from this class, only `pick` must be written.
+
+    `is_exact`: False for a choice that takes `count` for an expectation and may pick more, or none. `draws`: how, in
+    the words of `Sampling.kind`; None for a choice that looks at what clients keep private.
     """
+
+    @property
+    def is_exact(self) -> bool:
+        return True
+
+    @property
+    def draws(self) -> Literal["poisson", "fixed", "public"] | None:
+        return None
 
     def init(self, roster: Roster) -> Any:
         return ()
@@ -50,6 +61,15 @@ class Choice(Protocol):
     def lost(self, state: Any, client: int) -> Any:
         """A client did not answer."""
         return state
+
+
+def require_exact(part: str, choice: Choice) -> None:
+    """Refuse a choice whose number is chance, where a scheduler counts on it."""
+    if not choice.is_exact:
+        raise ValueError(
+            f"{part}(choice={choice!r}): must pick as many clients as are wanted, got one that picks a random number. "
+            "Use Uniform(), or Synchronous, which waits for however many there are."
+        )
 
 
 def sample(chance: random.Random, weighted: Iterable[tuple[int, float]], count: int) -> list[int]:

@@ -11,13 +11,13 @@ import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress, islice
-from typing import Any
+from typing import Any, Literal
 
 from partwise.core.schedule import ReplyInfo, Roster, are_there
 from partwise.schedulers.choice import Choice, sample
 from partwise.schedulers.oort import Oort
 
-__all__ = ["Choice", "Oort", "Stalest", "Uniform", "Weighted"]
+__all__ = ["Choice", "Oort", "Poisson", "Stalest", "Uniform", "Weighted"]
 
 _MASK, _GOLDEN, _SPREAD = 2**64 - 1, 0x9E3779B97F4A7C15, 0xD1342543DE82EF95
 _TRIES = 16
@@ -37,6 +37,10 @@ class Uniform(Choice):
     Source: of the hash, Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014,
         mix64variant13.
     """
+
+    @property
+    def draws(self) -> Literal["poisson", "fixed", "public"] | None:
+        return "fixed"
 
     def pick(
         self, state: Any, count: int, *, turn: int, now: float, roster: Roster, busy: Collection[int] = ()
@@ -58,6 +62,40 @@ class Uniform(Choice):
             while len(found) < count and (some := list(islice(others, count - len(found)))):
                 found += _free(some, now, roster, busy)
         return tuple(sorted(found)), state
+
+
+@dataclass(frozen=True)
+class Poisson(Choice):
+    """Each client independently with probability count / N, if it is available; so nobody at all now and then.
+
+    The sampling of which privacy amplification speaks. It looks at as many clients as it draws. The guarantee holds
+    against those who do not know whom it drew: outside a simulation the seed is a secret.
+
+    Source: Abadi et al., "Deep learning with differential privacy", CCS 2016, arXiv:1607.00133, algorithm 1.
+    """
+
+    @property
+    def is_exact(self) -> bool:
+        return False
+
+    @property
+    def draws(self) -> Literal["poisson", "fixed", "public"] | None:
+        return "poisson"
+
+    def pick(
+        self, state: Any, count: int, *, turn: int, now: float, roster: Roster, busy: Collection[int] = ()
+    ) -> tuple[tuple[int, ...], Any]:
+        clients = roster.clients
+        chance = random.Random(f"{roster.seed}|poisson|{turn + 1}")
+        found: list[int] = []
+        rate, at = min(1.0, count / len(clients)), -1
+        stays = math.log1p(-rate) if rate < 1 else -math.inf
+        while True:  # from one that is drawn to the next: how many are passed over has a geometric distribution
+            at += 1 + (int(math.log(1 - chance.random()) / stays) if rate < 1 else 0)
+            if at >= len(clients):
+                return tuple(found), state
+            if clients[at] not in busy and roster.next_available(clients[at], now) <= now:
+                found.append(clients[at])
 
 
 def _mixed(number: int) -> int:
@@ -105,6 +143,10 @@ class Weighted(Choice):
     """
 
     weights: tuple[float, ...] = ()
+
+    @property
+    def draws(self) -> Literal["poisson", "fixed", "public"] | None:
+        return "public" if self.weights else None  # how many examples a client has is its own affair
 
     def __post_init__(self) -> None:
         for at, weight in enumerate(self.weights):
@@ -162,6 +204,10 @@ class Stalest(Choice):
     Source: Yan et al., "Distributed non-convex optimization under intermittent client availability" (FedLaAvg),
         INFORMS Journal on Computing 2023, arXiv:2002.07399, algorithm 1.
     """
+
+    @property
+    def draws(self) -> Literal["poisson", "fixed", "public"] | None:
+        return "public"
 
     def init(self, roster: Roster) -> Any:
         """What is kept of those that took part.

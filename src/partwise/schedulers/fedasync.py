@@ -7,7 +7,8 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, Roster, Scheduler, Stop
+from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, Roster, Sampling, Scheduler, Stop
+from partwise.schedulers.choice import require_exact
 from partwise.schedulers.choices import Choice, Uniform
 from partwise.schedulers.flights import (
     A_DAY,
@@ -88,6 +89,10 @@ class FedAsync(Scheduler):
     choice: Choice = field(default_factory=Uniform)
     state_types: ClassVar[tuple[type, ...]] = (Async, Flights)
 
+    @property
+    def sampling(self) -> Sampling | None:
+        return None if self.choice.draws is None else Sampling("public", 1.0, 1)
+
     def __post_init__(self) -> None:
         if not 0 < self.alpha < math.inf:
             raise ValueError(f"FedAsync(alpha={self.alpha}): must be above 0, got {self.alpha}. 0.6 is usual.")
@@ -100,6 +105,7 @@ class FedAsync(Scheduler):
             )
         if list(self.halve_at) != sorted(set(self.halve_at)):
             raise ValueError(f"FedAsync(halve_at={self.halve_at}): versions must ascend, got others. Sort them.")
+        require_exact("FedAsync", self.choice)
         check_end(self, self.versions)
 
     def init(self, roster: Roster) -> Async:

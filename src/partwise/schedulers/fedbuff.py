@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, ReplyInfo, Roster, Scheduler, Stop
+from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, ReplyInfo, Roster, Sampling, Scheduler, Stop
+from partwise.schedulers.choice import require_exact
 from partwise.schedulers.choices import Choice, Uniform
 from partwise.schedulers.flights import (
     A_DAY,
@@ -86,6 +87,10 @@ class FedBuff(Scheduler):
     choice: Choice = field(default_factory=Uniform)
     state_types: ClassVar[tuple[type, ...]] = (Buffered, Flights)
 
+    @property
+    def sampling(self) -> Sampling | None:
+        return None if self.choice.draws is None else Sampling("public", float(self.buffer), self.buffer)
+
     def __post_init__(self) -> None:
         check_at_least(self, buffer=1, concurrency=1, steps=0)
         if self.max_staleness is not None:
@@ -97,6 +102,7 @@ class FedBuff(Scheduler):
             )
         if self.replace not in get_args(Replace):
             raise ValueError(f"FedBuff(replace={self.replace!r}): must be 'arrival' or 'commit'. 'arrival' is usual.")
+        require_exact("FedBuff", self.choice)
         check_end(self, self.versions)
 
     def init(self, roster: Roster) -> Buffered:

@@ -20,6 +20,7 @@ from partwise.core.schedule import (
     Event,
     ReplyInfo,
     Roster,
+    Sampling,
     Scheduler,
     Started,
     Stop,
@@ -129,6 +130,10 @@ class FedCompass(Scheduler):
     seconds: float = math.inf
     patience_seconds: float = A_DAY
     state_types: ClassVar[tuple[type, ...]] = (Compass, CompassGroup, Flights)
+
+    @property
+    def sampling(self) -> Sampling | None:
+        return Sampling("public", 0.0)
 
     def __post_init__(self) -> None:
         check_at_least(self, min_steps=1, latest_time_factor=1)

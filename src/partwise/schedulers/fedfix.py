@@ -21,6 +21,7 @@ from partwise.core.schedule import (
     Event,
     ReplyInfo,
     Roster,
+    Sampling,
     Scheduler,
     Started,
     Stop,
@@ -116,6 +117,10 @@ class FedFix(Scheduler):
     steps: int = 0
     patience_seconds: float = A_DAY
     state_types: ClassVar[tuple[type, ...]] = (Windows, Flights, Rate)
+
+    @property
+    def sampling(self) -> Sampling | None:
+        return Sampling("public", 0.0)
 
     def __post_init__(self) -> None:
         if not 0 < self.period_seconds < math.inf:

@@ -20,6 +20,7 @@ from partwise.core.schedule import (
     Lost,
     ReplyInfo,
     Roster,
+    Sampling,
     Scheduler,
     Started,
     Stop,
@@ -45,7 +46,7 @@ class Rounds(NamedTuple):
         opened: when it began; what was asked before belongs to another.
         alarm: when the `After` for the end of a round runs out, the only one there is; inf if there is none.
         since: since when it has been waiting for clients to become available; inf if it is not.
-        in_vain: rounds in a row, up to the last, that committed nothing.
+        in_vain: rounds in a row, up to the last, that committed nobody's reply.
     """
 
     chosen: Any
@@ -73,11 +74,13 @@ class Synchronous(Scheduler):
         steps: local steps; 0 leaves them to the algorithm.
         deadline_seconds: a round is closed at the latest so long after it began, > 0. Default: a day. inf waits for
             every client, and for ever if one never answers.
-        min_replies: replies without which a round commits nothing, >= 1.
-        choice: whom it asks.
+        min_replies: replies without which a round commits nothing, >= 1. Not for a choice whose number is chance: then
+            every round is committed, also one without replies.
+        choice: whom it asks. Of one whose number is chance, such as `Poisson`, `cohort` is the expectation, and a round
+            waits for all that were asked.
         extra: how many clients are asked beyond `cohort`: below 1 as a share of it, rounded up; otherwise their number.
             Where the population has no more, as many as there are.
-        patience: rounds in a row that may commit nothing, >= 1; then the run stops.
+        patience: rounds in a row that may commit nobody's reply, >= 1; then the run stops.
         wait_seconds: how long it waits for enough clients to become available, >= 0; then the run stops. Default: 30
             days.
     """
@@ -100,6 +103,13 @@ class Synchronous(Scheduler):
     @property
     def commits_together(self) -> bool:
         return not self.extra
+
+    @property
+    def sampling(self) -> Sampling | None:
+        draws, enough = self.choice.draws, self._least
+        if draws == "fixed" and self.extra:
+            draws = "public"  # who is waited for depends on who answers first
+        return None if draws is None else Sampling(draws, float(self.cohort), enough)
 
     def __post_init__(self) -> None:
         at_least = {
@@ -124,6 +134,11 @@ class Synchronous(Scheduler):
             raise ValueError(
                 f"Synchronous(min_replies={self.min_replies}): must be at most the cohort of {self.cohort}, "
                 f"got {self.min_replies}. Lower it."
+            )
+        if self.extra and not self.choice.is_exact:
+            raise ValueError(
+                f"Synchronous(extra={self.extra}): must be 0 with {self.choice!r}, which picks a random number of "
+                f"clients and waits for all, got {self.extra}. Leave it out."
             )
         if self.extra >= 1 and self.extra % 1 != 0:  # so it is for inf
             rule = f"must be a share below 1 or a whole number, got {self.extra}"
@@ -170,11 +185,16 @@ class Synchronous(Scheduler):
 
     def _accepted(self, state: Rounds) -> list[Action]:
         """What is sure to be committed: all replies, once there are enough of them."""
-        if len(state.got) < self.min_replies:
+        if len(state.got) < self._least:
             return []
-        return [Accept(tuple(state.got if len(state.got) == self.min_replies else state.got[-1:]))]
+        return [Accept(tuple(state.got if len(state.got) == self._least else state.got[-1:]))]
 
     # A round begins
+
+    @property
+    def _least(self) -> int:
+        """Replies without which a round commits nothing."""
+        return self.min_replies if self.choice.is_exact else 0
 
     @property
     def _asked(self) -> int:
@@ -190,11 +210,13 @@ class Synchronous(Scheduler):
         wanted = min(self._asked, len(roster.clients))
         asked, chosen = self.choice.pick(state.chosen, wanted, turn=state.turn, now=now, roster=roster)
         state = state._replace(chosen=chosen, turn=state.turn + 1)
-        if len(asked) < self.min_replies:
+        if len(asked) < self._least:
             return self._wait(state, now, len(asked), roster)
         actions: list[Action] = [Dispatch(client, self.steps) for client in asked]
         state = state._replace(round=state.round + 1, opened=now, since=math.inf)
         state = state._replace(waiting=dict.fromkeys(asked), got=[])
+        if not asked:
+            return state._replace(in_vain=state.in_vain + 1), [Commit(()), After(0.0, _CLIENTS)]
         state, alarm = self._watched(state, now)
         return state, actions + alarm
 
@@ -227,26 +249,26 @@ class Synchronous(Scheduler):
         return self._watched(state, now)
 
     def _close_if_done(self, state: Rounds, now: float, roster: Roster) -> tuple[Rounds, list[Action]]:
-        is_done = not state.waiting or len(state.got) == self.cohort
+        is_done = not state.waiting or (self.choice.is_exact and len(state.got) == self.cohort)
         return self._close(state, now, roster) if is_done else (state, [])
 
     def _close(self, state: Rounds, now: float, roster: Roster) -> tuple[Rounds, list[Action]]:
-        """Commit what there is, if that is enough; a round without replies leaves nothing behind."""
-        is_enough = len(state.got) >= self.min_replies
+        """Commit what there is, if that is enough."""
+        is_enough = len(state.got) >= self._least
         end: list[Action] = [GiveUp(tuple(state.waiting))] if state.waiting else []
-        if state.got:
+        if state.got or is_enough:
             got = tuple(state.got)
             end.append(Commit(got) if is_enough else Discard(got))
         chosen = state.chosen
         for client in state.waiting:
             chosen = self.choice.lost(chosen, client)
-        in_vain = 0 if is_enough else state.in_vain + 1
+        in_vain = 0 if is_enough and state.got else state.in_vain + 1
         state, more = self._open(state._replace(chosen=chosen, waiting={}, in_vain=in_vain), now, roster)
         return state, end + more
 
     def _excuse(self, state: Rounds) -> str:
         rounds = "the only round" if state.in_vain == 1 else f"{state.in_vain} rounds in a row"
         return (
-            f"{rounds} committed nothing: each had fewer than min_replies={self.min_replies} answers within "
+            f"{rounds} committed nothing: each had fewer than min_replies={max(1, self._least)} answers within "
             f"{self.deadline_seconds:g} seconds; raise deadline_seconds or look at why clients are lost"
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, ReplyInfo, Roster, Scheduler, Started, Stop
+from partwise.schedulers.choice import require_exact
 from partwise.schedulers.choices import Choice, Uniform
 from partwise.schedulers.flights import (
     A_DAY,
@@ -103,6 +104,7 @@ class Tiered(Scheduler):
 
     def __post_init__(self) -> None:
         check_at_least(self, tiers=1, cohort=1, steps=0)
+        require_exact("Tiered", self.choice)
         check_end(self, self.versions)
 
     def init(self, roster: Roster) -> Tiers:

@@ -11,9 +11,10 @@ import torch
 from partwise.core.aggregate import Aggregator, sum_updates
 from partwise.core.errors import PartwiseError
 from partwise.core.index import Rows, shapes_of
+from partwise.core.limits import FixedDivisor
 from partwise.core.model import Params
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update, to_dense
+from partwise.core.update import Update, scale, to_dense
 from partwise.testing.examples import example_census, example_params, example_update, example_updates
 from partwise.testing.rules import check_fits, check_part, check_same, expect, saved, snapshot, trying, unchanged
 
@@ -96,8 +97,12 @@ def _in_any_order(part: Aggregator, params: Params, updates: Sequence[Update]) -
 
 def _weights_scaled(part: Aggregator, params: Params, updates: Sequence[Update]) -> None:
     scaled = [replace(u, weight=7.0 * float(u.weight)) for u in updates]  # type: ignore[arg-type]
-    rule = "must not depend on the unit of the weights"
-    _close(part, _once(part, updates, params), _once(part, scaled, params), params, rule, "Divide by their sum")
+    one, other = _once(part, updates, params), _once(part, scaled, params)
+    if isinstance(part, FixedDivisor):  # its unit is fixed with the divisor
+        one, rule, remedy = scale(one, 7.0), "must add what its weights say", "Divide by `divisor * max_weight` alone"
+    else:
+        rule, remedy = "must not depend on the unit of the weights", "Divide by their sum"
+    _close(part, one, other, params, rule, remedy)
 
 
 def _zeros(part: Aggregator, params: Params, updates: Sequence[Update]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from partwise.core.limits import Limit
 from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.transform import State
@@ -46,8 +47,11 @@ class Clip:
 
     @property
     def bound(self) -> float:
-        """The largest Euclidean norm of what comes out."""
+        """The largest absolute value of what comes out: no coordinate is larger than the norm."""
         return self.max_norm
+
+    def limited(self, before: Limit) -> Limit:
+        return before._replace(norm=min(before.norm, self.max_norm))
 
     def init(self, params: Params) -> State:
         return ()
@@ -80,6 +84,9 @@ class Scale:
     def __post_init__(self) -> None:
         if not math.isfinite(self.factor):
             raise ValueError(f"Scale(factor={self.factor}): must be finite, got {self.factor}. 1 changes nothing.")
+
+    def limited(self, before: Limit) -> Limit:
+        return before._replace(norm=before.norm * abs(self.factor) if self.factor else 0.0)
 
     def init(self, params: Params) -> State:
         return ()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from partwise.core.codec import register
 from partwise.core.index import Coords, Index
+from partwise.core.limits import Limit
 from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
 from partwise.core.transform import State, Transform
@@ -71,6 +72,9 @@ class TopK:
             raise ValueError(
                 f"TopK(scope={self.scope!r}): must be 'global' or 'layer', got {self.scope!r}. Choose one."
             )
+
+    def limited(self, before: Limit) -> Limit:
+        return before  # what is left out makes an update no longer
 
     def init(self, params: Params) -> State:
         return ()
