@@ -137,7 +137,10 @@ class MaskedUnion:
     Args:
         filter: where the residues stand.
         bits: of a residue, in 8..64; a row is missed with a chance of about 2^-bits.
-        min_contributors, graph, identities, patience_seconds: as in `Masked`.
+        min_contributors: so many must be in a union.
+        graph: who masks with whom.
+        identities: signing keys of the clients; None for a server that follows the protocol.
+        patience_seconds: how long the server waits for the answers to a message.
 
     Source: Niu et al., "Billion-scale federated learning on mobile clients: a submodel design with tunable privacy",
         MobiCom 2020, arXiv:1911.02254, phase 1.
