@@ -38,7 +38,6 @@ SCHEDULERS = {
     "FedBuff, 100 of 10,000 at work": FedBuff(buffer=100, concurrency=10_000, versions=MANY),
     "FedCompass, everybody": FedCompass(versions=MANY),
 }
-LIMITS = {"FedCompass, everybody": 1000, "Synchronous, 10,000 a round": None, "FedBuff, 100 of 10,000 at work": None}
 
 
 def people(clients: int) -> ArrayPopulation:
@@ -88,7 +87,8 @@ def main() -> None:
         return
     print(describe(SEED))
     print(f"{args.events:,} events, {args.passes} passes, one core; CPU time")
-    print(f"{'scheduler':32}{'clients':>10}  events/s (range)           peak MiB  hours on the clock  commits    lost")
+    print("| scheduler | clients | events/s (range) | peak MiB | hours on the clock | commits | lost |")
+    print("|---" * 7 + "|")
     for name in SCHEDULERS:
         for clients in args.clients:
             at_work = 10_000 if "10,000" in name else 1000
@@ -102,9 +102,10 @@ def main() -> None:
             ]
             rates = [f["rate"] for f in found]
             r = found[0]
+            peak = max(f["peak_mib"] for f in found)
             print(
-                f"{name:32}{clients:10,}  {statistics.median(rates):9,.0f} ({min(rates):,.0f}-{max(rates):,.0f})"
-                f"{max(f['peak_mib'] for f in found):12,.0f}{r['hours']:16,.1f}{r['versions']:12,}{r['lost']:8,}",
+                f"| {name} | {clients:,} | {statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f}) | "
+                f"{peak:,.0f} | {r['hours']:.1f} | {r['versions']:,} | {r['lost']:,} |",
                 flush=True,
             )
 

@@ -92,7 +92,7 @@ def partwise(work: Workload, name: str, clock: Callable[[], float], executor: Pl
                 site.localized(site.touched())
             stars[rounds] = star
         noted = Clock(clock)
-        states, _ = runtime.run(stars[rounds].programs(), work.population, noted)
+        states, _ = runtime.run(stars[rounds].programs(relays=True), work.population, noted)
         return noted.times, states[SERVER].streams["model"]
 
     return run

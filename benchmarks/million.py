@@ -93,7 +93,7 @@ def play(case: dict[str, object]) -> dict[str, float]:
     before, began = peak_mib(), time.process_time()
     if case["through"] == "simulate":
         star = Star(algorithm, scheduler, model, people, Plain(), seed=SEED)
-        runtime.run(star.programs(), people, clock)
+        runtime.run(star.programs(relays=runtime.relays), people, clock)
     else:
         workload = Workload(model, people, (Accuracy(),))
         with tempfile.TemporaryDirectory() as folder:

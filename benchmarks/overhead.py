@@ -68,7 +68,7 @@ def partwise_rounds(name: str, rounds: int) -> list[float]:
     algorithm = FedSubAvg("count", local) if name == "stdlib_code" else FedAvg(local)
     star = Star(algorithm, Synchronous(cohort, rounds), work.model, work.population, Plain(), seed=SEED)
     clock = Clock()
-    Simulate().run(star.programs(), work.population, clock)
+    Simulate().run(star.programs(relays=True), work.population, clock)
     return clock.times
 
 

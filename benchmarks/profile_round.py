@@ -166,7 +166,7 @@ def play(work: Workload, timers: Timers, through: str, executor: str, cohort: in
     algorithm = FedAvg(LocalTraining(SGD(0.1), batch_size=20))
     if through == "Simulate":
         star = Star(algorithm, scheduler, work.model, work.population, Open(), seed=SEED)
-        runtime.run(star.programs(), work.population, watch)  # which calls `record`
+        runtime.run(star.programs(relays=True), work.population, watch)  # which calls `record`
     else:
         with tempfile.TemporaryDirectory() as folder:
             Experiment(work, algorithm, scheduler, seed=SEED, runtime=runtime).run(folder, progress=watch)

@@ -61,6 +61,10 @@ class People(Population):
     def data(self, client: int) -> Examples:
         return Examples(self.columns).slice(16 * client, 16 * client + 16)
 
+    @property
+    def is_instant(self) -> bool:
+        return not self.varied
+
     def profile(self, client: int, now: float = 0.0) -> Profile:
         return Profile(1.0 + client % 7, 1e5 + 1e3 * (client % 11), 1e6, 4e9, 1.0) if self.varied else Profile()
 
@@ -95,7 +99,7 @@ def play(cohort: int, runtime: Runtime, size: str, *, varied: bool) -> dict[str,
         scheduler = Synchronous(cohort=many, rounds=1)
         star = Star(FedAvg(local), scheduler, model, people, Plain(), seed=SEED)
         began = time.perf_counter()
-        runtime.run(star.programs(), people, Quiet())
+        runtime.run(star.programs(relays=runtime.relays), people, Quiet())
         return time.perf_counter() - began
 
     once(2)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from partwise.core.metrics import Loss
 from partwise.core.model import BinaryCrossEntropy, Model, Values
+from partwise.core.population import Roll
 from partwise.core.workload import Workload
 from partwise.populations import ArrayPopulation
-from partwise.schedulers import Synchronous
+from partwise.schedulers.choices import Uniform
 from partwise.workloads.models import AttentionRecommender, SparseLinear
 
 SEED, ROWS, TOUCHED, CLIENTS, COHORT, EXAMPLES, STEPS = 1, 100_000, 50, 500, 50, 20, 5
@@ -55,9 +56,9 @@ def workload(name: str) -> Workload:
     )
 
 
-def cohorts(rounds: int) -> list[list[int]]:
-    scheduler = Synchronous(COHORT, rounds)
-    return [list(scheduler.draw(range(CLIENTS), SEED, n + 1)) for n in range(rounds)]
+def cohorts(work: Workload, rounds: int) -> list[list[int]]:
+    roster = Roll(work.population, SEED)
+    return [list(Uniform().pick(None, COHORT, turn=n, now=0.0, roster=roster)[0]) for n in range(rounds)]
 
 
 def renumbered(work: Workload, name: str) -> list[tuple[Tensor, dict[str, Tensor]]]:
@@ -86,7 +87,7 @@ def full_copy(work: Workload, name: str, clock: Callable[[], float]) -> Rounds:
     def run(rounds: int) -> tuple[list[float], Values]:
         server, times = work.model.init(SEED), [clock()]
         net = dict(module.named_parameters())
-        for cohort in cohorts(rounds):
+        for cohort in cohorts(work, rounds):
             total = {n: torch.zeros_like(p) for n, p in server.items()}
             count = torch.zeros(ROWS)
             for client in cohort:
@@ -113,7 +114,7 @@ def rows_only(work: Workload, name: str, clock: Callable[[], float]) -> Rounds:
 
     def run(rounds: int) -> tuple[list[float], Values]:
         server, times = work.model.init(SEED), [clock()]
-        for cohort in cohorts(rounds):
+        for cohort in cohorts(work, rounds):
             dense = {n: torch.zeros_like(p) for n, p in server.items() if n != table}
             changes = []
             for client in cohort:
@@ -181,7 +182,7 @@ def stacked(work: Workload, name: str, clock: Callable[[], float]) -> Rounds:
 
     def run(rounds: int) -> tuple[list[float], Values]:
         server, times = work.model.init(SEED), [clock()]
-        for cohort in cohorts(rounds):
+        for cohort in cohorts(work, rounds):
             held, who = [own[c][0] for c in cohort], torch.tensor(cohort)
             offsets = lengths[who].cumsum(0) - lengths[who]
             columns = {c: joined[c][who] + offsets.view(-1, *[1] * (joined[c].dim() - 1)) for c in work.model.inputs}

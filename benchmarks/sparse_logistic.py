@@ -84,7 +84,7 @@ def losses_of(algorithm: Algorithm, seed: int, rounds: int, workload: Workload |
         seed=seed,
     )
     observer = Losses(workload)
-    Simulate().run(star.programs(), workload.population, observer)
+    Simulate().run(star.programs(relays=True), workload.population, observer)
     return observer.found
 
 

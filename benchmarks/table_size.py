@@ -115,7 +115,7 @@ def play(sizes: list[int], executor: str, rounds: int, estimator: str) -> list[C
         model = Model(Net(sizes[i]), BinaryCrossEntropy(), inputs=("ids",), tables={"table.weight": ("ids",)})
         algorithm = FedSubAvg(estimator, LocalTraining(SGD(0.1), batch_size=5))
         star = Star(algorithm, Synchronous(COHORT, rounds), model, people, Plain(), seed=SEED)
-        Simulate(executor=getattr(executors, executor)()).run(star.programs(), people, clocks[i])
+        Simulate(executor=getattr(executors, executor)()).run(star.programs(relays=True), people, clocks[i])
         turns[(i + 1) % len(sizes)].release()
 
     threads = [Thread(target=run, args=(i,)) for i in range(len(sizes))]

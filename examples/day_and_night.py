@@ -9,10 +9,11 @@ from torch import nn
 
 import partwise as pw
 from partwise.core.model import Values
+from partwise.populations.availability import Availability
 
 
 @dataclass(frozen=True)
-class DayAndNight:
+class DayAndNight(Availability):
     """Even clients for an hour, then odd ones, and so on."""
 
     def block(self, client: int) -> int:

@@ -55,6 +55,10 @@ class Clients(Population):
     def profile(self, client: int, now: float = 0.0) -> Profile:
         return self.profiles.get(client, Profile())
 
+    @property
+    def is_instant(self) -> bool:
+        return not self.profiles
+
 
 @dataclass(frozen=True)
 class Cohorts(Scheduler):

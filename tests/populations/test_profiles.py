@@ -4,10 +4,13 @@ import math
 from collections import Counter
 from statistics import median, stdev
 
+import numpy as np
 import pytest
 
 from partwise.core.population import Profile
-from partwise.populations.profiles import Constant, LogNormal, Widths
+from partwise.populations.distributions import Exponential
+from partwise.populations.drawn import Drawn, Drift
+from partwise.populations.profiles import Constant, LogNormal, ProfileArrays, Widths
 
 
 def test_constant():
@@ -98,3 +101,22 @@ def test_widths_keep_the_rest_of_the_profile():
 def test_bad_values(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        Constant(0.2, 3.0, 4.0, 5.0, 0.5),
+        LogNormal(sigma=0.7),
+        Widths(base=LogNormal(0.3)),
+        Drawn(Exponential(0.05), downlink=Exponential(9.0), uplink=7.0),
+        Drift(LogNormal(), period_seconds=60.0),
+        ProfileArrays(np.arange(9) / 8, np.arange(1.0, 10), np.arange(2.0, 11)),
+    ],
+    ids=lambda world: type(world).__name__,
+)
+def test_speeds_of_many_are_those_of_each(world):
+    clients = [7, 2, 2, 5]
+    assert [tuple(row) for row in world.speeds(clients, 130.0).tolist()] == [
+        world.profile(c, 130.0)[:3] for c in clients
+    ]

@@ -140,3 +140,24 @@ def test_bad_periods(tmp_path):
 def test_bad_arrays(rows, message):
     with pytest.raises(DataError, match=r"^Intervals\(\): .*" + message):
         Intervals(*map(np.array, rows))
+
+
+@pytest.mark.parametrize("period", [20.0, math.inf])
+@pytest.mark.parametrize("now", [0.0, 6.5, 61.0])
+def test_many_are_told_of_as_each_is(period, now):
+    """Against the look at one, at moments in one period and in two, also of clients without an interval."""
+    draw = np.random.default_rng(7)
+    begins = np.sort(draw.random((40, 3)), 1) * 18
+    ends = np.concatenate([begins[:, 1:] - 0.1 * draw.random((40, 2)), np.full((40, 1), 20.0)], 1)
+    begins[::4, 0] = 0.0
+    begins, ends = np.round(begins, 1), np.round(ends, 1)  # so that bounds are met, and neighbours touch
+    client = np.repeat(np.arange(40) * 2, 3)
+    keep = (ends > begins).ravel()
+    world = Intervals(client[keep], begins.ravel()[keep], ends.ravel()[keep], period)
+    who = draw.permutation(90)
+    assert world.are_there(who.tolist(), now) == [world.next_available(c, now) <= now for c in who.tolist()]
+    for spread in (2.0, 30.0):
+        moments = np.round(now + spread * draw.random(90), 1)
+        each = [world.available_until(int(c), float(t)) for c, t in zip(who, moments, strict=True)]
+        assert world.stays(who.tolist(), moments).tolist() == each
+    assert sum(a > t for a, t in zip(each, moments, strict=True)) > (5 if period == 20 or now < 60 else -1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -27,6 +29,7 @@ from partwise.core.schedule import (
     Stop,
 )
 from partwise.local import SGD, LocalTraining
+from partwise.populations import Always, ArrayPopulation, Daily, Intervals, ProfileArrays, Steady, Unreliable
 from partwise.runtimes.rehearse import Cost, costs_of, rehearse
 from toy_star import Clients, Cohorts, number_model, parabolas, run, star_of
 
@@ -180,3 +183,52 @@ def test_a_client_that_cannot_do_its_task_is_told():
     star = star_of(FedAvg(), number_model(), population, Cohorts(((0,),)))
     with pytest.raises(CompositionError, match=r"client 0: must do its task, got .*has no examples"):
         rehearse(star.scheduler, population, costs_of(star))
+
+
+@dataclass(frozen=True)
+class Waves(Scheduler):
+    """Asks everybody who is free, one wave after another; commits each wave that is over, gives the slowest up."""
+
+    waves: int
+    apart: bool = False
+
+    def init(self, roster: Any) -> Any:
+        return 0, (), ()
+
+    def step(self, state: Any, event: Event, roster: Any) -> tuple[Any, list[Any]]:
+        wave, got, out = state
+        match event:
+            case Started() | Deadline():
+                asked = [c for c in roster.clients if roster.next_available(c, event.now) <= event.now]
+                between = [After(math.inf, 0)] if self.apart else []  # so that no two tasks follow one another
+                tasks = [action for c in asked for action in (Dispatch(c, 3 + c % 4, group=wave), *between)]
+                end = [Stop()] if wave == self.waves else [*tasks, After(3.0, 0)]
+                return (wave + 1, (), asked), [GiveUp(out), *([Commit(got)] if got else []), *end]
+            case Arrived(_, reply, _):
+                return (wave, (*got, reply), [c for c in out if c != reply.client]), []
+            case Lost(_, client, _, _):
+                return (wave, got, [c for c in out if c != client]), []
+
+
+@pytest.mark.parametrize("reliability", [Steady(), Unreliable(0.1, 0.1, 0.1, 2.0, late_share=0.2, late_seconds=3.0)])
+@pytest.mark.parametrize("availability", [Always(), Daily(0.5, period_seconds=20.0), "trace"])
+def test_many_tasks_at_once_are_told_as_one_by_one(availability, reliability):
+    """To the bit, with losses at every stage, and intervals that end in the middle of a wave and go on at midnight."""
+    draw, n = np.random.default_rng(3), 150
+    if availability == "trace":
+        start = draw.random(2 * n).reshape(n, 2).cumsum(1) * 9
+        start[::3, 0] = 0.0
+        end = np.stack([0.5 * start.sum(1), np.where(np.arange(n) % 4, 0.5 * (start[:, 1] + 20), 20.0)], 1)
+        availability = Intervals(np.arange(2 * n) // 2, start.ravel(), end.ravel(), period_seconds=20.0)
+    profiles = ProfileArrays(0.2 + 0.5 * draw.random(n), 50 + 200 * draw.random(n), 50 + 900 * draw.random(n))
+    columns = {"x": torch.zeros(n)}
+    population = ArrayPopulation(
+        columns, torch.arange(n + 1), profiles=profiles, availability=availability, reliability=reliability
+    )
+    together, apart = (
+        rehearse(Waves(12, apart), population, lambda task: Cost(task.steps, 1, 20 + task.client, 11, 97, 53, 9))
+        for apart in (False, True)
+    )
+    assert together == apart
+    assert sum(together.committed.values()) > 100
+    assert together.lost["deadline"] > 20

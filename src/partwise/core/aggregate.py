@@ -18,9 +18,9 @@ from partwise.core.model import Params, Values
 from partwise.core.population import Census
 from partwise.core.rowsum import RowSum
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update
+from partwise.core.update import Update, all_finite
 
-__all__ = ["Accumulator", "Aggregator", "Coverage", "Running", "Sum", "sum_updates", "union_index"]
+__all__ = ["Accumulator", "Aggregator", "Coverage", "Running", "Stack", "Sum", "sum_updates", "union_index"]
 
 
 @register
@@ -65,6 +65,14 @@ class Aggregator(Protocol):
             params: what it will be added to.
             replies: whose updates, in the same order.
         """
+        ...
+
+
+class Stack(Protocol):
+    """Values of C clients that are not kept one by one."""
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """The sum of the values, each times its weight, (C,)."""
         ...
 
 
@@ -157,6 +165,11 @@ class Accumulator:
         self._state = Running() if state is None else state
         self._cover = self._coverage()
 
+    @property
+    def state(self) -> Running:
+        """What was added so far."""
+        return self._state
+
     def _coverage(self) -> Coverage:
         return Coverage(self._params, state=(self._state.cover, self._state.even))
 
@@ -186,9 +199,7 @@ class Accumulator:
             at = index.rows[name]
             assert at is not None
             value = values[name] if factor == 1 else values[name] * factor
-            if name not in state.rows:
-                state.rows[name] = RowSum(len(self._params[name]))
-            state.rows[name].add_(at, value, _per_row(weight, name, len(at)))
+            self._add_rows_(name, at, value, _per_row(weight, name, len(at)))
         dense = index.shapes.keys() - sparse
         if not dense:
             return
@@ -197,6 +208,47 @@ class Accumulator:
         part = index if len(dense) == len(index.shapes) else _restricted(index, dense)
         part.scatter_add_(state.value, values, factor)
         self._cover.add_(part, weight)
+
+    def add_stacked_(
+        self, indices: Sequence[Index], values: Mapping[str, Tensor | Stack], weights: Sequence[float]
+    ) -> bool:
+        """Add the updates of C clients at once, in any order; False, and nothing is added, if that cannot be done.
+
+        It cannot where a sum is not finite, where clients hold other things than whole parameters or rows, or where
+        what some hold rows of was already added whole.
+
+        Args:
+            indices: one per client, over the same names.
+            values: name -> (C, ...), or what stands for it where all hold all of it; of a client that holds fewer rows
+                than there is room for, the first ones count.
+            weights: one per client.
+        """
+        held = {name: _rows_of(indices, name) for name in indices[0].shapes}
+        if any(rows is None or (rows and name in self._state.value) for name, rows in held.items()):
+            return False
+        sums = {name: _weighted(values[name], rows or (), weights) for name, rows in held.items()}
+        if not all(all_finite(t) for t in sums.values()):
+            return False
+        total = sum(weights)
+        for name, rows in held.items():
+            if rows:
+                self._add_rows_(name, torch.cat(list(rows)), sums[name], _each_row(weights, rows))
+                continue
+            if name in self._state.value or name in self._state.rows:
+                self._make_dense_(name)
+                self._state.value[name].add_(sums[name])
+            else:
+                self._state.value[name] = sums[name]
+            self._cover.add_all_(name, total)
+        self._state.total += total
+        self._state.scaled += total
+        self._state.count += len(weights)
+        return True
+
+    def _add_rows_(self, name: str, rows: Tensor, value: Tensor, weight: Tensor | float) -> None:
+        if name not in self._state.rows:
+            self._state.rows[name] = RowSum(len(self._params[name]))
+        self._state.rows[name].add_(rows, value, weight)
 
     def _make_dense_(self, name: str) -> None:
         """Give a parameter a buffer of its own size: it is held whole, or by more than rows."""
@@ -276,6 +328,45 @@ def _kept(cover: Tensor, shape: tuple[int, ...]) -> Tensor | None | _Flat:
     if shape and cover.numel() == cover.shape[0] == shape[0]:
         return touched.reshape(-1).nonzero().reshape(-1)
     return _Flat(touched.expand(shape).reshape(-1).nonzero().reshape(-1))
+
+
+def _rows_of(indices: Sequence[Index], name: str) -> Sequence[Tensor] | None:
+    """The rows of one parameter that each client holds; () where all hold all of it, None where neither is so."""
+    first = indices[0]
+    if isinstance(first, Whole) and all(index is first for index in indices):
+        return ()
+    held = [index.rows.get(name) if isinstance(index, Rows) else None for index in indices]
+    rows = [at for at in held if at is not None]
+    if len(rows) == len(indices):
+        return rows
+    is_whole = not rows and all(name in index.shapes and not index.grain(name) for index in indices)
+    return () if is_whole else None
+
+
+def _weighted(value: Tensor | Stack, rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """(C, ...) -> the weighted sum (...) of what is whole; (C, R, ...) -> (r, ...), the weighted rows of each."""
+    if not isinstance(value, Tensor):
+        return value.weighted(torch.tensor(weights))
+    if not rows:
+        flat = value.reshape(len(value), -1)
+        return torch.mv(flat.t(), flat.new_tensor(weights)).view(value.shape[1:])  # sum(0) takes 100 times as long
+    room, flat = value.shape[1], value.flatten(0, 1)
+    lengths = torch.tensor([len(at) for at in rows])
+    if bool((lengths < room).any()):
+        begins = torch.arange(0, len(flat), room) - lengths.cumsum(0) + lengths
+        at = torch.arange(int(lengths.sum())) + begins.repeat_interleave(lengths)
+        flat = flat.index_select(0, at.to(flat.device))
+    factor = _each_row(weights, rows)
+    if not isinstance(factor, Tensor):
+        return flat * factor
+    return flat * factor.to(flat).reshape(-1, *(1,) * (flat.dim() - 1))
+
+
+def _each_row(weights: Sequence[float], rows: Sequence[Tensor]) -> Tensor | float:
+    """The weight of every row that some clients hold, one after another; one number where all have it."""
+    if len(set(weights)) == 1:
+        return float(weights[0])
+    return torch.tensor(weights, dtype=torch.float64).repeat_interleave(torch.tensor([len(at) for at in rows]))
 
 
 def _per_row(weight: Weight, name: str, rows: int) -> Tensor | float:

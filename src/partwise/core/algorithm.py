@@ -169,6 +169,14 @@ class Algorithm(Protocol):
         """What every update in a stream keeps to, before the client chain."""
         return Limit()
 
+    @property
+    def sends_change(self) -> bool:
+        """Whether a client sends the change of what it held, by its weight, and neither keeps nor tells anything else.
+
+        Then a sum of updates can be made without any of them, by whoever trains the clients.
+        """
+        return all(getattr(type(self), name) is getattr(Algorithm, name) for name in _OF_CLIENTS)
+
     def init(self, params: Params, census: Census) -> ServerState:
         """Stream -> parameters, in buffers of its own."""
         return {"model": {name: t.clone() for name, t in params.items()}}
@@ -224,6 +232,9 @@ class Algorithm(Protocol):
         for stream, total in totals.items():
             total.index.scatter_add_(state[stream], total.values())
         return state
+
+
+_OF_CLIENTS = ("client_init", "fetch", "personalize", "finish", "report")
 
 
 def _same_rows(one: Tensor, other: Tensor) -> bool:

@@ -15,6 +15,8 @@ from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
+_OF_CLIENTS = ("client_init", "fetch", "personalize", "finish", "report")
+
 __all__ = ["Around"]
 
 
@@ -38,6 +40,11 @@ class Around(Algorithm, Protocol):
     def limit(self, stream: str) -> Limit:
         # What is known of the inner algorithm's updates is known where they are sent as they are.
         return self.inner.limit(stream) if type(self).finish is Around.finish else Limit()
+
+    @property
+    def sends_change(self) -> bool:
+        is_mine = any(getattr(type(self), name) is not getattr(Around, name) for name in _OF_CLIENTS)
+        return self.inner.sends_change and not is_mine
 
     def init(self, params: Params, census: Census) -> ServerState:
         return self.inner.init(params, census)

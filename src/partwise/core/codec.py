@@ -18,6 +18,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -30,9 +31,11 @@ __all__ = [
     "DEFAULT_MAX_BYTES",
     "FORMAT_VERSION",
     "PREFIX_BYTES",
+    "Lengths",
     "decode",
     "encode",
     "encode_parts",
+    "encoded_lengths",
     "encoded_size",
     "join",
     "message_length",
@@ -107,17 +110,35 @@ def encode(tree: Tree, *, checksummed: bool = True) -> bytes:
     return b"".join(encode_parts(tree, checksummed=checksummed))
 
 
-def encoded_size(tree: Tree) -> int:
-    """`len(encode(tree))`, without touching blocks of floats."""
+class Lengths(NamedTuple):
+    """What an encoded message consists of. head: bytes before the blocks. blocks: with the gaps between them."""
+
+    head: int
+    blocks: int
+
+    def total(self, more: int = 0) -> int:
+        """Bytes of the message, if its head had some more."""
+        head = self.head + more
+        return head + _padding(head) + self.blocks if self.blocks else head
+
+
+def encoded_lengths(tree: Tree) -> Lengths:
+    """What `encode(tree)` would consist of, without touching blocks of floats."""
     try:
         header, lengths = header_and_blocks(tree)
     except UncommonError:
         writer = _written(tree)
         header, lengths = len(writer.header()), [block.length for block in writer.blocks]
-    end = PREFIX_BYTES + header
+    end = 0
     for length in lengths:
         end += _padding(end) + length
-    return end
+    # A block without bytes begins where the next one would.
+    return Lengths(PREFIX_BYTES + header + (_padding(PREFIX_BYTES + header) if lengths and not end else 0), end)
+
+
+def encoded_size(tree: Tree) -> int:
+    """`len(encode(tree))`, without touching blocks of floats."""
+    return encoded_lengths(tree).total()
 
 
 def split(tree: Tree) -> tuple[bytes, dict[str, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from partwise.core.program import SERVER, NodeId
+from partwise.core.program import RELAY, SERVER, NodeId
 
 __all__ = ["FAILURE", "START", "Heard"]
 
@@ -32,7 +32,9 @@ class Heard(NamedTuple):
     tag: int
 
     def __str__(self) -> str:
-        if self.src != SERVER:
+        if self.src == RELAY:
+            what = "a message of the relay"
+        elif self.src != SERVER:
             what = f"the loss of client {self.src}'s work" if self.tag == FAILURE else f"a message of client {self.src}"
         else:
             what = "the start" if self.tag == START else f"timer {self.tag}"

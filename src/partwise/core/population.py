@@ -11,14 +11,30 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError
+from partwise.core.schedule import are_there
 
-__all__ = ["Batch", "Census", "Client", "Counts", "Dataset", "Examples", "Fate", "Population", "Profile", "Roll"]
+__all__ = [
+    "Batch",
+    "Census",
+    "Client",
+    "Counts",
+    "Dataset",
+    "Examples",
+    "Fate",
+    "Population",
+    "Profile",
+    "Reals",
+    "Roll",
+]
 
 Client = int
+Reals = NDArray[np.float64]
 Batch = Mapping[str, Tensor]
 
 
@@ -87,16 +103,19 @@ class Examples:
     """
 
     data: Batch = field(repr=False)
+    _length: int = field(init=False, repr=False)  # asked for a dozen times for every client of a round
 
     def __post_init__(self) -> None:
-        if len({column.shape[0] for column in self.data.values()}) > 1:
+        found = {column.shape[0] for column in self.data.values()}
+        object.__setattr__(self, "_length", max(found, default=0))
+        if len(found) > 1:
             lengths = {name: len(column) for name, column in self.data.items()}
             raise ValueError(
                 f"Examples(): columns must have equal length, got {lengths}. Cut them to the same examples."
             )
 
     def __len__(self) -> int:
-        return next(iter(self.data.values())).shape[0] if self.data else 0
+        return self._length
 
     def batch(self, at: Tensor) -> Batch:
         return {name: column[at] for name, column in self.data.items()}
@@ -137,21 +156,41 @@ class Population(Protocol):
         """How fast the client is at a moment."""
         return Profile()
 
+    def speeds(self, clients: Sequence[Client], now: float) -> Reals:
+        """Pace, uplink and downlink of many clients at once, (n, 3), as their profiles tell them."""
+        return np.array([self.profile(client, now)[:3] for client in clients], np.float64).reshape(-1, 3)
+
     def next_available(self, client: Client, now: float) -> float:
         """The first moment, not before `now`, at which the client could answer; inf for never."""
         return now
+
+    def are_there(self, clients: Sequence[Client], now: float) -> list[bool]:
+        """Whether each of some clients could answer now: as `next_available` tells."""
+        return [self.next_available(client, now) <= now for client in clients]
 
     def available_until(self, client: Client, now: float) -> float:
         """The moment at which a client that could answer now no longer can; inf for never."""
         return math.inf
 
+    def stays(self, clients: Sequence[Client], moments: Reals) -> Reals:
+        """`available_until` of many clients at once, each at a moment of its own: (n,)."""
+        return np.array(list(map(self.available_until, clients, moments.tolist())), np.float64)
+
     def fate(self, client: Client, task: int) -> Fate:
         """What becomes of a task, told by its number, at the client."""
         return Fate()
 
+    @property
+    def is_instant(self) -> bool:
+        """Whether it is sure that nobody takes any time or is ever away, and that no task is lost."""
+        return all(getattr(type(self), name) is getattr(Population, name) for name in _OF_TIME)
+
     def name(self, client: Client) -> str:
         """What a person would call the client: a module, a role, a row of a table."""
         return str(client)
+
+
+_OF_TIME = ("profile", "next_available", "available_until", "fate")
 
 
 class Roll:
@@ -165,11 +204,17 @@ class Roll:
     def __init__(self, population: Population, seed: int = 0) -> None:
         self.seed, self.clients = seed, population.clients
         self.next_available = population.next_available  # asked about so often that one call less is felt
+        self.are_there = population.are_there
         self._population = population
 
     def examples(self, client: Client) -> int:
         """How many examples a client has."""
         return len(self._population.data(client))
+
+
+@are_there.register
+def _(roster: Roll, clients: Sequence[Client], now: float) -> list[bool]:
+    return roster.are_there(clients, now)
 
 
 class Counts(NamedTuple):

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 __all__ = [
+    "RELAY",
     "SERVER",
+    "Count",
     "Effect",
     "Failed",
     "Halt",
@@ -24,6 +26,7 @@ __all__ = [
 
 NodeId = int
 SERVER: NodeId = -1
+RELAY: NodeId = -2  # stands for clients, where the sum of their updates is enough
 
 
 class Message(NamedTuple):
@@ -80,6 +83,22 @@ class Work(NamedTuple):
     steps: int
 
 
+class Count(NamedTuple):
+    """Bytes to be counted for messages that were not sent, since a relay stood for the client.
+
+    Args:
+        client: whose.
+        uplink: bytes from it.
+        downlink: bytes to it.
+        messages: how many, both ways.
+    """
+
+    client: NodeId
+    uplink: int
+    downlink: int
+    messages: int
+
+
 class Record(NamedTuple):
     """A fact for the run's record."""
 
@@ -93,7 +112,7 @@ class Halt(NamedTuple):
     reason: str
 
 
-Effect = Send | Work | Record | Halt
+Effect = Send | Work | Count | Record | Halt
 
 
 def always() -> bool:

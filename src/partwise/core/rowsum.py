@@ -55,7 +55,7 @@ class RowSum:
         """Add weighted rows.
 
         Args:
-            rows: (r,) int64, each at most once.
+            rows: (r,) int64, in any order; a row may come twice.
             value: (r, ...), already weighted; kept until the sum is taken.
             weight: (r,) float64, or one number for all of them.
         """

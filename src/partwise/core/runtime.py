@@ -31,12 +31,12 @@ class Traffic:
     messages: int = 0
     clients: Ledger = field(default_factory=Ledger)
 
-    def count_(self, client: int, *, uplink: int = 0, downlink: int = 0) -> None:
-        """Count one message to or from a client."""
+    def count_(self, client: int, *, uplink: int = 0, downlink: int = 0, messages: int = 1) -> None:
+        """Count messages to or from a client."""
         self.clients.add_(client, uplink, downlink)
         self.uplink += uplink
         self.downlink += downlink
-        self.messages += 1
+        self.messages += messages
 
 
 class World(Protocol):
@@ -81,7 +81,14 @@ class Observer(Protocol):
 
 
 class Runtime(Protocol):
-    """Runs programs until one of them halts the run, the observer stops it, or nothing is left to do."""
+    """Runs programs until one of them halts the run, the observer stops it, or nothing is left to do.
+
+    `relays`: whether it is to be given programs in which a relay stands for clients, where that may be; it must know
+    `core.summing.SumJob` then, and `core.program.Count`.
+    """
+
+    @property
+    def relays(self) -> bool: ...
 
     def run(
         self,

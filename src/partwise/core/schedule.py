@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import singledispatch
 from typing import Any, Literal, NamedTuple, Protocol
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Scheduler",
     "Started",
     "Stop",
+    "are_there",
 ]
 
 
@@ -177,12 +179,20 @@ class Sampling(NamedTuple):
     at_least: int = 0
 
 
+@singledispatch
+def are_there(roster: Roster, clients: Sequence[int], now: float) -> list[bool]:
+    """Whether each of some clients is available; a roster that can tell of many at once registers how."""
+    return [roster.next_available(client, now) <= now for client in clients]
+
+
 class Scheduler(Protocol):
     """A reducer over events; never sleeps, never asks for the time.
 
     `state_types`: the classes that its state is made of, beside plain trees and `ReplyInfo`, so that a run can be
-    saved. `versions`: how many commits it makes before it stops; 0 where it cannot tell. `sampling`: how those are
-    drawn who take part in a commit; None where it cannot tell, or where they are chosen by what they keep private.
+    saved. `versions`: how many commits it makes before it stops; 0 where it cannot tell. `commits_together`: whether
+    the clients that it asks in one step are committed together, as many of them as answer, or not at all.
+    `sampling`: how those are drawn who take part in a commit; None where it cannot tell, or where they are chosen
+    by what they keep private.
     """
 
     @property
@@ -196,6 +206,10 @@ class Scheduler(Protocol):
     @property
     def sampling(self) -> Sampling | None:
         return None
+
+    @property
+    def commits_together(self) -> bool:
+        return False
 
     def init(self, roster: Roster) -> Any: ...
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from partwise.core.blocks import block_of, torch_dtype
 from partwise.core.tree import MAX_DEPTH, MAX_DIMS, Tree, entry_of
 
-__all__ = ["UncommonError", "header_and_blocks"]
+__all__ = ["UncommonError", "header_and_blocks", "int_size"]
 
 
 class UncommonError(Exception):
@@ -58,7 +58,7 @@ def header_and_blocks(tree: Tree) -> tuple[int, list[int]]:
     table = sum(_class_size(kind) for kind in sizer.classes)
     if len(sizer.classes) > _SHORT:
         raise UncommonError
-    return _int_size(len(sizer.classes)) + table + _int_size(len(sizer.blocks)) + sizer.header, sizer.blocks
+    return int_size(len(sizer.classes)) + table + int_size(len(sizer.blocks)) + sizer.header, sizer.blocks
 
 
 _FIXED = {type(None): 1, bool: 1, float: 9}
@@ -79,7 +79,7 @@ def _mark_size(count: int) -> int:
     return 3 if count < _SHORT else 4 if count < 2**16 else 6 if count < 2**32 else 10
 
 
-def _int_size(x: int) -> int:
+def int_size(x: int) -> int:
     """Bytes of an int in msgpack."""
     if -32 <= x < 128:
         return 1
@@ -101,7 +101,7 @@ def _class_size(kind: type) -> int:
     """Bytes of an entry of the class table."""
     entry = entry_of(kind)
     assert entry is not None
-    return _str_size(entry.name) + _int_size(entry.mark)
+    return _str_size(entry.name) + int_size(entry.mark)
 
 
 @lru_cache(4096)
@@ -124,7 +124,7 @@ class _Sizer:
         if kind in _FIXED:
             self.header += _FIXED[kind]
         elif kind is int and -(2**63) <= x < 2**64:
-            self.header += _int_size(x)
+            self.header += int_size(x)
         elif kind is str:
             self.header += _short_size(x) if len(x) < _SHORT else _str_size(x)
         elif kind is Tensor:
@@ -166,14 +166,14 @@ class _Sizer:
         if dtype.is_packable:
             block = block_of(x)
             method, length = block.method, block.length
-            more = _int_size(block.width) + _int_size(block.base) + _int_size(block.length) if method else 0
+            more = int_size(block.width) + int_size(block.base) + int_size(block.length) if method else 0
         if not dtype.is_packable or x.is_inference():  # such a tensor has no version
             self.is_lasting = False
         else:
             self.packed.append((x, _version(x)))
         shape = x.shape
-        header = _MARK + _int_size(dtype.code) + _int_size(len(shape)) + _int_size(method) + more
-        header += sum(map(_int_size, shape))
+        header = _MARK + int_size(dtype.code) + int_size(len(shape)) + int_size(method) + more
+        header += sum(map(int_size, shape))
         self.header += header
         self.blocks.append(length)
         if not dtype.is_packable:

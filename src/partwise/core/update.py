@@ -15,7 +15,18 @@ from partwise.core.errors import ProtocolError
 from partwise.core.index import Index, Weight
 from partwise.core.model import Params, Values
 
-__all__ = ["Packed", "Update", "check_update", "inner", "is_finite", "map_values", "norm", "scale", "to_dense"]
+__all__ = [
+    "Packed",
+    "Update",
+    "all_finite",
+    "check_update",
+    "inner",
+    "is_finite",
+    "map_values",
+    "norm",
+    "scale",
+    "to_dense",
+]
 
 
 @runtime_checkable
@@ -117,11 +128,12 @@ def to_dense(update: Update, params: Params) -> Values:
 def is_finite(update: Update) -> bool:
     """Whether every value and weight is a finite number."""
     if isinstance(update.weight, Mapping):
-        return all(_all_finite(t) for t in (*update.values().values(), *update.weight.values()))
-    return math.isfinite(update.weight) and all(_all_finite(t) for t in update.values().values())
+        return all(all_finite(t) for t in (*update.values().values(), *update.weight.values()))
+    return math.isfinite(update.weight) and all(all_finite(t) for t in update.values().values())
 
 
-def _all_finite(t: Tensor) -> bool:
+def all_finite(t: Tensor) -> bool:
+    """Whether every element is a finite number."""
     # A sum that is finite has finite terms, and takes a tenth of the time; one that is not may have run over.
     return math.isfinite(t.sum()) or bool(torch.isfinite(t).all())
 

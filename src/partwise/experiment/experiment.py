@@ -177,7 +177,7 @@ class Experiment:
         before = float(store.meta().get("wall_seconds", 0.0))
         try:
             with _ctrl_c(recorder):
-                programs, entries = star.programs(), saved.entries if saved else None
+                programs, entries = star.programs(relays=self.runtime.relays), saved.entries if saved else None
                 states, reason = self.runtime.run(programs, workload.population, recorder, entries=entries)
         except PartwiseError as error:
             reason = f"{type(error).__name__}: {error}"

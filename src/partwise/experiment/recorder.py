@@ -7,6 +7,8 @@ import time
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from typing import Any, Protocol, cast
 
 from partwise.core.errors import CompositionError, DivergedError
@@ -17,7 +19,7 @@ from partwise.core.workload import Workload
 from partwise.experiment.accounts import EPSILON, Account
 from partwise.experiment.checkpoint import Checkpoints
 from partwise.experiment.evaluate import Evaluation, Score, evaluate
-from partwise.experiment.store import ReplyRow, RunStore
+from partwise.experiment.store import RunStore
 from partwise.populations.sizes import clients_with_tests
 from partwise.programs.star import Star
 
@@ -25,6 +27,7 @@ __all__ = ["Checkpointing", "Progress", "Recorder", "Silent"]
 
 _REFUSED_IN_A_ROW = 20  # without a single usable update in between
 _SKIPPED_IN_A_ROW = 3
+_SHOWN_EVERY = 0.2  # seconds of wall time between two commits of the record that are not a checkpoint's
 _DIVERGED_ABOVE = 1e6  # a training loss that no useful run reaches
 
 
@@ -110,7 +113,7 @@ class Recorder(Observer):
         self._star, self._workload, self._evaluation = star, workload, evaluation
         self._store, self._checkpoints, self._checkpointing = store, checkpoints, checkpointing
         self._progress, self._log = progress, store.log
-        self._saved_at = time.monotonic()
+        self._saved_at, self._shown_at = time.monotonic(), -math.inf
         self._is_due = False
         self.version, self.number = 0, 0
         self._seen = Ledger()  # client -> bytes counted in its earlier replies
@@ -125,18 +128,15 @@ class Recorder(Observer):
         return None
 
     def record(self, record: Record, world: World) -> str | None:
+        if record.kind in ("reply", "replies"):
+            self._replied(record, world)
+            return None
         self.number += 1
-        fields = record.fields
-        is_reply = record.kind == "reply"  # its row has the rest, in fewer bytes
-        body = {"client": fields["client"], "id": fields["id"]} if is_reply else dict(fields)
-        self._store.append_events([(world.now, record.kind, body)])
+        self._store.append_events([(world.now, record.kind, dict(record.fields))])
         match record.kind:
             case "started":
                 self._measure(world)
                 self._is_due = True  # so that a run killed in its first round can be resumed
-            case "reply":
-                self._refused_in_a_row = 0
-                self._store.append_replies([self._reply_row(record.fields, world)])
             case "lost" | "refused":
                 self._progress.noticed(record)
                 self._refused(record)
@@ -186,6 +186,42 @@ class Recorder(Observer):
 
     # What that means
 
+    def _replied(self, record: Record, world: World) -> None:
+        """A reply, or many, column by column: its row has what its event leaves out, in fewer bytes."""
+        columns = record.fields if record.kind == "replies" else {key: [value] for key, value in record.fields.items()}
+        clients, ids = columns["client"], columns["id"]
+        if not clients:
+            return
+        self._refused_in_a_row = 0
+        self.number = self._store.append_events(
+            [(world.now, "reply", {"client": client, "id": id}) for client, id in zip(clients, ids, strict=True)]
+        )
+        up, down = zip(*map(partial(self._bytes, world), clients), strict=True)
+        rows = zip(
+            repeat(self.version + 1, len(clients)),
+            clients,
+            ids,
+            columns["steps"],
+            columns["examples"],
+            up,
+            down,
+            columns["began"],
+            columns["fetched"],
+            columns["trained"],
+            repeat(world.now, len(clients)),
+            columns["loss"],
+            columns["staleness"],
+            strict=True,
+        )
+        self._store.append_replies(rows)
+
+    def _bytes(self, world: World, client: int) -> tuple[int, int]:
+        """What a client has sent and received since its last reply."""
+        up, down = world.traffic.clients.get(client, (0, 0))
+        before = self._seen.get(client, (0, 0))
+        self._seen.put_(client, up, down)
+        return up - before[0], down - before[1]
+
     def _refused(self, record: Record) -> None:
         """One client may be broken; when nobody's update can be used, the model is."""
         self._refused_in_a_row += record.kind == "refused"
@@ -203,27 +239,6 @@ class Recorder(Observer):
                 f"version {self.version}: {self._skipped_in_a_row} rounds in a row committed nothing. "
                 f"The last reason: {record.fields['reason']}"
             )
-
-    def _reply_row(self, fields: Mapping[str, Any], world: World) -> ReplyRow:
-        client = fields["client"]
-        up, down = world.traffic.clients.get(client, (0, 0))
-        before = self._seen.get(client, (0, 0))
-        self._seen.put_(client, up, down)
-        return ReplyRow(
-            version=self.version + 1,
-            client=client,
-            id=fields["id"],
-            steps=fields["steps"],
-            examples=fields["examples"],
-            uplink_bytes=up - before[0],
-            downlink_bytes=down - before[1],
-            began=fields["began"],
-            fetched=fields["fetched"],
-            trained=fields["trained"],
-            arrived=world.now,
-            loss=fields["loss"],
-            staleness=fields["staleness"],
-        )
 
     def _committed(self, fields: Mapping[str, Any], world: World) -> str | None:
         self.version, self._is_due = fields["version"], True
@@ -262,7 +277,9 @@ class Recorder(Observer):
         )
         self._store.append_metrics([self._row(world, score) for score in scores])
         self._store.append_clients([(self.version, r.client, r.name, r.value, r.examples) for r in rows])
-        self._store.commit()  # so that others can follow the run
+        if time.monotonic() - self._shown_at >= _SHOWN_EVERY:  # so that others can follow the run
+            self._store.commit()
+            self._shown_at = time.monotonic()
         return scores
 
     def _row(self, world: World, score: Score) -> tuple[Any, ...]:

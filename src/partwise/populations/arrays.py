@@ -18,12 +18,14 @@ from torch import Tensor
 from partwise.core.errors import DataError
 from partwise.core.population import Batch, Client, Dataset, Examples, Fate, Profile
 from partwise.populations.availability import Always, Availability
-from partwise.populations.profiles import Constant, Profiles
+from partwise.populations.profiles import Constant, Profiles, Reals
 from partwise.populations.reliability import Reliability, Steady
 
 __all__ = ["ArrayPopulation"]
 
 Ints = NDArray[np.int64]
+
+_NO_TIME = (0.0, math.inf, math.inf)  # a step, and sending a byte each way
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,14 +113,30 @@ class ArrayPopulation:
         found, block = self.profiles.profile(client, now), self.availability.block(client)
         return found._replace(block=block) if block else found
 
+    def speeds(self, clients: Sequence[Client], now: float) -> Reals:
+        return self.profiles.speeds(clients, now)
+
     def next_available(self, client: Client, now: float) -> float:
         return self.availability.next_available(client, now)
+
+    def are_there(self, clients: Sequence[Client], now: float) -> list[bool]:
+        return self.availability.are_there(clients, now)
 
     def available_until(self, client: Client, now: float) -> float:
         return self.availability.available_until(client, now)
 
+    def stays(self, clients: Sequence[Client], moments: Reals) -> Reals:
+        return self.availability.stays(clients, moments)
+
     def fate(self, client: Client, task: int) -> Fate:
         return self.reliability.fate(client, task)
+
+    @property
+    def is_instant(self) -> bool:
+        """Whether nobody takes any time or is ever away, and no task is lost."""
+        pace = self.profiles
+        takes_none = isinstance(pace, Constant) and (pace.seconds_per_step, pace.uplink, pace.downlink) == _NO_TIME
+        return takes_none and isinstance(self.availability, Always) and isinstance(self.reliability, Steady)
 
     def name(self, client: Client) -> str:
         self._check(client)

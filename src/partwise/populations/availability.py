@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -11,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from partwise.core.population import Client
+from partwise.core.population import Client, Reals
 from partwise.core.rng import numpy_generator
 from partwise.populations.hashing import key, share, shares
 from partwise.populations.slots import check_above_zero, slot_of
@@ -20,7 +21,10 @@ __all__ = ["Always", "Availability", "Bernoulli", "Blocks", "Daily"]
 
 
 class Availability(Protocol):
-    """When a client could answer; computed from its number and the moment alone."""
+    """When a client could answer; computed from its number and the moment alone.
+
+    Of a part that derives from this class, only `next_available` and `available_until` must be written.
+    """
 
     def next_available(self, client: Client, now: float) -> float:
         """The first moment, not before `now`, at which the client could answer; inf for never."""
@@ -30,13 +34,21 @@ class Availability(Protocol):
         """The moment at which a client that could answer now no longer can; `now` for one that cannot."""
         ...
 
+    def are_there(self, clients: Sequence[Client], now: float) -> list[bool]:
+        """Whether each of some clients could answer now: as `next_available` tells."""
+        return [self.next_available(client, now) <= now for client in clients]
+
+    def stays(self, clients: Sequence[Client], moments: Reals) -> Reals:
+        """`available_until` of many clients at once, each at a moment of its own: (n,)."""
+        return np.array(list(map(self.available_until, clients, moments.tolist())), np.float64)
+
     def block(self, client: Client) -> int:
         """The part of a cycle that the client belongs to; 0 where there are no cycles."""
-        ...
+        return 0
 
 
 @dataclass(frozen=True)
-class Always:
+class Always(Availability):
     """Every client at any time."""
 
     def next_available(self, client: Client, now: float) -> float:
@@ -45,12 +57,12 @@ class Always:
     def available_until(self, client: Client, now: float) -> float:
         return math.inf
 
-    def block(self, client: Client) -> int:
-        return 0
+    def stays(self, clients: Sequence[Client], moments: Reals) -> Reals:
+        return np.full(len(clients), math.inf)
 
 
 @dataclass(frozen=True)
-class Daily:
+class Daily(Availability):
     """Each client during one stretch of every period, beginning at its own hour.
 
     Args:
@@ -91,9 +103,6 @@ class Daily:
             return now
         return max(now + (self.share * self.period_seconds - since), math.nextafter(now, math.inf))
 
-    def block(self, client: Client) -> int:
-        return 0
-
     def next_available(self, client: Client, now: float) -> float:
         begin = self._begin(client)
         since = (now - begin) % self.period_seconds
@@ -112,7 +121,7 @@ def _hour(seed: int, client: Client) -> float:
 
 
 @dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(Availability):
     """Each client is there in each period with one chance, whatever was before.
 
     Args:
@@ -146,9 +155,6 @@ class Bernoulli:
         slot = slot_of(now, self.period_seconds)
         return self._turn(client, slot, there=False) if self._is_there(client, slot) else now
 
-    def block(self, client: Client) -> int:
-        return 0
-
     def _is_there(self, client: Client, slot: int) -> bool:
         return share(key(self.seed, "there"), client, slot) < self.p
 
@@ -171,7 +177,7 @@ class Bernoulli:
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Blocks(Availability):
     """Block-cyclic: the clients of one block after another, each block for its time, over and over.
 
     Args:

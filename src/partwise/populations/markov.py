@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from partwise.core.population import Client
+from partwise.populations.availability import Availability
 from partwise.populations.hashing import key, share
 from partwise.populations.slots import check_above_zero, slot_of
 
@@ -18,7 +19,7 @@ _CYCLES = 32  # in an epoch; work per question grows with it, and what the cuts 
 
 
 @dataclass(frozen=True)
-class Markov:
+class Markov(Availability):
     """Each client comes and goes, for exponentially distributed times: a chain of two states in continuous time.
 
     It is there for mean_on / (mean_on + mean_off) of the time.
@@ -55,9 +56,6 @@ class Markov:
     def available_until(self, client: Client, now: float) -> float:
         is_there, turn = self._look(client, now)
         return turn if is_there else now
-
-    def block(self, client: Client) -> int:
-        return 0
 
     @property
     def epoch_seconds(self) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from partwise.core.errors import DataError
 from partwise.core.population import Client
+from partwise.populations.availability import Availability
 from partwise.populations.profile_table import client_numbers, numbers
 from partwise.populations.profiles import Reals
 from partwise.populations.readers import open_table
@@ -25,6 +26,7 @@ from partwise.populations.slots import check_above_zero, slot_of
 
 __all__ = ["Intervals", "Trace"]
 
+_MANY = 64  # clients, from which on arrays are quicker
 _COLUMNS = ("client", "start_seconds", "end_seconds")
 
 
@@ -81,8 +83,8 @@ def _check(where: str, rows: _Rows, period_seconds: float, place: Callable[[int]
 
 
 @dataclass(frozen=True, eq=False)
-class Intervals:
-    """Availability in intervals that are kept: 16 bytes each, and 8 per client.
+class Intervals(Availability):
+    """Availability in intervals that are kept: 40 bytes each, and 8 per client.
 
     Args:
         client: (n,), whose interval, in any order.
@@ -118,62 +120,92 @@ class Intervals:
         object.__setattr__(self, "end_seconds", rows.end)
 
     @cached_property
-    def _views(self) -> tuple[memoryview, memoryview, memoryview]:
-        """Where each client's intervals begin; starts; ends. An element of a view is had sooner."""
-        offsets = np.searchsorted(self.client, np.arange(int(self.client[-1]) + 2))
-        return offsets.data, self.start_seconds.data, self.end_seconds.data
+    def _arrays(self) -> tuple[NDArray[np.int64], Reals]:
+        """Where the bounds of each client begin, for one client more; starts and ends in turn, which ascend for each.
 
-    def block(self, client: Client) -> int:
-        return 0
+        What belongs to one client lies together, and is had sooner.
+        """
+        offsets = 2 * np.searchsorted(self.client, np.arange(int(self.client[-1]) + 3))
+        return offsets, np.append(np.stack([self.start_seconds, self.end_seconds], 1).ravel(), math.inf)
+
+    @cached_property
+    def _views(self) -> tuple[int, memoryview, memoryview]:
+        """How many clients there are, and the arrays; an element of a view is had sooner."""
+        offsets, bounds = self._arrays
+        return len(offsets) - 2, offsets.data, bounds.data
 
     def next_available(self, client: Client, now: float) -> float:
-        offsets, starts, ends = self._views
-        if not 0 <= client < len(offsets) - 1:
+        num_clients, offsets, bounds = self._views
+        if not 0 <= client < num_clients:
             return math.inf
         first, last = offsets[client], offsets[client + 1]
-        if first == last:
-            return math.inf
-        shift, at = self._place(starts, first, last, now)
-        if at >= first and now < ends[at] + shift:
+        shift = self._shift(now) if now >= self.period_seconds else 0.0  # the usual one without a call
+        at = _passed(bounds, first, last, now, shift) if shift else bisect_right(bounds, now, first, last)
+        if (at - first) & 1:
             return now
-        if at + 1 < last:
-            return float(starts[at + 1] + shift)
-        return math.inf if self.period_seconds == math.inf else starts[first] + self._later(shift)
+        if at < last:
+            return float(bounds[at] + shift)
+        return math.inf if first == last or self.period_seconds == math.inf else bounds[first] + self._later(shift)
 
     def available_until(self, client: Client, now: float) -> float:
-        offsets, starts, ends = self._views
-        if not 0 <= client < len(offsets) - 1:
+        num_clients, offsets, bounds = self._views
+        if not 0 <= client < num_clients:
             return now
         first, last = offsets[client], offsets[client + 1]
-        if first == last:
+        shift = self._shift(now) if now >= self.period_seconds else 0.0  # the usual one without a call
+        at = _passed(bounds, first, last, now, shift) if shift else bisect_right(bounds, now, first, last)
+        if not (at - first) & 1:
             return now
-        shift, at = self._place(starts, first, last, now)
-        end = ends[at] + shift if at >= first else now
-        if end <= now:
-            return now
-        if at != last - 1 or starts[first] != 0 or ends[at] != self.period_seconds:
-            return float(end)
-        return math.inf if first == at else ends[first] + self._later(shift)
+        if bounds[at] != self.period_seconds or bounds[first] != 0:
+            return float(bounds[at] + shift)
+        return math.inf if last - first == 2 else bounds[first + 1] + self._later(shift)
+
+    def are_there(self, clients: Sequence[Client], now: float) -> list[bool]:
+        if len(clients) < _MANY:
+            return Availability.are_there(self, clients, now)
+        found: list[bool] = (self.stays(clients, np.full(len(clients), now)) > now).tolist()
+        return found
+
+    def stays(self, clients: Sequence[Client], moments: Reals) -> Reals:
+        shift = self._shift(float(moments.min()))
+        if moments.max() >= self._later(shift):
+            return Availability.stays(self, clients, moments)  # not all are in one period
+        offsets, bounds = self._arrays
+        who = np.minimum(clients, len(offsets) - 2)
+        first = at = offsets[who]
+        last = offsets[who + 1]
+        for _ in range(int((last - first).max()).bit_length()):  # bisection, as in `_passed`
+            middle = (at + last) >> 1
+            is_passed = (at < last) & (bounds[middle] + shift <= moments)
+            at, last = np.where(is_passed, middle + 1, at), np.where(is_passed, last, middle)
+        is_there = (at - first) & 1 == 1
+        found = np.where(is_there, bounds[at] + shift, moments)
+        for i in (is_there & (bounds[at] == self.period_seconds)).nonzero()[0]:
+            found[i] = self.available_until(clients[i], float(moments[i]))
+        return found
+
+    def _shift(self, now: float) -> float:
+        """When the period began."""
+        return slot_of(now, self.period_seconds) * self.period_seconds if now >= self.period_seconds else 0.0
 
     def _later(self, shift: float) -> float:
         """When the next period begins."""
         return (round(shift / self.period_seconds) + 1) * self.period_seconds
 
-    def _place(self, starts: memoryview, first: int, last: int, now: float) -> tuple[float, int]:
-        """When the period began, and the last interval that has begun in it; first - 1 for none."""
-        period = self.period_seconds
-        shift = 0.0 if now < period else slot_of(now, period) * period
-        at = bisect_right(starts, now - shift, first, last) - 1
-        # The difference is rounded, and so are the moments that are told: these count.
-        while at + 1 < last and starts[at + 1] + shift <= now:
-            at += 1
-        while at >= first and starts[at] + shift > now:
-            at -= 1
-        return shift, at
+
+def _passed(bounds: memoryview, first: int, last: int, now: float, shift: float) -> int:
+    """The first of some bounds that is later than now; an odd one is an end, so that its client is there."""
+    at = bisect_right(bounds, now - shift, first, last)
+    # The difference is rounded, and so are the moments that are told: these count.
+    while at < last and bounds[at] + shift <= now:
+        at += 1
+    while at > first and bounds[at - 1] + shift > now:
+        at -= 1
+    return at
 
 
 @dataclass(frozen=True)
-class Trace:
+class Trace(Availability):
     """Availability from a file of intervals; a client without one is never there.
 
     The file is read when it is first asked, which a population does when it is made.
@@ -212,8 +244,11 @@ class Trace:
         rows = _joined(where, _Rows(client, start, end), self.period_seconds, table.place)
         return Intervals(*rows, self.period_seconds)
 
-    def block(self, client: Client) -> int:
-        return 0
+    def are_there(self, clients: Sequence[Client], now: float) -> list[bool]:
+        return self.intervals.are_there(clients, now)
+
+    def stays(self, clients: Sequence[Client], moments: Reals) -> Reals:
+        return self.intervals.stays(clients, moments)
 
     def next_available(self, client: Client, now: float) -> float:
         return self.intervals.next_available(client, now)

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 _THROUGH = Fate()
 
-__all__ = ["ClientNode", "ClientProgram", "OpenTask"]
+FAILURES = (PartwiseError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError)  # of one client's work
+
+__all__ = ["FAILURES", "ClientNode", "ClientProgram", "OpenTask", "check_has_data"]
 
 
 @register
@@ -97,7 +99,7 @@ class ClientProgram:
             return (node, []) if is_old else self._give_up(node, body.stage, body.reason)
         try:
             return node, self._effects(node, message)
-        except (PartwiseError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        except FAILURES as error:
             return self._give_up(node, stage, f"{type(error).__name__}: {error}")
 
     def _give_up(self, node: ClientNode, stage: str, reason: str) -> tuple[ClientNode, list[Effect]]:
@@ -132,8 +134,7 @@ class ClientProgram:
         node.open.fate = population.fate(site.client, task.id)
         if node.open.fate.stage == "download" or population.next_available(site.client, now) > now:
             return self._lose(node, "download")
-        if not len(site.data):
-            raise DataError(f"client {site.client}: has no examples to train on. Leave it out of the population.")
+        check_has_data(site)
         if not node.met:
             node.own, node.met = algorithm.client_init(site), True
         node.open.index = algorithm.select(task, node.own, site)
@@ -216,6 +217,16 @@ class ClientProgram:
             del self._sessions[key]
             return []
         return [Send(SERVER, Answer(ask.session, ask.turn, answer))]
+
+
+def check_has_data(site: Site) -> None:
+    """Refuse a client without examples.
+
+    Raises:
+        DataError: it has none.
+    """
+    if not len(site.data):
+        raise DataError(f"client {site.client}: has no examples to train on. Leave it out of the population.")
 
 
 def _is_empty(tree: Any) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from partwise.core.aggregate import Running
+from partwise.core.algorithm import Task
 from partwise.core.codec import register
 from partwise.core.index import Index
 from partwise.core.model import Values
 from partwise.core.schedule import ReplyInfo
+from partwise.core.summing import Outcome
 from partwise.core.update import Update
 
-__all__ = ["Answer", "Ask", "Fetch", "Held", "Released", "Reply", "Trouble"]
+__all__ = ["Answer", "Ask", "Collect", "Errand", "Fetch", "Gathered", "Held", "Refused", "Released", "Reply", "Trouble"]
 
 
 @register
@@ -76,6 +79,43 @@ class Trouble(NamedTuple):
 
 
 @register
+class Errand(NamedTuple):
+    """The server asks a relay for the sum of what clients do. tasks: client and task, in order of client."""
+
+    tasks: Sequence[tuple[int, Task]]
+
+
+@register
+class Collect(NamedTuple):
+    """A relay asks for everything the server holds, for an errand. id: of its first task."""
+
+    id: int
+
+
+@register
+class Refused(NamedTuple):
+    """A client's update cannot be used."""
+
+    id: int
+    reason: str
+
+
+@register
+class Gathered(NamedTuple):
+    """A relay has the sum of what clients did.
+
+    Args:
+        ids: of the tasks, as in the errand.
+        outcomes: what became of each.
+        sums: stream -> sum of the updates of all that have an `Outcome`.
+    """
+
+    ids: Sequence[int]
+    outcomes: Sequence[Outcome | Trouble | Refused]
+    sums: Mapping[str, Running]
+
+
+@register
 class Ask(NamedTuple):
     """One message of a channel's exchange, from the server. id: the reply whose update it is about."""
 
@@ -102,4 +142,5 @@ class Released(NamedTuple):
     id: int
 
 
+register(Outcome)
 register(ReplyInfo)  # core/schedule.py knows no codec: it imports the standard library alone

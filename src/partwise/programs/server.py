@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from partwise.core.aggregate import Aggregator, Running, Sum, sum_updates
+from partwise.core.aggregate import Aggregator, Sum, sum_updates
 from partwise.core.algorithm import ServerState, Task
-from partwise.core.codec import register
 from partwise.core.errors import CompositionError, DivergedError, ProtocolError
 from partwise.core.index import Index
-from partwise.core.program import Effect, Failed, Halt, Message, NodeId, Record, Send, Wake
+from partwise.core.program import RELAY, Effect, Failed, Halt, Message, NodeId, Record, Send, Wake
 from partwise.core.rng import generator
 from partwise.core.schedule import (
     Accept,
@@ -32,10 +30,22 @@ from partwise.core.schedule import (
     Started,
     Stop,
 )
-from partwise.core.spool import Kept, Spool
-from partwise.core.transform import State
+from partwise.core.spool import Spool
+from partwise.core.summing import Outcome
 from partwise.core.update import Update, check_update, is_finite, scale
-from partwise.programs.messages import Answer, Fetch, Held, Released, Reply, Trouble
+from partwise.programs.messages import (
+    Answer,
+    Collect,
+    Errand,
+    Fetch,
+    Gathered,
+    Held,
+    Refused,
+    Released,
+    Reply,
+    Trouble,
+)
+from partwise.programs.server_node import InFlight, ServerNode, Waiting
 from partwise.programs.session import TIMERS, Session
 from partwise.programs.sums import Sums
 
@@ -44,79 +54,14 @@ if TYPE_CHECKING:
 
 _NOWHERE = torch.empty(0, 0, 0, 0, 0, device="meta")  # the shape of no parameter
 
-__all__ = ["InFlight", "ServerNode", "ServerProgram", "Waiting"]
-
-
-@register
-@dataclass
-class InFlight:
-    """A task that was dispatched and not yet answered. version: of the values that its client has, from then on."""
-
-    task: Task
-    client: int
-    began: float
-    version: int
-
-
-@register
-class Waiting(NamedTuple):
-    """A reply that was not committed yet.
-
-    Args:
-        client: who sent it.
-        loss: the client's mean training loss.
-        updates: stream -> update, in a spool, until it is added up.
-    """
-
-    client: int
-    loss: float
-    updates: dict[str, Kept]
-
-
-@register
-@dataclass
-class ServerNode:
-    """What the server keeps between messages.
-
-    Args:
-        streams: stream -> parameters.
-        version: commits made.
-        schedule: the scheduler's state.
-        reducers: stream -> the aggregator's state.
-        chains: stream -> state of the server chain.
-        in_flight: task -> what is known of it.
-        inbox: task -> the reply, until it is committed.
-        attempts: client -> (version, how often it was asked at it); of this version.
-        told: client with a state -> its tasks whose replies were committed, until it has answered a task that told it
-            so.
-        accepted: replies that will be in the next commit and are not added up yet.
-        added: replies that are.
-        sums: stream -> their sum.
-        next_id: number of the next task.
-        stopped: whether the scheduler has stopped.
-    """
-
-    streams: ServerState
-    version: int = 0
-    schedule: Any = None
-    reducers: dict[str, State] = field(default_factory=dict)
-    chains: dict[str, State] = field(default_factory=dict)
-    in_flight: dict[int, InFlight] = field(default_factory=dict)
-    inbox: dict[int, Waiting] = field(default_factory=dict)
-    attempts: dict[int, tuple[int, int]] = field(default_factory=dict)
-    told: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    accepted: dict[int, None] = field(default_factory=dict)
-    added: dict[int, None] = field(default_factory=dict)
-    sums: dict[str, Running] = field(default_factory=dict)
-    next_id: int = 0
-    stopped: bool = False
+__all__ = ["ServerProgram"]
 
 
 class ServerProgram:
     """Turns messages into the scheduler's events, and its actions into messages and commits."""
 
-    def __init__(self, star: Star) -> None:
-        self._star = star
+    def __init__(self, star: Star, *, is_relayed: bool = False) -> None:
+        self._star, self._is_relayed = star, is_relayed
         self._session: Session | None = None  # never saved: restarted, not resumed
         self._waiting: list[Any] = []  # actions that wait for the session to end
         self._spool = Spool()
@@ -149,6 +94,12 @@ class ServerProgram:
         match message.body:
             case Fetch():
                 self._fetch(node, message, effects)
+            case Collect(id) if message.src == RELAY:
+                self._lent.update(name for params in node.streams.values() for name in params)
+                held = Held(id, {stream: dict(params) for stream, params in node.streams.items()})
+                effects.append(Send(RELAY, held, lent=True))
+            case Gathered() if message.src == RELAY:
+                self._gathered(node, message, effects)
             case Answer() | Wake(tag=int()) if self._session is not None and self._session.is_for(message):
                 self._turn(node, message, effects)
             case Failed():
@@ -253,6 +204,41 @@ class ServerProgram:
         effects.append(Record("reply", fields))
         return Arrived(now, info, flight.began)
 
+    def _gathered(self, node: ServerNode, message: Message, effects: list[Effect]) -> None:
+        """A relay has done what clients were asked for: each of them is an event to the scheduler, in their order."""
+        gathered: Gathered = message.body
+        flights = [node.in_flight.pop(id) for id in gathered.ids]
+        told = list(zip(flights, gathered.outcomes, strict=True))
+        self._lent.clear()  # the relay has nothing any more
+        replied = [flight for flight, outcome in told if isinstance(outcome, Outcome)]
+        self._sums.gathered(node, (flight.task.id for flight in replied), gathered.sums)
+        for flight, outcome in told:
+            if isinstance(outcome, Outcome):
+                node.inbox[flight.task.id] = Waiting(flight.client, outcome.loss, {})
+        effects.append(_replies(message.now, node.version, told))
+        for flight, outcome in told:
+            if node.stopped:
+                return
+            self._schedule(node, message, self._of_one(node, message.now, flight, outcome, effects), effects)
+
+    def _of_one(
+        self,
+        node: ServerNode,
+        now: float,
+        flight: InFlight,
+        outcome: Outcome | Trouble | Refused,
+        effects: list[Effect],
+    ) -> Event | None:
+        """What became of one client, as the scheduler is told."""
+        match outcome:
+            case Outcome(steps, loss, examples):
+                told = steps, examples, loss, flight.task.group
+                return Arrived(now, ReplyInfo(flight.task.id, flight.client, flight.version, *told), flight.began)
+            case Trouble(_, stage, reason):
+                return self._lost(now, flight, stage, reason, effects)
+            case Refused(_, reason):
+                return self._refused(node, now, flight, reason, effects)
+
     def _fault(self, node: ServerNode, reply: Reply) -> str:
         """Why a reply cannot be used; a peer's word is taken for nothing that can be checked."""
         expected = set() if self._star.channel.exchanges else set(self._star.all_aggregators())
@@ -317,6 +303,7 @@ class ServerProgram:
 
     def _act(self, node: ServerNode, message: Message, actions: Sequence[Any], effects: list[Effect]) -> None:
         queue = [*self._waiting, *actions]
+        errand: list[Any] = []  # what a relay is to send to clients
         self._waiting = []
         while queue:
             if self._session is not None:
@@ -324,12 +311,13 @@ class ServerProgram:
                 return
             match action := queue.pop(0):
                 case Dispatch():
-                    self._dispatch(node, message.now, action, effects)
+                    self._dispatch(node, message.now, action, errand if self._is_relayed else effects)
                 case Accept(replies):
                     self._sums.accept(node, replies)
                 case Commit():
                     self._commit(node, message, action, effects)
                 case Discard(replies):
+                    self._sums.discard(node, replies)
                     for info in replies:
                         node.inbox.pop(info.id, None)
                 case GiveUp(clients):
@@ -339,8 +327,10 @@ class ServerProgram:
                 case Stop(reason):
                     node.stopped = True
                     effects.append(Halt(reason))
+        if errand:
+            effects.append(Send(RELAY, Errand(sorted((send.to, send.body) for send in errand))))
 
-    def _dispatch(self, node: ServerNode, now: float, wanted: Dispatch, effects: list[Effect]) -> None:
+    def _dispatch(self, node: ServerNode, now: float, wanted: Dispatch, sends: list[Any]) -> None:
         client = wanted.client
         version, times = node.attempts.get(client, (-1, 0))
         attempt = times if version == node.version else 0
@@ -349,7 +339,7 @@ class ServerProgram:
         node.in_flight[task.id] = InFlight(task, client, now, node.version)
         self._sums.asked(client, task.id)
         node.next_id += 1
-        effects.append(Send(client, task))
+        sends.append(Send(client, task))
 
     def _give_up(self, node: ServerNode, clients: Sequence[int], effects: list[Effect]) -> None:
         unwanted = set(clients)
@@ -456,6 +446,23 @@ class ServerProgram:
     def _forget(self, node: ServerNode, infos: Sequence[ReplyInfo]) -> None:
         for info in infos:
             del node.inbox[info.id]
+
+
+def _replies(now: float, version: int, told: Iterable[tuple[InFlight, Outcome | Trouble | Refused]]) -> Record:
+    """The replies among what a relay has told, column by column."""
+    found = [(flight, outcome) for flight, outcome in told if isinstance(outcome, Outcome)]
+    fields = {
+        "client": [flight.client for flight, _ in found],
+        "id": [flight.task.id for flight, _ in found],
+        "steps": [outcome.steps for _, outcome in found],
+        "examples": [outcome.examples for _, outcome in found],
+        "loss": [outcome.loss for _, outcome in found],
+        "began": [flight.began for flight, _ in found],
+        "fetched": [now] * len(found),
+        "trained": [now] * len(found),
+        "staleness": [version - flight.version for flight, _ in found],
+    }
+    return Record("replies", fields)
 
 
 def _fit(

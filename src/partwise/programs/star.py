@@ -16,11 +16,12 @@ from partwise.core.index import Index
 from partwise.core.limits import Side, check_noise
 from partwise.core.model import Model, Params, like
 from partwise.core.population import Census, Client, Population, Roll
-from partwise.core.program import SERVER, NodeId, Program
+from partwise.core.program import RELAY, SERVER, NodeId, Program
 from partwise.core.schedule import Roster, Scheduler
 from partwise.core.transform import Chain, Transform
 from partwise.programs.census import count
 from partwise.programs.client import ClientProgram
+from partwise.programs.relay import RelayProgram
 from partwise.programs.server import ServerProgram
 
 __all__ = ["Star"]
@@ -137,23 +138,42 @@ class Star:
         """What the scheduler may know of the population."""
         return Roll(self.population, self.seed)
 
-    def programs(self) -> Mapping[NodeId, Program]:
-        """One program per node: the server's, and the clients', made when asked for."""
-        return _Programs(self)
+    @property
+    def is_relayable(self) -> bool:
+        """Whether nothing but the sum of all updates of a cohort matters, nor when they come: a relay may make it."""
+        aggregators = self.all_aggregators()
+        return (
+            self.population.is_instant
+            and self.scheduler.commits_together
+            and self.algorithm.sends_change
+            and not self.channel.exchanges
+            and aggregators.keys() == {"model"}
+            and aggregators["model"].needs == "sum"
+            and self.chain("client", "model") == Chain()
+        )
+
+    def programs(self, *, relays: bool = False) -> Mapping[NodeId, Program]:
+        """One program per node: the server's, and the clients', made when asked for.
+
+        Args:
+            relays: whether a relay stands for the clients, if it may.
+        """
+        return _Programs(self, is_relayed=relays and self.is_relayable)
 
 
 _SITES_KEPT = 2048
 
 
 class _Programs(Mapping[NodeId, Program]):
-    def __init__(self, star: Star) -> None:
-        server, client = ServerProgram(star), ClientProgram(star)
+    def __init__(self, star: Star, *, is_relayed: bool) -> None:
+        server, client, relay = ServerProgram(star, is_relayed=is_relayed), ClientProgram(star), RelayProgram(star)
         self._server = Program(server.init, server.step, server.is_settled, server.attach)
         self._client = Program(client.init, client.step, is_blank=client.is_blank, rework=client.rework)
+        self._relay = Program(relay.init, relay.step, is_blank=relay.is_blank)
         self._clients = star.population.clients
 
     def __getitem__(self, node: NodeId) -> Program:
-        return self._server if node == SERVER else self._client
+        return self._server if node == SERVER else self._relay if node == RELAY else self._client
 
     def __iter__(self) -> Iterator[NodeId]:
         yield SERVER

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from partwise.core.aggregate import Accumulator, Running, Sum
 from partwise.core.schedule import ReplyInfo
 
 if TYPE_CHECKING:
-    from partwise.programs.server import ServerNode
+    from partwise.programs.server_node import ServerNode
 
 __all__ = ["Sums"]
 
@@ -39,9 +39,38 @@ class Sums:
         if not self._streams:
             return
         self._heaps = self._heaps or _heaps(node)
-        for info in infos:
+        for info in (i for i in infos if i.id not in node.added):
             node.accepted[info.id] = None
             heapq.heappush(self._heaps[1], (info.client, info.id))
+
+    def gathered(self, node: ServerNode, ids: Iterable[int], sums: Mapping[str, Running]) -> None:
+        """These replies were added up by a relay: they are committed all together, or not at all.
+
+        Raises:
+            RuntimeError: others wait for the same commit.
+        """
+        if node.added or node.accepted:
+            raise RuntimeError(
+                "commits_together=True: must commit what it has asked before it asks anew, got clients asked in two "
+                "steps of the scheduler. Commit or discard the first replies, or set it to False."
+            )
+        node.added = dict.fromkeys(ids)
+        node.sums = dict(sums)
+
+    def discard(self, node: ServerNode, infos: Sequence[ReplyInfo]) -> None:
+        """These will never be committed.
+
+        Raises:
+            RuntimeError: some of them were added to a sum that others are left in.
+        """
+        gone = [info.id for info in infos if node.added.pop(info.id, self) is None]
+        if gone and node.added:
+            raise RuntimeError(
+                f"Discard(): must leave what was added up with others, got {gone[:5]} and not {list(node.added)[:5]}. "
+                "A scheduler that accepts replies, or commits all together, discards none or all of them."
+            )
+        if gone:
+            node.sums = {}
 
     def add_up(self, node: ServerNode) -> None:
         """Add what can be added."""

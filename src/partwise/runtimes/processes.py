@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from partwise.core.codec import DEFAULT_MAX_BYTES, decode, encoded_size
 from partwise.core.errors import CompositionError, ProtocolError
@@ -59,6 +59,7 @@ class Processes:
     folder: str | None = None
     max_message_bytes: int = DEFAULT_MAX_BYTES
     max_restarts: int = 3
+    relays: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("memory_bytes", 0), ("max_message_bytes", 1), ("max_restarts", 0)):

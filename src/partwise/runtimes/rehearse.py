@@ -5,15 +5,18 @@ It tells in seconds what a run would take in days, and a million clients cost it
 
 from __future__ import annotations
 
-import heapq
+import gc
 import math
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
+from itertools import chain, count, groupby, repeat
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from partwise.core.algorithm import ServerState, Task
@@ -23,6 +26,7 @@ from partwise.core.plan import Trained
 from partwise.core.population import Client, Dataset, Population, Profile, Roll
 from partwise.core.program import SERVER, Effect, Message, Send, Work
 from partwise.core.schedule import (
+    Accept,
     Action,
     After,
     Arrived,
@@ -43,6 +47,8 @@ from partwise.programs.star import Star
 
 __all__ = ["Cost", "Costs", "Rehearsed", "costs_of", "rehearse"]
 
+_new, _NO_REPORT = tuple.__new__, ReplyInfo._field_defaults["report"]
+_MANY = 32  # tasks, from which on arrays are quicker
 _AT_ONE_INSTANT = 1_000_000  # events; a scheduler that acts so often without time passing never ends
 
 
@@ -134,20 +140,18 @@ def rehearse(
         >>> rehearse(Synchronous(cohort=2, rounds=3), slow, lambda task: Cost(steps=4)).seconds
         6.0
     """
-    return _Rehearsal(scheduler, population, costs, seed).run(until, max_events or math.inf)
+    gc.freeze()  # what there is already, a million clients perhaps, is not looked through again and again
+    try:
+        return _Rehearsal(scheduler, population, costs, seed).run(until, max_events or math.inf)
+    finally:
+        gc.unfreeze()
 
 
-class _Flight(NamedTuple):
-    """A task that was given. stage: in which it is lost; `` where it is not. version: when its client was asked."""
-
-    id: int
-    client: int
-    stage: str
-    began: float
-    fetched: float
-    version: int
-    cost: Cost
-    group: int
+# Plain tuples: they are made for every task, and take a quarter of the time.
+_Course = tuple[str, float, float]  # the stage in which it is lost, or ``; when the server hears of it; when it fetched
+# Its entry in the queue, its number, the stage, when its client was asked and when it fetched, the version when it was
+# asked, what it costs, its group.
+_Flight = tuple[int, int, str, float, float, int, Cost, int]
 
 
 class _Rehearsal:
@@ -155,122 +159,173 @@ class _Rehearsal:
         self.found = Rehearsed()
         self._scheduler, self._population, self._costs = scheduler, population, costs
         self._roster = Roll(population, seed)
-        self._queue: list[tuple[float, int, _Flight | Event]] = []  # when, number, what
-        self._flights: dict[int, int] = {}  # client -> its task, the only one it is at
+        # When, number, and what: an event, or the client of a flight. The number orders what is at one moment.
+        self._queue: list[tuple[float, int, Event | Client]] = [(0.0, -1, Started(0.0))]
+        self._flights: dict[Client, _Flight] = {}  # the only task that each is at
+        self._whose, self._stale = array("q"), array("q")  # of replies that were committed, counted in the end
         self._number = 0
         self._is_stopped = False
 
     def run(self, until: float, max_events: float) -> Rehearsed:
-        found, queue, flights, scheduler, roster = (
-            self.found,
-            self._queue,
-            self._flights,
-            self._scheduler,
-            self._roster,
-        )
-        state, now, since = scheduler.init(roster), 0.0, 0
-        queue.append((0.0, -1, Started(0.0)))
+        found, queue, scheduler, roster = self.found, self._queue, self._scheduler, self._roster
+        state, now, since = scheduler.init(roster), -1.0, 0
         while queue and not self._is_stopped:
-            if queue[0][0] > until or found.events >= max_events:
-                found.reason = "time is up" if queue[0][0] > until else "enough events"
+            time, number, what = heappop(queue)
+            if time > until or found.events >= max_events:
+                found.reason = "time is up" if time > until else "enough events"
                 break
-            time, _, event = heapq.heappop(queue)
-            if isinstance(event, _Flight):
-                if flights.get(event.client) != event.id:
-                    continue  # it was given up
-                del flights[event.client]
-                event = self._heard(event, time)
-            since = since + 1 if time == now else 0
+            event = what if isinstance(what, tuple) else self._heard(what, number, time)
+            if event is None:
+                continue
+            if time > now:
+                now, since = time, 0
+            since += 1
             if since > _AT_ONE_INSTANT:
                 raise CompositionError(
                     f"{scheduler!r}: must let time pass, got a million events at second {now:g}. "
                     "Give the clients a pace, or the scheduler an end."
                 )
-            now = time
             found.events += 1
             state, actions = scheduler.step(state, event, roster)
-            for action in actions:
-                if isinstance(action, Dispatch):
+            for action in actions if len(actions) < _MANY else self._without_tasks(actions, now):
+                if type(action) is Dispatch:
                     self._dispatch(action, now)
                 else:
                     self._act(action, now)
-        found.seconds = now
+        found.seconds = max(now, 0.0)
+        found.committed, found.staleness = _counted(self._whose), _counted(self._stale)
         return found
 
-    def _heard(self, flight: _Flight, now: float) -> Arrived | Lost:
-        """What the scheduler hears of a task."""
-        id, client, stage, began, fetched, version, cost, group = flight
+    def _heard(self, client: Client, number: int, now: float) -> Arrived | Lost | None:
+        """What the scheduler hears of a task; nothing, if it was given up."""
+        flight = self._flights.pop(client, None)
+        if flight is None:
+            return None
+        entry, id, stage, began, fetched, version, cost, group = flight
+        if entry != number:  # it is at another task by now
+            self._flights[client] = flight
+            return None
         if stage:
             return Lost(now, client, id, began)
         commits = self.found.commits
         if fetched > began and len(commits) > version:
             version = bisect_right(commits, fetched, version)  # those that were made before it had fetched
-        return Arrived(now, ReplyInfo(id, client, version, cost.steps, cost.examples, 0.0, group), began)
+        # Made as tuples, without a NamedTuple's own way, which takes as long again.
+        reply = _new(ReplyInfo, (id, client, version, cost[0], cost[1], 0.0, group, _NO_REPORT))
+        return _new(Arrived, (now, reply, began))
 
-    def _dispatch(self, action: Dispatch, now: float) -> None:
+    def _without_tasks(self, actions: Sequence[Action], now: float) -> Iterator[Action]:
+        """The actions one after another, but for many tasks in a row, which are dispatched together."""
+        for kind, group in groupby(actions, type):
+            row = list(group)
+            if kind is Dispatch and len(row) >= _MANY:
+                self._dispatch_all(row, now)
+            else:
+                yield from row
+
+    def _dispatch_all(self, tasks: Sequence[Any], now: float) -> None:
+        costs = list(map(self._costs, tasks))
+        for task, cost, course in zip(tasks, costs, self._courses(tasks, costs, now), strict=True):
+            self._dispatch(task, now, cost, course)
+
+    def _dispatch(self, task: Dispatch, now: float, cost: Cost | None = None, course: _Course | None = None) -> None:
         """Decide at once what becomes of a task, and when the scheduler hears of it."""
-        client, found = action.client, self.found
+        client, _, group = task
+        found, id = self.found, self.found.dispatched
         if client in self._flights:
             raise CompositionError(
                 f"{self._scheduler!r}: must ask clients that are free, got client {client}, which is at a task. "
                 "Wait for it, or give it up."
             )
-        id, self._number = found.dispatched, self._number + 1
-        self._flights[client] = id
-        found.dispatched += 1
-        cost = self._costs(action)
-        stage, when, fetched = self._course(client, id, cost, now)
+        cost = cost or self._costs(task)
+        stage, when, fetched = course or self._course(client, id, cost, now)
         if stage:
             found.lost[stage] += 1
+        found.dispatched = id + 1
+        self._number = number = self._number + 1
+        self._flights[client] = number, id, stage, now, fetched, len(found.commits), cost, group
         if when != math.inf:
-            flight = _Flight(id, client, stage, now, fetched, len(found.commits), cost, action.group)
-            heapq.heappush(self._queue, (when, self._number, flight))
+            heappush(self._queue, (when, number, client))
 
-    def _course(self, client: int, id: int, cost: Cost, now: float) -> tuple[str, float, float]:
-        """The stage in which a task is lost (`` where it is not), when the server hears of it, when it was fetched."""
+    def _courses(self, tasks: Sequence[Dispatch], costs: Sequence[Cost], now: float) -> list[_Course]:
+        """`_course` of many tasks: the same sums over arrays, where nothing comes between."""
         population, found = self._population, self.found
-        profile, fate = population.profile(client, now), population.fate(client, id)
-        notice = fate.notice_seconds + cost.trouble / profile.uplink
-        asked = now + cost.task / profile.downlink
-        found.downlink += cost.task
+        clients = [task.client for task in tasks]
+        numbers = np.fromiter(chain.from_iterable(costs), np.float64, 7 * len(costs)).reshape(-1, 7)
+        steps, _, task, fetch, held, reply, _ = numbers.T
+        pace, uplink, downlink = population.speeds(clients, now).T
+        asked = now + task / downlink
+        until = population.stays(clients, asked)
+        fetched = asked + fetch / uplink
+        began = fetched + held / downlink
+        seconds = steps * pace
+        is_through = (until > asked) & (began < until) & (until - began >= seconds)
+        fates = map(population.fate, clients, count(found.dispatched))
+        is_through &= [not (fate.stage or fate.late_seconds) for fate in fates]
+        found.downlink += int((task + held)[is_through].sum())
+        found.uplink += int((fetch + reply)[is_through].sum())
+        when = began + seconds + reply / uplink
+        courses = list(zip(repeat(""), when.tolist(), fetched.tolist()))
+        for i in (~is_through).nonzero()[0].tolist():
+            courses[i] = self._course(clients[i], found.dispatched + i, costs[i], now)
+        return courses
+
+    def _course(self, client: Client, id: int, cost: Cost, now: float) -> _Course:
+        """What becomes of a task."""
+        population, found = self._population, self.found
+        steps, _, task, fetch, held, reply, trouble = cost
+        pace, uplink, downlink, _, _, _ = population.profile(client, now)
+        stage, share, notice, late = population.fate(client, id)
+        asked = now + task / downlink
         until = population.available_until(client, asked)
-        if fate.stage == "download" or until <= asked:
-            return "download", asked + notice, asked
-        fetched = asked + cost.fetch / profile.uplink
-        began = fetched + cost.held / profile.downlink
-        found.uplink += cost.fetch
-        found.downlink += cost.held
-        seconds = cost.steps * profile.seconds_per_step
+        fetched = asked + fetch / uplink
+        began = fetched + held / downlink
+        seconds = steps * pace
+        if until - began > seconds and not stage:  # most
+            found.downlink += task + held
+            found.uplink += fetch + reply
+            return "", began + seconds + late + reply / uplink, fetched
+        found.downlink += task
+        told = notice + trouble / uplink
+        if stage == "download" or until <= asked:
+            return "download", asked + told, asked
+        found.downlink += held
+        found.uplink += fetch
         if began >= until:
             until = population.available_until(client, began)
-        if fate.stage == "train" or until - began < seconds:
-            spent = min(until - began, seconds * fate.share if fate.stage == "train" else seconds)
-            return "train", began + spent + notice, fetched
-        if fate.stage == "upload":
-            return "upload", began + seconds + notice, fetched
-        found.uplink += cost.reply
-        return "", began + seconds + fate.late_seconds + cost.reply / profile.uplink, fetched
+        if stage == "train" or until - began < seconds:
+            spent = min(until - began, seconds * share if stage == "train" else seconds)
+            return "train", began + spent + told, fetched
+        if stage == "upload":
+            return "upload", began + seconds + told, fetched
+        found.uplink += reply
+        return "", began + seconds + late + reply / uplink, fetched
 
     def _act(self, action: Action, now: float) -> None:
         found = self.found
-        match action:
-            case Commit(replies):
-                version = len(found.commits)
-                found.commits.append(now)
-                for reply in replies:
-                    found.staleness[version - reply.version] += 1
-                    found.committed[reply.client] += 1
-            case GiveUp(clients):
-                for client in clients:
-                    if self._flights.pop(client, None) is not None:
-                        found.lost["deadline"] += 1
-            case After(seconds, tag):
-                self._number += 1
-                if seconds != math.inf:
-                    when = now + seconds
-                    heapq.heappush(self._queue, (when, self._number, Deadline(when, tag)))
-            case Stop(reason):
-                self._is_stopped, found.reason = True, reason
+        if isinstance(action, Accept):
+            return  # the most frequent: here nothing is kept for a commit
+        if isinstance(action, Commit):
+            version = len(found.commits)
+            found.commits.append(now)
+            self._whose.extend([reply.client for reply in action.replies])
+            self._stale.extend([version - reply.version for reply in action.replies])
+        elif isinstance(action, GiveUp):
+            for client in action.clients:
+                if self._flights.pop(client, None) is not None:
+                    found.lost["deadline"] += 1
+        elif isinstance(action, After):
+            self._number += 1
+            if action.seconds != math.inf:
+                when = now + action.seconds
+                heappush(self._queue, (when, self._number, Deadline(when, action.tag)))
+        elif isinstance(action, Stop):
+            self._is_stopped, found.reason = True, action.reason
+
+
+def _counted(numbers: array[int]) -> Counter[int]:
+    values, counts = np.unique(np.asarray(numbers), return_counts=True)
+    return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
 
 def costs_of(star: Star) -> Costs:

@@ -6,7 +6,7 @@ import heapq
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from partwise.core.codec import encoded_size
 from partwise.core.errors import CheckpointError, ProtocolError
@@ -49,6 +49,7 @@ class Replay:
     executor: Executor = field(default_factory=Plain)
     memory_bytes: int = DEFAULT_MEMORY_BYTES
     folder: str | None = None
+    relays: ClassVar[bool] = False
 
     def run(
         self,
@@ -197,6 +198,10 @@ class Retrace:
     log: Sequence[Row] = field(repr=False)
     runtime: Runtime
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def relays(self) -> bool:
+        return self.runtime.relays
 
     def run(
         self,

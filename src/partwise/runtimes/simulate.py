@@ -13,9 +13,11 @@ from typing import Any
 from partwise.core.codec import encoded_size
 from partwise.core.plan import Executor, Job, opened
 from partwise.core.population import Population
-from partwise.core.program import SERVER, Effect, Halt, Message, NodeId, Program, Record, Send, Wake, Work
+from partwise.core.program import RELAY, SERVER, Count, Effect, Halt, Message, NodeId, Program, Record, Send, Wake, Work
 from partwise.core.runtime import Observer, Traffic
 from partwise.core.spool import DEFAULT_MEMORY_BYTES, Kept, footprint, halves
+from partwise.core.summing import SumJob
+from partwise.runtimes.executors.adding import added
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.parcel import Opened, Parcel, clock_of, packed, reworked, tag_of, told, unpacked
 
@@ -42,11 +44,15 @@ class Simulate:
         memory_bytes: bound of the memory for replies that wait for a commit (half of it) and for messages under way
             and client states (the other half), >= 0; what is more goes to temporary files. No result depends on it.
         folder: where those files are; the system's folder for temporary files by default.
+        relays: whether a relay stands for clients where it may (`Star.is_relayable`): they take no time, and nothing
+            but the sum of their updates matters. It saves their messages; results are the same but for rounding, with
+            `Plain` and `Pool` to the last bit.
     """
 
     executor: Executor = field(default_factory=Plain)
     memory_bytes: int = DEFAULT_MEMORY_BYTES
     folder: str | None = None
+    relays: bool = True
 
     def __post_init__(self) -> None:
         if self.memory_bytes < 0:
@@ -205,8 +211,12 @@ class _World:
             match effect:
                 case Send(to, body, after, lent) if after != math.inf:
                     self._send(me, to, body, after, lent)
+                case Work(SumJob() as job, _):
+                    self._push(self.now, me, me, added(self._executor, job), 0)
                 case Work(job, steps):
                     self._work(me, job, steps)
+                case Count(client, up, down, messages):
+                    self.traffic.count_(client, uplink=up, downlink=down, messages=messages)
                 case Record():
                     records.append(effect)
                 case Halt(reason):
@@ -253,7 +263,9 @@ class _World:
     def _send(self, src: NodeId, to: NodeId, body: Any, after: float, lent: bool) -> None:
         """Have a message delivered when its bytes, which are counted, have crossed the client's link."""
         size = None
-        if src != to:
+        if RELAY in (src, to):
+            size = 0  # it is on no link, and what it has is not kept for long
+        elif src != to:
             size = encoded_size(body)
             if to == SERVER:
                 self.traffic.count_(src, uplink=size)

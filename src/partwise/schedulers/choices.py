@@ -10,10 +10,10 @@ import math
 import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 from typing import Any, Literal
 
-from partwise.core.schedule import ReplyInfo, Roster
+from partwise.core.schedule import ReplyInfo, Roster, are_there
 from partwise.schedulers.choice import Choice, sample
 from partwise.schedulers.oort import Oort
 
@@ -56,13 +56,11 @@ class Uniform(Choice):
                 at += _GOLDEN
         chance = random.Random(f"{roster.seed}|cohort|{turn + 1}")
         first = chance.sample(clients, min(count, len(clients)))
-        found = [c for c in first if c not in busy and roster.next_available(c, now) <= now]
+        found = _free(first, now, roster, busy)
         if len(found) < count and len(first) < len(clients):
-            for client in islice(_shuffled(clients, chance, first), max(_LOOKS, 20 * count)):
-                if client not in busy and roster.next_available(client, now) <= now:
-                    found.append(client)
-                    if len(found) == count:
-                        break
+            others = islice(_shuffled(clients, chance, first), max(_LOOKS, 20 * count))
+            while len(found) < count and (some := list(islice(others, count - len(found)))):
+                found += _free(some, now, roster, busy)
         return tuple(sorted(found)), state
 
 
@@ -106,6 +104,12 @@ def _mixed(number: int) -> int:
     number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
     number = (number ^ (number >> 27)) * 0x94D049BB133111EB & _MASK
     return number ^ (number >> 31)
+
+
+def _free(clients: Sequence[int], now: float, roster: Roster, busy: Collection[int]) -> list[int]:
+    """Those of some clients that are available and not busy."""
+    free = [client for client in clients if client not in busy] if busy else clients
+    return list(compress(free, are_there(roster, free, now)))
 
 
 def _shuffled(clients: Sequence[int], chance: random.Random, without: Sequence[int]) -> Iterator[int]:

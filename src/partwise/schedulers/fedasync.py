@@ -122,8 +122,9 @@ class FedAsync(Scheduler):
         if isinstance(event, Arrived):
             if not answered_(flights, event):
                 return state, [Discard([event.reply])]
-            flights.chosen = self.choice.heard(flights.chosen, event.reply, event.now - event.began)
-            actions, freed = self._committed(state, event, roster), [event.reply.client]
+            now, reply, began = event
+            flights.chosen = self.choice.heard(flights.chosen, reply, now - began)
+            actions, freed = self._committed(state, event, roster), [reply.client]
             if self.versions and state.version >= self.versions:
                 return state, [*actions, Stop()]
         else:
@@ -141,10 +142,11 @@ class FedAsync(Scheduler):
         share = 1.0
         if self.weighting == "unbiased":
             share = _share_(state, reply.client, max(event.now - event.began, 1e-9)) / len(roster.clients)
-        stale = max(0, state.version - reply.version)
+        stale = state.version - reply.version
         if self.max_staleness is not None and stale > self.max_staleness:
             return [Discard((reply,))]
-        scale = self.alpha * 0.5 ** bisect_right(self.halve_at, state.version) * self.staleness(stale) * share
+        alpha = self.alpha * 0.5 ** bisect_right(self.halve_at, state.version) if self.halve_at else self.alpha
+        scale = alpha * self.staleness(max(0, stale)) * share
         state.version += 1
         return [Commit((reply,), () if scale == 1 else (scale,))]
 

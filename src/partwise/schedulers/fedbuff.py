@@ -115,8 +115,9 @@ class FedBuff(Scheduler):
         if isinstance(event, Arrived):
             if not answered_(flights, event):
                 return state, [Discard((event.reply,))]
-            flights.chosen = self.choice.heard(flights.chosen, event.reply, event.now - event.began)
-            freed, actions = self._kept_(state, event.reply)
+            now, reply, began = event
+            flights.chosen = self.choice.heard(flights.chosen, reply, now - began)
+            freed, actions = self._kept_(state, reply)
             if self.versions and state.version >= self.versions:
                 return state, [*actions, Stop()]
         else:
@@ -132,14 +133,15 @@ class FedBuff(Scheduler):
 
     def _kept_(self, state: Buffered, reply: ReplyInfo) -> tuple[list[int], list[Action]]:
         """Who is free, and the commit or nothing."""
-        stale = max(0, state.version - reply.version)
+        stale, freed = state.version - reply.version, [reply.client]
         if self.max_staleness is not None and stale > self.max_staleness:
-            return [reply.client], [Discard((reply,))]
+            return freed, [Discard((reply,))]
         state.buffer.append(reply)
-        state.scales.append(self.staleness(stale))
+        state.scales.append(self.staleness(max(0, stale)))
         if len(state.buffer) < self.buffer:
-            return [reply.client], []
-        freed = [r.client for r in state.buffer] if self.replace == "commit" else [reply.client]
+            return freed, []
+        if self.replace == "commit":
+            freed = [r.client for r in state.buffer]
         return freed, [_commit_(state)]
 
     def _end(self, state: Buffered, actions: list[Action], reason: str) -> tuple[Buffered, list[Action]]:

@@ -156,22 +156,21 @@ class FedCompass(Scheduler):
 
     def step(self, state: Compass, event: Event, roster: Roster) -> tuple[Compass, list[Action]]:
         actions: list[Action] = []
-        match event:
-            case Started(now):
-                for client in roster.clients:
-                    actions += self._sent_(state, client, now, roster)
-            case Arrived(_, reply, _):
-                if not answered_(state.flights, event):
-                    return state, [Discard((reply,))]
-                actions = self._arrived_(state, event, roster)
-            case Deadline(now, tag) if tag > 0:
-                if tag in state.groups:
-                    state.groups[tag].is_over = True
-                    actions = self._closed_(state, tag, now, roster) if state.groups[tag].got else []
-            case _:
-                actions, end = self._moved_(state, event, roster)
-                if end:
-                    return state, [*actions, Stop(end)]
+        if isinstance(event, Arrived):
+            if not answered_(state.flights, event):
+                return state, [Discard((event.reply,))]
+            actions = self._arrived_(state, event, roster)
+        elif isinstance(event, Started):
+            for client in roster.clients:
+                actions += self._sent_(state, client, event.now, roster)
+        elif isinstance(event, Deadline) and event.tag > 0:
+            if event.tag in state.groups:
+                state.groups[event.tag].is_over = True
+                actions = self._closed_(state, event.tag, event.now, roster) if state.groups[event.tag].got else []
+        else:
+            actions, end = self._moved_(state, event, roster)
+            if end:
+                return state, [*actions, Stop(end)]
         if self._is_done(state):
             return state, [*(a for a in actions if isinstance(a, Commit)), Stop()]
         if is_deserted(state.flights):

@@ -142,27 +142,27 @@ class FedFix(Scheduler):
     def step(self, state: Windows, event: Event, roster: Roster) -> tuple[Windows, list[Action]]:
         flights = state.flights
         actions: list[Action] = []
-        match event:
-            case Started(now):
-                state.opened = now
-                actions = self._asked_(state, now, roster.clients, roster)
-            case Arrived(now, reply, began):
-                if not answered_(flights, event):
-                    return state, [Discard((reply,))]
-                state.got.append(reply)
-                state.seconds[reply.client] = now - began
-                actions = self._tick_(state, now)
-            case Deadline(now, tag) if tag == _TICK:
-                actions = self._closed_(state, now, roster)
-                if 0 < self.versions <= state.version:
-                    return state, [*(a for a in actions if isinstance(a, Commit)), Stop()]
-            case _:
-                lost, woken, actions, end = news_(flights, event, self)
-                if end:
-                    return state, [*actions, Stop(end)]
-                if lost or woken:
-                    state.ready += lost + woken
-                    actions += self._tick_(state, event.now)
+        if isinstance(event, Arrived):
+            now, reply, began = event
+            if not answered_(flights, event):
+                return state, [Discard((reply,))]
+            state.got.append(reply)
+            state.seconds[reply.client] = now - began
+            actions = self._tick_(state, now)
+        elif isinstance(event, Started):
+            state.opened = event.now
+            actions = self._asked_(state, event.now, roster.clients, roster)
+        elif isinstance(event, Deadline) and event.tag == _TICK:
+            actions = self._closed_(state, event.now, roster)
+            if 0 < self.versions <= state.version:
+                return state, [*(a for a in actions if isinstance(a, Commit)), Stop()]
+        else:
+            lost, woken, actions, end = news_(flights, event, self)
+            if end:
+                return state, [*actions, Stop(end)]
+            if lost or woken:
+                state.ready += lost + woken
+                actions += self._tick_(state, event.now)
         if is_deserted(flights) and not state.is_set:
             return state, [*actions, Stop(NOBODY)]
         return state, actions + set_alarm_(flights, event.now, self)

@@ -134,11 +134,10 @@ def ask_(flights: Flights, now: float, client: int, steps: int, group: int = 0) 
 
 def answered_(flights: Flights, event: Arrived) -> bool:
     """Whether a reply was waited for; its client is free then."""
-    client = event.reply.client
-    asked = flights.flying.get(client)
-    if asked is None or event.began < asked:
+    _, reply, began = event
+    if began < flights.flying.get(reply.client, math.inf):
         return False
-    del flights.flying[client]
+    del flights.flying[reply.client]
     flights.losses = 0
     return True
 
@@ -201,7 +200,7 @@ def set_alarm_(flights: Flights, now: float, part: Watches) -> list[Action]:
 
     All are waited for as long, and no alarm is set for later than that, so that only who sleeps can be due before it.
     """
-    if not math.isinf(flights.alarm) and not (flights.asleep and flights.asleep[0][0] < flights.alarm):
+    if flights.alarm < math.inf and not (flights.asleep and flights.asleep[0][0] < flights.alarm):
         return []
     asked = next(iter(flights.flying.values()), now)
     due = min(flights.asleep[0][0] if flights.asleep else math.inf, part.seconds)

@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from partwise.core.schedule import Action, Roster
+from partwise.core.schedule import Action, Dispatch, Roster
 from partwise.schedulers.choice import Choice, soonest
-from partwise.schedulers.flights import LOOK_AGAIN, Flights, Watches, ask_, sleep_
+from partwise.schedulers.flights import LOOK_AGAIN, Flights, Watches, sleep_
 
 __all__ = ["Asks", "Some", "check_concurrency", "refill_"]
 
@@ -81,27 +81,31 @@ def refill_(
     Where more are wanted than are there, only those who come to be free, or awake, can be of use: nobody looks at all
     the others for each of them.
     """
-    wanted = part.concurrency - held - len(flights.flying)
+    flying = flights.flying
+    wanted = part.concurrency - held - len(flying)
     if wanted <= 0:
         return []
-    if flights.is_short or len(roster.clients) - len(flights.flying) <= wanted == len(freed):
+    if flights.is_short or len(roster.clients) - len(flying) <= wanted == len(freed):
         found = _among_(flights, part, now, roster, freed, wanted)
+        if len(found) == wanted:
+            flights.is_short = False
+            flights.asleep.clear()
     else:
         flights.asleep.clear()
         found = _chosen_(flights, part, wanted, now, roster)
         if len(found) < wanted:
             _wait_(flights, now, roster, without=found, missing=wanted - len(found))
-    if len(found) == wanted:
-        flights.is_short = False
-        flights.asleep.clear()
-    return [ask_(flights, now, client, part.steps) for client in found]
+    for client in found:
+        flying[client] = now
+    steps = part.steps
+    return [Dispatch(client, steps) for client in found]
 
 
 def _chosen_(flights: Flights, part: Asks, wanted: int, now: float, roster: Roster) -> Sequence[int]:
+    turn, flights.turn = flights.turn, flights.turn + 1
     found, flights.chosen = part.choice.pick(
-        flights.chosen, wanted, turn=flights.turn, now=now, roster=roster, busy=flights.flying
+        flights.chosen, wanted, turn=turn, now=now, roster=roster, busy=flights.flying
     )
-    flights.turn += 1
     return found
 
 

@@ -49,7 +49,8 @@ class Polynomial:
             )
 
     def __call__(self, staleness: float) -> float:
-        return float((staleness + 1.0) ** -self.a)
+        weight: float = (staleness + 1.0) ** -self.a
+        return weight
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,10 @@ class Synchronous(Scheduler):
             draws = "public"  # who is waited for depends on who answers first
         return None if draws is None else Sampling(draws, float(self.cohort), enough)
 
+    @property
+    def commits_together(self) -> bool:
+        return not self.extra
+
     def __post_init__(self) -> None:
         at_least = {
             "cohort": 1,
@@ -150,19 +154,11 @@ class Synchronous(Scheduler):
         return Rounds(self.choice.init(roster), {}, [])
 
     def step(self, state: Rounds, event: Event, roster: Roster) -> tuple[Rounds, list[Action]]:
+        if isinstance(event, Arrived):  # most are, and a pattern is matched slowly
+            return self._arrived(state, event, roster)
         match event:
             case Started(now):
                 return self._open(state, now, roster)
-            case Arrived(now, reply, began) if began >= state.opened and reply.client in state.waiting:
-                chosen = self.choice.heard(state.chosen, reply, now - began)
-                del state.waiting[reply.client]
-                state.got.append(reply)
-                state = state._replace(chosen=chosen)
-                accepted = self._accepted(state)
-                state, actions = self._close_if_done(state, now, roster)
-                return state, accepted + actions
-            case Arrived(_, reply, _):
-                return state, [Discard([reply])]
             case Lost(now, client, _, began) if began >= state.opened and client in state.waiting:
                 chosen = self.choice.lost(state.chosen, client)
                 del state.waiting[client]
@@ -173,6 +169,19 @@ class Synchronous(Scheduler):
                 return self._open(state, now, roster)
             case _:
                 return state, []
+
+    def _arrived(self, state: Rounds, event: Arrived, roster: Roster) -> tuple[Rounds, list[Action]]:
+        now, reply, began = event
+        if began < state.opened or reply.client not in state.waiting:
+            return state, [Discard([reply])]
+        chosen = self.choice.heard(state.chosen, reply, now - began)
+        del state.waiting[reply.client]
+        state.got.append(reply)
+        if chosen is not state.chosen:
+            state = state._replace(chosen=chosen)
+        accepted = self._accepted(state)
+        state, actions = self._close_if_done(state, now, roster)
+        return state, accepted + actions
 
     def _accepted(self, state: Rounds) -> list[Action]:
         """What is sure to be committed: all replies, once there are enough of them."""

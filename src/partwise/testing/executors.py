@@ -11,9 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from partwise.core.aggregate import Accumulator
+from partwise.core.index import Rows, Whole
 from partwise.core.model import Params, Values
 from partwise.core.plan import Executor, Job, Resident, Trained, opened
 from partwise.core.population import Examples
+from partwise.core.summing import Outcome, Share, SumJob
+from partwise.runtimes.executors.adding import add_up, added
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.threads import torch_threads
 from partwise.testing.examples import example_jobs
@@ -74,6 +78,7 @@ def check_jobs(part: Executor, jobs: Sequence[Job], *, near: Near | None = None)
     """
     with torch_threads(1), opened(part, {}) as executor:
         _as_plain(part, executor, jobs, near, Plain().run(jobs))
+        _check_sums(part, executor, jobs, near)
 
 
 def _check_opened(part: Executor, executor: Executor, jobs: Sequence[Job], near: Near | None) -> None:
@@ -91,6 +96,7 @@ def _check_opened(part: Executor, executor: Executor, jobs: Sequence[Job], near:
     mixed = [bad[0], *jobs[:4], bad[1], *jobs[4:], bad[2]]
     _as_plain(part, executor, mixed, near, [errors[0], *expected[:4], errors[1], *expected[4:], errors[2]])
     _own_memory(part, executor, jobs)
+    _check_sums(part, executor, [bad[0], *jobs, bad[1]], near)
 
 
 def _run(part: Executor, executor: Executor, jobs: Sequence[Job], rule: str) -> Results:
@@ -118,6 +124,53 @@ def _as_plain(part: Executor, executor: Executor, jobs: Sequence[Job], near: Nea
         else:
             _same_result(part, one, other, where, _bounds(job, one, near))
     return found
+
+
+def _check_sums(part: Executor, executor: Executor, jobs: Sequence[Job], near: Near | None) -> None:
+    """The sums of what the jobs change, of each model by itself, and what is told of each job."""
+    for some in _alike(jobs):
+        job = _sum_job(some)
+        with trying(part, "must add up what jobs change"):
+            expected, found = add_up(Plain(), job), added(executor, job)
+        rule = "must tell of each job whose change is added up what Plain does"
+        told = [[_told(outcome) for outcome in summed.outcomes] for summed in (expected, found)]
+        expect(told[0] == told[1], part, rule, got=told[1], remedy="Keep their order")
+        share = max((near[t.dtype] for t in job.params.values() if t.dtype in near), default=0.0) if near else 0.0
+        one, other = (Accumulator(job.params, summed.sums).take() for summed in (expected, found))
+        for name, value in one.value.items():
+            most = share * max(1.0, _largest(value), one.total * _largest(job.params[name]))
+            _same_values(part, f"the sum of {len(some)} jobs: {name!r}", value, other.value[name], most)
+            _same_values(part, f"the weights of {len(some)} jobs: {name!r}", one.weight[name], other.weight[name], 0.0)
+
+
+def _told(outcome: Outcome | Exception) -> tuple[int, int] | str:
+    return str(outcome) if isinstance(outcome, Exception) else (outcome.steps, outcome.examples)
+
+
+def _alike(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs over the same parameters, of which some may have other rows."""
+    groups: dict[Any, list[Job]] = {}
+    for job in jobs:
+        key = tuple((name, t.dtype, t.shape[1:] if t.dim() > 1 else t.shape) for name, t in job.start.items())
+        if all(t.is_floating_point() for t in job.start.values()):
+            groups.setdefault(key, []).append(job)
+    return list(groups.values())
+
+
+def _sum_job(jobs: Sequence[Job]) -> SumJob:
+    """Their sum; who has fewer rows than others of a parameter holds the first ones, or the last."""
+    names = jobs[0].start
+    longest = {name: max((job.start[name] for job in jobs), key=lambda t: t.numel()) for name in names}
+    shapes = {name: tuple(t.shape) for name, t in longest.items()}
+    varied = {name for name in names if any(job.start[name].shape != shapes[name] for job in jobs)}
+    whole, shares = Whole(shapes), list[Share]()
+    for number, job in enumerate(jobs):
+        rows = {name: torch.arange(len(job.start[name])) for name in varied}
+        if number % 2:
+            rows = {name: at + shapes[name][0] - len(at) for name, at in rows.items()}
+        index = Rows(shapes, {name: rows.get(name) for name in names}) if varied else whole
+        shares.append(Share(job, index, 1.0 + number % 3))
+    return SumJob(lambda: iter(shares), longest)
 
 
 def _tensors(job: Job) -> list[Params]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
 import torch
 
 from partwise.core.plan import Executor, Job, Resident, Trained, opened
+from partwise.core.summing import Share, SumJob, Summed
+from partwise.runtimes.executors.adding import added
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.executors.pool import Pool
 from partwise.runtimes.executors.stacked import Stacked
@@ -81,14 +84,24 @@ class _Choice:
         self._chosen: Executor | None = None
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Trained | Exception]:
+        self._choose(jobs)
+        return (self._chosen or Plain()).run(jobs)
+
+    def _choose(self, jobs: Sequence[Job]) -> None:
+        """Find the fastest, if it is not known and these jobs can tell."""
         if self._chosen is None:
             if self._notes.get("chosen") not in self._candidates:
                 tried = self._try(jobs)
                 if not tried:
-                    return Plain().run(jobs)
+                    return
                 self._notes.update(tried)
             self._chosen = self._stack.enter_context(opened(self._candidates[self._notes["chosen"]], {}))
-        return self._chosen.run(jobs)
+
+    def add(self, job: SumJob) -> Summed:
+        """The sum by the fastest, once it is known; a round that is to tell it has its first jobs made twice."""
+        if self._chosen is None:
+            self._choose([share.job for share in islice(job.shares(), _TRIED) if isinstance(share, Share)])
+        return added(self._chosen or Plain(), job)
 
     def _try(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """The fastest candidate and what each one took; nothing if these jobs cannot tell."""

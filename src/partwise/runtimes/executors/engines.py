@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from partwise.core.model import Model, Params, Values
 from partwise.core.plan import LossFn
 from partwise.core.population import Batch
+from partwise.runtimes.executors.factors import Factors
 from partwise.runtimes.executors.folded import Fold, Held, PaddedTableError, UnstackableError
 
 __all__ = ["Folded", "Vmapped", "check_ids", "of_function", "of_model"]
@@ -38,20 +39,25 @@ class Folded:
         factors: on parameters, in the loss.
         names: what gets a gradient.
         num_rows: table -> rows of every client, (C,), where they may differ.
+        kept: name -> what is kept as factors.
+        linear: name -> rows of each example, of what the last call used by one linear map alone.
     """
 
     model: Model
     factors: Mapping[str, float]
     names: Sequence[str]
     num_rows: Mapping[str, Tensor]
+    kept: Mapping[str, Factors] = field(default_factory=dict)
     bad: list[Tensor] = field(default_factory=list)
+    linear: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, values: Values, batch: Batch, shares: Tensor, lr: float) -> tuple[Tensor, Values | None]:
         """Losses (A,) and gradients; where `lr` is not 0, plain SGD has been applied and there are none."""
         clients, width = shares.shape
         fold = Fold(clients, width, lr, torch.zeros((), device=shares.device, requires_grad=True))
         held = {
-            n: Held(fold, t, n in self.names, self.factors.get(n, 1.0), n in self.num_rows) for n, t in values.items()
+            n: Held(fold, t, n in self.names, self.factors.get(n, 1.0), n in self.num_rows, self.kept.get(n))
+            for n, t in values.items()
         }
         losses = self.model.losses(held, batch)  # type: ignore[arg-type]
         if losses.shape != (clients * width,):
@@ -59,6 +65,7 @@ class Folded:
         torch.autograd.backward(losses, shares.reshape(-1))  # the gradient of the sum of the clients' means
         means = (losses.detach().view(clients, width) * shares).sum(1)
         found = {n: held[n].settle() for n in self.names}
+        self.linear = {n: held[n].rows // width for n in self.names if held[n].rows}
         for name, parameter in held.items():
             if parameter.bounds:
                 self._note(name, parameter)

@@ -5,7 +5,8 @@ Shapes: C clients in a chunk, A of them not finished yet, T local steps, b the w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from partwise.core.plan import Job, LocalPlan
 from partwise.core.population import Batch
-from partwise.core.rng import numpy_generator
+from partwise.core.rng import Restarts
 
 __all__ = ["Feed", "feed_bytes"]
 
@@ -42,13 +43,15 @@ class Feed:
     def __init__(self, jobs: Sequence[Job], steps: Sequence[int], like: Tensor) -> None:
         self._columns, starts = _joined([job.data.columns() for job in jobs])
         self._like, device = like, next(iter(self._columns.values())).device
-        kinds = [_kind(job.plan, len(job.data), many) for job, many in zip(jobs, steps, strict=True)]
+        counts = [len(job.data) for job in jobs]
+        kinds = [_kind(job.plan, n, many) for job, n, many in zip(jobs, counts, steps, strict=True)]
         long, wide = max(k[0] for k in kinds), max(k[1] for k in kinds)
         self._is_constant = long == 1
         at = np.zeros((long, len(jobs), wide), np.int64)
         self._widths = np.ones((steps[0], len(jobs)), np.int64)
+        restarts = Restarts()
         for c, (job, (many, size)) in enumerate(zip(jobs, kinds, strict=True)):
-            positions, widths = _drawn(len(job.data), size, many, job.seed)
+            positions, widths = _drawn(counts[c], size, many, partial(restarts.at, job.seed, "batches"))
             rows = len(at) if many == 1 else many
             at[:rows, c, :size] = positions
             at[:rows, c, size:] = at[:rows, c, size - 1 : size]
@@ -87,10 +90,12 @@ def _kind(plan: LocalPlan, examples: int, steps: int) -> tuple[int, int]:
     return (1 if size == examples else steps), size
 
 
-def _drawn(examples: int, size: int, steps: int, seed: int) -> tuple[Ints, Ints | int]:
+def _drawn(
+    examples: int, size: int, steps: int, chance: Callable[[int], np.random.Generator]
+) -> tuple[Ints, Ints | int]:
     """The positions of each batch (T, b), as `executors.plain.batches` draws them, and how many of them count (T,).
 
-    The order of one batch of everything is not drawn.
+    The order of one batch of everything is not drawn. chance: the generator of each pass.
     """
     if size == examples:
         return np.arange(examples)[None], examples
@@ -98,7 +103,7 @@ def _drawn(examples: int, size: int, steps: int, seed: int) -> tuple[Ints, Ints 
     passes = -(-steps // each)
     orders = np.empty((passes, each * size), np.int64)
     for i, order in enumerate(orders):
-        order[:examples] = numpy_generator(seed, "batches", i).permutation(examples)
+        order[:examples] = chance(i).permutation(examples)
         order[examples:] = order[examples - 1]
     if each * size == examples:
         return orders.reshape(-1, size)[:steps], size

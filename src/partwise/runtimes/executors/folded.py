@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from partwise.runtimes.executors.factors import Factors
+
 __all__ = ["BetterAloneError", "Fold", "Held", "PaddedTableError", "UnstackableError"]
 
 
@@ -67,7 +69,9 @@ class Held:
         is_trainable: whether it gets a gradient.
         factor: what the value is multiplied by wherever it is used.
         is_padded: whether a client may have fewer rows than there are; then none may be used but by its number.
+        factors: the value as one matrix and factors, if it is kept so; `value` is what it was at the beginning then.
         bounds: lowest and highest id looked up so far, (A,) each.
+        rows: n of the linear map it was used by, if that was its only use.
     """
 
     fold: Fold
@@ -75,8 +79,10 @@ class Held:
     is_trainable: bool = True
     factor: float = 1.0
     is_padded: bool = False
+    factors: Factors | None = None
     grad: Tensor | None = None
     bounds: list[Tensor] = field(default_factory=list)
+    rows: int = 0
     _num_uses: int = 0
     _num_lookups: int = 0
     _leaf: Tensor | None = None
@@ -118,9 +124,12 @@ class Held:
 
     # Uses, noted in the forward pass
 
-    def used(self, *, in_lookup: bool = False) -> None:
+    def used(self, *, in_lookup: bool = False, rows: int = 0) -> None:
         if self.is_padded and not in_lookup:
             raise PaddedTableError("a table of which clients hold some rows is used by more than lookups")
+        if self.factors is not None and (self._num_uses or not rows):
+            raise UnstackableError("a weight that was used by one linear map is used otherwise")
+        self.rows = rows if not self._num_uses else 0
         self._num_uses += 1
         self._num_lookups += in_lookup
 
@@ -190,6 +199,11 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, _tie: Tensor | None, *args: Any) -> Tensor:
         x, weight, bias = args
         ctx.x, ctx.weight, ctx.bias = x, weight, bias
+        if weight.factors is not None:
+            result: Tensor = weight.factors.forward(x)
+            if bias is not None:
+                result.add_(bias.value.unsqueeze(1), alpha=bias.factor)
+            return result
         over = weight.value.transpose(1, 2)  # (A, i, o)
         if bias is not None:
             return torch.baddbmm(bias.value.unsqueeze(1), x, over, beta=bias.factor, alpha=weight.factor)
@@ -201,10 +215,12 @@ class _Linear(torch.autograd.Function):
         x, weight, bias = ctx.x, ctx.weight, ctx.bias
         before = None
         if ctx.needs_input_grad[1]:  # read before the weight takes its step
-            before = torch.bmm(grad, weight.value)  # (A, n, i)
+            before = weight.factors.backward(grad) if weight.factors else torch.bmm(grad, weight.value)  # (A, n, i)
             if weight.factor != 1:
                 before.mul_(weight.factor)
-        if weight.is_trainable:
+        if weight.factors is not None:
+            weight.factors.step_(grad, x)
+        elif weight.is_trainable:
             weight.receive_product(grad.transpose(1, 2), x)
         if bias is not None and bias.is_trainable:
             bias.receive(grad.sum(1))
@@ -216,7 +232,7 @@ def _linear(input: Tensor, weight: Held, bias: Held | None = None) -> Tensor:
         raise UnstackableError("a linear map of a parameter")
     lead = weight.fold.lead(input)
     x = lead.reshape(weight.fold.clients, -1, input.shape[-1])
-    weight.used()
+    weight.used(rows=x.shape[1])
     tie = weight.tie()
     if bias is not None:
         bias.used()

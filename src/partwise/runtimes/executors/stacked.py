@@ -6,22 +6,26 @@ Shapes: C clients in a chunk.
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from partwise.core.aggregate import Accumulator
 from partwise.core.plan import Job, Trained
+from partwise.core.summing import Outcome, Share, SumJob, Summed
+from partwise.runtimes.executors.adding import add_one_, portions
 from partwise.runtimes.executors.feed import feed_bytes
 from partwise.runtimes.executors.groups import Unit, are_alike, unit_of
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.executors.scratch import Scratch
-from partwise.runtimes.executors.together import FAILURES, Way, train, way_of
+from partwise.runtimes.executors.together import FAILURES, Together, Way, train, way_of
 
 __all__ = ["Stacked"]
 
 _log = logging.getLogger("partwise")
 
-_CPU_BYTES, _OTHER_BYTES = 8 << 20, 1 << 30
+_CPU_BYTES, _STREAMED_BYTES, _OTHER_BYTES = 8 << 20, 32 << 20, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,9 @@ class Stacked:
     of tables, the examples and the steps may differ. Such a group takes the first way that holds for it:
 
     - the clients are folded into the batch of one forward pass, where parameters are used by linear maps, embeddings,
-      layer norms, sums and products; plain SGD is applied within the backward pass;
+      layer norms, sums and products; plain SGD is applied within the backward pass. Where only the sum of what they
+      change is wanted, a large weight that is used by one linear map is not copied for each client, but kept as one
+      matrix and the factors of its changes;
     - `torch.func.vmap` over the clients;
     - one after another, as `Plain` does it: convolutions on a CPU, dropout, buffers such as running means, optimisers
       and gradient terms of other makes, losses that draw at random.
@@ -47,8 +53,8 @@ class Stacked:
     Args:
         max_clients: clients trained together at most, > 0.
         max_bytes: of held values and batches of the clients trained together, >= 0; one client may have more. 0: 8 MiB
-            on a CPU, so that they stay in its cache, and 1 GiB elsewhere. What is needed besides jobs and results is a
-            small multiple of it, whatever the cohort.
+            on a CPU, so that they stay in its cache, 32 where weights are kept as factors, and 1 GiB elsewhere. What is
+            needed besides jobs and results is a small multiple of it, whatever the cohort.
 
     Example:
         >>> Stacked(max_clients=100).run([])
@@ -77,6 +83,14 @@ class Stacked:
             results.update(zip(at, found, strict=True))
         return [results[i] for i in range(len(jobs))]
 
+    def add(self, job: SumJob) -> Summed:
+        """The sum of what jobs change, added up client by client or, where they were trained together, all at once."""
+        total, outcomes = Accumulator(job.params), list[Outcome | Exception]()
+        for portion in portions(job.shares()):
+            found = iter(self._add([share for share in portion if isinstance(share, Share)], total))
+            outcomes += [share if isinstance(share, Exception) else next(found) for share in portion]
+        return Summed(total.state, outcomes)
+
     def explain(self, jobs: Sequence[Job]) -> list[str]:
         """How these jobs would be run, one sentence per group."""
         found = []
@@ -90,16 +104,34 @@ class Stacked:
         if isinstance(unit, str) or way.name == "alone":
             return Plain().run(jobs)
         results: dict[int, Trained | Exception] = {}
-        for at in _chunks(unit, way, jobs, self.max_clients, self.max_bytes):
+        for at in _chunks(unit, way, jobs, _Bounds(self.max_clients, self.max_bytes)):
             chunk = [jobs[i] for i in at]
-            found: Sequence[Trained | Exception]
-            try:
-                found = train(unit, chunk, way, self._scratch)
-            except FAILURES as error:
-                _log.info("stacked: %d jobs are run one after another: %s", len(chunk), error)
-                found = Plain().run(chunk)
+            together = self._together(unit, chunk, way)
+            found = Plain().run(chunk) if together is None else together.each(chunk)
             results.update(zip(at, found, strict=True))
         return [results[i] for i in range(len(jobs))]
+
+    def _together(self, unit: Unit, jobs: Sequence[Job], way: Way, *, is_summed: bool = False) -> Together | None:
+        """The results of a chunk; None where anything raises, so that each job must be run by itself."""
+        try:
+            return train(unit, jobs, way, self._scratch, is_summed=is_summed)
+        except FAILURES as error:
+            _log.info("stacked: %d jobs are run one after another: %s", len(jobs), error)
+            return None
+
+    def _add(self, shares: Sequence[Share], total: Accumulator) -> Sequence[Outcome | Exception]:
+        outcomes: dict[int, Outcome | Exception] = {}
+        jobs, bounds = [share.job for share in shares], _Bounds(self.max_clients, self.max_bytes, is_summed=True)
+        for unit, at in _groups(jobs):
+            way = self._way(unit, [jobs[i] for i in at])
+            if isinstance(unit, str) or way.name == "alone":
+                outcomes.update((i, add_one_(total, shares[i], *Plain().run([jobs[i]]))) for i in at)
+                continue
+            for chunk in _chunks(unit, way, [jobs[i] for i in at], bounds):
+                some = [at[i] for i in chunk]
+                together = self._together(unit, [jobs[i] for i in some], way, is_summed=True)
+                outcomes.update(zip(some, _add_together(total, [shares[i] for i in some], together), strict=True))
+        return [outcomes[i] for i in range(len(shares))]
 
     def _way(self, unit: Unit | str, jobs: Sequence[Job]) -> Way:
         if isinstance(unit, str):
@@ -126,6 +158,22 @@ def _sentence(unit: Unit | str, way: Way) -> str:
     return "together, folded into the batch" + (", SGD within the backward pass" if unit.is_plain else "")
 
 
+def _add_together(
+    total: Accumulator, shares: Sequence[Share], together: Together | None
+) -> Sequence[Outcome | Exception]:
+    """Add what was trained together, or each by itself."""
+    jobs = [share.job for share in shares]
+    if together is not None and all(map(math.isfinite, together.losses)):
+        ordered = [shares[i] for i in together.order]
+        indices, weights = [share.index for share in ordered], [share.weight for share in ordered]
+        if total.add_stacked_(indices, together.changes, weights):
+            told = zip(together.order, together.steps, together.losses, strict=True)
+            found = {i: Outcome(steps, loss, len(jobs[i].data)) for i, steps, loss in told}
+            return [found[i] for i in range(len(shares))]
+    results = Plain().run(jobs) if together is None else together.each(jobs)
+    return [add_one_(total, share, trained) for share, trained in zip(shares, results, strict=True)]
+
+
 # Groups and chunks
 
 
@@ -147,14 +195,28 @@ def _groups(jobs: Sequence[Job]) -> Iterator[tuple[Unit | str, list[int]]]:
     yield from units.values()
 
 
-def _chunks(unit: Unit, way: Way, jobs: Sequence[Job], max_clients: int, max_bytes: int) -> Iterator[list[int]]:
+class _Bounds(NamedTuple):
+    """Of what is trained together. is_summed: whether only the sum is wanted."""
+
+    clients: int
+    bytes: int
+    is_summed: bool = False
+
+    def most(self, unit: Unit, way: Way, job: Job, size: _Size) -> int:
+        """Clients like this one that go together."""
+        is_cpu = next(iter(job.start.values())).is_cpu
+        kept = way.factored(unit, job) if self.is_summed else {}
+        # What is kept as factors is streamed through, once; what is not is read and written in every step.
+        usual = (_STREAMED_BYTES if kept else _CPU_BYTES) if is_cpu else _OTHER_BYTES
+        return max(1, min(self.clients, (self.bytes or usual) // max(1, _bytes_of(job, size, kept))))
+
+
+def _chunks(unit: Unit, way: Way, jobs: Sequence[Job], bounds: _Bounds) -> Iterator[list[int]]:
     """Jobs of like size together, so that little is padded; chunks as even as the bounds allow."""
-    device = next(iter(jobs[0].start.values())).device
-    bound = max_bytes or (_CPU_BYTES if device.type == "cpu" else _OTHER_BYTES)
     sizes = [_size_of(unit, job) for job in jobs]
     order = sorted(range(len(jobs)), key=sizes.__getitem__, reverse=True)
     while order:
-        most = max(1, min(max_clients, bound // max(1, _bytes_of(jobs[order[0]], sizes[order[0]]))))
+        most = bounds.most(unit, way, jobs[order[0]], sizes[order[0]])
         many = -(-len(order) // -(-len(order) // most))
         if way.name == "vmap":  # what looks at the whole batch must not see padding
             many = next((k for k in range(1, many) if sizes[order[k]][1:] != sizes[order[0]][1:]), many)
@@ -181,11 +243,12 @@ def _size_of(unit: Unit, job: Job) -> _Size:
     return _Size(sum(len(job.start[n]) for n in unit.ragged), width, examples, job.plan.num_steps(examples))
 
 
-def _bytes_of(job: Job, size: _Size) -> int:
-    """What a client takes: values, a batch, and the positions of all batches."""
+def _bytes_of(job: Job, size: _Size, kept: Mapping[str, int]) -> int:
+    """What a client takes: values or their factors, a batch, and the positions of all batches."""
     example = sum(c[:1].nbytes for c in job.data.columns().values())
-    values = sum(t.nbytes for t in job.start.values())
-    return values + example * size.width + feed_bytes(job.plan, size.examples, size.steps)
+    values = sum(t.nbytes for name, t in job.start.items() if name not in kept)
+    factors = sum(size.steps * rows * sum(job.start[n].shape) * job.start[n].itemsize for n, rows in kept.items())
+    return values + factors + example * size.width + feed_bytes(job.plan, size.examples, size.steps)
 
 
 def _has_much_padding(sizes: Sequence[int]) -> bool:

@@ -5,7 +5,8 @@ Shapes: C clients in a chunk, A of them not finished yet, T local steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -16,13 +17,14 @@ from partwise.core.plan import Job, Trained
 from partwise.core.population import Examples
 from partwise.core.rng import generator
 from partwise.runtimes.executors.engines import Folded, Vmapped, check_ids, of_function, of_model
+from partwise.runtimes.executors.factors import Factors, pays
 from partwise.runtimes.executors.feed import Feed
 from partwise.runtimes.executors.folded import BetterAloneError, UnstackableError
 from partwise.runtimes.executors.groups import Unit, narrowed, stacked, stacked_terms
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.executors.scratch import Scratch
 
-__all__ = ["FAILURES", "Way", "train", "way_of"]
+__all__ = ["FAILURES", "Together", "Way", "train", "way_of"]
 
 FAILURES = (
     ValueError,
@@ -38,10 +40,26 @@ FAILURES = (
 
 
 class Way(NamedTuple):
-    """How a group is trained, and why no faster way was taken."""
+    """How a group is trained, and why no faster way was taken.
+
+    Args:
+        name: of the way.
+        why: no faster one was taken.
+        linear: name of a weight that one linear map uses, and nothing else -> rows that it has of each example.
+    """
 
     name: Literal["folded", "vmap", "alone"]
     why: str = ""
+    linear: Mapping[str, int] = MappingProxyType({})
+
+    def factored(self, unit: Unit, job: Job) -> dict[str, int]:
+        """What may be kept as factors, where only a sum is wanted -> rows of each client in a step."""
+        if not unit.is_plain or unit.factors:
+            return {}
+        examples = len(job.data)
+        width, steps = min(job.plan.batch_size or examples, examples), job.plan.num_steps(examples)
+        rows = {name: many * width for name, many in self.linear.items() if job.start[name].dim() == 2}
+        return {name: many for name, many in rows.items() if pays(job.start[name].shape, many, steps)}
 
 
 class _Chunk(NamedTuple):
@@ -70,16 +88,52 @@ def _chunk(unit: Unit, jobs: Sequence[Job], steps: Sequence[int]) -> _Chunk:
     return _Chunk(jobs, steps, stacked([job.start for job in jobs], rows), rows, num_rows)
 
 
-def _engine(unit: Unit, way: str, num_rows: dict[str, Tensor]) -> Folded | Vmapped:
+def _engine(
+    unit: Unit, way: str, num_rows: dict[str, Tensor], kept: Mapping[str, Factors] = MappingProxyType({})
+) -> Folded | Vmapped:
     if unit.model is None:
         return Vmapped(of_function(unit.loss), unit.names, num_rows)
     if way == "vmap":
         return Vmapped(of_model(unit.model, unit.factors), unit.names, num_rows)
-    return Folded(unit.model, unit.factors, unit.names, num_rows)
+    return Folded(unit.model, unit.factors, unit.names, num_rows, kept)
 
 
-def train(unit: Unit, jobs: Sequence[Job], way: Way, scratch: Scratch) -> list[Trained]:
-    """The results of jobs of one group, in order; they lie in the scratch.
+class Together(NamedTuple):
+    """The results of jobs of one group, stacked.
+
+    Args:
+        order: number of each job, most steps first.
+        steps: of each, in that order.
+        losses: of each, in that order: mean over its steps.
+        changes: name -> (C, ...), in that order; they lie in the scratch, or are factors.
+        rows: table -> rows in `changes`; of a client with fewer, the first ones count.
+    """
+
+    order: Sequence[int]
+    steps: Sequence[int]
+    losses: Sequence[float]
+    changes: Mapping[str, Tensor | Factors]
+    rows: Mapping[str, int]
+
+    def each(self, jobs: Sequence[Job]) -> list[Trained]:
+        """One by one, in the order of the jobs."""
+        found: list[Trained | None] = [None] * len(jobs)
+        changes = {name: (t if isinstance(t, Tensor) else t.changes()).unbind() for name, t in self.changes.items()}
+        for c, i in enumerate(self.order):
+            own = {n: t[c][: len(jobs[i].start[n])] if n in self.rows else t[c] for n, t in changes.items()}
+            found[i] = Trained(own, self.steps[c], self.losses[c])
+        return cast(list[Trained], found)
+
+
+def train(unit: Unit, jobs: Sequence[Job], way: Way, scratch: Scratch, *, is_summed: bool = False) -> Together:
+    """Train jobs of one group.
+
+    Args:
+        unit: what they have in common.
+        jobs: the jobs.
+        way: how.
+        scratch: where the changes lie.
+        is_summed: whether the sum of the changes is all that is wanted of them.
 
     Raises:
         IndexError: an id outside the rows of its client.
@@ -87,17 +141,23 @@ def train(unit: Unit, jobs: Sequence[Job], way: Way, scratch: Scratch) -> list[T
     steps = [job.plan.num_steps(len(job.data)) for job in jobs]
     order = sorted(range(len(jobs)), key=lambda i: -steps[i])
     chunk = _chunk(unit, [jobs[i] for i in order], sorted(steps, reverse=True))
-    engine = _engine(unit, way.name, chunk.num_rows)
-    values = {name: t.copy_(chunk.start[name]) for name, t in scratch.empty(chunk.start).items()}
+    kept = _kept(unit, chunk, way) if is_summed else {}
+    engine = _engine(unit, way.name, chunk.num_rows, kept)
+    own = scratch.empty({name: t for name, t in chunk.start.items() if name not in kept})
+    values = {name: own[name].copy_(t) if name in own else t for name, t in chunk.start.items()}
     losses = _loop(unit, chunk, values, engine)
     check_ids(engine.bad)
-    totals = losses.sum(0).tolist()
-    changes = {name: t.sub_(chunk.start[name]).unbind() for name, t in values.items()}
-    found: list[Trained | None] = [None] * len(jobs)
-    for c, i in enumerate(order):
-        own = {n: t[c][: len(jobs[i].start[n])] if n in chunk.rows else t[c] for n, t in changes.items()}
-        found[i] = Trained(own, steps[i], totals[c] / steps[i])
-    return cast(list[Trained], found)
+    means = [total / many for total, many in zip(losses.sum(0).tolist(), chunk.steps, strict=True)]
+    changes = {name: kept[name] if name in kept else t.sub_(chunk.start[name]) for name, t in values.items()}
+    return Together(order, chunk.steps, means, changes, chunk.rows)
+
+
+def _kept(unit: Unit, chunk: _Chunk, way: Way) -> dict[str, Factors]:
+    """What these jobs keep as factors: it costs little, and all begin with the same."""
+    first = chunk.jobs[0]
+    lr, clients = first.plan.optimizer.lr, len(chunk.jobs)
+    names = [n for n in way.factored(unit, first) if all(job.start[n] is first.start[n] for job in chunk.jobs)]
+    return {name: Factors(first.start[name].detach(), lr, clients) for name in names}
 
 
 def _loop(unit: Unit, chunk: _Chunk, values: Values, engine: Folded | Vmapped) -> Tensor:
@@ -135,15 +195,16 @@ def way_of(unit: Unit, jobs: Sequence[Job]) -> tuple[Way, bool]:
     """
     two = [_perturbed(jobs[0], 1), _perturbed(jobs[-1], 2)]
     folded, why = None, "its loss is known as a function only"
+    linear: Mapping[str, int] = {}
     try:
         if unit.model is not None:
-            folded = _step(unit, two, "folded")
+            folded, linear = _step(unit, two, "folded")
     except BetterAloneError as error:
         return Way("alone", str(error)), True
     except FAILURES as error:
         why = _first_line(error)
     try:
-        mapped = _step(unit, two, "vmap")
+        mapped, _ = _step(unit, two, "vmap")
     except FAILURES as error:
         is_sound = not any(isinstance(result, Exception) for result in Plain().run(two))
         return Way("alone", f"torch.func.vmap refuses it: {_first_line(error)}"), is_sound
@@ -151,7 +212,7 @@ def way_of(unit: Unit, jobs: Sequence[Job]) -> tuple[Way, bool]:
         return Way("vmap", why), True
     if not _are_close(folded[:1], mapped[:1]) or not _are_close(folded[1:], mapped[1:]):
         return Way("vmap", "an example's loss depends on the other examples of its batch"), True
-    return Way("folded"), True
+    return Way("folded", linear=linear), True
 
 
 def _first_line(error: Exception) -> str:
@@ -171,13 +232,14 @@ def _perturbed(job: Job, seed: int) -> Job:
     return job._replace(start=start, data=Examples({n: noisy(c) for n, c in job.data.columns().items()}), seed=seed)
 
 
-def _step(unit: Unit, jobs: Sequence[Job], way: str) -> list[Tensor]:
-    """Losses and gradients of one step."""
+def _step(unit: Unit, jobs: Sequence[Job], way: str) -> tuple[list[Tensor], Mapping[str, int]]:
+    """Losses and gradients of one step; and what is used by one linear map, where that is known."""
     chunk = _chunk(unit, jobs, [1] * len(jobs))
     batch, shares = Feed(jobs, chunk.steps, next(iter(chunk.start.values()))).batch(0)
-    losses, grads = _engine(unit, way, chunk.num_rows)(chunk.start, batch, shares, 0.0)
+    engine = _engine(unit, way, chunk.num_rows)
+    losses, grads = engine(chunk.start, batch, shares, 0.0)
     assert grads is not None
-    return [losses, *grads.values()]
+    return [losses, *grads.values()], engine.linear if isinstance(engine, Folded) else {}
 
 
 def _are_close(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

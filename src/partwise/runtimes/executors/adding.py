@@ -1,0 +1,59 @@
+"""Sums of what jobs change, by any executor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from partwise.core.aggregate import Accumulator
+from partwise.core.errors import DivergedError
+from partwise.core.plan import Executor, Trained
+from partwise.core.summing import Adder, Outcome, Share, SumJob, Summed
+from partwise.core.update import Update, is_finite
+
+__all__ = ["add_one_", "add_up", "added", "portions"]
+
+_TOGETHER_BYTES = 32 << 20  # of start values at most, if there are more than a few
+_A_FEW, _MANY = 4, 1024
+
+
+def added(executor: Executor, job: SumJob) -> Summed:
+    """The sum of a job, by an executor that may know nothing of sums."""
+    return executor.add(job) if isinstance(executor, Adder) else add_up(executor, job)
+
+
+def add_up(executor: Executor, job: SumJob) -> Summed:
+    """The sum of what an executor's `run` gives, in order; a few results at a time are in memory."""
+    total, outcomes = Accumulator(job.params), list[Outcome | Exception]()
+    for portion in portions(job.shares()):
+        results = iter(executor.run([share.job for share in portion if isinstance(share, Share)]))
+        outcomes += [s if isinstance(s, Exception) else add_one_(total, s, next(results)) for s in portion]
+    return Summed(total.state, outcomes)
+
+
+def add_one_(total: Accumulator, share: Share, trained: Trained | Exception) -> Outcome | Exception:
+    """Add the change of one job, if it can be added."""
+    if isinstance(trained, Exception):
+        return trained
+    update = Update(share.index, {name: trained.change[name] for name in share.index.shapes}, share.weight)
+    what = "stream 'model'" if not is_finite(update) else "" if math.isfinite(trained.loss) else "the training loss"
+    if what:
+        remedy = "Lower the client's learning rate or look at its data."
+        return DivergedError(f"{what} must be finite, got NaN or infinity. {remedy}")
+    total.add_(update)
+    return Outcome(trained.steps, trained.loss, len(share.job.data))
+
+
+def portions(shares: Iterable[Share | Exception]) -> Iterator[Sequence[Share | Exception]]:
+    """As many shares at a time as may be in memory."""
+    portion: list[Share | Exception] = []
+    size = 0
+    for share in shares:
+        bytes_ = 0 if isinstance(share, Exception) else sum(t.nbytes for t in share.job.start.values())
+        if len(portion) >= _MANY or (len(portion) >= _A_FEW and size + bytes_ > _TOGETHER_BYTES):
+            yield portion
+            portion, size = [], 0
+        portion.append(share)
+        size += bytes_
+    if portion:
+        yield portion

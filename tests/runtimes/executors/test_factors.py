@@ -1,0 +1,62 @@
+"""A weight kept as one matrix and factors is that of a loop which changes a matrix per client."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from partwise.runtimes.executors.factors import Factors, pays
+
+CLIENTS = 4
+STEPS = [3, 3, 2, 1]  # of each client
+ROWS = [5, 2, 4]  # of each client in each step
+INPUTS, OUTPUTS, LR = 7, 6, 0.3
+
+
+def played():
+    """The factors, and W_c of every client, after each step: what goes forward and back was the same."""
+    draw = torch.Generator().manual_seed(8)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    start = random(OUTPUTS, INPUTS)
+    factors, each = Factors(start, LR, CLIENTS), [start.clone() for _ in range(CLIENTS)]
+    for step, rows in enumerate(ROWS):
+        active = sum(steps > step for steps in STEPS)
+        x, grad = random(active, rows, INPUTS), random(active, rows, OUTPUTS)
+        there, back = factors.forward(x), factors.backward(grad)
+        for c in range(active):
+            torch.testing.assert_close(there[c], x[c] @ each[c].T, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(back[c], grad[c] @ each[c], rtol=1e-12, atol=1e-12)
+            each[c] -= LR * grad[c].T @ x[c]
+        factors.step_(grad, x)
+    return factors, start, each
+
+
+def test_forward_backward_and_changes_are_those_of_a_loop():
+    factors, start, each = played()
+    changes = factors.changes()
+    for c, matrix in enumerate(each):
+        torch.testing.assert_close(start + changes[c], matrix, rtol=1e-12, atol=1e-12)
+
+
+def test_the_weighted_sum_is_that_of_the_changes():
+    factors, start, each = played()
+    weights = torch.tensor([5.0, 0.5, 2.0, 11.0], dtype=torch.float64)
+    expected = sum(w * (matrix - start) for w, matrix in zip(weights, each, strict=True))
+    torch.testing.assert_close(factors.weighted(weights), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "steps", "expected"),
+    [
+        ((200, 784), 20, 3, True),  # 2 * 20 * 984 products more, 156,800 entries
+        ((200, 784), 20, 4, True),  # 59,040
+        ((200, 784), 20, 9, False),  # 157,440: as many as there are entries, and more
+        ((10, 200), 20, 3, False),  # a small matrix
+        ((200, 784), 600, 1, True),  # one step is only kept
+    ],
+)
+def test_when_it_pays(shape, rows, steps, expected):
+    assert pays(torch.Size(shape), rows, steps) is expected
