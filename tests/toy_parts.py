@@ -17,6 +17,7 @@ from torch import nn
 from partwise.algorithms import (
     MCPSGD,
     MMPSGD,
+    AdaptiveClip,
     CrossTier,
     FedAMD,
     FedAvg,
@@ -100,6 +101,7 @@ ALGORITHMS: Mapping[str, Callable[[Model], Algorithm]] = {
     "MCPSGD": lambda model: MCPSGD(1, LOCAL),
     "MMPSGD": lambda model: MMPSGD(1, LOCAL),
     "CrossTier": lambda model: CrossTier(FedProx(0.5, LOCAL), tiers=1),
+    "AdaptiveClip": lambda model: AdaptiveClip(FedSubAvg("count", LOCAL), 0.1),
     "Mixing": lambda model: Mixing(FedSubAvg("count", LOCAL)),
     "Utility": lambda model: Utility(FedSubAvg("count", LOCAL)),
     "Scaffold": lambda model: Scaffold(LOCAL),
