@@ -17,6 +17,7 @@ from torch import nn
 from partwise.algorithms import (
     MCPSGD,
     MMPSGD,
+    AdaptiveClip,
     CrossTier,
     Deniable,
     FedAMD,
@@ -102,6 +103,7 @@ ALGORITHMS: Mapping[str, Callable[[Model], Algorithm]] = {
     "MMPSGD": lambda model: MMPSGD(1, LOCAL),
     "CrossTier": lambda model: CrossTier(FedProx(0.5, LOCAL), tiers=1),
     "Deniable, rows": lambda model: Deniable(FedSubAvg("count", LOCAL), randomness="simulated"),
+    "AdaptiveClip": lambda model: AdaptiveClip(FedSubAvg("count", LOCAL), 0.1),
     "Mixing": lambda model: Mixing(FedSubAvg("count", LOCAL)),
     "Utility": lambda model: Utility(FedSubAvg("count", LOCAL)),
     "Scaffold": lambda model: Scaffold(LOCAL),

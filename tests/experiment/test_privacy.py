@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from partwise.aggregators import Mean
 from partwise.algorithms import AdaptiveClip, CrossTier, FedAvg, FedSubAvg, LocalOnly, Scaffold
-from partwise.channels import Masked, Plain
 from partwise.cli import app
 from partwise.core.errors import CompositionError
 from partwise.core.metrics import Accuracy
@@ -350,20 +349,6 @@ def test_shares_of_noise_give_what_noise_of_the_server_gives(tmp_path):
     moved = torch.cat([(result.params[n] - start[n]).flatten() for n in start]).double()
     longest = rounded_norm(256.0, 318) / 256  # a little more than the clip norm, for the rounding
     assert float(moved.std()) == pytest.approx(1.2 * 0.5 * longest / 10, rel=4 / math.sqrt(2 * 318))
-
-
-def test_shares_of_noise_under_masks_are_those_in_the_clear(tmp_path):
-    """Whole numbers up to what the masked words hold: not a bit is lost, and nobody sees a term of the sum."""
-    pytest.importorskip("cryptography")
-    scheduler = Synchronous(cohort=6, rounds=2, choice=Stalest(), min_replies=5)
-    privacy = distributed(noise_multiplier=1.2)
-    channels = (Plain(), Masked(limit=2**15 - 1, bits=16, max_weight=1, min_contributors=3))
-    runs = [
-        made(privacy, scheduler=scheduler, channel=channel).run(tmp_path / f"run{number}")
-        for number, channel in enumerate(channels)
-    ]
-    assert all(torch.equal(t, runs[1].params[name]) for name, t in runs[0].params.items())
-    assert epsilons(tmp_path / "run0") == epsilons(tmp_path / "run1")
 
 
 def test_a_target_chooses_the_shares(tmp_path):

@@ -14,6 +14,7 @@ from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.parts import catalog
 from partwise.experiment.spec import dump, load, loads
+from partwise.experiment.suggest import one_of
 from partwise.local import SGD, AdamW, LocalTraining
 from partwise.populations import LogNormal
 from partwise.schedulers import Synchronous
@@ -24,8 +25,8 @@ from partwise.workloads import LeafSynthetic, StdlibCode
 
 def all_of(family: str) -> str:
     """The names of a family's parts, as a fault lists them."""
-    *names, last = sorted(repr(part.name) for part in catalog() if part.family == family)
-    return f"{', '.join(names)} or {last}"
+    names = sorted(part.name for part in catalog() if part.family == family)
+    return one_of([*names[:12], *(["..."] if len(names) > 12 else [])])
 
 
 LEAST = """
@@ -285,7 +286,7 @@ def test_nothing_at_all():
         "line 1: workload: an experiment needs it, got none. Add a table [workload] with a name: 'C"
     )
     assert algorithm.startswith(
-        "line 1: algorithm: an experiment needs it, got none. Add a table [algorithm] with a name: 'C"
+        "line 1: algorithm: an experiment needs it, got none. Add a table [algorithm] with a name: 'A"
     )
 
 
@@ -335,7 +336,7 @@ def test_a_part_inside_a_part():
     text = "workload = 'LeafSynthetic'\n[algorithm]\nname = 'LocalOnly'\n"
     (fault,) = faults(text)
     assert fault.startswith(
-        "line 2: algorithm.inner: LocalOnly needs it, got none. Add a table [algorithm.inner] with a name: 'C"
+        "line 2: algorithm.inner: LocalOnly needs it, got none. Add a table [algorithm.inner] with a name: 'A"
     )
     assert loads(text + "inner = 'FedAvg'").algorithm.inner == FedAvg()
     (fault,) = faults(text + "inner = { name = 'FedProx', mu = -0.5 }")

@@ -34,6 +34,9 @@ PARENT = os.getpid()
 pytestmark = pytest.mark.usefixtures("_no_process_left")
 
 
+AROUND = ("AdaptiveClip", "CrossTier", "Mixing", "Utility")
+
+
 def everything_there_is() -> list[Job]:
     """Two clients' jobs of every algorithm, in two versions."""
     found = []
@@ -43,7 +46,7 @@ def everything_there_is() -> list[Job]:
         cls = getattr(algorithms, name)
         more = {"LocalOnly": {"inner": algorithms.FedProx(0.2, local), "names": ("out.bias",)}}
         more |= {"Scaffold": {"local": local, "option": "I"}, "FedLaAvg": {"local": plain}, "FedAMD": {"local": plain}}
-        more |= {name: {"inner": algorithms.FedSubAvg(local=local)} for name in ("CrossTier", "Mixing", "Utility")}
+        more |= {name: {"inner": algorithms.FedSubAvg(local=local)} for name in AROUND}
         more |= {"Deniable": {"inner": algorithms.FedSubAvg("count", local), "randomness": "simulated"}}
         more |= {"FedHyper": {"inner": algorithms.FedSubAvg(local=local), "client_rate": True}}
         algorithm = cls(**more.get(name, {"local": local}))

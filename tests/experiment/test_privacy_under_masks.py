@@ -1,0 +1,40 @@
+"""Noise in shares behind a channel that shows sums alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from partwise.algorithms import FedAvg
+from partwise.channels import Masked, Plain
+from partwise.core.metrics import Accuracy
+from partwise.core.workload import Workload
+from partwise.experiment.experiment import Experiment
+from partwise.experiment.mechanisms import Distributed
+from partwise.experiment.privacy import ClientDP
+from partwise.schedulers import Synchronous
+from partwise.schedulers.choices import Stalest
+from toy_experiments import People
+from toy_federation import LOCAL, model
+
+pytest.importorskip("dp_accounting")
+pytest.importorskip("cryptography")
+
+
+def test_shares_of_noise_under_masks_are_those_in_the_clear(tmp_path):
+    """Whole numbers up to what the masked words hold: not a bit is lost, and nobody sees a term of the sum."""
+    clear = Experiment(
+        Workload(model(), People(), (Accuracy(),)),
+        FedAvg(LOCAL),
+        Synchronous(cohort=6, rounds=2, choice=Stalest(), min_replies=5),
+        privacy=ClientDP(0.5, delta=1e-3, noise_multiplier=1.2, mechanism=Distributed(256.0)),
+        channel=Plain(),
+        seed=5,
+    )
+    masked = replace(clear, channel=Masked(limit=2**15 - 1, bits=16, max_weight=1, min_contributors=3))
+    one, other = clear.run(tmp_path / "clear"), masked.run(tmp_path / "masked")
+    assert all(torch.equal(value, other.params[name]) for name, value in one.params.items())
+    assert one.value("epsilon", "privacy") == other.value("epsilon", "privacy") < math.inf
