@@ -2,7 +2,8 @@
 
 An MLP 784-200-10 on 100 clients of 60 images of random pixels, one local epoch in batches of 20, FedAvg; 10 or 50
 clients a round; with `Plain` and with `Stacked`; through a whole `Experiment` with record, metrics and checkpoints as
-by default, and through `Star` and `Simulate` alone. One thread. There is no test set, and no checkpoint falls in the
+by default, and through `Star` and `Simulate` alone. A relay stands for the clients. One thread.
+There is no test set, and no checkpoint falls in the
 rounds that are counted unless they take 20 seconds.
 
     python benchmarks/profile_round.py [--passes 5] [--rounds 20] [--cohorts 10 50] [--details]
@@ -47,33 +48,31 @@ EXECUTORS: dict[str, Executor] = {"Plain": Plain(), "Stacked": Stacked()}
 
 # Part -> where it is looked up when it is called: a module of partwise, then methods and functions.
 PARTS = {
-    "training": ("runtimes.executors.plain Plain.run", "runtimes.executors.stacked Stacked.run"),
-    "select, gather, plan": (
-        "programs.client ClientProgram._begin ClientProgram._train",
-        "programs.server ServerProgram._fetch",
+    "training": (
+        "runtimes.executors.plain Plain.run",
+        "runtimes.executors.stacked Stacked.add",
+        "runtimes.executors.adding add_up",
     ),
-    "finish, checks": (
-        "programs.client ClientProgram._finish",
-        "programs.server ServerProgram._arrived check_update is_finite",
-    ),
+    "select, gather, plan": ("programs.relay RelayProgram._share",),
+    "finish, checks": ("runtimes.executors.adding add_one_ is_finite", "programs.server is_finite"),
     "sum, commit": (
-        "core.aggregate Accumulator.add_ Accumulator.take",
+        "core.aggregate Accumulator.add_ Accumulator.add_stacked_ Accumulator.take",
         "core.mean Mean.reduce",
         "programs.sums Sums.add_up",
         "programs.server ServerProgram._commit ServerProgram._take_back",
         "algorithms.averaging FedAvg.commit",
     ),
     "programs, schedule": (
-        "programs.server ServerProgram.step ServerProgram._dispatch",
-        "programs.client ClientProgram.step",
+        "programs.server ServerProgram.step ServerProgram._dispatch ServerProgram._gathered",
+        "programs.relay RelayProgram.step RelayProgram._gathered",
         "schedulers.synchronous Synchronous.step",
     ),
     "runtime": (
-        "runtimes.simulate _World._step _World._apply _World._work _World._send _World._run_jobs encoded_size",
+        "runtimes.simulate _World._step _World._apply _World._send",
         "core.spool Spool.keep Kept.take",
     ),
     "record, progress": (
-        "experiment.recorder Recorder.record Recorder.settled Recorder._measure",
+        "experiment.recorder Recorder.record Recorder.settled Recorder._measure Recorder._replied",
         "experiment.store RunStore.append_events RunStore.append_replies RunStore.append_metrics RunStore.commit",
         "experiment.checkpoint Checkpoints.save",
     ),
