@@ -207,7 +207,7 @@ def draw(found: list[dict[str, Any]], path: Path, target: float) -> None:
         axes.set_xlabel("simulated seconds")
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy")
-    panels[0, 0].legend(fontsize=7)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(METHODS), fontsize=8)
     figure.savefig(path, metadata={"Date": None})
 
 

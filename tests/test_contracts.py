@@ -33,6 +33,7 @@ FAMILIES = {
 NEEDED = {"Clip": {"max_norm": 1.5}, "ErrorFeedback": {"inner": TopK(ratio=0.3)}, "Krum": {"f": 4}}
 NEEDED |= {"Scale": {"factor": -0.5}, "TopK": {"k": 5}, "LocalOnly": {"inner": FedAvg()}}
 NEEDED |= {"Mixing": {"inner": FedSubAvg("count")}, "CrossTier": {"inner": FedProx(0.4)}}
+NEEDED |= {"Deniable": {"inner": FedSubAvg("count"), "randomness": "simulated"}}
 NEEDED |= {"FixedMean": {"cohort": 9.0}, "GaussianNoise": {"noise_multiplier": 0.7, "sensitivity": 0.3}}
 NEEDED |= {"TreeNoise": {"noise_multiplier": 0.7, "sensitivity": 0.3}, "AdaptiveClip": {"inner": FedAvg()}}
 NEEDED |= {"DiscreteNoise": {"sensitivity": 2.0, "granularity": 0.01, "variance": 3.0}}

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "__init__": {*BELOW_EXPERIMENT, "experiment"},
 }
 LAZY = {"partwise", "partwise.experiment"}  # they load a public name when it is first used
-OPTIONAL = {"datasets", "dp_accounting", "flwr", "pandas", "peft", "pyarrow", "ray"}
+OPTIONAL = {"cryptography", "datasets", "dp_accounting", "flwr", "pandas", "peft", "pyarrow", "ray"}
 DEVELOPMENT = {"coverage", "hypothesis", "mkdocs", "mypy", "pytest", "ruff", "xdist"}
 
 

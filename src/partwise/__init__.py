@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from partwise.algorithms import MMPSGD as MMPSGD
     from partwise.algorithms import AdaptiveClip as AdaptiveClip
     from partwise.algorithms import CrossTier as CrossTier
+    from partwise.algorithms import Deniable as Deniable
     from partwise.algorithms import FedAMD as FedAMD
     from partwise.algorithms import FedAvg as FedAvg
     from partwise.algorithms import FederatedDropout as FederatedDropout
@@ -33,7 +34,18 @@ if TYPE_CHECKING:
     from partwise.algorithms import Mixing as Mixing
     from partwise.algorithms import Scaffold as Scaffold
     from partwise.algorithms import Utility as Utility
+    from partwise.algorithms.answers import Level as Level
+    from partwise.algorithms.deniable import write_universe as write_universe
+    from partwise.channels import Masked as Masked
     from partwise.channels import Plain as Plain
+    from partwise.channels.graphs import Complete as Complete
+    from partwise.channels.graphs import RandomRegular as RandomRegular
+    from partwise.channels.identities import KeyFolder as KeyFolder
+    from partwise.channels.identities import SimulatedIdentities as SimulatedIdentities
+    from partwise.channels.identities import write_keys as write_keys
+    from partwise.channels.unions import Bitmap as Bitmap
+    from partwise.channels.unions import Bloom as Bloom
+    from partwise.channels.unions import MaskedUnion as MaskedUnion
     from partwise.core.aggregate import Aggregator as Aggregator
     from partwise.core.aggregate import Sum as Sum
     from partwise.core.algorithm import Algorithm as Algorithm
@@ -127,6 +139,7 @@ if TYPE_CHECKING:
     from partwise.populations import from_partition as from_partition
     from partwise.populations import from_table as from_table
     from partwise.populations import write_folder as write_folder
+    from partwise.programs.union import find_union as find_union
     from partwise.runtimes import Processes as Processes
     from partwise.runtimes import Simulate as Simulate
     from partwise.runtimes.executors import Auto as Auto
@@ -192,7 +205,9 @@ _MODULE_OF = {
     "Auto": "partwise.runtimes.executors",
     "Bernoulli": "partwise.populations",
     "BinaryCrossEntropy": "partwise.core.model",
+    "Bitmap": "partwise.channels.unions",
     "Blocks": "partwise.populations",
+    "Bloom": "partwise.channels.unions",
     "CapWeight": "partwise.transforms",
     "Census": "partwise.core.population",
     "Central": "partwise.experiment.mechanisms",
@@ -203,6 +218,7 @@ _MODULE_OF = {
     "ClickLog": "partwise.workloads",
     "ClientDP": "partwise.experiment.privacy",
     "Clip": "partwise.transforms",
+    "Complete": "partwise.channels.graphs",
     "CompositionError": "partwise.core.errors",
     "Constant": "partwise.populations",
     "Coords": "partwise.core.index",
@@ -211,6 +227,7 @@ _MODULE_OF = {
     "Daily": "partwise.populations",
     "DataError": "partwise.core.errors",
     "Dataset": "partwise.core.population",
+    "Deniable": "partwise.algorithms",
     "Dirichlet": "partwise.populations",
     "DiscreteNoise": "partwise.transforms",
     "Distributed": "partwise.experiment.mechanisms",
@@ -246,9 +263,11 @@ _MODULE_OF = {
     "Index": "partwise.core.index",
     "Intervals": "partwise.populations",
     "Joint": "partwise.core.index",
+    "KeyFolder": "partwise.channels.identities",
     "Krum": "partwise.aggregators",
     "Latest": "partwise.aggregators",
     "LeafSynthetic": "partwise.workloads",
+    "Level": "partwise.algorithms.answers",
     "LinearSizes": "partwise.populations",
     "LocalOnly": "partwise.algorithms",
     "LocalOptimizer": "partwise.core.plan",
@@ -257,6 +276,8 @@ _MODULE_OF = {
     "LogNormal": "partwise.populations",
     "Loss": "partwise.core.metrics",
     "Markov": "partwise.populations",
+    "Masked": "partwise.channels",
+    "MaskedUnion": "partwise.channels.unions",
     "Mean": "partwise.aggregators",
     "MeanSquaredError": "partwise.core.model",
     "Median": "partwise.aggregators",
@@ -279,6 +300,7 @@ _MODULE_OF = {
     "ProtocolError": "partwise.core.errors",
     "QuantitySkew": "partwise.populations",
     "Quantize": "partwise.transforms",
+    "RandomRegular": "partwise.channels.graphs",
     "Result": "partwise.experiment",
     "Rows": "partwise.core.index",
     "Scaffold": "partwise.algorithms",
@@ -288,6 +310,7 @@ _MODULE_OF = {
     "Shakespeare": "partwise.workloads",
     "Shards": "partwise.populations",
     "Simulate": "partwise.runtimes",
+    "SimulatedIdentities": "partwise.channels.identities",
     "SimulatedRandomness": "partwise.core.randomness",
     "Site": "partwise.core.algorithm",
     "SparseLogistic": "partwise.workloads",
@@ -321,6 +344,7 @@ _MODULE_OF = {
     "compare": "partwise.experiment.compare",
     "derive": "partwise.core.rng",
     "dump": "partwise.experiment.dump",
+    "find_union": "partwise.programs.union",
     "from_arrays": "partwise.populations",
     "from_dataset": "partwise.populations",
     "from_files": "partwise.populations",
@@ -329,7 +353,9 @@ _MODULE_OF = {
     "from_table": "partwise.populations",
     "load": "partwise.experiment",
     "write_folder": "partwise.populations",
+    "write_keys": "partwise.channels.identities",
     "write_report": "partwise.experiment",
+    "write_universe": "partwise.algorithms.deniable",
 }
 
 __all__ = [*_MODULE_OF, "__version__"]  # noqa: PLE0604 - the keys are strings

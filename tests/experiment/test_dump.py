@@ -11,6 +11,9 @@ from torch import nn
 
 from partwise.aggregators import Mean, Median
 from partwise.algorithms import FedAvg, FedSubAvg, LocalOnly
+from partwise.channels.graphs import Graph
+from partwise.channels.identities import Identities, SimulatedIdentities
+from partwise.channels.unions import Filter
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
 from partwise.core.channel import Channel
@@ -50,6 +53,9 @@ PROTOCOLS: dict[str, Any] = {
     "transforms": Transform,
     "aggregators": Aggregator,
     "channels": Channel,
+    "graphs": Graph,
+    "identities": Identities,
+    "unions": Channel | Filter,
     "schedulers": Scheduler,
     "choices": Choice,
     "staleness": Staleness,
@@ -70,6 +76,7 @@ SAMPLES: dict[Any, Any] = {
     str: "some",
     Path | str: Path("/some/where"),
     Algorithm: FedAvg(),
+    Identities: SimulatedIdentities(),
     Transform: TopK(k=5),
     ExampleLoss: CrossEntropy("z"),
 }

@@ -316,13 +316,14 @@ class OneMessage:
 
     patience_seconds: float = 50.0
     reveals: ClassVar[str] = "sum"
+    limit: ClassVar[float | None] = None
     exchanges: ClassVar[bool] = True
 
-    def server(self, cohort: Sequence[int], params: Any) -> Any:
+    def server(self, cohort: Sequence[int], params: Any, session: int) -> Any:
         sent = yield dict.fromkeys(cohort, "yours")
         return sum_updates((sent[client] for client in sorted(sent)), params)
 
-    def client(self, update: Update, params: Any) -> Any:
+    def client(self, update: Update, params: Any, seat: Any) -> Any:
         yield
         yield update
 

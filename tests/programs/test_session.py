@@ -37,15 +37,16 @@ class TwoMessages:
     silent: Mapping[float, int] = field(default_factory=dict)
     patience_seconds: float = 50.0
     reveals: ClassVar[str] = "sum"
+    limit: ClassVar[float | None] = None
     exchanges: ClassVar[bool] = True
 
-    def server(self, cohort: Sequence[int], params: Any) -> Any:
+    def server(self, cohort: Sequence[int], params: Any, *seat: Any) -> Any:
         keys = yield dict.fromkeys(cohort, "your key")
         sealed = yield {client: sorted(keys) for client in keys}
         opened = {c: map_values(update, lambda v, key=keys[c]: v - key) for c, update in sealed.items()}
         return sum_updates((opened[c] for c in sorted(opened)), params)
 
-    def client(self, update: Update, params: Any) -> Any:
+    def client(self, update: Update, params: Any, *seat: Any) -> Any:
         silent = self.silent.get(float(update.weight), 0)
         asked = yield
         assert asked == "your key"
@@ -118,15 +119,16 @@ class Deadly:
 
     patience_seconds: float = 1e6
     reveals: ClassVar[str] = "sum"
+    limit: ClassVar[float | None] = None
     exchanges: ClassVar[bool] = True
 
-    def server(self, cohort: Sequence[int], params: Any) -> Any:
-        return (yield from TwoMessages().server(cohort, params))
+    def server(self, cohort: Sequence[int], params: Any, *seat: Any) -> Any:
+        return (yield from TwoMessages().server(cohort, params, *seat))
 
-    def client(self, update: Update, params: Any) -> Any:
+    def client(self, update: Update, params: Any, *seat: Any) -> Any:
         if abs(float(update.values()["w"]) - oracle_move(1)) < 1e-12:
             os.kill(os.getpid(), signal.SIGKILL)
-        return TwoMessages().client(update, params)
+        return TwoMessages().client(update, params, *seat)
 
 
 def test_client_whose_process_dies_is_not_waited_for():
@@ -173,15 +175,16 @@ class Sometimes:
     silent: Mapping[float, int]
     patience_seconds: float = 50.0
     reveals: ClassVar[str] = "sum"
+    limit: ClassVar[float | None] = None
     exchanges: ClassVar[bool] = True
 
-    def server(self, cohort: Sequence[int], params: Any) -> Any:
-        return (yield from TwoMessages().server(cohort, params))
+    def server(self, cohort: Sequence[int], params: Any, *seat: Any) -> Any:
+        return (yield from TwoMessages().server(cohort, params, *seat))
 
-    def client(self, update: Update, params: Any) -> Any:
+    def client(self, update: Update, params: Any, *seat: Any) -> Any:
         first = {2.0: oracle_move(0), 3.0: oracle_move(1), 7.0: oracle_move(2)}[float(update.weight)]
         is_first = abs(float(update.values()["w"]) - first) < 1e-12
-        return TwoMessages({} if is_first else self.silent).client(update, params)
+        return TwoMessages({} if is_first else self.silent).client(update, params, *seat)
 
 
 def oracle_move(i: int) -> float:
@@ -242,15 +245,16 @@ class Mute:
     asks: int
     patience_seconds: float = 9.0
     reveals: ClassVar[str] = "sum"
+    limit: ClassVar[float | None] = None
     exchanges: ClassVar[bool] = True
 
-    def server(self, cohort: Sequence[int], params: Any) -> Any:
+    def server(self, cohort: Sequence[int], params: Any, *seat: Any) -> Any:
         for _ in range(self.asks):
             got = yield {}
             assert got == {}
         return Sum(None, {}, {}, 0.0, self.asks)  # type: ignore[arg-type]
 
-    def client(self, update: Update, params: Any) -> Any:
+    def client(self, update: Update, params: Any, *seat: Any) -> Any:
         yield
 
 

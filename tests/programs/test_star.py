@@ -71,10 +71,11 @@ class TwoMessages:
 
     silent: tuple[int, ...] = ()
     reveals: ClassVar = "sum"
+    limit: ClassVar = None
     exchanges: ClassVar = True
     patience_seconds: ClassVar = 5.0
 
-    def server(self, cohort, params):
+    def server(self, cohort, params, session):
         hello = yield dict.fromkeys(cohort, "mask?")
         sealed = yield dict.fromkeys(hello, "update?")
         total = sum_updates([sealed[c] for c in sorted(sealed)], params)
@@ -83,7 +84,7 @@ class TwoMessages:
                 value -= hello[c] * total.weight[name].new_ones(()) * sealed[c].weight
         return total
 
-    def client(self, update, params):
+    def client(self, update, params, seat):
         yield
         mask = float(update.weight) * 10 + 3
         yield mask

@@ -4,6 +4,7 @@ from partwise.algorithms.adaptive_clip import AdaptiveClip
 from partwise.algorithms.anchors import FedAMD
 from partwise.algorithms.averaging import FedAvg, FedProx
 from partwise.algorithms.cyclic import MCPSGD, MMPSGD
+from partwise.algorithms.deniable import Deniable
 from partwise.algorithms.hyper import FedHyper
 from partwise.algorithms.latest import FedLaAvg
 from partwise.algorithms.mixing import Mixing
@@ -19,6 +20,7 @@ __all__ = [
     "MMPSGD",
     "AdaptiveClip",
     "CrossTier",
+    "Deniable",
     "FedAMD",
     "FedAvg",
     "FedHyper",

@@ -17,7 +17,7 @@ from partwise.core.index import Grid, Index, Joint
 from partwise.core.limits import Limit
 from partwise.core.model import Params, Values
 from partwise.core.plan import LocalPlan, Trained
-from partwise.core.population import Census
+from partwise.core.population import Census, Dataset
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
@@ -119,6 +119,9 @@ class LocalOnly(Algorithm):
 
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         return self.inner.plan(held, index, task, own.inner, site.without(own.value.keys()))
+
+    def examples(self, index: Index, own: ClientState, site: Site) -> Dataset:
+        return self.inner.examples(index, own.inner, site)
 
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site

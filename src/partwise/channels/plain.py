@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from partwise.core.channel import ClientSession, ServerSession
+from partwise.core.channel import ClientSession, Seat, ServerSession
 from partwise.core.model import Params
 from partwise.core.population import Client
 from partwise.core.update import Update
@@ -20,12 +20,13 @@ class Plain:
 
     reveals: ClassVar[Literal["sum", "each"]] = "each"
     exchanges: ClassVar[bool] = False
+    limit: ClassVar[float | None] = None
     patience_seconds: ClassVar[float] = 0.0
 
-    def server(self, cohort: Sequence[Client], params: Params) -> ServerSession:
+    def server(self, cohort: Sequence[Client], params: Params, session: int) -> ServerSession:
         updates = yield dict.fromkeys(cohort)
         return [updates[client] for client in sorted(updates)]
 
-    def client(self, update: Update, params: Params) -> ClientSession:
+    def client(self, update: Update, params: Params, seat: Seat) -> ClientSession:
         yield
         yield update

@@ -161,6 +161,14 @@ class Algorithm(Protocol):
         return False
 
     @property
+    def sends_change(self) -> bool:
+        """Whether a client sends the change of what it held, by its weight, and neither keeps nor tells anything else.
+
+        Then a sum of updates can be made without any of them, by whoever trains the clients.
+        """
+        return all(getattr(type(self), name) is getattr(Algorithm, name) for name in _OF_CLIENTS)
+
+    @property
     def only_adds(self) -> bool:
         """Whether a commit adds the aggregates and does nothing else: then they are all that a model knows of data."""
         return type(self).commit is Algorithm.commit
@@ -168,14 +176,6 @@ class Algorithm(Protocol):
     def limit(self, stream: str) -> Limit:
         """What every update in a stream keeps to, before the client chain."""
         return Limit()
-
-    @property
-    def sends_change(self) -> bool:
-        """Whether a client sends the change of what it held, by its weight, and neither keeps nor tells anything else.
-
-        Then a sum of updates can be made without any of them, by whoever trains the clients.
-        """
-        return all(getattr(type(self), name) is getattr(Algorithm, name) for name in _OF_CLIENTS)
 
     def init(self, params: Params, census: Census) -> ServerState:
         """Stream -> parameters, in buffers of its own."""
@@ -206,6 +206,10 @@ class Algorithm(Protocol):
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         """What to train, as data."""
         ...
+
+    def examples(self, index: Index, own: ClientState, site: Site) -> Dataset:
+        """What it is trained on, with ids renumbered to what is held."""
+        return site.localized(index)
 
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
@@ -249,7 +253,7 @@ def _held_rows(index: Index) -> dict[str, Tensor]:
 
 def _positions(rows: Tensor, ids: Tensor, who: str, column: str) -> Tensor:
     at = torch.searchsorted(rows, ids).clamp_(max=max(0, len(rows) - 1))
-    if len(rows) == 0 or not torch.equal(rows[at], ids):
+    if ids.numel() and (len(rows) == 0 or not torch.equal(rows[at], ids)):
         raise DataError(
             f"{who}: every id in {column!r} must be held, got some that are not. "
             "Select the rows that the examples touch, or drop those examples."

@@ -11,7 +11,7 @@ from partwise.core.index import Index
 from partwise.core.limits import Limit
 from partwise.core.model import Params, Values
 from partwise.core.plan import LocalPlan, Trained
-from partwise.core.population import Census
+from partwise.core.population import Census, Dataset
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
@@ -34,17 +34,17 @@ class Around(Algorithm, Protocol):
         return self.inner.reads_rate
 
     @property
+    def sends_change(self) -> bool:
+        is_mine = any(getattr(type(self), name) is not getattr(Around, name) for name in _OF_CLIENTS)
+        return self.inner.sends_change and not is_mine
+
+    @property
     def only_adds(self) -> bool:
         return type(self).commit is Around.commit and self.inner.only_adds
 
     def limit(self, stream: str) -> Limit:
         # What is known of the inner algorithm's updates is known where they are sent as they are.
         return self.inner.limit(stream) if type(self).finish is Around.finish else Limit()
-
-    @property
-    def sends_change(self) -> bool:
-        is_mine = any(getattr(type(self), name) is not getattr(Around, name) for name in _OF_CLIENTS)
-        return self.inner.sends_change and not is_mine
 
     def init(self, params: Params, census: Census) -> ServerState:
         return self.inner.init(params, census)
@@ -71,6 +71,9 @@ class Around(Algorithm, Protocol):
 
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         return self.inner.plan(held, index, task, own, site)
+
+    def examples(self, index: Index, own: ClientState, site: Site) -> Dataset:
+        return self.inner.examples(index, own, site)
 
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site

@@ -164,6 +164,12 @@ class Roster(Protocol):
     def examples(self, client: int) -> int: ...
 
 
+@singledispatch
+def are_there(roster: Roster, clients: Sequence[int], now: float) -> list[bool]:
+    """Whether each of some clients is available; a roster that can tell of many at once registers how."""
+    return [roster.next_available(client, now) <= now for client in clients]
+
+
 class Sampling(NamedTuple):
     """How those who take part in one commit are drawn, for the accountants of a privacy guarantee.
 
@@ -179,20 +185,14 @@ class Sampling(NamedTuple):
     at_least: int = 0
 
 
-@singledispatch
-def are_there(roster: Roster, clients: Sequence[int], now: float) -> list[bool]:
-    """Whether each of some clients is available; a roster that can tell of many at once registers how."""
-    return [roster.next_available(client, now) <= now for client in clients]
-
-
 class Scheduler(Protocol):
     """A reducer over events; never sleeps, never asks for the time.
 
     `state_types`: the classes that its state is made of, beside plain trees and `ReplyInfo`, so that a run can be
     saved. `versions`: how many commits it makes before it stops; 0 where it cannot tell. `commits_together`: whether
-    the clients that it asks in one step are committed together, as many of them as answer, or not at all.
-    `sampling`: how those are drawn who take part in a commit; None where it cannot tell, or where they are chosen
-    by what they keep private.
+    the clients that it asks in one step are committed together, as many of them as answer, or not at all. `sampling`:
+    how those are drawn who take part in a commit; None where it cannot tell, or where they are chosen by what they keep
+    private.
     """
 
     @property
@@ -204,12 +204,12 @@ class Scheduler(Protocol):
         return 0
 
     @property
-    def sampling(self) -> Sampling | None:
-        return None
-
-    @property
     def commits_together(self) -> bool:
         return False
+
+    @property
+    def sampling(self) -> Sampling | None:
+        return None
 
     def init(self, roster: Roster) -> Any: ...
 

@@ -9,7 +9,7 @@ from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.update import Update
 
-__all__ = ["Chain", "Identity", "State", "Transform", "chain"]
+__all__ = ["Bounded", "Chain", "Identity", "State", "Transform", "bound_of", "chain"]
 
 State = Any
 
@@ -27,6 +27,16 @@ class Transform(Protocol):
         ...
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]: ...
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A transform that says how large its updates can be."""
+
+    @property
+    def bound(self) -> float:
+        """The largest absolute value of a coordinate of what comes out, as a channel of bounded words must know it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,3 +74,10 @@ class Chain:
 def chain(*stages: Transform) -> Chain:
     """Several transforms, in order; `chain()` changes nothing."""
     return Chain(tuple(stages))
+
+
+def bound_of(transform: Transform) -> float | None:
+    """The largest absolute value of what comes out; None where nobody says. Of a chain, its last stage has the word."""
+    if isinstance(transform, Chain):
+        return bound_of(transform.stages[-1]) if transform.stages else None
+    return transform.bound if isinstance(transform, Bounded) else None

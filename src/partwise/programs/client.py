@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from partwise.core.algorithm import ClientState, Site, Task
-from partwise.core.channel import ClientSession
+from partwise.core.channel import ClientSession, Seat, fingerprint
 from partwise.core.codec import register
-from partwise.core.errors import DataError, PartwiseError
+from partwise.core.errors import CompositionError, DataError, PartwiseError
 from partwise.core.index import Index, Whole
 from partwise.core.model import Values
 from partwise.core.plan import Job, Trained
@@ -19,7 +20,7 @@ from partwise.core.program import SERVER, Effect, Failed, Message, NodeId, Send,
 from partwise.core.rng import generator
 from partwise.core.transform import State
 from partwise.core.update import Update
-from partwise.programs.messages import Answer, Ask, Fetch, Held, Released, Reply, Trouble
+from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
 
 if TYPE_CHECKING:
     from partwise.programs.star import Star
@@ -28,7 +29,7 @@ _THROUGH = Fate()
 
 FAILURES = (PartwiseError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError)  # of one client's work
 
-__all__ = ["FAILURES", "ClientNode", "ClientProgram", "OpenTask", "check_has_data"]
+__all__ = ["FAILURES", "ClientNode", "ClientProgram", "OpenTask", "Withheld", "check_has_data"]
 
 
 @register
@@ -55,6 +56,24 @@ class OpenTask:
 
 @register
 @dataclass
+class Withheld:
+    """What a client keeps back of a reply, for a channel's exchange.
+
+    Args:
+        updates: stream -> update.
+        given: stream -> name -> fingerprint of the values it was given, where it holds all of a parameter.
+        examples: how many it has.
+        loss: its mean training loss.
+    """
+
+    updates: dict[str, Update]
+    given: dict[str, dict[str, bytes]]
+    examples: int
+    loss: float
+
+
+@register
+@dataclass
 class ClientNode:
     """What a client keeps between messages.
 
@@ -63,14 +82,16 @@ class ClientNode:
         met: whether that state has been made.
         chains: stream -> state of the client chain.
         open: the task under way, if any.
-        kept: reply -> stream -> update, held back for a channel's exchange.
+        kept: reply -> what is held back for a channel's exchange.
+        memory: stream -> what the channel keeps from one exchange to the next.
     """
 
     own: ClientState = None
     met: bool = False
     chains: dict[str, State] = field(default_factory=dict)
     open: OpenTask | None = None
-    kept: dict[int, dict[str, Update]] = field(default_factory=dict)
+    kept: dict[int, Withheld] = field(default_factory=dict)
+    memory: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 _NOTHING = Whole({})
@@ -81,14 +102,14 @@ class ClientProgram:
 
     def __init__(self, star: Star) -> None:
         self._star = star
-        self._sessions: dict[tuple[NodeId, int, str], ClientSession] = {}  # never saved: restarted, not resumed
+        self._sessions: dict[tuple[NodeId, int, str], tuple[ClientSession, Seat]] = {}  # never saved: restarted
 
     def init(self, me: NodeId) -> ClientNode:
         return ClientNode()
 
     def is_blank(self, node: ClientNode) -> bool:
         """Whether nothing is under way, and neither the algorithm nor a chain keeps anything."""
-        return node.open is None and not node.kept and node.own is None and _is_empty(node.chains)
+        return node.open is None and not node.kept and node.own is None and not node.memory and _is_empty(node.chains)
 
     def step(self, node: ClientNode, message: Message) -> tuple[ClientNode, list[Effect]]:
         """One message in; a failure of any stage becomes a message to the server."""
@@ -175,7 +196,7 @@ class ClientProgram:
         task, index, algorithm = node.open.task, node.open.index, self._star.algorithm
         plan = algorithm.plan(node.open.held, index, task, node.own, site)
         start = {**algorithm.personalize(node.open.held["model"], node.own), **plan.extra}
-        data = site.localized(index)
+        data = algorithm.examples(index, node.own, site)
         job = Job(plan, start, data, site.derive("work", task))
         return Work(job, plan.num_steps(len(data)))
 
@@ -184,8 +205,10 @@ class ClientProgram:
         task, index, fate, fetched = node.open.task, node.open.index, node.open.fate, node.open.fetched
         if self._star.population.available_until(site.client, fetched) < now:
             return self._lose(node, "train")
-        algorithm = self._star.algorithm
+        algorithm, held = self._star.algorithm, node.open.held
         report = algorithm.report(node.open.held, trained, task, node.own, site)
+        if report and self._star.channel.reveals == "sum":
+            raise _telling(algorithm, report)
         updates, node.own = algorithm.finish(node.open.held, trained, index, task, node.own, site)
         for stream, update in updates.items():
             transform = self._star.chain("client", stream)
@@ -195,28 +218,75 @@ class ClientProgram:
         if fate.stage == "upload":
             return self._lose(node, "upload")
         node.open = None
-        if self._star.channel.exchanges:
-            node.kept[task.id] = updates
+        examples, loss, channel = len(site.data), trained.loss, self._star.channel
+        if channel.exchanges:
+            given = (
+                {s: _given(u.index, held.get(s, {})) for s, u in updates.items()} if channel.reveals == "sum" else {}
+            )
+            node.kept[task.id] = Withheld(updates, given, examples, loss)
             updates = {}
-        reply = Reply(
-            task.id, trained.steps, len(site.data), trained.loss, updates, fetched, now, report, node.own is not None
-        )
+            if channel.reveals == "sum":  # numbers of one client say what the sum is to hide
+                examples, loss = 0, 0.0
+        has_state = node.own is not None
+        reply = Reply(task.id, trained.steps, examples, loss, updates, fetched, now, report, has_state)
         return [Send(SERVER, reply, after=fate.late_seconds)]
 
     def _answer(self, node: ClientNode, me: NodeId, ask: Ask) -> list[Effect]:
         key = (me, ask.session, ask.stream)
-        if key not in self._sessions:
-            if ask.id not in node.kept:
-                return []  # it was released, or is from before this client began anew
-            update = node.kept[ask.id][ask.stream]
-            self._sessions[key] = self._star.channel.client(update, self._star.site(me).like)
-            next(self._sessions[key])
+        if key not in self._sessions and ask.id not in node.kept:
+            return []  # it was released, or is from before this client began anew
         try:
-            answer = self._sessions[key].send(ask.body)
+            if key not in self._sessions:
+                self._sessions[key] = self._enter(node, me, ask)
+            side, seat = self._sessions[key]
+            try:
+                answer = side.send(ask.body)
+            finally:
+                if seat.memory:
+                    node.memory[ask.stream] = dict(seat.memory)
         except StopIteration:
             del self._sessions[key]
             return []
+        except FAILURES as error:
+            self._sessions.pop(key, None)
+            # What other errors say may be of the client's data, which the server is not to read.
+            reason = str(error) if isinstance(error, PartwiseError | ValueError) else type(error).__name__
+            return [Send(SERVER, Refusal(ask.session, ask.turn, reason))]
         return [Send(SERVER, Answer(ask.session, ask.turn, answer))]
+
+    def _enter(self, node: ClientNode, me: NodeId, ask: Ask) -> tuple[ClientSession, Seat]:
+        """Take part in an exchange."""
+        seat = self._seat(node, me, ask)
+        side = self._star.channel.client(node.kept[ask.id].updates[ask.stream], self._star.site(me).like, seat)
+        next(side)
+        return side, seat
+
+    def _seat(self, node: ClientNode, me: NodeId, ask: Ask) -> Seat:
+        kept = node.kept[ask.id]
+        return Seat(
+            client=me,
+            session=ask.session,
+            reply=ask.id,
+            stream=ask.stream,
+            given=kept.given.get(ask.stream, {}),
+            examples=kept.examples,
+            loss=kept.loss,
+            rng=generator(self._star.seed, f"channel {ask.stream}", me, ask.id),
+            memory=dict(node.memory.get(ask.stream, {})),
+        )
+
+
+def _given(index: Index, held: Values) -> dict[str, bytes]:
+    """Fingerprints of the values that the client was given, of parameters that it holds whole."""
+    whole = [n for n, shape in index.shapes.items() if n in held and tuple(held[n].shape) == tuple(shape)]
+    return {name: fingerprint(held[name]) for name in whole}
+
+
+def _telling(algorithm: object, report: Mapping[str, float]) -> CompositionError:
+    return CompositionError(
+        f"{algorithm!r}: reports {sorted(report)} of each client, which a channel that reveals only sums must not "
+        "tell. Use a channel that reveals each, or an algorithm that reports nothing."
+    )
 
 
 def check_has_data(site: Site) -> None:

@@ -15,7 +15,20 @@ from partwise.core.schedule import ReplyInfo
 from partwise.core.summing import Outcome
 from partwise.core.update import Update
 
-__all__ = ["Answer", "Ask", "Collect", "Errand", "Fetch", "Gathered", "Held", "Refused", "Released", "Reply", "Trouble"]
+__all__ = [
+    "Answer",
+    "Ask",
+    "Collect",
+    "Errand",
+    "Fetch",
+    "Gathered",
+    "Held",
+    "Refusal",
+    "Refused",
+    "Released",
+    "Reply",
+    "Trouble",
+]
 
 
 @register
@@ -133,6 +146,15 @@ class Answer(NamedTuple):
     session: int
     turn: int
     body: Any
+
+
+@register
+class Refusal(NamedTuple):
+    """A client does not answer an `Ask`, and says why."""
+
+    session: int
+    turn: int
+    reason: str
 
 
 @register

@@ -95,7 +95,7 @@ class RelayProgram:
         plan = algorithm.plan({"model": held}, index, task, None, site)
         self._came[task.id] = "train", lengths, plan.num_steps(examples), examples
         start = {**held, **plan.extra} if plan.extra else held
-        job = Job(plan, start, site.localized(index), site.derive("work", task))
+        job = Job(plan, start, algorithm.examples(index, None, site), site.derive("work", task))
         return Share(job, index, algorithm.weight(site))
 
     def _lengths_of(self, index: Index, held: Values) -> _Sizes:

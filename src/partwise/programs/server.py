@@ -40,6 +40,7 @@ from partwise.programs.messages import (
     Fetch,
     Gathered,
     Held,
+    Refusal,
     Refused,
     Released,
     Reply,
@@ -100,7 +101,7 @@ class ServerProgram:
                 effects.append(Send(RELAY, held, lent=True))
             case Gathered() if message.src == RELAY:
                 self._gathered(node, message, effects)
-            case Answer() | Wake(tag=int()) if self._session is not None and self._session.is_for(message):
+            case Answer() | Refusal() | Wake(tag=int()) if self._session is not None and self._session.is_for(message):
                 self._turn(node, message, effects)
             case Failed():
                 self._failed(node, message, effects)
@@ -387,7 +388,18 @@ class ServerProgram:
         if self._session.is_done:
             session, self._session = self._session, None
             effects.extend(Send(i.client, Released(i.id)) for i in session.replies)
-            self._close(node, session.replies, session.opened, effects, lost=session.lost)
+            for info in (i for i in session.replies if i.client in session.refusals):
+                fields = {"client": info.client, "version": info.version, "id": info.id, "began": message.now}
+                effects.append(Record("lost", {**fields, "stage": "exchange", "reason": session.refusals[info.client]}))
+            if session.failure:
+                self._skip(node, session.replies, session.failure, effects)
+            else:
+                self._close(node, session.replies, session.opened, effects, lost=session.lost, told=session.told)
+
+    def _skip(self, node: ServerNode, infos: Sequence[ReplyInfo], reason: str, effects: list[Effect]) -> None:
+        """Nothing is committed."""
+        self._forget(node, infos)
+        effects.append(Record("skipped", {"version": node.version, "replies": len(infos), "reason": reason}))
 
     def _close(
         self,
@@ -395,15 +407,16 @@ class ServerProgram:
         infos: Sequence[ReplyInfo],
         opened: Mapping[str, Sum | Iterable[Update]],
         effects: list[Effect],
+        *,
         lost: Collection[int] = (),
         scales: Sequence[float] = (),
+        told: Mapping[str, float] | None = None,
     ) -> None:
         losses = [(node.inbox[i.id].loss, i.examples) for i in infos]
         try:
             totals = self._totals(node, opened, [info for info in infos if info.client not in lost])
         except ValueError as error:  # a rule that cannot work with what came: nothing is committed
-            self._forget(node, infos)
-            effects.append(Record("skipped", {"version": node.version, "replies": len(infos), "reason": str(error)}))
+            self._skip(node, infos, str(error), effects)
             return
         self._forget(node, infos)
         for info in (i for i in infos if i.client not in lost and i.client in node.told):
@@ -421,6 +434,7 @@ class ServerProgram:
             "median_loss": statistics.median(loss for loss, _ in losses) if losses else float("nan"),
             "staleness": [node.version - 1 - i.version for i in infos],
             **({"scales": list(scales)} if scales else {}),
+            **(told or {}),
         }
         effects.append(Record("commit", fields))
 

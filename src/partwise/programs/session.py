@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from partwise.core.aggregate import Sum
 from partwise.core.algorithm import ServerState
-from partwise.core.channel import Channel, ServerSession
-from partwise.core.errors import CompositionError
+from partwise.core.channel import Channel, Opened, ServerSession
+from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.program import SERVER, Message, Send, Wake
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
-from partwise.programs.messages import Answer, Ask
+from partwise.programs.messages import Answer, Ask, Refusal
 
 __all__ = ["TIMERS", "Session"]
 
@@ -33,7 +33,10 @@ class Session:
         self, channel: Channel, replies: Sequence[ReplyInfo], streams: Sequence[str], params: ServerState
     ) -> None:
         self.replies = replies
-        self.lost: set[int] = set()  # clients that left a message unanswered
+        self.lost: set[int] = set()  # clients that left a message unanswered, or are not in the sum
+        self.refusals: dict[int, str] = {}  # client -> why it would not answer, or why its answer could not be used
+        self.told: Mapping[str, float] = {}  # numbers of all of them together
+        self.failure = ""  # why the exchange came to nothing
         self.opened: dict[str, Sum | Sequence[Update]] = {}
         self._channel, self._params = channel, params
         self._streams = list(streams)
@@ -55,7 +58,7 @@ class Session:
     def is_for(self, message: Message) -> bool:
         """Whether a message belongs to this exchange."""
         match message.body:
-            case Answer(session, turn, _):
+            case Answer(session, turn, _) | Refusal(session, turn, _):
                 return session == self._number and turn == self._turn_number
             case Wake(int() as tag):
                 return tag <= TIMERS
@@ -73,6 +76,9 @@ class Session:
             case Answer(_, _, body) if message.src in self._asked:
                 self._answers[message.src] = body
                 return self._go_on_if_all()
+            case Refusal(_, _, reason):
+                self.refusals[message.src] = reason
+                return self.lose(message.src)
             case Wake(int() as tag) if tag == self._timer():
                 return self._go_on()
             case _:
@@ -98,17 +104,30 @@ class Session:
         answers: dict[int, Any] | None = {client: self._answers[client] for client in sorted(self._answers)}
         while self._streams:
             if self._side is None:
-                self._side, answers = self._channel.server(sorted(self._ids), self._params[self._streams[0]]), None
+                params = self._params[self._streams[0]]
+                self._side, answers = self._channel.server(sorted(self._ids), params, self._number), None
             try:
                 messages = next(self._side) if answers is None else self._side.send(answers)
             except StopIteration as end:
-                self.opened[self._streams.pop(0)] = end.value
-                self._side = None
+                self._open(self._streams.pop(0), end.value)
                 continue
+            except ProtocolError as error:  # too few are left: nothing is opened, of no stream
+                self.failure, self._side = str(error), None
+                self._streams.clear()
+                return []
             if messages:
                 return self._send(messages)
             answers = {}
         return []
+
+    def _open(self, stream: str, found: Sum | Sequence[Update] | Opened) -> None:
+        self._side = None
+        if isinstance(found, Opened):
+            self.lost |= self._ids.keys() - set(found.clients)
+            self.refusals.update(found.refused)
+            self.told = self.told or found.told
+            found = found.got
+        self.opened[stream] = found
 
     def _send(self, messages: dict[int, Any]) -> list[Send]:
         self._turn_number += 1

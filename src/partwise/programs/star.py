@@ -18,7 +18,7 @@ from partwise.core.model import Model, Params, like
 from partwise.core.population import Census, Client, Population, Roll
 from partwise.core.program import RELAY, SERVER, NodeId, Program
 from partwise.core.schedule import Roster, Scheduler
-from partwise.core.transform import Chain, Transform
+from partwise.core.transform import Chain, Transform, bound_of
 from partwise.programs.census import count
 from partwise.programs.client import ClientProgram
 from partwise.programs.relay import RelayProgram
@@ -71,6 +71,7 @@ class Star:
                     f"{aggregator!r}: needs each update of stream {stream!r}, but {self.channel!r} reveals "
                     "only their sum. Use an aggregator with needs='sum', or a channel that reveals each."
                 )
+        self._check_bounds()
         check_noise({s: self._side(s, aggregator) for s, aggregator in self.all_aggregators().items()})
         known = set(self.all_aggregators())
         for what, chains in (
@@ -83,6 +84,19 @@ class Star:
                 raise CompositionError(
                     f"{type(self.algorithm).__name__}: has the streams {sorted(known)}, got {what} for {unknown}. "
                     "Name one of its streams."
+                )
+
+    def _check_bounds(self) -> None:
+        """A masked sum needs a bound in front of it: what is larger than its words would wrap around."""
+        limit = self.channel.limit
+        if limit is None:
+            return
+        for stream in self.all_aggregators():
+            bound = bound_of(self.chain("client", stream))
+            if bound is None or bound > limit:
+                raise CompositionError(
+                    f"{self.channel!r}: needs a bound of at most {limit} at the end of the client chain of stream "
+                    f"{stream!r}, got {'none' if bound is None else bound}. End the chain with Clip(max_norm={limit})."
                 )
 
     def all_aggregators(self) -> dict[str, Aggregator]:

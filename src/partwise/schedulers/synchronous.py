@@ -101,15 +101,15 @@ class Synchronous(Scheduler):
         return self.rounds
 
     @property
+    def commits_together(self) -> bool:
+        return not self.extra
+
+    @property
     def sampling(self) -> Sampling | None:
         draws, enough = self.choice.draws, self._least
         if draws == "fixed" and self.extra:
             draws = "public"  # who is waited for depends on who answers first
         return None if draws is None else Sampling(draws, float(self.cohort), enough)
-
-    @property
-    def commits_together(self) -> bool:
-        return not self.extra
 
     def __post_init__(self) -> None:
         at_least = {

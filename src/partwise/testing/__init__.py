@@ -18,6 +18,7 @@ from partwise.core.schedule import Scheduler
 from partwise.core.transform import Transform
 from partwise.testing.aggregators import check_aggregator
 from partwise.testing.algorithms import check_algorithm
+from partwise.testing.channels import check_channel
 from partwise.testing.executors import check_executor, check_jobs
 from partwise.testing.indices import check_index
 from partwise.testing.optimizers import check_optimizer
@@ -28,6 +29,7 @@ __all__ = [
     "check",
     "check_aggregator",
     "check_algorithm",
+    "check_channel",
     "check_executor",
     "check_index",
     "check_jobs",
@@ -45,7 +47,8 @@ class _HasStateTypes(Scheduler, Protocol):
 def check(part: Any) -> None:
     """Check a part against the contract of its family, which follows from its methods.
 
-    Executors, some of which differ by rounding, have a call of their own: `check_executor`.
+    Executors and channels, some of which differ by rounding, have calls of their own: `check_executor` and
+    `check_channel`.
 
     Args:
         part: a transform, aggregator, index, algorithm, local optimiser or scheduler.

@@ -127,7 +127,7 @@ def _work(part: Algorithm, site: Site, task: Task, own: Any, state: Any) -> _Rep
     expect(
         isinstance(plan, LocalPlan), part, "plan must give a LocalPlan", got=type(plan).__name__, remedy="Return one"
     )
-    data = site.localized(index)
+    data = part.examples(index, own, site)
     trained = Plain().run([Job(plan, {**start, **plan.extra}, data, site.derive("work", task))])[0]
     if isinstance(trained, Exception):
         raise AssertionError(

@@ -47,7 +47,7 @@ class Clip:
 
     @property
     def bound(self) -> float:
-        """The largest Euclidean norm of what comes out."""
+        """The largest absolute value of what comes out: no coordinate is larger than the norm."""
         return self.max_norm
 
     def limited(self, before: Limit) -> Limit:

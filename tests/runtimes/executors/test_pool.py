@@ -47,6 +47,7 @@ def everything_there_is() -> list[Job]:
         more = {"LocalOnly": {"inner": algorithms.FedProx(0.2, local), "names": ("out.bias",)}}
         more |= {"Scaffold": {"local": local, "option": "I"}, "FedLaAvg": {"local": plain}, "FedAMD": {"local": plain}}
         more |= {name: {"inner": algorithms.FedSubAvg(local=local)} for name in AROUND}
+        more |= {"Deniable": {"inner": algorithms.FedSubAvg("count", local), "randomness": "simulated"}}
         more |= {"FedHyper": {"inner": algorithms.FedSubAvg(local=local), "client_rate": True}}
         algorithm = cls(**more.get(name, {"local": local}))
         of = example_model()
@@ -60,7 +61,7 @@ def everything_there_is() -> list[Job]:
                 held = {stream: at.gather(server[stream]) for stream, at in asked.items()}
                 plan = algorithm.plan(held, index, task, own, site)
                 start = {**algorithm.personalize(held["model"], own), **plan.extra}
-                found.append(Job(plan, start, site.localized(index), site.derive("work", task)))
+                found.append(Job(plan, start, algorithm.examples(index, own, site), site.derive("work", task)))
     return found
 
 
