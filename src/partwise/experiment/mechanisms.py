@@ -261,7 +261,8 @@ class Distributed(Mechanism):
     """Each client adds a share of the noise, discrete, to values on a grid: the server need not be trusted with it.
 
     That holds behind a channel that reveals only sums; with `Plain` it is a simulation of it. What is counted on is
-    the noise of those who are sure to answer, the scheduler's `min_replies`; and no sampling.
+    the noise of those who are sure to answer, the scheduler's `min_replies`; and no sampling. A channel that may lose
+    clients in its exchange must open no sum of fewer: set its `min_contributors` to as many. Nobody checks that.
 
     Args:
         steps: grid steps in the clip norm, C / g, >= 1; more of them cost bits and round less.

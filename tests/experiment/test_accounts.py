@@ -1,0 +1,116 @@
+"""Ledgers: what each commit is charged to whom, and that they go on from what was saved."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from partwise.core.errors import CompositionError
+from partwise.experiment.accounting import gaussian_epsilon, zcdp_epsilon
+from partwise.experiment.accounts import Concentrated, Counted, Nodes, Replaced, Sampled
+
+pytest.importorskip("dp_accounting")
+DELTA = 1e-3
+
+
+def test_a_client_that_is_in_one_commit_twice_moves_it_twice_as_far():
+    ledger = Counted(2.0, DELTA)
+    ledger.charge([3, 3, 8])
+    assert ledger.epsilon() == pytest.approx(gaussian_epsilon(2 / 2.0, DELTA))
+    ledger.charge([8], [0.5])
+    assert ledger.epsilon() == pytest.approx(gaussian_epsilon(2 / 2.0, DELTA))  # 8 has 1 + 1/4, 3 still 4
+    ledger.charge([3])
+    assert ledger.epsilon() == pytest.approx(gaussian_epsilon(math.sqrt(5) / 2.0, DELTA))
+
+
+def tree(z, leaves, rounds, delta=DELTA, restart=0):
+    ledger = Nodes(z, delta, restart)
+    for t in range(rounds):
+        ledger.charge([5] * leaves.count(t))
+    return ledger.epsilon()
+
+
+def test_one_participation_in_a_tree_of_1024_rounds():
+    dp = pytest.importorskip("dp_accounting")
+    from dp_accounting import rdp
+
+    assert tree(5.0, [0], 1024, 1e-5) == pytest.approx(2.738, abs=1e-3)  # the Gaussian mechanism at z / sqrt(11)
+    rho = 11 / (2 * 5.0**2)
+    assert rho == pytest.approx(0.22)
+    assert rho + 2 * math.sqrt(rho * math.log(1e5)) == pytest.approx(3.403, abs=1e-3)
+    library = rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_SPECIAL)
+    library.compose(dp.SingleEpochTreeAggregationDpEvent(5.0, 1024))
+    assert library.get_epsilon(1e-5) == pytest.approx(2.968, abs=1e-3)
+    assert zcdp_epsilon(rho, 1e-5) == pytest.approx(2.968, abs=1e-3)
+
+
+def spent(leaves, rounds, restart=0):
+    """The squares of what a client adds to the nodes of a tree, by enumeration of all nodes."""
+    total, starts = 0, range(0, rounds, restart or rounds)
+    for start in starts:
+        mine = [t - start for t in leaves if start <= t < start + (restart or rounds)]
+        length = min(restart or rounds, rounds - start)
+        is_whole = restart and length == restart
+        padded = 1 << (length - 1).bit_length() if is_whole else length
+        size = 1
+        while size <= padded:
+            for first in range(0, padded - size + 1, size):
+                total += sum(first <= t < first + size for t in mine) ** 2
+            size *= 2
+    return total
+
+
+@pytest.mark.parametrize(
+    ("leaves", "rounds", "restart"),
+    [
+        ([0], 8, 0),
+        ([0, 1], 8, 0),
+        ([0, 7], 8, 0),
+        ([3, 3], 8, 0),
+        ([0, 3, 4], 7, 0),
+        ([0, 5], 6, 6),
+        ([4, 5, 9], 10, 5),
+        ([1, 4, 10], 11, 3),
+    ],
+)
+def test_the_ledger_of_a_tree_counts_every_node_by_client(leaves, rounds, restart):
+    expected = gaussian_epsilon(math.sqrt(spent(leaves, rounds, restart)) / 4.0, DELTA)
+    assert tree(4.0, leaves, rounds, restart=restart) == pytest.approx(expected)
+
+
+def test_being_in_a_tree_twice_costs_more_than_twice():
+    """Up to a factor k of the sensitivity, not sqrt(k): at neighbouring leaves all but two nodes are shared."""
+    once, twice = spent([0], 1024), spent([0, 1], 1024)
+    assert (once, twice) == (11, 2 + 10 * 4)
+    assert math.sqrt(twice / once) > 1.95
+
+
+@pytest.mark.parametrize("clients", [([1, 1],), ([1, 2], [1.0, 1.5])])
+def test_sampling_hides_nobody_who_is_in_a_commit_twice(clients):
+    for ledger in (Sampled(1.0, 0.1, DELTA), Replaced(1.0, 2, 9, DELTA)):
+        with pytest.raises(CompositionError, match="must be in a commit once and unscaled for sampling to hide it"):
+            ledger.charge(*clients)
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        lambda: Counted(2.0, DELTA),
+        lambda: Sampled(1.0, 0.1, DELTA),
+        lambda: Replaced(1.0, 2, 9, DELTA),
+        lambda: Nodes(2.0, DELTA),
+        lambda: Nodes(2.0, DELTA, 3),
+        lambda: Concentrated(0.1, DELTA),
+    ],
+)
+def test_a_ledger_goes_on_from_its_state(new):
+    one, other = new(), new()
+    assert one.epsilon() == 0.0
+    for commit in ([1, 2], [], [2]):
+        one.charge(commit)
+    other.restore(one.state())
+    assert one.epsilon() == other.epsilon() > 0
+    for ledger in (one, other):
+        ledger.charge([2])
+    assert one.epsilon() == other.epsilon()
