@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 
 from partwise.algorithms import FedAvg
 from partwise.channels import Masked, Plain
+from partwise.core.errors import CompositionError
 from partwise.core.metrics import Accuracy
 from partwise.core.workload import Workload
 from partwise.experiment.experiment import Experiment
@@ -24,17 +24,26 @@ pytest.importorskip("dp_accounting")
 pytest.importorskip("cryptography")
 
 
-def test_shares_of_noise_under_masks_are_those_in_the_clear(tmp_path):
-    """Whole numbers up to what the masked words hold: not a bit is lost, and nobody sees a term of the sum."""
-    clear = Experiment(
+def made(channel):
+    return Experiment(
         Workload(model(), People(), (Accuracy(),)),
         FedAvg(LOCAL),
         Synchronous(cohort=6, rounds=2, choice=Stalest(), min_replies=5),
         privacy=ClientDP(0.5, delta=1e-3, noise_multiplier=1.2, mechanism=Distributed(256.0)),
-        channel=Plain(),
+        channel=channel,
         seed=5,
     )
-    masked = replace(clear, channel=Masked(limit=2**15 - 1, bits=16, max_weight=1, min_contributors=3))
+
+
+def test_shares_of_noise_under_masks_are_those_in_the_clear(tmp_path):
+    """Whole numbers up to what the masked words hold: not a bit is lost, and nobody sees a term of the sum."""
+    clear, masked = made(Plain()), made(Masked(limit=2**15 - 1, bits=16, max_weight=1, min_contributors=5))
     one, other = clear.run(tmp_path / "clear"), masked.run(tmp_path / "masked")
     assert all(torch.equal(value, other.params[name]) for name, value in one.params.items())
     assert one.value("epsilon", "privacy") == other.value("epsilon", "privacy") < math.inf
+
+
+def test_a_sum_of_fewer_shares_than_are_counted_on_is_refused():
+    channel = Masked(limit=2**15 - 1, bits=16, max_weight=1, min_contributors=4)
+    with pytest.raises(CompositionError, match=r"Distributed\(.*min_replies=5 .* Set its min_contributors to 5\."):
+        made(channel).build()

@@ -16,7 +16,7 @@ from partwise.core.population import Client
 from partwise.core.rng import Rng
 from partwise.core.update import Update
 
-__all__ = ["Channel", "ClientSession", "Opened", "Seat", "ServerSession", "fingerprint"]
+__all__ = ["Channel", "ClientSession", "Guarded", "Opened", "Seat", "ServerSession", "fingerprint"]
 
 Msg = Any
 ServerSession = Generator[dict[Client, Msg], Mapping[Client, Msg], "Sum | Sequence[Update] | Opened"]
@@ -101,6 +101,14 @@ class Channel(Protocol):
     def server(self, cohort: Sequence[Client], params: Params, session: int) -> ServerSession: ...
 
     def client(self, update: Update, params: Params, seat: Seat) -> ClientSession: ...
+
+
+@runtime_checkable
+class Guarded(Protocol):
+    """A channel that opens no sum of fewer clients' updates than so many."""
+
+    @property
+    def min_contributors(self) -> int: ...
 
 
 def fingerprint(values: Tensor) -> bytes:

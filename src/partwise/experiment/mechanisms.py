@@ -11,6 +11,7 @@ from partwise.aggregators import FixedMean
 from partwise.algorithms import AdaptiveClip
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
+from partwise.core.channel import Channel, Guarded
 from partwise.core.errors import CompositionError
 from partwise.core.randomness import Randomness
 from partwise.core.schedule import Sampling
@@ -112,6 +113,13 @@ class Mechanism(Protocol):
     def compose(self, parts: Parts, setting: Setting, offer: Offer) -> Parts:
         """The parts of a run with clip, weights, divisor and noise put in."""
         ...
+
+    def check_channel(self, channel: Channel, offer: Offer) -> None:
+        """Refuse a channel that would void the guarantee.
+
+        Raises:
+            CompositionError: it would.
+        """
 
     def account(self, noise_multiplier: float, offer: Offer) -> Account:
         """A ledger in which nothing is spent."""
@@ -262,7 +270,7 @@ class Distributed(Mechanism):
 
     That holds behind a channel that reveals only sums; with `Plain` it is a simulation of it. What is counted on is
     the noise of those who are sure to answer, the scheduler's `min_replies`; and no sampling. A channel that may lose
-    clients in its exchange must open no sum of fewer: set its `min_contributors` to as many. Nobody checks that.
+    clients in its exchange must open no sum of fewer: its `min_contributors` must be as many.
 
     Args:
         steps: grid steps in the clip norm, C / g, >= 1; more of them cost bits and round less.
@@ -310,6 +318,14 @@ class Distributed(Mechanism):
             client={**parts.client, "model": (*parts.client["model"], noise)},
             server={**parts.server, "model": (FromGrid(g, setting.seed), *parts.server["model"])},
         )
+
+    def check_channel(self, channel: Channel, offer: Offer) -> None:
+        fewest = offer.sampling.at_least
+        if channel.exchanges and not (isinstance(channel, Guarded) and channel.min_contributors >= fewest):
+            raise CompositionError(
+                f"{self!r}: counts on the noise of min_replies={fewest} clients in every sum, got {channel!r}, which "
+                f"may lose some and open a sum of fewer. Set its min_contributors to {fewest}."
+            )
 
     def account(self, noise_multiplier: float, offer: Offer) -> Account:
         return Concentrated(self._rho(noise_multiplier, offer), offer.delta)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, get_args
 
+from partwise.core.channel import Channel
 from partwise.core.errors import CompositionError
 from partwise.core.population import Population
 from partwise.core.randomness import Randomness, SimulatedRandomness
@@ -119,6 +120,14 @@ class ClientDP:
         parts = parts._replace(client={**empty, **parts.client}, server={**empty, **parts.server})
         offer = self.offer(scheduler, workload)
         return self.mechanism.compose(parts, self.setting(scheduler, workload, seed), offer)
+
+    def check_channel(self, channel: Channel, scheduler: Scheduler, workload: Workload) -> None:
+        """Refuse a channel that would void the guarantee.
+
+        Raises:
+            CompositionError: it would.
+        """
+        self.mechanism.check_channel(channel, self.offer(scheduler, workload))
 
     def setting(self, scheduler: Scheduler, workload: Workload, seed: int = 0) -> Setting:
         """What the noise is made by, once it is known who takes part how often."""
