@@ -71,8 +71,8 @@ class Aggregator(Protocol):
 class Stack(Protocol):
     """Values of C clients that are not kept one by one."""
 
-    def weighted(self, weights: Tensor) -> Tensor:
-        """The sum of the values, each times its weight, (C,)."""
+    def weighted(self, weights: Sequence[float]) -> Tensor:
+        """The sum of the values, each times its weight, one per client."""
         ...
 
 
@@ -346,7 +346,7 @@ def _rows_of(indices: Sequence[Index], name: str) -> Sequence[Tensor] | None:
 def _weighted(value: Tensor | Stack, rows: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """(C, ...) -> the weighted sum (...) of what is whole; (C, R, ...) -> (r, ...), the weighted rows of each."""
     if not isinstance(value, Tensor):
-        return value.weighted(torch.tensor(weights))
+        return value.weighted(weights)
     if not rows:
         flat = value.reshape(len(value), -1)
         return torch.mv(flat.t(), flat.new_tensor(weights)).view(value.shape[1:])  # sum(0) takes 100 times as long

@@ -22,7 +22,7 @@ from partwise.core.rng import derive
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["Algorithm", "ClientState", "ServerState", "Site", "Task"]
+__all__ = ["Algorithm", "ClientState", "ServerState", "Site", "Task", "leaves_clients_to"]
 
 ClientState = Any
 ServerState = dict[str, Values]
@@ -166,7 +166,7 @@ class Algorithm(Protocol):
 
         Then a sum of updates can be made without any of them, by whoever trains the clients.
         """
-        return all(getattr(type(self), name) is getattr(Algorithm, name) for name in _OF_CLIENTS)
+        return leaves_clients_to(type(self), Algorithm)
 
     @property
     def only_adds(self) -> bool:
@@ -238,7 +238,10 @@ class Algorithm(Protocol):
         return state
 
 
-_OF_CLIENTS = ("client_init", "fetch", "personalize", "finish", "report")
+def leaves_clients_to(kind: type, base: type) -> bool:
+    """Whether a class takes from `base` all that says what a client gets, keeps, sends and tells."""
+    names = ("client_init", "fetch", "personalize", "finish", "report")
+    return all(getattr(kind, name) is getattr(base, name) for name in names)
 
 
 def _same_rows(one: Tensor, other: Tensor) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from partwise.core.aggregate import Aggregator
-from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
+from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task, leaves_clients_to
 from partwise.core.index import Index
 from partwise.core.limits import Limit
 from partwise.core.model import Params, Values
@@ -14,8 +14,6 @@ from partwise.core.plan import LocalPlan, Trained
 from partwise.core.population import Census, Dataset
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
-
-_OF_CLIENTS = ("client_init", "fetch", "personalize", "finish", "report")
 
 __all__ = ["Around"]
 
@@ -35,8 +33,7 @@ class Around(Algorithm, Protocol):
 
     @property
     def sends_change(self) -> bool:
-        is_mine = any(getattr(type(self), name) is not getattr(Around, name) for name in _OF_CLIENTS)
-        return self.inner.sends_change and not is_mine
+        return self.inner.sends_change and leaves_clients_to(type(self), Around)
 
     @property
     def only_adds(self) -> bool:

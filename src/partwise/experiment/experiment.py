@@ -93,8 +93,7 @@ class Experiment:
         given = {stream: part for stream, part in aggregators.items() if part is not None}
         parts = Parts(self.algorithm, _stages(self.client), _stages(self.server), given)
         if self.privacy is not None:
-            self.privacy.check_channel(self.channel, self.scheduler, workload)
-            parts = self.privacy.compose(parts, self.scheduler, workload, self.seed)
+            parts = self.privacy.compose(parts, self.scheduler, workload, channel=self.channel, seed=self.seed)
         star = Star(
             algorithm=parts.algorithm,
             scheduler=self.scheduler,

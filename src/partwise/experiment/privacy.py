@@ -93,7 +93,7 @@ class ClientDP:
 
     # What an experiment asks for
 
-    def compose(self, parts: Parts, scheduler: Scheduler, workload: Workload, seed: int) -> Parts:
+    def compose(self, parts: Parts, scheduler: Scheduler, workload: Workload, *, channel: Channel, seed: int) -> Parts:
         """The parts of a run with those that the guarantee needs.
 
         Raises:
@@ -119,19 +119,11 @@ class ClientDP:
         empty: Mapping[str, tuple[()]] = {"model": ()}
         parts = parts._replace(client={**empty, **parts.client}, server={**empty, **parts.server})
         offer = self.offer(scheduler, workload)
-        return self.mechanism.compose(parts, self.setting(scheduler, workload, seed), offer)
+        self.mechanism.check_channel(channel, offer)
+        return self.mechanism.compose(parts, self.setting(scheduler, offer, seed), offer)
 
-    def check_channel(self, channel: Channel, scheduler: Scheduler, workload: Workload) -> None:
-        """Refuse a channel that would void the guarantee.
-
-        Raises:
-            CompositionError: it would.
-        """
-        self.mechanism.check_channel(channel, self.offer(scheduler, workload))
-
-    def setting(self, scheduler: Scheduler, workload: Workload, seed: int = 0) -> Setting:
+    def setting(self, scheduler: Scheduler, offer: Offer, seed: int = 0) -> Setting:
         """What the noise is made by, once it is known who takes part how often."""
-        offer = self.offer(scheduler, workload)
         cohort = self.cohort or offer.sampling.size
         if not cohort > 0:
             raise CompositionError(
@@ -178,11 +170,12 @@ class ClientDP:
     def account(self, scheduler: Scheduler, workload: Workload) -> Account:
         """A ledger in which nothing is spent."""
         offer = self.offer(scheduler, workload)
-        return self.mechanism.account(self.setting(scheduler, workload).noise_multiplier, offer)
+        return self.mechanism.account(self.setting(scheduler, offer).noise_multiplier, offer)
 
     def statement(self, scheduler: Scheduler, workload: Workload) -> str:
         """What is guaranteed, for whom, and on what it rests, in sentences."""
-        offer, setting = self.offer(scheduler, workload), self.setting(scheduler, workload)
+        offer = self.offer(scheduler, workload)
+        setting = self.setting(scheduler, offer)
         drawn = {
             "poisson": f"The client is there or not; each is drawn with probability {offer.rate:.3g}, in secret.",
             "fixed": f"The client is replaced by another; cohorts of {offer.sampling.size:g} of {offer.population} are "

@@ -17,17 +17,14 @@ from partwise.core.program import RELAY, SERVER, Count, Effect, Halt, Message, N
 from partwise.core.runtime import Observer, Traffic
 from partwise.core.spool import DEFAULT_MEMORY_BYTES, Kept, footprint, halves
 from partwise.core.summing import SumJob
+from partwise.runtimes.executors.adding import A_FEW as _A_FEW
+from partwise.runtimes.executors.adding import MANY as _MANY
+from partwise.runtimes.executors.adding import TOGETHER_BYTES as _TOGETHER_BYTES
 from partwise.runtimes.executors.adding import added
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.parcel import Opened, Parcel, clock_of, packed, reworked, tag_of, told, unpacked
 
 __all__ = ["Simulate"]
-
-# How many clients train together: no settings, so that they are the same in every run, for how simultaneous events are
-# ordered depends on them.
-_TOGETHER_BYTES = 32 << 20  # of start values at most, if there are more than a few
-_A_FEW = 4
-_MANY = 1024  # at most; tensors of many small results take more memory than what is in them
 
 
 @dataclass(frozen=True)

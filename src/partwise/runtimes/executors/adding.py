@@ -11,10 +11,13 @@ from partwise.core.plan import Executor, Trained
 from partwise.core.summing import Adder, Outcome, Share, SumJob, Summed
 from partwise.core.update import Update, is_finite
 
-__all__ = ["add_one_", "add_up", "added", "portions"]
+__all__ = ["A_FEW", "MANY", "TOGETHER_BYTES", "add_one_", "add_up", "added", "portions"]
 
-_TOGETHER_BYTES = 32 << 20  # of start values at most, if there are more than a few
-_A_FEW, _MANY = 4, 1024
+# How many clients train together: no settings, so that they are the same in every run, for how simultaneous events are
+# ordered depends on them.
+TOGETHER_BYTES = 32 << 20  # of start values at most, if there are more than a few
+A_FEW = 4
+MANY = 1024  # at most; tensors of many small results take more memory than what is in them
 
 
 def added(executor: Executor, job: SumJob) -> Summed:
@@ -50,7 +53,7 @@ def portions(shares: Iterable[Share | Exception]) -> Iterator[Sequence[Share | E
     size = 0
     for share in shares:
         bytes_ = 0 if isinstance(share, Exception) else sum(t.nbytes for t in share.job.start.values())
-        if len(portion) >= _MANY or (len(portion) >= _A_FEW and size + bytes_ > _TOGETHER_BYTES):
+        if len(portion) >= MANY or (len(portion) >= A_FEW and size + bytes_ > TOGETHER_BYTES):
             yield portion
             portion, size = [], 0
         portion.append(share)

@@ -9,6 +9,7 @@ Shapes: C clients, A of them not finished yet, n rows of each in a step, i input
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -58,11 +59,11 @@ class Factors:
             found[: len(x)].baddbmm_(grad.transpose(1, 2), x, alpha=-self.lr)
         return found
 
-    def weighted(self, weights: Tensor) -> Tensor:
-        """Sum over clients of weight (C,) times W_c - W, (o, i)."""
-        found = torch.empty_like(self.start)
+    def weighted(self, weights: Sequence[float]) -> Tensor:
+        """Sum over clients of weight, C of them, times W_c - W, (o, i)."""
+        found, factors = torch.empty_like(self.start), -self.lr * self.start.new_tensor(weights)
         for number, (grad, x) in enumerate(self.past):
-            scaled = grad * (-self.lr * weights[: len(x), None, None])
+            scaled = grad * factors[: len(x), None, None]
             left, right = scaled.view(-1, grad.shape[2]).t(), x.reshape(-1, x.shape[2])
             found.addmm_(left, right, beta=1 if number else 0)
         return found
