@@ -199,6 +199,7 @@ class Experiment:
             seed=self.seed,
             algorithm=repr(self.algorithm),
             scheduler=repr(self.scheduler),
+            versions=self.scheduler.versions,
             workload=repr(self.workload),
             metric=main.name,
             higher_is_better=main.higher_is_better,

@@ -149,6 +149,9 @@ class Recorder(Observer):
         return None
 
     def settled(self, world: World) -> None:
+        if time.monotonic() - self._shown_at >= _SHOWN_EVERY:  # so that others can follow the run
+            self._store.commit()
+            self._shown_at = time.monotonic()
         if self._is_due:
             self._is_due = False
             wait = self._checkpointing.every_seconds
@@ -277,9 +280,6 @@ class Recorder(Observer):
         )
         self._store.append_metrics([self._row(world, score) for score in scores])
         self._store.append_clients([(self.version, r.client, r.name, r.value, r.examples) for r in rows])
-        if time.monotonic() - self._shown_at >= _SHOWN_EVERY:  # so that others can follow the run
-            self._store.commit()
-            self._shown_at = time.monotonic()
         return scores
 
     def _row(self, world: World, score: Score) -> tuple[Any, ...]:

@@ -17,7 +17,17 @@ from partwise.experiment.spans import Committed, Span, read_commits, read_spans
 from partwise.experiment.store import RunStore
 from partwise.experiment.words import amount, number
 
-__all__ = ["ClientValue", "Point", "Run", "RunLike", "Trouble", "common_score", "read_run", "read_runs"]
+__all__ = [
+    "ClientValue",
+    "Point",
+    "Run",
+    "RunLike",
+    "Trouble",
+    "common_score",
+    "read_population",
+    "read_run",
+    "read_runs",
+]
 
 
 _TROUBLES = ("lost", "refused")
@@ -186,7 +196,7 @@ def read_run(folder: str | Path) -> Run:
         clients=clients,
         answers=answers,
         troubles=troubles,
-        population=_population(path),
+        population=read_population(path),
     )
 
 
@@ -242,8 +252,8 @@ def _trouble(kind: str, body: Mapping[str, Any]) -> Trouble:
     )
 
 
-def _population(path: Path) -> Mapping[str, Any] | None:
-    """What is known of the clients; a run that was killed while writing it is a run without."""
+def read_population(path: Path) -> Mapping[str, Any] | None:
+    """What `population_summary` gave of a run's clients; a run that was killed while writing it is a run without."""
     try:
         about = json.loads((path / "population.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
