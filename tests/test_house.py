@@ -31,14 +31,26 @@ MAY_IMPORT = {
     "runtimes": {"core", "local", "programs"},  # executors know the local rules that they can apply to many clients
     "experiment": BELOW_EXPERIMENT,
     "testing": BELOW_EXPERIMENT,
-    "cli": {*BELOW_EXPERIMENT, "experiment"},
+    "monitor": {"core", "experiment"},
+    "cli": {*BELOW_EXPERIMENT, "experiment", "monitor"},
     "demo": {*BELOW_EXPERIMENT, "experiment"},
     "__main__": {"cli"},
     "__init__": {*BELOW_EXPERIMENT, "experiment"},
 }
 LAZY = {"partwise", "partwise.experiment"}  # they load a public name when it is first used
-OPTIONAL = {"cryptography", "datasets", "dp_accounting", "flwr", "pandas", "peft", "pyarrow", "ray"}
-DEVELOPMENT = {"coverage", "hypothesis", "mkdocs", "mypy", "pytest", "ruff", "xdist"}
+OPTIONAL = {
+    "cryptography",
+    "datasets",
+    "dp_accounting",
+    "fastapi",
+    "flwr",
+    "pandas",
+    "peft",
+    "pyarrow",
+    "ray",
+    "uvicorn",
+}
+DEVELOPMENT = {"coverage", "httpx", "hypothesis", "mkdocs", "mypy", "pytest", "ruff", "xdist"}
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ from partwise.cli.compare import compare_command
 from partwise.cli.demo import demo_command
 from partwise.cli.doctor import doctor_command
 from partwise.cli.look import list_command, parts_command, report_command, show_command
+from partwise.cli.page import page_command
 from partwise.cli.populations import data
 from partwise.cli.rehearse import rehearse_command
 from partwise.cli.replay import replay_command
 from partwise.cli.run import resume_command, run_command
+from partwise.cli.status import status_command
 from partwise.cli.timeline import timeline_command
 
 __all__: list[str] = []
@@ -21,6 +23,8 @@ app.command("resume")(resume_command)
 app.command("rehearse")(rehearse_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
+app.command("status")(status_command)
+app.command("page")(page_command)
 app.command("compare")(compare_command)
 app.command("report")(report_command)
 app.command("timeline")(timeline_command)

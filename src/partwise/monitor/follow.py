@@ -1,0 +1,320 @@
+"""Follows a run by its folder: reads what was added to the record since it looked last, and keeps a bounded summary."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from partwise.core.errors import CheckpointError, PartwiseError
+from partwise.experiment.accounts import EPSILON
+from partwise.experiment.rundir import status_of
+from partwise.experiment.runs import Point
+from partwise.experiment.store import RECORD, Ends, RunStore
+from partwise.experiment.words import printable
+from partwise.monitor.clients import Names, Tallies
+from partwise.monitor.series import Series
+
+__all__ = ["LOSS", "MEAN_STALENESS", "MOST_STALENESS", "Follower", "Incident", "Standing"]
+
+LOSS = ("train_loss", "cohort")
+MEAN_STALENESS, MOST_STALENESS = ("staleness", "mean"), ("staleness", "most")  # kept beside the metrics of the record
+_SCOPES = ("central", "pooled", "mean", "cohort")
+_ROWS = 50_000  # read at once
+_INCIDENTS = 50  # the last ones are kept, of each with so much text:
+_REASON, _TRACEBACK = 500, 4000  # characters; of a traceback the last ones, which say what happened
+_SERIES = 200  # curves; a run that records more is followed by its first ones
+
+
+class Incident(NamedTuple):
+    """A client that was lost or refused, or a round that was skipped.
+
+    Args:
+        kind: `lost`, `refused` or `skipped`.
+        client: its number; None for a round.
+        name: of the client; empty for a round.
+        version: that its work began from.
+        stage: in which it was lost.
+        reason: as recorded, without control characters and cut to 500 of them.
+        traceback: the node's own, if it was recorded: its last 4,000 characters.
+        seconds: when it was noticed, on the run's clock.
+    """
+
+    kind: str
+    client: int | None
+    name: str
+    version: int
+    stage: str
+    reason: str
+    traceback: str
+    seconds: float
+
+
+class Standing(NamedTuple):
+    """How a run stands.
+
+    Args:
+        name: of the run.
+        folder: of the run.
+        status: in words.
+        is_running: whether a process writes it.
+        noun: what a version is called.
+        version: the last one on record.
+        total: how many there will be; 0 if nobody knows.
+        seconds: on the run's clock.
+        is_virtual: whether that is the simulator's.
+        metric: the main one.
+        scope: over what it is measured.
+        value: of the main metric when it was measured last; nan before, and so for the next three.
+        best: that it ever was.
+        loss: mean training loss of the last version's clients.
+        epsilon: what was spent of a privacy guarantee.
+        guarantee: the guarantee in words; empty if there is none.
+        uplink: bytes from clients so far.
+        downlink: bytes to clients so far.
+        clients: in the population.
+        answered: clients that gave a reply, or had trouble.
+        replies: that arrived.
+        lost: tasks that were lost.
+        refused: replies that were refused.
+        skipped: rounds that committed nothing.
+        staleness: of the last version's replies, in the mean; nan before the first.
+        seconds_left: on the wall's clock, judged by what was seen while following; nan if nobody knows.
+        written_at: when the record was written last, in seconds since 1970.
+        about: algorithm, scheduler, workload, runtime and seed, as recorded.
+    """
+
+    name: str
+    folder: str
+    status: str
+    is_running: bool
+    noun: str
+    version: int
+    total: int
+    seconds: float
+    is_virtual: bool
+    metric: str
+    scope: str
+    value: float
+    best: float
+    loss: float
+    epsilon: float
+    guarantee: str
+    uplink: int
+    downlink: int
+    clients: int
+    answered: int
+    replies: int
+    lost: int
+    refused: int
+    skipped: int
+    staleness: float
+    seconds_left: float
+    written_at: float
+    about: Mapping[str, str]
+
+
+class Follower:
+    """Reads a run again and again, and never the same row twice unless a resumed run has cut the record.
+
+    Nothing it keeps grows with the length of the run: curves are thinned, incidents forgotten but for the last 50, and
+    clients take 88 bytes each. It opens the record for every look and leaves the writer alone in between.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        CheckpointError: the folder holds no run, or its record is damaged; so does `refresh`.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.changes = 0  # how often a look found something new
+        self._forget()
+        self.refresh()
+
+    def _forget(self) -> None:
+        self._ends = Ends()
+        self._mark: tuple[Any, ...] | None = None  # the last event that was read
+        self._meta: Mapping[str, Any] = {}
+        self._status, self._written_at = "", 0.0
+        self.series: dict[tuple[str, str], Series] = {}
+        self.clients, self.names = Tallies(), Names(self.folder)
+        self.incidents: deque[Incident] = deque(maxlen=_INCIDENTS)
+        self.counts = Counter[str]()
+        self._point = Point(0, 0.0, 0, 0, math.nan)
+        self._pace: deque[tuple[float, int]] = deque(maxlen=100)
+
+    # Reading
+
+    def refresh(self) -> None:
+        """Read what is new."""
+        try:
+            if not self._looked():
+                return
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+            if isinstance(error, PartwiseError):
+                raise
+            self._forget()
+            raise CheckpointError(
+                f"Follower({str(self.folder)!r}): needs a whole {RECORD}, got a row that is not one: {error!r}. "
+                "Restore the file from a copy, or begin the run again."
+            ) from error
+        self._written_at = _written_at(self.folder)
+        if not self._pace or self._pace[-1][1] != self._point.version:
+            self._pace.append((time.monotonic(), self._point.version))
+        self.changes += 1
+
+    def _looked(self) -> bool:
+        """Read what is new; whether anything was."""
+        with RunStore(self.folder, "read") as store:
+            meta, ends = store.meta(), store.ends()
+            if self._was_cut(store, ends):
+                self._forget()
+            status = status_of(meta, self.folder)
+            if (ends, status) == (self._ends, self._status):
+                return False
+            if not self._ends.events:
+                self.names = Names(self.folder)  # they are written after the record is begun
+            self._meta, self._status = meta, status
+            self._read(store, ends)
+        return True
+
+    def _was_cut(self, store: RunStore, ends: Ends) -> bool:
+        """Whether rows that were read are gone, or others stand in their place."""
+        if any(now < before for now, before in zip(ends, self._ends, strict=True)):
+            return True
+        return bool(self._ends.events) and store.event_at(self._ends.events) != self._mark
+
+    def _read(self, store: RunStore, ends: Ends) -> None:
+        for start in range(self._ends.metrics, ends.metrics, _ROWS):
+            self._measured(store.metrics_between(start, min(start + _ROWS, ends.metrics)))
+        for start in range(self._ends.events, ends.events, _ROWS):
+            self._happened(store.events_between(start, min(start + _ROWS, ends.events)))
+        for start in range(self._ends.replies, ends.replies, _ROWS):
+            found = store.replies_between(start, min(start + _ROWS, ends.replies))
+            self.counts["replies"] += sum(row[1] for row in found)
+            self.clients.add_replies(found)
+        self._ends, self._mark = ends, store.event_at(ends.events)
+
+    def _measured(self, rows: list[tuple[Any, ...]]) -> None:
+        for version, seconds, up, down, name, scope, value in rows:
+            spent = int(version), float(seconds), int(up), int(down)  # a damaged column may hold anything
+            point = Point(*spent, math.nan if value is None else float(value))
+            self._add((name, scope), point)
+            if point.version >= self._point.version:
+                self._point = point
+
+    def _add(self, key: tuple[str, str], point: Point) -> None:
+        if key not in self.series and len(self.series) < _SERIES:
+            self.series[key] = Series()
+        if key in self.series:
+            self.series[key].add(point)
+
+    def _happened(self, events: list[dict[str, Any]]) -> None:
+        troubled: dict[Any, list[int]] = {"lost": [], "refused": []}
+        for event in events:
+            kind, body, now = event["kind"], event["body"], event["time"]
+            if kind == "commit":
+                self._committed(body, now)
+            elif kind in ("lost", "refused", "skipped"):
+                self.counts[kind] += 1
+                client = None if kind == "skipped" else int(body["client"])
+                if client is not None:
+                    troubled[kind].append(client)
+                self.incidents.append(self._incident(kind, client, body, now))
+        for kind, clients in troubled.items():
+            self.clients.add_trouble(kind, clients)
+
+    def _committed(self, body: Mapping[str, Any], now: float) -> None:
+        staleness, version = body.get("staleness") or (), int(body["version"])
+        if staleness:
+            mean, most = sum(staleness) / len(staleness), float(max(staleness))
+            for key, value in ((MEAN_STALENESS, mean), (MOST_STALENESS, most)):
+                self._add(key, Point(version, now, math.nan, math.nan, value))
+
+    def _incident(self, kind: str, client: int | None, body: Mapping[str, Any], now: float) -> Incident:
+        return Incident(
+            kind=kind,
+            client=client,
+            name="" if client is None else self.names.of(client),
+            version=int(body.get("version", 0)),
+            stage=printable(str(body.get("stage", "")), 50),
+            reason=printable(str(body.get("reason", "")), _REASON),
+            traceback=printable(str(body.get("traceback") or "")[-_TRACEBACK:], _TRACEBACK),
+            seconds=now,
+        )
+
+    # What is made of it
+
+    @property
+    def main(self) -> tuple[str, str]:
+        """Name and scope of the score that speaks for the run."""
+        name = str(self._meta.get("metric", ""))
+        wanted = [s for s in (self._meta.get("scope"), *_SCOPES) if s]
+        return name, str(next((scope for scope in wanted if (name, scope) in self.series), wanted[0]))
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether more of the main metric is better."""
+        return bool(self._meta.get("higher_is_better", True))
+
+    def standing(self) -> Standing:
+        """How the run stood when it was looked at last."""
+        meta, point, main = self._meta, self._point, self.series.get(self.main)
+        last = self._last
+        return Standing(
+            name=printable(str(meta.get("name") or self.folder.name), 200),
+            folder=str(self.folder),
+            status=printable(self._status),
+            is_running=self._status.startswith("running"),
+            noun="round" if str(meta.get("scheduler", "Synchronous")).startswith("Synchronous") else "version",
+            version=point.version,
+            total=int(meta.get("versions") or 0),
+            seconds=point.seconds,
+            is_virtual=str(meta.get("runtime", "Simulate")).startswith(("Simulate", "Retrace")),
+            metric=self.main[0],
+            scope=self.main[1],
+            value=last(self.main),
+            best=main.best(self.higher_is_better) if main else math.nan,
+            loss=last(LOSS),
+            epsilon=last(EPSILON),
+            guarantee=str(meta.get("guarantee") or ""),
+            uplink=int(point.uplink),
+            downlink=int(point.downlink),
+            clients=int(meta.get("num_clients") or 0),
+            answered=len(self.clients),
+            **{kind: self.counts[kind] for kind in ("replies", "lost", "refused", "skipped")},
+            staleness=last(MEAN_STALENESS),
+            seconds_left=self._seconds_left(),
+            written_at=self._written_at,
+            about={
+                key: printable(str(meta.get(key, "")), 2000)
+                for key in ("algorithm", "scheduler", "workload", "runtime", "seed")
+            },
+        )
+
+    def _last(self, key: tuple[str, str]) -> float:
+        found = self.series.get(key)
+        return found.last.value if found and found.last else math.nan
+
+    def _seconds_left(self) -> float:
+        total = int(self._meta.get("versions") or 0)
+        if len(self._pace) < 3 or not total or not self._status.startswith("running"):
+            return math.nan
+        (began, first), (ended, last) = self._pace[0], self._pace[-1]
+        rate = (last - first) / (ended - began)
+        return (total - last) / rate if rate > 0 else math.nan
+
+
+def _written_at(folder: Path) -> float:
+    """When the record or what belongs to it was written last; a file may go while it is looked at."""
+    found = [0.0]
+    for path in folder.glob(f"{RECORD}*"):
+        with contextlib.suppress(OSError):
+            found.append(path.stat().st_mtime)
+    return max(found)
