@@ -64,6 +64,20 @@ def test_what_a_client_wrote_reaches_no_terminal(run):
     assert "cd: lost in train at version 3: �[2Jgone\nFile x\nE: �]0;y�" in out
 
 
+def test_nodes_of_a_network(run):
+    with RunStore(run) as store:
+        store.append_events([(2.0, "node", {"node": "lab1", "is_there": True, "clients": 3})])
+        store.append_events(
+            [(4.0, "node_error", {"node": "lab1", "clients": [2], "text": "Traceback:\nMemoryError: full"})]
+        )
+        store.set_meta(status="running")
+        store.commit()
+        said = words(call("status", run)[0])
+    assert "node since clients failed rejected" in said
+    assert "lab1 there 2.00 s 3 1 0" in said
+    assert "node lab1: failed: MemoryError: full" in said
+
+
 def test_no_run(tmp_path):
     _, err = call("status", tmp_path / "none", code=3)
     said = f"RunStore('{tmp_path / 'none'}'): there must be a run's record.sqlite, got no folder. Name a run's folder."

@@ -165,16 +165,37 @@ def test_words_of_clients_are_cut_and_stripped_of_control_characters(tmp_path):
     assert skipped == ("skipped", None, "", 3, "", "too few", "", 2.0)
 
 
+def test_nodes_of_a_network(tmp_path):
+    trace = "Traceback (most recent call last):\n  File x\nRuntimeError: \x1b[1mno memory\n"
+    with begin(tmp_path / "a") as store:
+        there = [(1.0, "lab1", True, 3), (2.0, "lab2", True, 2), (7.0, "lab1", False, 3)]
+        store.append_events([(t, "node", {"node": n, "is_there": i, "clients": c}) for t, n, i, c in there])
+        store.append_events([(8.0, "node_error", {"node": "lab2", "clients": [4], "text": trace})])
+        store.append_events([(9.0, "rejected", {"node": "lab\x1b3", "reason": "node lab3 sent it once more"})])
+    follower = Follower(tmp_path / "a")
+    assert list(follower.nodes.values()) == [
+        ("lab1", False, 7.0, 3, 0, 0),
+        ("lab2", True, 2.0, 2, 1, 0),
+        ("lab�3", False, 0.0, 0, 0, 1),
+    ]
+    failed, rejected = follower.incidents
+    assert failed[:6] == ("failed", None, "node lab2", None, "", "RuntimeError: �[1mno memory")
+    assert failed.traceback == trace.strip().replace("\x1b", "�")
+    assert rejected[:6] == ("rejected", None, "node lab�3", None, "", "node lab3 sent it once more")
+
+
 def test_what_is_kept_is_bounded(tmp_path):
     with begin(tmp_path / "a") as store:
         lost = {"client": 1, "version": 0, "stage": "train", "reason": "gone"}
         store.append_events([(float(at), "lost", lost) for at in range(300)])
         store.append_metrics([(v, 1.0, 0, 0, "auc", "pooled", (v * 7919) % 1000) for v in range(5000)])
+        there = {"is_there": True, "clients": 1}
+        store.append_events([(1.0, "node", {"node": f"n{at}", **there}) for at in range(1100)])
         store.append_metrics([(1, 1.0, 0, 0, f"m{at}", "pooled", 0.5) for at in range(500)])
     follower = Follower(tmp_path / "a")
     assert (len(follower.incidents), follower.standing().lost) == (50, 300)
     assert follower.incidents[-1].seconds == 299.0
-    assert len(follower.series) == 200
+    assert (len(follower.series), len(follower.nodes)) == (200, 1000)
     assert len(follower.series["auc", "pooled"].points()) <= 602
     assert (follower.standing().best, follower.series["auc", "pooled"].num_added) == (999, 5000)
 

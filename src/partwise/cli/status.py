@@ -16,12 +16,13 @@ from partwise.cli.tables import plain_table, print_all
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from partwise.monitor.follow import Follower, Incident, Standing
+    from partwise.monitor.follow import Follower
+    from partwise.monitor.standing import Incident, Standing
 
 __all__ = ["status_command"]
 
 _LINE_SECONDS = 10.0  # between two lines of a log, unless the run ends
-_CLIENTS, _INCIDENTS = 8, 5  # that are shown
+_CLIENTS, _NODES, _INCIDENTS = 8, 20, 5  # that are shown
 
 
 def status_command(
@@ -108,9 +109,11 @@ def _picture(follower: Follower) -> list[Any]:
         for line in clients:
             table.add_row(*_cells(line))
         found += ["", table]
+    if follower.nodes:
+        found += ["", _nodes(follower, now)]
     incidents = list(reversed(follower.incidents))[:_INCIDENTS]
     if incidents:
-        found += ["", Text("Lost, refused and skipped, the latest first:")]
+        found += ["", Text("What went wrong, the latest first:")]
         found += [Text(f"  {_told(incident)}") for incident in incidents]
     return found
 
@@ -146,6 +149,19 @@ def _facts(now: Standing) -> Table:
     return table
 
 
+def _nodes(follower: Follower, now: Standing) -> Table:
+    from rich.text import Text
+
+    from partwise.experiment.words import count_text, seconds_text
+
+    table = plain_table("node", "", "since", "clients", "failed", "rejected", numbers=4)
+    for node in list(follower.nodes.values())[:_NODES]:
+        there = ("there" if node.is_there else "gone") if now.is_running else ""
+        counts = map(count_text, (node.clients, node.errors, node.rejected))
+        table.add_row(Text(node.name), there, seconds_text(node.since), *counts)
+    return table
+
+
 def _cells(line: Any) -> list[Any]:
     from rich.text import Text
 
@@ -160,5 +176,6 @@ def _cells(line: Any) -> list[Any]:
 def _told(incident: Incident) -> str:
     where = f" in {incident.stage}" if incident.stage else ""
     who = incident.name or "nothing committed"
-    what = f"{who}: {incident.kind}{where} at version {incident.version}: {incident.reason}"
+    at = "" if incident.version is None else f" at version {incident.version}"
+    what = f"{who}: {incident.kind}{where}{at}: {incident.reason}"
     return f"{what}\n{incident.traceback}".rstrip() if incident.traceback else what

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from partwise.monitor.follow import Follower, Standing
+from partwise.monitor.follow import Follower
 from partwise.monitor.snapshot import snapshot
+from partwise.monitor.standing import Incident, Node, Standing
 
-__all__ = ["Follower", "Standing", "snapshot"]
+__all__ = ["Follower", "Incident", "Node", "Standing", "snapshot"]

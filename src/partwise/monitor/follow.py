@@ -8,7 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from partwise.core.errors import CheckpointError, PartwiseError
 from partwise.experiment.accounts import EPSILON
@@ -18,8 +18,9 @@ from partwise.experiment.store import RECORD, Ends, RunStore
 from partwise.experiment.words import printable
 from partwise.monitor.clients import Names, Tallies
 from partwise.monitor.series import Series
+from partwise.monitor.standing import Incident, Node, Standing
 
-__all__ = ["LOSS", "MEAN_STALENESS", "MOST_STALENESS", "Follower", "Incident", "Standing"]
+__all__ = ["LOSS", "MEAN_STALENESS", "MOST_STALENESS", "Follower"]
 
 LOSS = ("train_loss", "cohort")
 MEAN_STALENESS, MOST_STALENESS = ("staleness", "mean"), ("staleness", "most")  # kept beside the metrics of the record
@@ -27,95 +28,8 @@ _SCOPES = ("central", "pooled", "mean", "cohort")
 _ROWS = 50_000  # read at once
 _INCIDENTS = 50  # the last ones are kept, of each with so much text:
 _REASON, _TRACEBACK = 500, 4000  # characters; of a traceback the last ones, which say what happened
+_NODES = 1000
 _SERIES = 200  # curves; a run that records more is followed by its first ones
-
-
-class Incident(NamedTuple):
-    """A client that was lost or refused, or a round that was skipped.
-
-    Args:
-        kind: `lost`, `refused` or `skipped`.
-        client: its number; None for a round.
-        name: of the client; empty for a round.
-        version: that its work began from.
-        stage: in which it was lost.
-        reason: as recorded, without control characters and cut to 500 of them.
-        traceback: the node's own, if it was recorded: its last 4,000 characters.
-        seconds: when it was noticed, on the run's clock.
-    """
-
-    kind: str
-    client: int | None
-    name: str
-    version: int
-    stage: str
-    reason: str
-    traceback: str
-    seconds: float
-
-
-class Standing(NamedTuple):
-    """How a run stands.
-
-    Args:
-        name: of the run.
-        folder: of the run.
-        status: in words.
-        is_running: whether a process writes it.
-        noun: what a version is called.
-        version: the last one on record.
-        total: how many there will be; 0 if nobody knows.
-        seconds: on the run's clock.
-        is_virtual: whether that is the simulator's.
-        metric: the main one.
-        scope: over what it is measured.
-        value: of the main metric when it was measured last; nan before, and so for the next three.
-        best: that it ever was.
-        loss: mean training loss of the last version's clients.
-        epsilon: what was spent of a privacy guarantee.
-        guarantee: the guarantee in words; empty if there is none.
-        uplink: bytes from clients so far.
-        downlink: bytes to clients so far.
-        clients: in the population.
-        answered: clients that gave a reply, or had trouble.
-        replies: that arrived.
-        lost: tasks that were lost.
-        refused: replies that were refused.
-        skipped: rounds that committed nothing.
-        staleness: of the last version's replies, in the mean; nan before the first.
-        seconds_left: on the wall's clock, judged by what was seen while following; nan if nobody knows.
-        written_at: when the record was written last, in seconds since 1970.
-        about: algorithm, scheduler, workload, runtime and seed, as recorded.
-    """
-
-    name: str
-    folder: str
-    status: str
-    is_running: bool
-    noun: str
-    version: int
-    total: int
-    seconds: float
-    is_virtual: bool
-    metric: str
-    scope: str
-    value: float
-    best: float
-    loss: float
-    epsilon: float
-    guarantee: str
-    uplink: int
-    downlink: int
-    clients: int
-    answered: int
-    replies: int
-    lost: int
-    refused: int
-    skipped: int
-    staleness: float
-    seconds_left: float
-    written_at: float
-    about: Mapping[str, str]
 
 
 class Follower:
@@ -145,6 +59,7 @@ class Follower:
         self.series: dict[tuple[str, str], Series] = {}
         self.clients, self.names = Tallies(), Names(self.folder)
         self.incidents: deque[Incident] = deque(maxlen=_INCIDENTS)
+        self.nodes: dict[str, Node] = {}
         self.counts = Counter[str]()
         self._point = Point(0, 0.0, 0, 0, math.nan)
         self._pace: deque[tuple[float, int]] = deque(maxlen=100)
@@ -221,14 +136,35 @@ class Follower:
             kind, body, now = event["kind"], event["body"], event["time"]
             if kind == "commit":
                 self._committed(body, now)
+            elif kind in ("node", "node_error", "rejected"):
+                self._about_node(kind, body, now)
             elif kind in ("lost", "refused", "skipped"):
                 self.counts[kind] += 1
                 client = None if kind == "skipped" else int(body["client"])
                 if client is not None:
                     troubled[kind].append(client)
-                self.incidents.append(self._incident(kind, client, body, now))
+                name = "" if client is None else self.names.of(client)
+                self.incidents.append(_incident(kind, client, name, body, now))
         for kind, clients in troubled.items():
             self.clients.add_trouble(kind, clients)
+
+    def _about_node(self, kind: str, body: Mapping[str, Any], now: float) -> None:
+        name = printable(str(body["node"]), 100)
+        if name not in self.nodes and len(self.nodes) == _NODES:
+            return
+        node = self.nodes.get(name) or Node(name)
+        match kind:
+            case "node":
+                node = node._replace(is_there=bool(body["is_there"]), since=now, clients=int(body["clients"]))
+            case "node_error":
+                node = node._replace(errors=node.errors + 1)
+                text = str(body.get("text", "")).strip()
+                told = {"reason": text.rpartition("\n")[2], "traceback": text}
+                self.incidents.append(_incident("failed", None, f"node {name}", told, now))
+            case _:
+                node = node._replace(rejected=node.rejected + 1)
+                self.incidents.append(_incident("rejected", None, f"node {name}", body, now))
+        self.nodes[name] = node
 
     def _committed(self, body: Mapping[str, Any], now: float) -> None:
         staleness, version = body.get("staleness") or (), int(body["version"])
@@ -236,18 +172,6 @@ class Follower:
             mean, most = sum(staleness) / len(staleness), float(max(staleness))
             for key, value in ((MEAN_STALENESS, mean), (MOST_STALENESS, most)):
                 self._add(key, Point(version, now, math.nan, math.nan, value))
-
-    def _incident(self, kind: str, client: int | None, body: Mapping[str, Any], now: float) -> Incident:
-        return Incident(
-            kind=kind,
-            client=client,
-            name="" if client is None else self.names.of(client),
-            version=int(body.get("version", 0)),
-            stage=printable(str(body.get("stage", "")), 50),
-            reason=printable(str(body.get("reason", "")), _REASON),
-            traceback=printable(str(body.get("traceback") or "")[-_TRACEBACK:], _TRACEBACK),
-            seconds=now,
-        )
 
     # What is made of it
 
@@ -309,6 +233,20 @@ class Follower:
         (began, first), (ended, last) = self._pace[0], self._pace[-1]
         rate = (last - first) / (ended - began)
         return (total - last) / rate if rate > 0 else math.nan
+
+
+def _incident(kind: str, client: int | None, name: str, body: Mapping[str, Any], now: float) -> Incident:
+    version = body.get("version")
+    return Incident(
+        kind=kind,
+        client=client,
+        name=name,
+        version=None if version is None else int(version),
+        stage=printable(str(body.get("stage", "")), 50),
+        reason=printable(str(body.get("reason", "")), _REASON),
+        traceback=printable(str(body.get("traceback") or "")[-_TRACEBACK:], _TRACEBACK),
+        seconds=now,
+    )
 
 
 def _written_at(folder: Path) -> float:

@@ -97,6 +97,8 @@ function showTiles(seen) {
     ["Staleness", number(run.staleness, 2), `mean of the last ${run.noun}`],
     ["Lost, refused", `${count(run.lost)}, ${count(run.refused)}`, run.skipped ? `${count(run.skipped)} ${run.noun}s skipped` : ""],
   ];
+  if (seen.nodes.length && run.is_running)
+    tiles.push(["Nodes there", count(seen.nodes.filter((node) => node.is_there).length), `of ${count(seen.nodes.length)}`]);
   if (run.guarantee) tiles.push(["Privacy spent", `ε = ${number(run.epsilon === null ? 0 : run.epsilon)}`, "see below"]);
   $("tiles").replaceChildren(...tiles.map(([what, value, fact]) => {
     const tile = element("div");
@@ -338,7 +340,20 @@ function showClients(seen) {
   $("shown").textContent = `${which}. “Last reply” is on the run’s clock; staleness counts versions made while the client worked.`;
 }
 
-// ---- what went wrong, and what runs ----
+// ---- nodes, what went wrong, and what runs ----
+
+function showNodes(seen) {
+  $("nodes").hidden = !seen.nodes.length;
+  $("node-lines").replaceChildren(...seen.nodes.map((node) => {
+    const row = element("tr"), name = element("th", node.name);
+    name.scope = "row";
+    const now = !seen.run.is_running ? NOTHING : node.is_there ? "there" : "gone";
+    row.append(name, element("td", now, now === "gone" ? "left bad" : "left"), element("td", duration(node.since)),
+      element("td", count(node.clients)), element("td", count(node.errors), node.errors ? "bad" : ""),
+      element("td", count(node.rejected), node.rejected ? "bad" : ""));
+    return row;
+  }));
+}
 
 let listed = "";
 function showIncidents(seen) {
@@ -357,7 +372,7 @@ function showIncidents(seen) {
     const row = element("tr"), why = element("td", one.reason, "left reason");
     if (one.traceback) {
       const more = element("details");
-      more.append(element("summary", "the client’s traceback"), element("pre", one.traceback));
+      more.append(element("summary", "the node’s own traceback"), element("pre", one.traceback));
       why.append(more);
     }
     row.append(element("td", one.stage ? `${one.kind} in ${one.stage}` : one.kind, "left bad"),
@@ -370,7 +385,8 @@ function showIncidents(seen) {
   box.setAttribute("aria-labelledby", "incidents-title");
   box.tabIndex = 0;
   box.append(table);
-  const all = seen.run.lost + seen.run.refused + seen.run.skipped;
+  const failed = seen.nodes.reduce((sum, node) => sum + node.errors + node.rejected, 0);
+  const all = seen.run.lost + seen.run.refused + seen.run.skipped + failed;
   const more = all > seen.incidents.length ? ` The last ${count(seen.incidents.length)} of ${count(all)}.` : "";
   $("incidents").replaceChildren(box, element("p", `The latest first.${more}`, "muted small"));
 }
@@ -407,6 +423,7 @@ function show(seen) {
   showMetrics(seen);
   showFigures(seen);
   showClients(seen);
+  showNodes(seen);
   showIncidents(seen);
   showAbout(seen);
 }
