@@ -106,7 +106,7 @@ class Tallies:
             self._numbers, self._rows = np.insert(self._numbers, at, new), np.insert(self._rows, at, blank)
         return np.searchsorted(self._numbers, asked)
 
-    def lines(self, names: Names, order: Order = "recent", find: str = "", limit: int = 25) -> list[ClientLine]:
+    def lines(self, names: Names, order: Order = "recent", find: str = "", limit: int = 20) -> list[ClientLine]:
         """Some clients, those first that have most of what is asked for; numbers ascend, and decide where all is equal.
 
         Args:
