@@ -34,7 +34,7 @@ def test_once(run):
         "clients 4 of 4 heard of, 6 replies; 2 lost, 1 refused",
         "staleness 1.00 in the mean of the last round",
         "privacy ε = –; (8, 1e-5)-DP",
-        "client last reply replies round staleness up down lost refused",
+        "client reply at replies round stale up down lost refused",
         "ab 1.00 s 3 1 0 0 B 0 B 1 0",
         "ef – 0 – – 0 B 0 B 1 0",
         f"{NASTY}: refused at version 4: must be finite, got {NASTY}",

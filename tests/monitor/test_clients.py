@@ -60,6 +60,10 @@ def test_tallies_are_those_of_plain_loops_however_the_rows_come(tmp_path):
         assert line.name == f"client {client}"
 
 
+def test_what_a_client_takes():
+    assert Tallies()._rows.itemsize + Tallies()._numbers.itemsize == 88
+
+
 def test_trouble_counts_each_time(names):
     tallies = Tallies()
     tallies.add_trouble("lost", [3, 1, 3])

@@ -104,8 +104,8 @@ def _picture(follower: Follower) -> list[Any]:
     now, clients = follower.standing(), follower.clients.lines(follower.names, limit=_CLIENTS)
     found: list[Any] = [_facts(now)]
     if clients:
-        table = plain_table("client", "last reply", "replies", now.noun, "staleness", "up", "down", "lost", "refused",
-                            numbers=8)  # fmt: skip
+        heads = ("client", "reply at", "replies", now.noun, "stale", "up", "down", "lost", "refused")  # for 80 columns
+        table = plain_table(*heads, numbers=8)
         for line in clients:
             table.add_row(*_cells(line))
         found += ["", table]

@@ -178,14 +178,15 @@ function newFigure(id) {
   top.append(element("h3"), element("span", "", "legend"));
   const picture = svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", tabindex: "0" });
   const caption = element("figcaption");
-  caption.setAttribute("aria-live", "polite");
   place.append(top, picture, caption);
   picture.addEventListener("pointermove", (event) => {
     const box = picture.getBoundingClientRect();
     moveCursor(place, (event.clientX - box.left) * (WIDE / box.width));
   });
   picture.addEventListener("pointerleave", () => moveCursor(place, null));
-  picture.addEventListener("blur", () => moveCursor(place, null));
+  // read out while it is read, and not with every version
+  picture.addEventListener("focus", () => caption.setAttribute("aria-live", "polite"));
+  picture.addEventListener("blur", () => { caption.removeAttribute("aria-live"); moveCursor(place, null); });
   picture.addEventListener("keydown", (event) => stepCursor(place, event));
   return place;
 }
@@ -253,9 +254,17 @@ function moveCursor(place, x) {
   showCursor(place);
 }
 
+/** Where a version is in a curve, or the one next to it; -1 for none. */
+function nearest(versions, version) {
+  if (version === null || version === undefined) return -1;
+  let best = -1;
+  versions.forEach((v, at) => { if (best < 0 || Math.abs(v - version) < Math.abs(versions[best] - version)) best = at; });
+  return best;
+}
+
 function stepCursor(place, event) {
   const versions = place.drawn.lines[0].curve.versions, end = versions.length - 1;
-  const at = versions.indexOf(state.cursors[place.id]);
+  const at = nearest(versions, state.cursors[place.id]);
   const next = { ArrowLeft: at < 0 ? end : Math.max(0, at - 1), ArrowRight: at < 0 ? end : Math.min(end, at + 1), Home: 0, End: end, Escape: -1 }[event.key];
   if (next === undefined) return;
   event.preventDefault();
@@ -267,7 +276,7 @@ function showCursor(place) {
   const { figure, lines, along, X } = place.drawn, picture = place.querySelector("svg");
   const caption = place.querySelector("figcaption"), curve = lines[0].curve;
   picture.querySelectorAll(".cursor").forEach((old) => old.remove());
-  const at = curve.versions.indexOf(state.cursors[place.id]);
+  const at = nearest(curve.versions, state.cursors[place.id]);
   if (at < 0 || lines[0].xs[at] === null) {
     const kept = curve.versions.length, of = curve.of;
     const text = kept < of ? `by ${along.title}; ${count(kept)} of ${count(of)} points, every extreme among them` : `by ${along.title}`;
@@ -277,7 +286,7 @@ function showCursor(place) {
   const x = X(lines[0].xs[at]);
   picture.append(svg("line", { class: "cursor", x1: x, x2: x, y1: TOP, y2: HIGH - BOTTOM }));
   const read = lines.map((l) => {
-    const there = l.curve.versions.indexOf(curve.versions[at]);
+    const there = nearest(l.curve.versions, curve.versions[at]);
     return there < 0 ? "" : `${l.name ? `${l.name} ` : ""}${KINDS[figure.kind](l.values[there])}`;
   }).filter((text) => text);
   const where = along.title === state.seen.run.noun ? "" : `, ${KINDS[along.kind](lines[0].xs[at])}`;
