@@ -91,11 +91,10 @@ function showTiles(seen) {
     [capital(run.noun), count(run.version), `${duration(run.seconds)} ${run.is_virtual ? "of virtual time" : "on its clock"}`],
     [title || run.metric || "metric", number(run.value), `best ${number(run.best)}`],
     ["Training loss", number(run.loss), `of the last ${run.noun}`],
-    ["Uplink", bytes(run.uplink), "from clients"],
-    ["Downlink", bytes(run.downlink), "to clients"],
+    ["Uplink, downlink", `${bytes(run.uplink)}, ${bytes(run.downlink)}`, "from and to all clients"],
     ["Clients heard of", count(run.answered), `${asked ? `${asked.trim()}, ` : ""}${count(run.replies)} replies`],
     ["Staleness", number(run.staleness, 2), `mean of the last ${run.noun}`],
-    ["Lost, refused", `${count(run.lost)}, ${count(run.refused)}`, run.skipped ? `${count(run.skipped)} ${run.noun}s skipped` : ""],
+    ["Lost, refused", `${count(run.lost)}, ${count(run.refused)}`, run.skipped ? `${count(run.skipped)} ${run.noun}s skipped` : "tasks that came to nothing"],
   ];
   if (seen.nodes.length && run.is_running)
     tiles.push(["Nodes there", count(seen.nodes.filter((node) => node.is_there).length), `of ${count(seen.nodes.length)}`]);
