@@ -155,7 +155,13 @@ def test_losses_in_the_star(step):
     _, log, reason = run(Mute(MASKED, ((1, step), (4, step))), scheduler=Synchronous(cohort=7, rounds=2))
     assert reason == "done"
     assert log.of("skipped") == []
-    assert len(log.of("commit")) == 2
+    first, second = log.of("commit")
+    # Whose words have come is in the sum, whether or not they answer once more.
+    assert first["clients"] == ([0, 2, 3, 5, 6] if step < 3 else list(range(7)))
+    assert second["clients"] == (list(range(7)) if step else first["clients"])  # who never heard of it is mute again
+    assert {(r["client"], r["stage"]) for r in log.of("lost")} == (
+        {(1, "exchange"), (4, "exchange")} if step < 4 else set()
+    )
 
 
 def test_a_round_that_fails_is_followed_by_the_next():
@@ -165,7 +171,9 @@ def test_a_round_that_fails_is_followed_by_the_next():
     (skipped,) = log.of("skipped")
     assert "needs 4 clients that sent masked words, got 3. Nothing was opened" in skipped["reason"]
     assert len(log.of("commit")) == 2  # of three rounds
-    assert log.of("lost") == []
+    assert {r["client"]: r["reason"] for r in log.of("lost")} == dict.fromkeys(
+        (0, 1, 4, 5), "did not answer, or too late"
+    )
     assert all(len(node.kept) <= 1 for client, node in states.items() if client != SERVER)  # the last round's
 
 

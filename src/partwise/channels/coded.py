@@ -111,6 +111,14 @@ class Coded:
         config = hashlib.sha256(f"Coded 1 {(self._encoding, self._code)!r}".encode()).digest()
         return Rules(self._code, None, self.min_contributors, config)
 
+    def discloses(self) -> Sequence[str]:
+        sums = (
+            f"The server sees sums over at least {self.min_contributors} clients (values, weights, examples, losses), "
+            f"and no client's own, as long as at most {self.corrupt:.0%} of the cohort work with it; against a server "
+            "that follows the protocol."
+        )
+        return sums, "It sees who took part and when, and which rows each client asked for."
+
     def server(self, cohort: Sequence[Client], params: Params, session: int) -> ServerSession:
         encoding = self._encoding
         planner = UpdatePlanner(params, encoding)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task, leaves_clients_to
+from partwise.core.disclosure import disclosed
 from partwise.core.index import Index
 from partwise.core.limits import Limit
 from partwise.core.model import Params, Values
@@ -26,6 +27,9 @@ class Around(Algorithm, Protocol):
     @property
     def is_personal(self) -> bool:
         return self.inner.is_personal
+
+    def discloses(self) -> Sequence[str]:
+        return disclosed(self.inner)
 
     @property
     def reads_rate(self) -> bool:

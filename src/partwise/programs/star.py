@@ -9,7 +9,7 @@ from typing import Literal
 
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, Site
-from partwise.core.channel import Channel
+from partwise.core.channel import Channel, Guarded
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
@@ -72,6 +72,7 @@ class Star:
                     "only their sum. Use an aggregator with needs='sum', or a channel that reveals each."
                 )
         self._check_bounds()
+        self._check_contributors()
         check_noise({s: self._side(s, aggregator) for s, aggregator in self.all_aggregators().items()})
         known = set(self.all_aggregators())
         for what, chains in (
@@ -98,6 +99,18 @@ class Star:
                     f"{self.channel!r}: needs a bound of at most {limit} at the end of the client chain of stream "
                     f"{stream!r}, got {'none' if bound is None else bound}. End the chain with Clip(max_norm={limit})."
                 )
+
+    def _check_contributors(self) -> None:
+        """A channel that opens no sum of so few would leave every round without one."""
+        if not isinstance(self.channel, Guarded):
+            return
+        drawn, clients = self.scheduler.sampling, len(self.population.clients)
+        most = clients if drawn is None or not drawn.size or drawn.kind == "poisson" else min(clients, int(drawn.size))
+        if most < self.channel.min_contributors:
+            raise CompositionError(
+                f"{self.channel!r}: opens no sum of fewer than min_contributors={self.channel.min_contributors} "
+                f"clients, got {self.scheduler!r} over {clients} clients, which commits {most} at most. Ask more."
+            )
 
     def all_aggregators(self) -> dict[str, Aggregator]:
         """Stream -> the aggregator that is used."""
