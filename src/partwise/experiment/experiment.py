@@ -160,6 +160,7 @@ class Experiment:
             checkpointing=self.checkpointing,
             progress=progress,
             account=self.privacy.account(self.scheduler, workload) if self.privacy else None,
+            is_noise_new=self.privacy is not None and not self.privacy.randomness.is_simulated,
         )
         saved = None
         if resume and (checkpoints.versions() or store.metrics("train_loss")):
