@@ -40,6 +40,10 @@ class Around(Algorithm, Protocol):
         return self.inner.sends_change and leaves_clients_to(type(self), Around)
 
     @property
+    def reports(self) -> bool:
+        return self.inner.reports
+
+    @property
     def only_adds(self) -> bool:
         return type(self).commit is Around.commit and self.inner.only_adds
 

@@ -71,6 +71,11 @@ class Star:
                     f"{aggregator!r}: needs each update of stream {stream!r}, but {self.channel!r} reveals "
                     "only their sum. Use an aggregator with needs='sum', or a channel that reveals each."
                 )
+        if self.channel.reveals == "sum" and self.algorithm.reports:
+            raise CompositionError(
+                f"{self.algorithm!r}: has clients report numbers of their own, which {self.channel!r}, that reveals "
+                "only sums, must not tell. Use a channel that reveals each, or an algorithm that reports nothing."
+            )
         self._check_bounds()
         self._check_contributors()
         check_noise({s: self._side(s, aggregator) for s, aggregator in self.all_aggregators().items()})
