@@ -10,8 +10,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from partwise.aggregators import Mean
+from partwise.aggregators import FixedMean, Mean
 from partwise.algorithms import AdaptiveClip, CrossTier, FedAvg, FedSubAvg, LocalOnly, Scaffold
+from partwise.channels import Masked
 from partwise.cli import app
 from partwise.core.errors import CompositionError
 from partwise.core.metrics import Accuracy
@@ -70,6 +71,20 @@ class Fickle(Many):
 def epsilons(folder):
     with RunStore(folder, "read") as store:
         return [(row["version"], row["value"]) for row in store.metrics("epsilon", "privacy")]
+
+
+def test_what_a_channel_rounds_is_hidden_as_well():
+    """Two bits: a step is as long as the limit, and a client can move the sum by C + step sqrt(d)."""
+    pytest.importorskip("cryptography")
+    channel = Masked(limit=0.5, bits=2, max_weight=1)
+    star, _ = made(channel=channel, cohort=20).build()
+    (noise,) = star.server_chain["model"].stages
+    assert noise.sensitivity == pytest.approx((0.5 + 0.5 * math.sqrt(318)) / 20)
+    parts = {"client": [CapWeight(1.0), Clip(0.5)], "aggregator": FixedMean(20.0)}
+    by_hand = replace(made(server=[GaussianNoise(1.0, sensitivity=0.5 / 20)], cohort=20, **parts), privacy=None)
+    by_hand.build()
+    with pytest.raises(CompositionError, match=r"must be made for as far as one client can move stream 'model'"):
+        replace(by_hand, channel=channel).build()
 
 
 # ---- a run --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Literal
 
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, Site
-from partwise.core.channel import Channel, Guarded
+from partwise.core.channel import Channel, Guarded, Rounding, rounding_of
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
@@ -130,7 +130,9 @@ class Star:
 
     def _side(self, stream: str, aggregator: Aggregator) -> Side:
         limit = self.algorithm.limit(stream)
-        return Side(self.chain("client", stream), aggregator, self.chain("server", stream), limit)
+        dim = sum(t.numel() for t in self.like.values()) if isinstance(self.channel, Rounding) else 0
+        chains = self.chain("client", stream), aggregator, self.chain("server", stream)
+        return Side(*chains, limit, rounding_of(self.channel, dim))
 
     def initial(self) -> Params:
         """The parameters before the first round."""
