@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from partwise.algorithms import Utility as Utility
     from partwise.algorithms.answers import Level as Level
     from partwise.algorithms.deniable import write_universe as write_universe
+    from partwise.channels import Coded as Coded
     from partwise.channels import Masked as Masked
     from partwise.channels import Plain as Plain
     from partwise.channels.graphs import Complete as Complete
@@ -218,6 +219,7 @@ _MODULE_OF = {
     "ClickLog": "partwise.workloads",
     "ClientDP": "partwise.experiment.privacy",
     "Clip": "partwise.transforms",
+    "Coded": "partwise.channels",
     "Complete": "partwise.channels.graphs",
     "CompositionError": "partwise.core.errors",
     "Constant": "partwise.populations",

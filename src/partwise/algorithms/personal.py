@@ -61,6 +61,10 @@ class LocalOnly(Algorithm):
     names: tuple[str, ...] = ()
     normalization: bool = True
 
+    @property
+    def reports(self) -> bool:
+        return self.inner.reports
+
     def local_names(self, site: Site) -> frozenset[str]:
         """The parameters that stay on the client.
 

@@ -14,6 +14,7 @@ from partwise.cli.replay import replay_command
 from partwise.cli.run import resume_command, run_command
 from partwise.cli.status import status_command
 from partwise.cli.timeline import timeline_command
+from partwise.cli.union import union_command
 
 __all__: list[str] = []
 
@@ -29,6 +30,7 @@ app.command("compare")(compare_command)
 app.command("report")(report_command)
 app.command("timeline")(timeline_command)
 app.command("replay")(replay_command)
+app.command("union")(union_command)
 app.command("parts")(parts_command)
 app.add_typer(data, name="data")
 app.command("doctor")(doctor_command)

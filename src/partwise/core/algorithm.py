@@ -169,6 +169,11 @@ class Algorithm(Protocol):
         return leaves_clients_to(type(self), Algorithm)
 
     @property
+    def reports(self) -> bool:
+        """Whether clients tell the server numbers of their own, which is not for a channel that reveals only sums."""
+        return type(self).report is not Algorithm.report
+
+    @property
     def only_adds(self) -> bool:
         """Whether a commit adds the aggregates and does nothing else: then they are all that a model knows of data."""
         return type(self).commit is Algorithm.commit

@@ -18,6 +18,7 @@ from partwise.channels.plain import Plain
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
 from partwise.core.channel import Channel
+from partwise.core.disclosure import disclosed
 from partwise.core.errors import CheckpointError, PartwiseError
 from partwise.core.program import SERVER
 from partwise.core.runtime import Runtime
@@ -159,6 +160,7 @@ class Experiment:
             checkpointing=self.checkpointing,
             progress=progress,
             account=self.privacy.account(self.scheduler, workload) if self.privacy else None,
+            is_noise_new=self.privacy is not None and not self.privacy.randomness.is_simulated,
         )
         saved = None
         if resume and (checkpoints.versions() or store.metrics("train_loss")):
@@ -208,6 +210,7 @@ class Experiment:
             server=repr(self.server),
             aggregator=repr(self.aggregator or aggregators.get("model", aggregators)),
             channel=repr(self.channel),
+            discloses=[*disclosed(self.channel), *disclosed(self.algorithm)],
             privacy=repr(self.privacy) if self.privacy else None,
             guarantee=self.privacy.statement(self.scheduler, workload) if self.privacy else None,
             evaluation=repr(self.evaluation),

@@ -95,6 +95,7 @@ class Recorder(Observer):
         checkpointing: when it is saved.
         progress: shows the run.
         account: the ledger of a privacy guarantee, if there is one.
+        is_noise_new: whether a version that is made again gets other noise than before, and so is given away twice.
     """
 
     def __init__(
@@ -108,8 +109,9 @@ class Recorder(Observer):
         checkpointing: Checkpointing,
         progress: Progress,
         account: Account | None = None,
+        is_noise_new: bool = False,
     ) -> None:
-        self._account = account
+        self._account, self._is_noise_new = account, is_noise_new
         self._star, self._workload, self._evaluation = star, workload, evaluation
         self._store, self._checkpoints, self._checkpointing = store, checkpoints, checkpointing
         self._progress, self._log = progress, store.log
@@ -185,7 +187,21 @@ class Recorder(Observer):
         self.reached = mine["reached"]
         if self._account is not None and mine.get("account") is not None:
             self._account.restore(mine["account"])
+            if self._is_noise_new:
+                self._count_lost(self._account, mine["account"])
         self._store.truncate_after(seq=self.number, version=self.version, heard=mine["heard"])
+
+    def _count_lost(self, account: Account, saved: Any) -> None:
+        """Versions after the checkpoint have been given away, and will be made again with other noise: both count."""
+        account.count(self._store.meta().get("spent_before") or saved)
+        for event in self._store.events("commit"):
+            if event["seq"] > self.number:
+                account.charge(event["body"]["clients"], event["body"].get("scales", ()))
+        spent = account.state()
+        self._store.set_meta(spent_before=spent)
+        self._store.commit(durable=True)  # before the record of those versions goes
+        account.restore(saved)
+        account.count(spent)
 
     # What that means
 
@@ -256,6 +272,8 @@ class Recorder(Observer):
         spent = self._spent(fields)
         self._store.append_metrics([self._row(world, s) for s in (Score("train_loss", "cohort", loss), *spent)])
         self._progress.committed(self.version, loss, world, [*scores, *spent])
+        if self._account is not None and self._is_noise_new:
+            self._store.commit(durable=True)  # what is spent is on record before the version is given away
         if self.interrupted:
             return "interrupted"
         return self._reached(scores)

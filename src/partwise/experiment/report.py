@@ -336,6 +336,7 @@ def _run(run: Run, row: Row, at: int) -> dict[str, Any]:
         "parts": parts,
         "spec": _spec(run),
         "environment": _environment(run.meta.get("environment")),
+        "sees": list(run.meta.get("discloses") or ()),
         "trouble": _trouble(run),
         "clients": _clients(run, row.metric),
     }

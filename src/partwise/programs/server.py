@@ -388,9 +388,10 @@ class ServerProgram:
         if self._session.is_done:
             session, self._session = self._session, None
             effects.extend(Send(i.client, Released(i.id)) for i in session.replies)
-            for info in (i for i in session.replies if i.client in session.refusals):
+            for info in (i for i in session.replies if i.client in session.silent | session.refusals.keys()):
+                reason = session.refusals.get(info.client, "did not answer, or too late")
                 fields = {"client": info.client, "version": info.version, "id": info.id, "began": message.now}
-                effects.append(Record("lost", {**fields, "stage": "exchange", "reason": session.refusals[info.client]}))
+                effects.append(Record("lost", {**fields, "stage": "exchange", "reason": reason}))
             if session.failure:
                 self._skip(node, session.replies, session.failure, effects)
             else:
@@ -412,27 +413,28 @@ class ServerProgram:
         scales: Sequence[float] = (),
         told: Mapping[str, float] | None = None,
     ) -> None:
-        losses = [(node.inbox[i.id].loss, i.examples) for i in infos]
+        kept = [info for info in infos if info.client not in lost]
+        losses = [(node.inbox[i.id].loss, i.examples) for i in kept]
         try:
-            totals = self._totals(node, opened, [info for info in infos if info.client not in lost])
+            totals = self._totals(node, opened, kept)
         except ValueError as error:  # a rule that cannot work with what came: nothing is committed
             self._skip(node, infos, str(error), effects)
             return
         self._forget(node, infos)
-        for info in (i for i in infos if i.client not in lost and i.client in node.told):
+        for info in (i for i in kept if i.client in node.told):
             node.told[info.client] = (*node.told[info.client], info.id)
         self._take_back(node.streams)
-        node.streams = self._star.algorithm.commit(node.streams, totals, infos)
+        node.streams = self._star.algorithm.commit(node.streams, totals, kept)
         node.version += 1
         node.attempts.clear()
         weight = sum(n for _, n in losses)
         fields = {
             "version": node.version,
-            "replies": len(infos),
-            "clients": [i.client for i in infos],
+            "replies": len(kept),
+            "clients": [i.client for i in kept],
             "loss": sum(loss * n for loss, n in losses) / weight if weight else float("nan"),
             "median_loss": statistics.median(loss for loss, _ in losses) if losses else float("nan"),
-            "staleness": [node.version - 1 - i.version for i in infos],
+            "staleness": [node.version - 1 - i.version for i in kept],
             **({"scales": list(scales)} if scales else {}),
             **(told or {}),
         }

@@ -9,7 +9,7 @@ from typing import Literal
 
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, Site
-from partwise.core.channel import Channel
+from partwise.core.channel import Channel, Guarded, Rounding, rounding_of
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
@@ -71,7 +71,13 @@ class Star:
                     f"{aggregator!r}: needs each update of stream {stream!r}, but {self.channel!r} reveals "
                     "only their sum. Use an aggregator with needs='sum', or a channel that reveals each."
                 )
+        if self.channel.reveals == "sum" and self.algorithm.reports:
+            raise CompositionError(
+                f"{self.algorithm!r}: has clients report numbers of their own, which {self.channel!r}, that reveals "
+                "only sums, must not tell. Use a channel that reveals each, or an algorithm that reports nothing."
+            )
         self._check_bounds()
+        self._check_contributors()
         check_noise({s: self._side(s, aggregator) for s, aggregator in self.all_aggregators().items()})
         known = set(self.all_aggregators())
         for what, chains in (
@@ -99,6 +105,18 @@ class Star:
                     f"{stream!r}, got {'none' if bound is None else bound}. End the chain with Clip(max_norm={limit})."
                 )
 
+    def _check_contributors(self) -> None:
+        """A channel that opens no sum of so few would leave every round without one."""
+        if not isinstance(self.channel, Guarded):
+            return
+        drawn, clients = self.scheduler.sampling, len(self.population.clients)
+        most = clients if drawn is None or not drawn.size or drawn.kind == "poisson" else min(clients, int(drawn.size))
+        if most < self.channel.min_contributors:
+            raise CompositionError(
+                f"{self.channel!r}: opens no sum of fewer than min_contributors={self.channel.min_contributors} "
+                f"clients, got {self.scheduler!r} over {clients} clients, which commits {most} at most. Ask more."
+            )
+
     def all_aggregators(self) -> dict[str, Aggregator]:
         """Stream -> the aggregator that is used."""
         own = dict(self.algorithm.aggregators())
@@ -112,7 +130,9 @@ class Star:
 
     def _side(self, stream: str, aggregator: Aggregator) -> Side:
         limit = self.algorithm.limit(stream)
-        return Side(self.chain("client", stream), aggregator, self.chain("server", stream), limit)
+        dim = sum(t.numel() for t in self.like.values()) if isinstance(self.channel, Rounding) else 0
+        chains = self.chain("client", stream), aggregator, self.chain("server", stream)
+        return Side(*chains, limit, rounding_of(self.channel, dim))
 
     def initial(self) -> Params:
         """The parameters before the first round."""
