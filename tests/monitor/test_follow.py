@@ -105,6 +105,31 @@ def test_a_run_that_was_cut_and_resumed_is_read_anew(tmp_path, kept):
         assert [p.value for p in follower.series[LOSS].points()] == [0.5] * kept + [0.125] * (5 - kept)
 
 
+@pytest.mark.parametrize("call", ["metrics_between", "events_between", "event_at", "replies_between"])
+def test_a_fault_in_the_middle_makes_nothing_count_twice(tmp_path, monkeypatch, call):
+    """Rows are read by two, and the second reading of each kind fails once."""
+    monkeypatch.setattr("partwise.monitor.follow._ROWS", 2)
+    with begin(tmp_path / "a") as store:
+        follower = Follower(tmp_path / "a")
+        for version in range(1, 8):
+            add_version(store, version, version % 3, staleness=(version, 1))
+        whole, times = getattr(RunStore, call), []
+
+        def failing(self, *args):
+            times.append(args)
+            if len(times) == 2:
+                raise CheckpointError("the disk blinked")
+            return whole(self, *args)
+
+        monkeypatch.setattr(RunStore, call, failing)
+        with pytest.raises(CheckpointError, match="the disk blinked"):
+            follower.refresh()
+        follower.refresh()
+        assert len(times) > 2
+        assert without_times(snapshot(follower)) == without_times(snapshot(Follower(tmp_path / "a")))
+        assert follower.standing().replies == 7
+
+
 def test_another_run_in_the_same_folder(tmp_path):
     full_run(tmp_path / "a", 0.02, 1000)
     follower = Follower(tmp_path / "a")

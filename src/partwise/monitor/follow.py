@@ -43,6 +43,16 @@ class Follower:
 
     Raises:
         CheckpointError: the folder holds no run, or its record is damaged; so does `refresh`.
+
+    Example:
+        >>> import tempfile
+        >>> with RunStore(tempfile.mkdtemp()) as store:
+        ...     store.append_metrics([(3, 2.5, 800, 900, "auc", "central", 0.75)])
+        ...     store.set_meta(metric="auc", status="done")
+        ...     store.commit()
+        ...     now = Follower(store.folder).standing()
+        >>> now.version, now.value, now.uplink, now.status
+        (3, 0.75, 800, 'done')
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -106,15 +116,19 @@ class Follower:
         return bool(self._ends.events) and store.event_at(self._ends.events) != self._mark
 
     def _read(self, store: RunStore, ends: Ends) -> None:
-        for start in range(self._ends.metrics, ends.metrics, _ROWS):
-            self._measured(store.metrics_between(start, min(start + _ROWS, ends.metrics)))
-        for start in range(self._ends.events, ends.events, _ROWS):
-            self._happened(store.events_between(start, min(start + _ROWS, ends.events)))
-        for start in range(self._ends.replies, ends.replies, _ROWS):
-            found = store.replies_between(start, min(start + _ROWS, ends.replies))
-            self.counts["replies"] += sum(row[1] for row in found)
-            self.clients.add_replies(found)
-        self._ends, self._mark = ends, store.event_at(ends.events)
+        """Read up to there. What was read counts as such piece by piece, so that a fault makes nothing count twice."""
+        for after, until in _pieces(self._ends.metrics, ends.metrics):
+            self._measured(store.metrics_between(after, until))
+            self._ends = self._ends._replace(metrics=until)
+        for after, until in _pieces(self._ends.events, ends.events):
+            events, mark = store.events_between(after, until), store.event_at(until)
+            self._happened(events)
+            self._ends, self._mark = self._ends._replace(events=until), mark
+        for after, until in _pieces(self._ends.replies, ends.replies):
+            replies = store.replies_between(after, until)
+            self.counts["replies"] += sum(row[1] for row in replies)
+            self.clients.add_replies(replies)
+            self._ends = self._ends._replace(replies=until)
 
     def _measured(self, rows: list[tuple[Any, ...]]) -> None:
         for version, seconds, up, down, name, scope, value in rows:
@@ -233,6 +247,10 @@ class Follower:
         (began, first), (ended, last) = self._pace[0], self._pace[-1]
         rate = (last - first) / (ended - began)
         return (total - last) / rate if rate > 0 else math.nan
+
+
+def _pieces(after: int, until: int) -> list[tuple[int, int]]:
+    return [(start, min(start + _ROWS, until)) for start in range(after, until, _ROWS)]
 
 
 def _incident(kind: str, client: int | None, name: str, body: Mapping[str, Any], now: float) -> Incident:
