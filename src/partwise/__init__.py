@@ -10,12 +10,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     # Type checkers read these lines, the interpreter reads _MODULE_OF; a test keeps them equal.
+    from partwise.aggregators import SLSGD as SLSGD
+    from partwise.aggregators import Bucketing as Bucketing
+    from partwise.aggregators import Bulyan as Bulyan
+    from partwise.aggregators import CentredClip as CentredClip
     from partwise.aggregators import FixedMean as FixedMean
+    from partwise.aggregators import FlagAggregator as FlagAggregator
+    from partwise.aggregators import FoolsGold as FoolsGold
+    from partwise.aggregators import GeometricMedian as GeometricMedian
     from partwise.aggregators import Krum as Krum
     from partwise.aggregators import Latest as Latest
     from partwise.aggregators import Mean as Mean
+    from partwise.aggregators import MeanAroundMedian as MeanAroundMedian
     from partwise.aggregators import Median as Median
+    from partwise.aggregators import Medoid as Medoid
+    from partwise.aggregators import NearestNeighbours as NearestNeighbours
+    from partwise.aggregators import Phocas as Phocas
+    from partwise.aggregators import PrincipalGradients as PrincipalGradients
+    from partwise.aggregators import RankVote as RankVote
     from partwise.aggregators import TrimmedMean as TrimmedMean
+    from partwise.aggregators import Zeno as Zeno
+    from partwise.aggregators import ZenoPlusPlus as ZenoPlusPlus
     from partwise.algorithms import MCPSGD as MCPSGD
     from partwise.algorithms import MMPSGD as MMPSGD
     from partwise.algorithms import AdaptiveClip as AdaptiveClip
@@ -192,6 +207,7 @@ _MODULE_OF = {
     "MMPSGD": "partwise.algorithms",
     "MNIST": "partwise.workloads",
     "SGD": "partwise.local",
+    "SLSGD": "partwise.aggregators",
     "Accuracy": "partwise.core.metrics",
     "Adagrad": "partwise.transforms",
     "Adam": "partwise.transforms",
@@ -208,9 +224,12 @@ _MODULE_OF = {
     "Bitmap": "partwise.channels.unions",
     "Blocks": "partwise.populations",
     "Bloom": "partwise.channels.unions",
+    "Bucketing": "partwise.aggregators",
+    "Bulyan": "partwise.aggregators",
     "CapWeight": "partwise.transforms",
     "Census": "partwise.core.population",
     "Central": "partwise.experiment.mechanisms",
+    "CentredClip": "partwise.aggregators",
     "Channel": "partwise.core.channel",
     "CheckpointError": "partwise.core.errors",
     "Checkpointing": "partwise.experiment",
@@ -253,8 +272,11 @@ _MODULE_OF = {
     "FederatedDropout": "partwise.algorithms",
     "FixedMean": "partwise.aggregators",
     "FjORD": "partwise.algorithms",
+    "FlagAggregator": "partwise.aggregators",
+    "FoolsGold": "partwise.aggregators",
     "FromGrid": "partwise.transforms",
     "GaussianNoise": "partwise.transforms",
+    "GeometricMedian": "partwise.aggregators",
     "GradientTerm": "partwise.core.plan",
     "Grid": "partwise.core.index",
     "HeteroFL": "partwise.algorithms",
@@ -279,20 +301,25 @@ _MODULE_OF = {
     "Masked": "partwise.channels",
     "MaskedUnion": "partwise.channels.unions",
     "Mean": "partwise.aggregators",
+    "MeanAroundMedian": "partwise.aggregators",
     "MeanSquaredError": "partwise.core.model",
     "Median": "partwise.aggregators",
+    "Medoid": "partwise.aggregators",
     "Metric": "partwise.core.metrics",
     "Mixing": "partwise.algorithms",
     "Model": "partwise.core.model",
     "NaturalKey": "partwise.populations",
+    "NearestNeighbours": "partwise.aggregators",
     "Oort": "partwise.schedulers.choices",
     "PartwiseError": "partwise.core.errors",
     "Perplexity": "partwise.core.metrics",
+    "Phocas": "partwise.aggregators",
     "Plain": "partwise.channels",
     "Poisson": "partwise.schedulers.choices",
     "Polynomial": "partwise.schedulers.staleness",
     "Pool": "partwise.runtimes.executors",
     "Population": "partwise.core.population",
+    "PrincipalGradients": "partwise.aggregators",
     "Processes": "partwise.runtimes",
     "Profile": "partwise.core.population",
     "ProfileArrays": "partwise.populations",
@@ -301,6 +328,7 @@ _MODULE_OF = {
     "QuantitySkew": "partwise.populations",
     "Quantize": "partwise.transforms",
     "RandomRegular": "partwise.channels.graphs",
+    "RankVote": "partwise.aggregators",
     "Result": "partwise.experiment",
     "Rows": "partwise.core.index",
     "Scaffold": "partwise.algorithms",
@@ -340,6 +368,8 @@ _MODULE_OF = {
     "Widths": "partwise.populations",
     "Workload": "partwise.core.workload",
     "Yogi": "partwise.transforms",
+    "Zeno": "partwise.aggregators",
+    "ZenoPlusPlus": "partwise.aggregators",
     "chain": "partwise.core.transform",
     "compare": "partwise.experiment.compare",
     "derive": "partwise.core.rng",
