@@ -5,6 +5,7 @@ Shapes: m updates, V coordinates in one parameter, c of them in a block, n prese
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,11 +48,13 @@ class Columns(NamedTuple):
         start: flat position of its first column.
         table: (m, c), infinity where absent, so that sorting puts what is present first.
         present: (c,) int64, n of each column.
+        room: m × c numbers that `ordered` may overwrite; none for new ones.
     """
 
     start: int
     table: Tensor
     present: Tensor
+    room: Tensor | None = None
 
     @property
     def is_full(self) -> bool:
@@ -60,13 +63,16 @@ class Columns(NamedTuple):
 
     def picked(self, chosen: Tensor) -> Columns:
         """Some of the columns; (c,) bool."""
-        return self if bool(chosen.all()) else Columns(self.start, self.table[:, chosen], self.present[chosen])
+        return (
+            self if bool(chosen.all()) else Columns(self.start, self.table[:, chosen], self.present[chosen], self.room)
+        )
 
     def ordered(self) -> Tensor:
-        """(c, m), each column's values ascending: those that are present come first."""
+        """(c, m), each column's values ascending: those that are present come first. To be used before the next."""
         if not self.table.is_cpu:
             return self.table.t().sort(dim=1).values
-        rows = self.table.t().contiguous()
+        room = self.table.new_empty(self.table.numel()) if self.room is None else self.room
+        rows = room[: self.table.numel()].view(self.table.shape[1], len(self.table)).copy_(self.table.t())
         rows.numpy().sort(axis=1)  # NumPy sorts short rows with vector instructions, 15 times as fast as torch
         return rows
 
@@ -109,23 +115,37 @@ class _Parameter:
     def starts(self) -> range:
         return range(0, self._like.numel(), self._width)
 
-    def block(self, start: int) -> Columns:
+    def block(self, room: _Room, start: int) -> Columns:
+        """The columns from `start` on, in memory that the next block with the same room is put in."""
         size = min(self._like.numel(), start + self._width) - start
-        device = self._like.device
-        if self._is_full:
-            table = torch.empty((self._num, size), dtype=self._dtype, device=device)
-            present = torch.full((size,), self._num, dtype=torch.int64, device=device)
-        else:
-            table = torch.full((self._num, size), torch.inf, dtype=self._dtype, device=device)
+        device, count = self._like.device, self._num * size
+        if room.table is None or room.ordered is None:
+            room.table, room.ordered = (
+                torch.empty(count, dtype=self._dtype, device=device) for _ in range(2)
+            )  # the first block is the largest
+        table = room.table[:count].view(self._num, size)
+        if not self._is_full:
+            table.fill_(torch.inf)
         for i, held in self._holders.items():
             held.fill_(table[i], start)
-        return Columns(start, table, present if self._is_full else (table < torch.inf).sum(0))
+        if self._is_full:
+            present = torch.full((size,), self._num, dtype=torch.int64, device=device)
+        else:
+            present = (table < torch.inf).sum(0)
+        return Columns(start, table, present, room.ordered)
+
+
+class _Room(threading.local):
+    """Memory of a thread for one block after another: what is allocated anew costs as much as what is done with it."""
+
+    table: Tensor | None = None
+    ordered: Tensor | None = None
 
 
 def columns(updates: Sequence[Update], params: Params, name: str, dtype: torch.dtype) -> Iterator[Columns]:
-    """The blocks of one parameter, in order; memory is m × c whatever the parameter's size."""
+    """The blocks of one parameter, in order; each is overwritten by the next. Memory is m × c, whatever the size."""
     parameter = _Parameter(updates, params, name, dtype)
-    return map(parameter.block, parameter.starts())
+    return map(partial(parameter.block, _Room()), parameter.starts())
 
 
 def _threaded(function: Callable[[int], _T], starts: Sequence[int]) -> list[_T]:
@@ -178,7 +198,9 @@ def reduce_columns(updates: Sequence[Update], params: Params, rule: Rule, *, lea
             continue
         mask = moved.expand(like.shape).reshape(-1)
         parameter = _Parameter(updates, params, name, like.dtype)
-        flat = torch.cat(_threaded(partial(_of_block, parameter, mask, rule), parameter.starts())).to(like.dtype)
+        flat = torch.cat(_threaded(partial(_of_block, parameter, _Room(), mask, rule), parameter.starts())).to(
+            like.dtype
+        )
         if bool(moved.all()):
             whole[name], value[name] = None, flat.reshape(like.shape)
         elif moved.numel() == moved.shape[0] == like.shape[0]:
@@ -189,11 +211,11 @@ def reduce_columns(updates: Sequence[Update], params: Params, rule: Rule, *, lea
     return Update(union_index(whole, single, params), value, float(len(updates)))
 
 
-def _of_block(parameter: _Parameter, mask: Tensor, rule: Rule, start: int) -> Tensor:
-    block = parameter.block(start)
+def _of_block(parameter: _Parameter, room: _Room, mask: Tensor, rule: Rule, start: int) -> Tensor:
+    block = parameter.block(room, start)
     chosen = mask[start : start + block.table.shape[1]]
     if not bool(chosen.any()):
-        return block.table[0, :0]
+        return block.table.new_empty(0)
     return rule(block.picked(chosen)).to(block.table.dtype)
 
 
@@ -216,7 +238,7 @@ def window_mean(ordered: Tensor, start: Tensor | int, stop: Tensor | int) -> Ten
 def mean_of(block: Columns) -> Tensor:
     """The mean of what is present, added in ascending order."""
     if len(block.table) == 1:
-        return block.table[0]
+        return block.table[0].clone()
     return window_mean(block.ordered(), 0, len(block.table) if block.is_full else block.present)
 
 

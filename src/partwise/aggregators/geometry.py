@@ -122,9 +122,10 @@ def _add_block_(found: _Products, block: Columns) -> None:
 
 
 def _safe(table: Tensor) -> Tensor:
-    if table.dtype == torch.float64 or not table.numel() or float(table.abs().amax()) < _LARGE:
+    if table.dtype == torch.float64 or not table.numel():
         return table
-    return table.double()
+    lowest, highest = table.aminmax()  # a tenth of the time of abs().max()
+    return table if max(-float(lowest), float(highest)) < _LARGE else table.double()
 
 
 def _differences(updates: Sequence[Update], params: Params, pairs: Tensor) -> Tensor:
