@@ -12,6 +12,7 @@ from partwise.aggregators import Krum, Mean, Median
 from partwise.algorithms import AdaptiveClip, FedAvg, FedHyper, FedProx, FedSubAvg, HeteroFL, LocalOnly, Scaffold
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
+from partwise.core.attack import Attack
 from partwise.core.index import Coords, Grid, Index, Joint
 from partwise.core.model import like
 from partwise.core.plan import LocalOptimizer
@@ -28,6 +29,7 @@ FAMILIES = {
     "aggregators": Aggregator,
     "local": LocalOptimizer,
     "algorithms": Algorithm,
+    "attacks": Attack,
 }
 # What a part is made with where it has no defaults; further settings that deserve a run of their own.
 NEEDED = {"Clip": {"max_norm": 1.5}, "ErrorFeedback": {"inner": TopK(ratio=0.3)}, "Krum": {"f": 4}}
@@ -88,6 +90,7 @@ METHODS = {
     Aggregator: ("init", "reduce", "needs"),
     LocalOptimizer: ("init", "step_"),
     Algorithm: ("select", "plan", "finish", "commit"),
+    Attack: ("poison", "forge"),
 }
 
 

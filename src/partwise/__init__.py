@@ -51,6 +51,23 @@ if TYPE_CHECKING:
     from partwise.algorithms import Utility as Utility
     from partwise.algorithms.answers import Level as Level
     from partwise.algorithms.deniable import write_universe as write_universe
+    from partwise.attacks import AdditiveNoise as AdditiveNoise
+    from partwise.attacks import AfterRounds as AfterRounds
+    from partwise.attacks import ALittleIsEnough as ALittleIsEnough
+    from partwise.attacks import Backdoor as Backdoor
+    from partwise.attacks import CoverageAttack as CoverageAttack
+    from partwise.attacks import GaussianReplace as GaussianReplace
+    from partwise.attacks import Hostile as Hostile
+    from partwise.attacks import InnerProduct as InnerProduct
+    from partwise.attacks import LabelFlip as LabelFlip
+    from partwise.attacks import LabelSwap as LabelSwap
+    from partwise.attacks import MultiLabelFlip as MultiLabelFlip
+    from partwise.attacks import NegatedCrowd as NegatedCrowd
+    from partwise.attacks import PoorData as PoorData
+    from partwise.attacks import ReversedVote as ReversedVote
+    from partwise.attacks import SignFlip as SignFlip
+    from partwise.attacks import SomeRounds as SomeRounds
+    from partwise.attacks import Sybils as Sybils
     from partwise.channels import Masked as Masked
     from partwise.channels import Plain as Plain
     from partwise.channels.graphs import Complete as Complete
@@ -110,6 +127,7 @@ if TYPE_CHECKING:
     from partwise.experiment import Evaluation as Evaluation
     from partwise.experiment import Experiment as Experiment
     from partwise.experiment import Result as Result
+    from partwise.experiment import Trusted as Trusted
     from partwise.experiment import load as load
     from partwise.experiment import write_report as write_report
     from partwise.experiment.compare import compare as compare
@@ -208,17 +226,21 @@ _MODULE_OF = {
     "MNIST": "partwise.workloads",
     "SGD": "partwise.local",
     "SLSGD": "partwise.aggregators",
+    "ALittleIsEnough": "partwise.attacks",
     "Accuracy": "partwise.core.metrics",
     "Adagrad": "partwise.transforms",
     "Adam": "partwise.transforms",
     "AdamW": "partwise.local",
     "Adaptive": "partwise.experiment.mechanisms",
     "AdaptiveClip": "partwise.algorithms",
+    "AdditiveNoise": "partwise.attacks",
+    "AfterRounds": "partwise.attacks",
     "Aggregator": "partwise.core.aggregate",
     "Algorithm": "partwise.core.algorithm",
     "Always": "partwise.populations",
     "ArrayPopulation": "partwise.populations",
     "Auto": "partwise.runtimes.executors",
+    "Backdoor": "partwise.attacks",
     "Bernoulli": "partwise.populations",
     "BinaryCrossEntropy": "partwise.core.model",
     "Bitmap": "partwise.channels.unions",
@@ -241,6 +263,7 @@ _MODULE_OF = {
     "CompositionError": "partwise.core.errors",
     "Constant": "partwise.populations",
     "Coords": "partwise.core.index",
+    "CoverageAttack": "partwise.attacks",
     "CrossEntropy": "partwise.core.model",
     "CrossTier": "partwise.algorithms",
     "Daily": "partwise.populations",
@@ -276,17 +299,22 @@ _MODULE_OF = {
     "FoolsGold": "partwise.aggregators",
     "FromGrid": "partwise.transforms",
     "GaussianNoise": "partwise.transforms",
+    "GaussianReplace": "partwise.attacks",
     "GeometricMedian": "partwise.aggregators",
     "GradientTerm": "partwise.core.plan",
     "Grid": "partwise.core.index",
     "HeteroFL": "partwise.algorithms",
     "Hinge": "partwise.schedulers.staleness",
+    "Hostile": "partwise.attacks",
     "HyperRate": "partwise.transforms",
     "Index": "partwise.core.index",
+    "InnerProduct": "partwise.attacks",
     "Intervals": "partwise.populations",
     "Joint": "partwise.core.index",
     "KeyFolder": "partwise.channels.identities",
     "Krum": "partwise.aggregators",
+    "LabelFlip": "partwise.attacks",
+    "LabelSwap": "partwise.attacks",
     "Latest": "partwise.aggregators",
     "LeafSynthetic": "partwise.workloads",
     "Level": "partwise.algorithms.answers",
@@ -308,8 +336,10 @@ _MODULE_OF = {
     "Metric": "partwise.core.metrics",
     "Mixing": "partwise.algorithms",
     "Model": "partwise.core.model",
+    "MultiLabelFlip": "partwise.attacks",
     "NaturalKey": "partwise.populations",
     "NearestNeighbours": "partwise.aggregators",
+    "NegatedCrowd": "partwise.attacks",
     "Oort": "partwise.schedulers.choices",
     "PartwiseError": "partwise.core.errors",
     "Perplexity": "partwise.core.metrics",
@@ -318,6 +348,7 @@ _MODULE_OF = {
     "Poisson": "partwise.schedulers.choices",
     "Polynomial": "partwise.schedulers.staleness",
     "Pool": "partwise.runtimes.executors",
+    "PoorData": "partwise.attacks",
     "Population": "partwise.core.population",
     "PrincipalGradients": "partwise.aggregators",
     "Processes": "partwise.runtimes",
@@ -330,6 +361,7 @@ _MODULE_OF = {
     "RandomRegular": "partwise.channels.graphs",
     "RankVote": "partwise.aggregators",
     "Result": "partwise.experiment",
+    "ReversedVote": "partwise.attacks",
     "Rows": "partwise.core.index",
     "Scaffold": "partwise.algorithms",
     "Scale": "partwise.transforms",
@@ -337,10 +369,12 @@ _MODULE_OF = {
     "ServerSGD": "partwise.transforms",
     "Shakespeare": "partwise.workloads",
     "Shards": "partwise.populations",
+    "SignFlip": "partwise.attacks",
     "Simulate": "partwise.runtimes",
     "SimulatedIdentities": "partwise.channels.identities",
     "SimulatedRandomness": "partwise.core.randomness",
     "Site": "partwise.core.algorithm",
+    "SomeRounds": "partwise.attacks",
     "SparseLogistic": "partwise.workloads",
     "SpecError": "partwise.core.errors",
     "Stacked": "partwise.runtimes.executors",
@@ -348,6 +382,7 @@ _MODULE_OF = {
     "StdlibCode": "partwise.workloads",
     "Steady": "partwise.populations",
     "Sum": "partwise.core.aggregate",
+    "Sybils": "partwise.attacks",
     "Synchronous": "partwise.schedulers",
     "SystemRandomness": "partwise.core.randomness",
     "Task": "partwise.core.algorithm",
@@ -359,6 +394,7 @@ _MODULE_OF = {
     "Tree": "partwise.experiment.mechanisms",
     "TreeNoise": "partwise.transforms",
     "TrimmedMean": "partwise.aggregators",
+    "Trusted": "partwise.experiment",
     "Uniform": "partwise.schedulers.choices",
     "Unreliable": "partwise.populations",
     "Update": "partwise.core.update",
