@@ -12,6 +12,7 @@ from partwise.aggregators import Krum, Mean, Median
 from partwise.algorithms import AdaptiveClip, FedAvg, FedHyper, FedProx, FedSubAvg, HeteroFL, LocalOnly, Scaffold
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
+from partwise.core.attack import Attack
 from partwise.core.index import Coords, Grid, Index, Joint
 from partwise.core.model import like
 from partwise.core.plan import LocalOptimizer
@@ -19,7 +20,7 @@ from partwise.core.schedule import Scheduler
 from partwise.core.transform import Identity, Transform, chain
 from partwise.local import SGD, HyperStep, LocalTraining
 from partwise.testing import check, check_transform
-from partwise.testing.examples import example_indices, example_params
+from partwise.testing.examples import example_indices, example_params, example_probe
 from partwise.transforms import Adam, Clip, ErrorFeedback, HyperRate, Quantize, Scale, ServerSGD, TopK, TreeNoise, Yogi
 
 FAMILIES = {
@@ -28,6 +29,7 @@ FAMILIES = {
     "aggregators": Aggregator,
     "local": LocalOptimizer,
     "algorithms": Algorithm,
+    "attacks": Attack,
 }
 # What a part is made with where it has no defaults; further settings that deserve a run of their own.
 NEEDED = {"Clip": {"max_norm": 1.5}, "ErrorFeedback": {"inner": TopK(ratio=0.3)}, "Krum": {"f": 4}}
@@ -39,6 +41,9 @@ NEEDED |= {"TreeNoise": {"noise_multiplier": 0.7, "sensitivity": 0.3}, "Adaptive
 NEEDED |= {"DiscreteNoise": {"sensitivity": 2.0, "granularity": 0.01, "variance": 3.0}}
 NEEDED |= {"FromGrid": {"granularity": 0.01, "rotation_seed": 3}}
 NEEDED |= {"FedHyper": {"inner": FedAvg()}, "Utility": {"inner": FedAvg()}}
+NEEDED |= {"Bulyan": {"f": 2}, "MeanAroundMedian": {"f": 3}, "Phocas": {"f": 3}, "SLSGD": {"trim_count": 2}}
+NEEDED |= {"CentredClip": {"radius": 2.0}, "NearestNeighbours": {"f": 3}, "Zeno": {"f": 3, "probe": example_probe()}}
+NEEDED |= {"ZenoPlusPlus": {"probe": example_probe()}}
 FURTHER = [
     Identity(),
     chain(Clip(2.0), ErrorFeedback(TopK(k=3, scope="layer"), when_absent="drop"), Quantize(bits=4, bucket=7)),
@@ -85,6 +90,7 @@ METHODS = {
     Aggregator: ("init", "reduce", "needs"),
     LocalOptimizer: ("init", "step_"),
     Algorithm: ("select", "plan", "finish", "commit"),
+    Attack: ("poison", "forge"),
 }
 
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 
 MIDDLE = {"transforms", "aggregators", "channels", "schedulers", "local", "algorithms", "populations", "randomizers"}
+MIDDLE |= {"attacks"}
 BELOW_EXPERIMENT = {"core", *MIDDLE, "workloads", "programs", "runtimes"}
 MAY_IMPORT = {
     "core": set(),

@@ -10,12 +10,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     # Type checkers read these lines, the interpreter reads _MODULE_OF; a test keeps them equal.
+    from partwise.aggregators import SLSGD as SLSGD
+    from partwise.aggregators import Bucketing as Bucketing
+    from partwise.aggregators import Bulyan as Bulyan
+    from partwise.aggregators import CentredClip as CentredClip
     from partwise.aggregators import FixedMean as FixedMean
+    from partwise.aggregators import FlagAggregator as FlagAggregator
+    from partwise.aggregators import FoolsGold as FoolsGold
+    from partwise.aggregators import GeometricMedian as GeometricMedian
     from partwise.aggregators import Krum as Krum
     from partwise.aggregators import Latest as Latest
     from partwise.aggregators import Mean as Mean
+    from partwise.aggregators import MeanAroundMedian as MeanAroundMedian
     from partwise.aggregators import Median as Median
+    from partwise.aggregators import Medoid as Medoid
+    from partwise.aggregators import NearestNeighbours as NearestNeighbours
+    from partwise.aggregators import Phocas as Phocas
+    from partwise.aggregators import PrincipalGradients as PrincipalGradients
+    from partwise.aggregators import RankVote as RankVote
     from partwise.aggregators import TrimmedMean as TrimmedMean
+    from partwise.aggregators import Zeno as Zeno
+    from partwise.aggregators import ZenoPlusPlus as ZenoPlusPlus
     from partwise.algorithms import MCPSGD as MCPSGD
     from partwise.algorithms import MMPSGD as MMPSGD
     from partwise.algorithms import AdaptiveClip as AdaptiveClip
@@ -36,6 +51,23 @@ if TYPE_CHECKING:
     from partwise.algorithms import Utility as Utility
     from partwise.algorithms.answers import Level as Level
     from partwise.algorithms.deniable import write_universe as write_universe
+    from partwise.attacks import AdditiveNoise as AdditiveNoise
+    from partwise.attacks import AfterRounds as AfterRounds
+    from partwise.attacks import ALittleIsEnough as ALittleIsEnough
+    from partwise.attacks import Backdoor as Backdoor
+    from partwise.attacks import CoverageAttack as CoverageAttack
+    from partwise.attacks import GaussianReplace as GaussianReplace
+    from partwise.attacks import Hostile as Hostile
+    from partwise.attacks import InnerProduct as InnerProduct
+    from partwise.attacks import LabelFlip as LabelFlip
+    from partwise.attacks import LabelSwap as LabelSwap
+    from partwise.attacks import MultiLabelFlip as MultiLabelFlip
+    from partwise.attacks import NegatedCrowd as NegatedCrowd
+    from partwise.attacks import PoorData as PoorData
+    from partwise.attacks import ReversedVote as ReversedVote
+    from partwise.attacks import SignFlip as SignFlip
+    from partwise.attacks import SomeRounds as SomeRounds
+    from partwise.attacks import Sybils as Sybils
     from partwise.channels import Coded as Coded
     from partwise.channels import Masked as Masked
     from partwise.channels import Plain as Plain
@@ -96,6 +128,7 @@ if TYPE_CHECKING:
     from partwise.experiment import Evaluation as Evaluation
     from partwise.experiment import Experiment as Experiment
     from partwise.experiment import Result as Result
+    from partwise.experiment import Trusted as Trusted
     from partwise.experiment import load as load
     from partwise.experiment import write_report as write_report
     from partwise.experiment.compare import compare as compare
@@ -193,25 +226,33 @@ _MODULE_OF = {
     "MMPSGD": "partwise.algorithms",
     "MNIST": "partwise.workloads",
     "SGD": "partwise.local",
+    "SLSGD": "partwise.aggregators",
+    "ALittleIsEnough": "partwise.attacks",
     "Accuracy": "partwise.core.metrics",
     "Adagrad": "partwise.transforms",
     "Adam": "partwise.transforms",
     "AdamW": "partwise.local",
     "Adaptive": "partwise.experiment.mechanisms",
     "AdaptiveClip": "partwise.algorithms",
+    "AdditiveNoise": "partwise.attacks",
+    "AfterRounds": "partwise.attacks",
     "Aggregator": "partwise.core.aggregate",
     "Algorithm": "partwise.core.algorithm",
     "Always": "partwise.populations",
     "ArrayPopulation": "partwise.populations",
     "Auto": "partwise.runtimes.executors",
+    "Backdoor": "partwise.attacks",
     "Bernoulli": "partwise.populations",
     "BinaryCrossEntropy": "partwise.core.model",
     "Bitmap": "partwise.channels.unions",
     "Blocks": "partwise.populations",
     "Bloom": "partwise.channels.unions",
+    "Bucketing": "partwise.aggregators",
+    "Bulyan": "partwise.aggregators",
     "CapWeight": "partwise.transforms",
     "Census": "partwise.core.population",
     "Central": "partwise.experiment.mechanisms",
+    "CentredClip": "partwise.aggregators",
     "Channel": "partwise.core.channel",
     "CheckpointError": "partwise.core.errors",
     "Checkpointing": "partwise.experiment",
@@ -224,6 +265,7 @@ _MODULE_OF = {
     "CompositionError": "partwise.core.errors",
     "Constant": "partwise.populations",
     "Coords": "partwise.core.index",
+    "CoverageAttack": "partwise.attacks",
     "CrossEntropy": "partwise.core.model",
     "CrossTier": "partwise.algorithms",
     "Daily": "partwise.populations",
@@ -255,18 +297,26 @@ _MODULE_OF = {
     "FederatedDropout": "partwise.algorithms",
     "FixedMean": "partwise.aggregators",
     "FjORD": "partwise.algorithms",
+    "FlagAggregator": "partwise.aggregators",
+    "FoolsGold": "partwise.aggregators",
     "FromGrid": "partwise.transforms",
     "GaussianNoise": "partwise.transforms",
+    "GaussianReplace": "partwise.attacks",
+    "GeometricMedian": "partwise.aggregators",
     "GradientTerm": "partwise.core.plan",
     "Grid": "partwise.core.index",
     "HeteroFL": "partwise.algorithms",
     "Hinge": "partwise.schedulers.staleness",
+    "Hostile": "partwise.attacks",
     "HyperRate": "partwise.transforms",
     "Index": "partwise.core.index",
+    "InnerProduct": "partwise.attacks",
     "Intervals": "partwise.populations",
     "Joint": "partwise.core.index",
     "KeyFolder": "partwise.channels.identities",
     "Krum": "partwise.aggregators",
+    "LabelFlip": "partwise.attacks",
+    "LabelSwap": "partwise.attacks",
     "Latest": "partwise.aggregators",
     "LeafSynthetic": "partwise.workloads",
     "Level": "partwise.algorithms.answers",
@@ -281,20 +331,28 @@ _MODULE_OF = {
     "Masked": "partwise.channels",
     "MaskedUnion": "partwise.channels.unions",
     "Mean": "partwise.aggregators",
+    "MeanAroundMedian": "partwise.aggregators",
     "MeanSquaredError": "partwise.core.model",
     "Median": "partwise.aggregators",
+    "Medoid": "partwise.aggregators",
     "Metric": "partwise.core.metrics",
     "Mixing": "partwise.algorithms",
     "Model": "partwise.core.model",
+    "MultiLabelFlip": "partwise.attacks",
     "NaturalKey": "partwise.populations",
+    "NearestNeighbours": "partwise.aggregators",
+    "NegatedCrowd": "partwise.attacks",
     "Oort": "partwise.schedulers.choices",
     "PartwiseError": "partwise.core.errors",
     "Perplexity": "partwise.core.metrics",
+    "Phocas": "partwise.aggregators",
     "Plain": "partwise.channels",
     "Poisson": "partwise.schedulers.choices",
     "Polynomial": "partwise.schedulers.staleness",
     "Pool": "partwise.runtimes.executors",
+    "PoorData": "partwise.attacks",
     "Population": "partwise.core.population",
+    "PrincipalGradients": "partwise.aggregators",
     "Processes": "partwise.runtimes",
     "Profile": "partwise.core.population",
     "ProfileArrays": "partwise.populations",
@@ -303,7 +361,9 @@ _MODULE_OF = {
     "QuantitySkew": "partwise.populations",
     "Quantize": "partwise.transforms",
     "RandomRegular": "partwise.channels.graphs",
+    "RankVote": "partwise.aggregators",
     "Result": "partwise.experiment",
+    "ReversedVote": "partwise.attacks",
     "Rows": "partwise.core.index",
     "Scaffold": "partwise.algorithms",
     "Scale": "partwise.transforms",
@@ -311,10 +371,12 @@ _MODULE_OF = {
     "ServerSGD": "partwise.transforms",
     "Shakespeare": "partwise.workloads",
     "Shards": "partwise.populations",
+    "SignFlip": "partwise.attacks",
     "Simulate": "partwise.runtimes",
     "SimulatedIdentities": "partwise.channels.identities",
     "SimulatedRandomness": "partwise.core.randomness",
     "Site": "partwise.core.algorithm",
+    "SomeRounds": "partwise.attacks",
     "SparseLogistic": "partwise.workloads",
     "SpecError": "partwise.core.errors",
     "Stacked": "partwise.runtimes.executors",
@@ -322,6 +384,7 @@ _MODULE_OF = {
     "StdlibCode": "partwise.workloads",
     "Steady": "partwise.populations",
     "Sum": "partwise.core.aggregate",
+    "Sybils": "partwise.attacks",
     "Synchronous": "partwise.schedulers",
     "SystemRandomness": "partwise.core.randomness",
     "Task": "partwise.core.algorithm",
@@ -333,6 +396,7 @@ _MODULE_OF = {
     "Tree": "partwise.experiment.mechanisms",
     "TreeNoise": "partwise.transforms",
     "TrimmedMean": "partwise.aggregators",
+    "Trusted": "partwise.experiment",
     "Uniform": "partwise.schedulers.choices",
     "Unreliable": "partwise.populations",
     "Update": "partwise.core.update",
@@ -342,6 +406,8 @@ _MODULE_OF = {
     "Widths": "partwise.populations",
     "Workload": "partwise.core.workload",
     "Yogi": "partwise.transforms",
+    "Zeno": "partwise.aggregators",
+    "ZenoPlusPlus": "partwise.aggregators",
     "chain": "partwise.core.transform",
     "compare": "partwise.experiment.compare",
     "derive": "partwise.core.rng",

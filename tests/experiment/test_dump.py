@@ -11,11 +11,13 @@ from torch import nn
 
 from partwise.aggregators import Mean, Median
 from partwise.algorithms import FedAvg, FedSubAvg, LocalOnly
+from partwise.attacks import SignFlip
 from partwise.channels.graphs import Graph
 from partwise.channels.identities import Identities, SimulatedIdentities
 from partwise.channels.unions import Filter
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
+from partwise.core.attack import Attack, When
 from partwise.core.channel import Channel
 from partwise.core.metrics import Loss, Metric
 from partwise.core.model import CrossEntropy, ExampleLoss, Model
@@ -52,6 +54,7 @@ PROTOCOLS: dict[str, Any] = {
     "local": LocalOptimizer,
     "transforms": Transform,
     "aggregators": Aggregator,
+    "attacks": Attack | When,
     "channels": Channel,
     "graphs": Graph,
     "identities": Identities,
@@ -76,6 +79,7 @@ SAMPLES: dict[Any, Any] = {
     str: "some",
     Path | str: Path("/some/where"),
     Algorithm: FedAvg(),
+    Attack: SignFlip(),
     Identities: SimulatedIdentities(),
     Transform: TopK(k=5),
     ExampleLoss: CrossEntropy("z"),
@@ -108,7 +112,7 @@ def test_every_part_is_written_and_read_back(part):
 
 def test_most_parts_are_covered():
     missed = {p.name for p in catalog()} - {p.name for p in PARTS}
-    assert missed <= {"LocalTraining", "ClipGradient", "Decay"}, missed
+    assert missed <= {"LocalTraining", "ClipGradient", "Decay", "Hostile"}, missed
 
 
 EXPERIMENT = Experiment(

@@ -427,3 +427,34 @@ def test_whom_a_round_asks_is_a_part_in_a_part():
     expected = Synchronous(30, 150, choice=Oort(round_penalty=0.0), extra=0.3, deadline_seconds=math.inf)
     assert experiment.scheduler == expected
     assert loads(dump(experiment)).scheduler == expected
+
+
+def test_hostile_clients_of_a_specification():
+    from partwise.attacks import AfterRounds, ALittleIsEnough, Hostile
+    from partwise.experiment.trusted import Trusted
+
+    experiment = loads(
+        """
+        [workload]
+        name = "LeafSynthetic"
+        [algorithm]
+        name = "FedAvg"
+        [aggregator]
+        name = "Krum"
+        f = 2
+        [hostile]
+        share = 0.3
+        [hostile.attack]
+        name = "ALittleIsEnough"
+        z = 1.5
+        [hostile.when]
+        name = "AfterRounds"
+        rounds = 10
+        [trusted]
+        examples = 50
+        """,
+        ["hostile.attack.is_omniscient=true"],
+    )
+    assert experiment.hostile == Hostile(ALittleIsEnough(1.5, is_omniscient=True), 0.3, when=AfterRounds(10))
+    assert experiment.trusted == Trusted(50)
+    assert loads(dump(experiment)).hostile == experiment.hostile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from partwise.cli.app import app
+from partwise.cli.attack import attack_command
 from partwise.cli.compare import compare_command
 from partwise.cli.demo import demo_command
 from partwise.cli.doctor import doctor_command
@@ -22,6 +23,7 @@ app.command("demo")(demo_command)
 app.command("run")(run_command)
 app.command("resume")(resume_command)
 app.command("rehearse")(rehearse_command)
+app.command("attack")(attack_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
 app.command("status")(status_command)

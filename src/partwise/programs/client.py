@@ -134,11 +134,11 @@ class ClientProgram:
         me, now, body = message.me, message.now, message.body
         match body:
             case Task():
-                return self._begin(node, self._star.site(me), body, now)
+                return self._begin(node, self._star.site(me, body.version), body, now)
             case Held() if node.open is not None and body.id == node.open.task.id:
-                return self._train(node, self._star.site(me), body, now)
+                return self._train(node, self._site(me, node.open), body, now)
             case Trained() if node.open is not None and node.open.held is not None and body.seed == node.open.seed:
-                return self._finish(node, self._star.site(me), body, now)
+                return self._finish(node, self._site(me, node.open), body, now)
             case Ask():
                 return self._answer(node, me, body)
             case Released(id):
@@ -189,7 +189,10 @@ class ClientProgram:
         """What the client is at."""
         if node.open is None or node.open.held is None:
             return None
-        return self._work(node, self._star.site(me))
+        return self._work(node, self._site(me, node.open))
+
+    def _site(self, me: NodeId, task: OpenTask) -> Site:
+        return self._star.site(me, task.task.version)
 
     def _work(self, node: ClientNode, site: Site) -> Work:
         assert node.open is not None and node.open.held is not None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from partwise.core.aggregate import Aggregator, Sum, sum_updates
+from partwise.core.aggregate import Aggregator, Sum, Telling, sum_updates
 from partwise.core.algorithm import ServerState, Task
 from partwise.core.errors import CompositionError, DivergedError, ProtocolError
 from partwise.core.index import Index
@@ -416,7 +416,7 @@ class ServerProgram:
         kept = [info for info in infos if info.client not in lost]
         losses = [(node.inbox[i.id].loss, i.examples) for i in kept]
         try:
-            totals = self._totals(node, opened, kept)
+            totals = self._totals(node, opened, kept, effects)
         except ValueError as error:  # a rule that cannot work with what came: nothing is committed
             self._skip(node, infos, str(error), effects)
             return
@@ -441,7 +441,11 @@ class ServerProgram:
         effects.append(Record("commit", fields))
 
     def _totals(
-        self, node: ServerNode, opened: Mapping[str, Sum | Iterable[Update]], infos: Sequence[ReplyInfo]
+        self,
+        node: ServerNode,
+        opened: Mapping[str, Sum | Iterable[Update]],
+        infos: Sequence[ReplyInfo],
+        effects: list[Effect],
     ) -> dict[str, Update]:
         """Stream -> what is to be added."""
         totals: dict[str, Update] = {}
@@ -449,6 +453,8 @@ class ServerProgram:
             params = node.streams[stream]
             got = _fit(opened[stream], aggregator, params)
             total, node.reducers[stream] = aggregator.reduce(got, node.reducers[stream], params, infos)
+            if isinstance(aggregator, Telling) and (facts := aggregator.told(node.reducers[stream])):
+                effects.append(Record("told", {"stream": stream, "version": node.version, **facts}))
             rng = generator(self._star.seed, f"server chain {stream}", node.version)
             chain = self._star.chain("server", stream)
             totals[stream], node.chains[stream] = chain.apply(total, node.chains[stream], rng)

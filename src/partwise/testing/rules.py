@@ -30,7 +30,7 @@ __all__ = [
     "unchanged",
 ]
 
-_FAMILIES = ("transforms", "aggregators", "channels", "schedulers", "local", "algorithms", "populations")
+_FAMILIES = ("transforms", "aggregators", "channels", "schedulers", "local", "algorithms", "populations", "attacks")
 
 
 def expect(holds: bool, part: object, rule: str, *, got: object, remedy: str) -> None:
