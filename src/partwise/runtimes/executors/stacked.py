@@ -36,9 +36,10 @@ class Stacked:
     of tables, the examples and the steps may differ. Such a group takes the first way that holds for it:
 
     - the clients are folded into the batch of one forward pass, where parameters are used by linear maps, embeddings,
-      layer norms, sums and products; plain SGD is applied within the backward pass. Where only the sum of what they
-      change is wanted, a large weight that is used by one linear map is not copied for each client, but kept as one
-      matrix and the factors of its changes;
+      layer norms, sums and products; plain SGD is applied within the backward pass. A model that consists of
+      operations whose gradients are known here, as most small ones do, is run without autograd. Where only the sum of
+      what they change is wanted, a large weight that is used by one linear map is not copied for each client, but kept
+      as one matrix and the factors of its changes;
     - `torch.func.vmap` over the clients;
     - one after another, as `Plain` does it: convolutions on a CPU, dropout, buffers such as running means, optimisers
       and gradient terms of other makes, losses that draw at random.
@@ -155,7 +156,8 @@ def _sentence(unit: Unit | str, way: Way) -> str:
         return f"one after another{because}"
     if way.name == "vmap":
         return f"together by torch.func.vmap{because}"
-    return "together, folded into the batch" + (", SGD within the backward pass" if unit.is_plain else "")
+    how = ", without autograd" if way.tape is not None else ""
+    return f"together, folded into the batch{how}" + (", SGD within the backward pass" if unit.is_plain else "")
 
 
 def _add_together(

@@ -5,6 +5,7 @@ Shapes: C clients in a chunk, A of them not finished yet, T local steps.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple, cast
@@ -23,8 +24,11 @@ from partwise.runtimes.executors.folded import BetterAloneError, UnstackableErro
 from partwise.runtimes.executors.groups import Unit, narrowed, stacked, stacked_terms
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.executors.scratch import Scratch
+from partwise.runtimes.executors.tape import Tape, Taped, recorded
 
 __all__ = ["FAILURES", "Together", "Way", "train", "way_of"]
+
+_log = logging.getLogger("partwise")
 
 FAILURES = (
     ValueError,
@@ -46,11 +50,13 @@ class Way(NamedTuple):
         name: of the way.
         why: no faster one was taken.
         linear: name of a weight that one linear map uses, and nothing else -> rows that it has of each example.
+        tape: of the model, if all that it does has a known gradient.
     """
 
     name: Literal["folded", "vmap", "alone"]
     why: str = ""
     linear: Mapping[str, int] = MappingProxyType({})
+    tape: Tape | None = None
 
     def factored(self, unit: Unit, job: Job) -> dict[str, int]:
         """What may be kept as factors, where only a sum is wanted -> rows of each client in a step."""
@@ -88,13 +94,18 @@ def _chunk(unit: Unit, jobs: Sequence[Job], steps: Sequence[int]) -> _Chunk:
     return _Chunk(jobs, steps, stacked([job.start for job in jobs], rows), rows, num_rows)
 
 
+_Engine = Folded | Taped | Vmapped
+
+
 def _engine(
-    unit: Unit, way: str, num_rows: dict[str, Tensor], kept: Mapping[str, Factors] = MappingProxyType({})
-) -> Folded | Vmapped:
+    unit: Unit, way: Way, num_rows: dict[str, Tensor], kept: Mapping[str, Factors] = MappingProxyType({})
+) -> _Engine:
     if unit.model is None:
         return Vmapped(of_function(unit.loss), unit.names, num_rows)
-    if way == "vmap":
+    if way.name == "vmap":
         return Vmapped(of_model(unit.model, unit.factors), unit.names, num_rows)
+    if way.tape is not None:
+        return Taped(way.tape, unit.names, num_rows, kept)
     return Folded(unit.model, unit.factors, unit.names, num_rows, kept)
 
 
@@ -142,7 +153,7 @@ def train(unit: Unit, jobs: Sequence[Job], way: Way, scratch: Scratch, *, is_sum
     order = sorted(range(len(jobs)), key=lambda i: -steps[i])
     chunk = _chunk(unit, [jobs[i] for i in order], sorted(steps, reverse=True))
     kept = _kept(unit, chunk, way) if is_summed else {}
-    engine = _engine(unit, way.name, chunk.num_rows, kept)
+    engine = _engine(unit, way, chunk.num_rows, kept)
     own = scratch.empty({name: t for name, t in chunk.start.items() if name not in kept})
     values = {name: own[name].copy_(t) if name in own else t for name, t in chunk.start.items()}
     losses = _loop(unit, chunk, values, engine)
@@ -160,7 +171,7 @@ def _kept(unit: Unit, chunk: _Chunk, way: Way) -> dict[str, Factors]:
     return {name: Factors(first.start[name].detach(), lr, clients) for name in names}
 
 
-def _loop(unit: Unit, chunk: _Chunk, values: Values, engine: Folded | Vmapped) -> Tensor:
+def _loop(unit: Unit, chunk: _Chunk, values: Values, engine: _Engine) -> Tensor:
     """Train the values in place; the losses, (T, C) float64, 0 where a client has finished."""
     rule = chunk.jobs[0].plan.optimizer
     like = next(iter(values.values()))
@@ -198,13 +209,13 @@ def way_of(unit: Unit, jobs: Sequence[Job]) -> tuple[Way, bool]:
     linear: Mapping[str, int] = {}
     try:
         if unit.model is not None:
-            folded, linear = _step(unit, two, "folded")
+            folded, linear = _step(unit, two, Way("folded"))
     except BetterAloneError as error:
         return Way("alone", str(error)), True
     except FAILURES as error:
         why = _first_line(error)
     try:
-        mapped, _ = _step(unit, two, "vmap")
+        mapped, _ = _step(unit, two, Way("vmap"))
     except FAILURES as error:
         is_sound = not any(isinstance(result, Exception) for result in Plain().run(two))
         return Way("alone", f"torch.func.vmap refuses it: {_first_line(error)}"), is_sound
@@ -212,7 +223,20 @@ def way_of(unit: Unit, jobs: Sequence[Job]) -> tuple[Way, bool]:
         return Way("vmap", why), True
     if not _are_close(folded[:1], mapped[:1]) or not _are_close(folded[1:], mapped[1:]):
         return Way("vmap", "an example's loss depends on the other examples of its batch"), True
-    return Way("folded", linear=linear), True
+    return Way("folded", linear=linear, tape=_tape(unit, two, mapped)), True
+
+
+def _tape(unit: Unit, jobs: Sequence[Job], expected: Sequence[Tensor]) -> Tape | None:
+    """What the model does, if that is known and comes to what vmap found."""
+    if unit.model is None or unit.factors:
+        return None
+    try:
+        tape = recorded(unit.model, jobs[0].start, jobs[0].data.columns(), unit.names)
+        found, _ = _step(unit, jobs, Way("folded", tape=tape))
+    except FAILURES as error:
+        _log.info("stacked: by autograd: %s", _first_line(error))
+        return None
+    return tape if _are_close(found[:1], expected[:1]) and _are_close(found[1:], expected[1:]) else None
 
 
 def _first_line(error: Exception) -> str:
@@ -232,7 +256,7 @@ def _perturbed(job: Job, seed: int) -> Job:
     return job._replace(start=start, data=Examples({n: noisy(c) for n, c in job.data.columns().items()}), seed=seed)
 
 
-def _step(unit: Unit, jobs: Sequence[Job], way: str) -> tuple[list[Tensor], Mapping[str, int]]:
+def _step(unit: Unit, jobs: Sequence[Job], way: Way) -> tuple[list[Tensor], Mapping[str, int]]:
     """Losses and gradients of one step; and what is used by one linear map, where that is known."""
     chunk = _chunk(unit, jobs, [1] * len(jobs))
     batch, shares = Feed(jobs, chunk.steps, next(iter(chunk.start.values()))).batch(0)
