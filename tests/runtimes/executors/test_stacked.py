@@ -185,7 +185,6 @@ def test_clients_are_divided_among_threads(monkeypatch, threads, clients, expect
 
     jobs = DIN.jobs([5 + n % 3 for n in range(clients)], epochs=3)
     executor = Stacked()
-    monkeypatch.setattr(Feed, "__init__", original)
     executor.explain(jobs)
     monkeypatch.setattr(Feed, "__init__", noted)
     with torch_threads(threads):
