@@ -163,7 +163,7 @@ def test_what_does_not_move_gets_no_gradient():
 
 
 def test_a_rule_that_is_wrong_is_found_out(monkeypatch):
-    """The trial compares what the rules come to with `torch.func.vmap`."""
+    """The trial compares what the rules come to with autograd."""
     original = Taped.__call__
 
     def wrong(self: Taped, *args: Any) -> Any:
@@ -175,6 +175,12 @@ def test_a_rule_that_is_wrong_is_found_out(monkeypatch):
     monkeypatch.setattr(Taped, "__call__", wrong)
     assert "without autograd" not in Stacked().explain(jobs)[0]
     agree(jobs, Stacked())
+
+
+def test_no_vmap_is_needed(monkeypatch):
+    """Its first call takes half a second, for what it imports."""
+    monkeypatch.setattr(torch.func, "vmap", None)
+    assert "without autograd" in Stacked().explain(FOLDED["din"].jobs())[0]
 
 
 def test_a_tape_serves_batches_of_any_size():

@@ -51,13 +51,13 @@ class Stacked:
     - one after another, as `Plain` does it: convolutions on a CPU, dropout, buffers such as running means, optimisers
       and gradient terms of other makes, losses that draw at random.
 
-    The first way is tried on two clients against the second, once per model and shapes. A group in which anything
-    raises is run again one client after another, so that every job has its own exception. The results are those of
-    `Plain` but for rounding: within 1e-9 of the largest value in float64 and 1e-4 in float32, whose products are
-    summed in another order, after a few dozen steps; so who is trained together, and with it the number of threads, may
-    change the last digits. A rule that
-    jumps where its argument is nothing but rounding (cautious decay, Adam where a gradient should be 0) may differ by
-    more in entries on which the loss does not depend.
+    The first way is tried on two clients, once per model and shapes, and compared: without autograd with one client
+    after another, otherwise with the second way. A group in which anything raises is run again one client after
+    another, so that every job has its own exception. The results are those of `Plain` but for rounding: within 1e-9 of
+    the largest value in float64 and 1e-4 in float32, whose products are summed in another order, after a few dozen
+    steps; so who is trained together, and with it the number of threads, may change the last digits. A rule that jumps
+    where its argument is nothing but rounding (cautious decay, Adam where a gradient should be 0) may differ by more in
+    entries on which the loss does not depend.
 
     Args:
         max_clients: clients trained together at most, > 0.

@@ -140,6 +140,7 @@ class Taped:
         names: what gets a gradient.
         num_rows: table -> rows of every client, (C,), where they may differ.
         kept: name -> what is kept as factors.
+        linear: name -> rows of each example, of what the last call used by one linear map alone.
     """
 
     tape: Tape
@@ -147,6 +148,7 @@ class Taped:
     num_rows: Mapping[str, Tensor]
     kept: Mapping[str, Factors] = field(default_factory=dict)
     bad: list[Tensor] = field(default_factory=list)
+    linear: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, values: Values, batch: Batch, shares: Tensor, lr: float) -> tuple[Tensor, Values | None]:
         """Losses (A,) and gradients; where `lr` is not 0, plain SGD has been applied and there are none."""
@@ -156,6 +158,7 @@ class Taped:
         with torch.no_grad():
             losses = self._run(held, batch, shares)
             means = (losses.view(clients, width) * shares).sum(1)
+            self.linear = {n: held[n].rows // width for n in self.names if held[n].rows}
             for name, parameter in held.items():
                 if parameter.bounds:
                     self.bad += beyond(parameter, self.num_rows.get(name))

@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from partwise.core.model import Values
+from partwise.core.model import Model, Values
 from partwise.core.plan import Job, Trained
-from partwise.core.population import Examples
+from partwise.core.population import Batch, Examples
 from partwise.core.rng import generator
 from partwise.runtimes.executors.engines import Folded, Vmapped, check_ids, of_function, of_model
 from partwise.runtimes.executors.factors import Factors, pays
@@ -206,10 +206,13 @@ def _loop(unit: Unit, chunk: _Chunk, values: Values, engine: _Engine) -> Tensor:
 def way_of(unit: Unit, jobs: Sequence[Job]) -> tuple[Way, bool]:
     """The fastest way that is right, and whether that will hold for other jobs of the same kind.
 
-    Folding is compared with vmap, which keeps clients apart by construction and refuses what it cannot, on two
-    clients whose parameters and data differ.
+    Each is tried on two clients whose parameters and data differ. A tape is compared with autograd on one client after
+    the other; folding with vmap, which keeps clients apart by construction, and refuses what it cannot.
     """
     two = [_perturbed(jobs[0], 1), _perturbed(jobs[-1], 2)]
+    taped = _taped(unit, two)
+    if taped is not None:
+        return taped, True
     folded, why = None, "its loss is known as a function only"
     linear: Mapping[str, int] = {}
     try:
@@ -226,22 +229,38 @@ def way_of(unit: Unit, jobs: Sequence[Job]) -> tuple[Way, bool]:
         return Way("alone", f"torch.func.vmap refuses it: {_first_line(error)}"), is_sound
     if folded is None:
         return Way("vmap", why), True
-    if not _are_close(folded[:1], mapped[:1]) or not _are_close(folded[1:], mapped[1:]):
+    if not _are_close(folded, mapped):
         return Way("vmap", "an example's loss depends on the other examples of its batch"), True
-    return Way("folded", linear=linear, tape=_tape(unit, two, mapped)), True
+    return Way("folded", linear=linear), True
 
 
-def _tape(unit: Unit, jobs: Sequence[Job], expected: Sequence[Tensor]) -> Tape | None:
-    """What the model does, if that is known and comes to what vmap found."""
+def _taped(unit: Unit, jobs: Sequence[Job]) -> Way | None:
+    """By a tape, if the gradient of all that the model does is known, and comes to what autograd finds."""
     if unit.model is None or unit.factors:
         return None
     try:
-        tape = recorded(unit.model, jobs[0].start, jobs[0].data.columns(), unit.names)
-        found, _ = _step(unit, jobs, Way("folded", tape=tape))
+        way = Way("folded", tape=recorded(unit.model, jobs[0].start, jobs[0].data.columns(), unit.names))
+        found, linear = _step(unit, jobs, way)
+        expected = _one_by_one(unit, unit.model, jobs)
     except FAILURES as error:
-        _log.info("stacked: by autograd: %s", _first_line(error))
+        _log.info("stacked: not without autograd: %s", _first_line(error))
         return None
-    return tape if _are_close(found[:1], expected[:1]) and _are_close(found[1:], expected[1:]) else None
+    return way._replace(linear=linear) if _are_close(found, expected) else None
+
+
+def _one_by_one(unit: Unit, model: Model, jobs: Sequence[Job]) -> list[Tensor]:
+    """Losses and gradients of one step, by autograd, one client after the other."""
+    chunk, batch, shares = _first_step(unit, jobs)
+    loss_of, found = of_model(model, unit.factors), list[Sequence[Tensor]]()
+    for c, own in enumerate(shares):
+        params = {n: t[c].clone().requires_grad_(n in unit.names) for n, t in chunk.start.items()}
+        leaves = [params[n] for n in unit.names]
+        loss = loss_of(params, {n: t.view(*shares.shape, *t.shape[1:])[c] for n, t in batch.items()}, own)
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+        found.append(
+            [loss.detach(), *(torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True))]
+        )
+    return [torch.stack(parts) for parts in zip(*found, strict=True)]
 
 
 def _first_line(error: Exception) -> str:
@@ -261,18 +280,30 @@ def _perturbed(job: Job, seed: int) -> Job:
     return job._replace(start=start, data=Examples({n: noisy(c) for n, c in job.data.columns().items()}), seed=seed)
 
 
+def _first_step(unit: Unit, jobs: Sequence[Job]) -> tuple[_Chunk, Batch, Tensor]:
+    """The jobs' values, and their first batch with the examples' shares."""
+    chunk = _chunk(unit, jobs, [1] * len(jobs))
+    return chunk, *Feed(jobs, chunk.steps, next(iter(chunk.start.values()))).batch(0)
+
+
 def _step(unit: Unit, jobs: Sequence[Job], way: Way) -> tuple[list[Tensor], Mapping[str, int]]:
     """Losses and gradients of one step; and what is used by one linear map, where that is known."""
-    chunk = _chunk(unit, jobs, [1] * len(jobs))
-    batch, shares = Feed(jobs, chunk.steps, next(iter(chunk.start.values()))).batch(0)
+    chunk, batch, shares = _first_step(unit, jobs)
     engine = _engine(unit, way, chunk.num_rows)
     losses, grads = engine(chunk.start, batch, shares, 0.0)
     assert grads is not None
-    return [losses, *grads.values()], engine.linear if isinstance(engine, Folded) else {}
+    return [losses, *grads.values()], engine.linear if isinstance(engine, Folded | Taped) else {}
 
 
 def _are_close(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Up to rounding, measured by the largest entry of all: a gradient that should be 0 is nothing but rounding."""
+    """Whether losses, and gradients, are equal up to rounding.
+
+    That is measured by the largest entry of all: a gradient that should be 0 is nothing but rounding.
+    """
+    return _are_near(ones[:1], others[:1]) and _are_near(ones[1:], others[1:])
+
+
+def _are_near(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     scale = max(float(t.abs().max()) for t in others if t.numel())
     near = scale * (1e-9 if others[0].dtype == torch.float64 else 1e-4)
     return all(torch.allclose(one, other, rtol=0, atol=near) for one, other in zip(ones, others, strict=True))
