@@ -20,7 +20,23 @@ from partwise.core.transform import Identity, Transform, chain
 from partwise.local import SGD, HyperStep, LocalTraining
 from partwise.testing import check, check_transform
 from partwise.testing.examples import example_indices, example_params
-from partwise.transforms import Adam, Clip, ErrorFeedback, HyperRate, Quantize, Scale, ServerSGD, TopK, TreeNoise, Yogi
+from partwise.transforms import (
+    Adam,
+    Clip,
+    Eden,
+    ErrorFeedback,
+    FedZip,
+    HyperRate,
+    LowRank,
+    Quantize,
+    RandomK,
+    Scale,
+    ServerSGD,
+    Sign,
+    TopK,
+    TreeNoise,
+    Yogi,
+)
 
 FAMILIES = {
     "schedulers": Scheduler,
@@ -38,12 +54,27 @@ NEEDED |= {"FixedMean": {"cohort": 9.0}, "GaussianNoise": {"noise_multiplier": 0
 NEEDED |= {"TreeNoise": {"noise_multiplier": 0.7, "sensitivity": 0.3}, "AdaptiveClip": {"inner": FedAvg()}}
 NEEDED |= {"DiscreteNoise": {"sensitivity": 2.0, "granularity": 0.01, "variance": 3.0}}
 NEEDED |= {"FromGrid": {"granularity": 0.01, "rotation_seed": 3}}
+NEEDED |= {"RandomK": {"ratio": 0.4}, "Threshold": {"above": 0.3}}
 NEEDED |= {"FedHyper": {"inner": FedAvg()}, "Utility": {"inner": FedAvg()}}
 FURTHER = [
     Identity(),
     chain(Clip(2.0), ErrorFeedback(TopK(k=3, scope="layer"), when_absent="drop"), Quantize(bits=4, bucket=7)),
     TopK(ratio=1.0),
+    TopK(ratio=0.4, sample=8),
     Quantize(bits=2, scale_by="max"),
+    Quantize(bits=4, bucket=5, scale_by="max", rounding="nearest", smooth=2),
+    Quantize(bits=8, bucket=7, scale_by="max", rounding="nearest"),
+    RandomK(0.3, unbiased=True, block=4),
+    Sign(scope="layer"),
+    Sign(scaled=False),
+    Eden(bits=2.5, unbiased=False, scope="layer"),
+    Eden(bits=0.4),
+    Eden(bits=3),
+    LowRank(rank=1),
+    FedZip(ratio=0.7, centres=6),
+    ErrorFeedback(Sign(), when_absent="flush"),
+    ErrorFeedback(RandomK(0.3)),
+    ErrorFeedback(LowRank(1)),
     ServerSGD(lazy=False),
     Adam(bias_correction=True),
     Yogi(lazy=False),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from partwise.aggregators import FixedMean as FixedMean
     from partwise.aggregators import Krum as Krum
     from partwise.aggregators import Latest as Latest
+    from partwise.aggregators import MajorityVote as MajorityVote
     from partwise.aggregators import Mean as Mean
     from partwise.aggregators import Median as Median
     from partwise.aggregators import TrimmedMean as TrimmedMean
@@ -163,13 +164,20 @@ if TYPE_CHECKING:
     from partwise.transforms import CapWeight as CapWeight
     from partwise.transforms import Clip as Clip
     from partwise.transforms import DiscreteNoise as DiscreteNoise
+    from partwise.transforms import Eden as Eden
     from partwise.transforms import ErrorFeedback as ErrorFeedback
+    from partwise.transforms import FedZip as FedZip
     from partwise.transforms import FromGrid as FromGrid
     from partwise.transforms import GaussianNoise as GaussianNoise
+    from partwise.transforms import Halved as Halved
     from partwise.transforms import HyperRate as HyperRate
+    from partwise.transforms import LowRank as LowRank
     from partwise.transforms import Quantize as Quantize
+    from partwise.transforms import RandomK as RandomK
     from partwise.transforms import Scale as Scale
     from partwise.transforms import ServerSGD as ServerSGD
+    from partwise.transforms import Sign as Sign
+    from partwise.transforms import Threshold as Threshold
     from partwise.transforms import TopK as TopK
     from partwise.transforms import TreeNoise as TreeNoise
     from partwise.transforms import Yogi as Yogi
@@ -235,6 +243,7 @@ _MODULE_OF = {
     "Drawn": "partwise.populations",
     "Drift": "partwise.populations",
     "DualDirichlet": "partwise.populations",
+    "Eden": "partwise.transforms",
     "ErrorFeedback": "partwise.transforms",
     "Evaluation": "partwise.experiment",
     "Examples": "partwise.core.population",
@@ -250,6 +259,7 @@ _MODULE_OF = {
     "FedLaAvg": "partwise.algorithms",
     "FedProx": "partwise.algorithms",
     "FedSubAvg": "partwise.algorithms",
+    "FedZip": "partwise.transforms",
     "FederatedDropout": "partwise.algorithms",
     "FixedMean": "partwise.aggregators",
     "FjORD": "partwise.algorithms",
@@ -257,6 +267,7 @@ _MODULE_OF = {
     "GaussianNoise": "partwise.transforms",
     "GradientTerm": "partwise.core.plan",
     "Grid": "partwise.core.index",
+    "Halved": "partwise.transforms",
     "HeteroFL": "partwise.algorithms",
     "Hinge": "partwise.schedulers.staleness",
     "HyperRate": "partwise.transforms",
@@ -275,6 +286,8 @@ _MODULE_OF = {
     "LocalTraining": "partwise.local",
     "LogNormal": "partwise.populations",
     "Loss": "partwise.core.metrics",
+    "LowRank": "partwise.transforms",
+    "MajorityVote": "partwise.aggregators",
     "Markov": "partwise.populations",
     "Masked": "partwise.channels",
     "MaskedUnion": "partwise.channels.unions",
@@ -300,6 +313,7 @@ _MODULE_OF = {
     "ProtocolError": "partwise.core.errors",
     "QuantitySkew": "partwise.populations",
     "Quantize": "partwise.transforms",
+    "RandomK": "partwise.transforms",
     "RandomRegular": "partwise.channels.graphs",
     "Result": "partwise.experiment",
     "Rows": "partwise.core.index",
@@ -309,6 +323,7 @@ _MODULE_OF = {
     "ServerSGD": "partwise.transforms",
     "Shakespeare": "partwise.workloads",
     "Shards": "partwise.populations",
+    "Sign": "partwise.transforms",
     "Simulate": "partwise.runtimes",
     "SimulatedIdentities": "partwise.channels.identities",
     "SimulatedRandomness": "partwise.core.randomness",
@@ -323,6 +338,7 @@ _MODULE_OF = {
     "Synchronous": "partwise.schedulers",
     "SystemRandomness": "partwise.core.randomness",
     "Task": "partwise.core.algorithm",
+    "Threshold": "partwise.transforms",
     "Tiered": "partwise.schedulers",
     "TopK": "partwise.transforms",
     "TopKAccuracy": "partwise.core.metrics",

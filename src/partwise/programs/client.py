@@ -11,13 +11,14 @@ import torch
 from partwise.core.algorithm import ClientState, Site, Task
 from partwise.core.channel import ClientSession, Seat, fingerprint
 from partwise.core.codec import register
+from partwise.core.compressor import common
 from partwise.core.errors import CompositionError, DataError, PartwiseError
 from partwise.core.index import Index, Whole
 from partwise.core.model import Values
 from partwise.core.plan import Job, Trained
 from partwise.core.population import Fate
 from partwise.core.program import SERVER, Effect, Failed, Message, NodeId, Send, Wake, Work
-from partwise.core.rng import generator
+from partwise.core.rng import derive, generator
 from partwise.core.transform import State
 from partwise.core.update import Update
 from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
@@ -211,7 +212,8 @@ class ClientProgram:
             raise _telling(algorithm, report)
         updates, node.own = algorithm.finish(node.open.held, trained, index, task, node.own, site)
         for stream, update in updates.items():
-            transform = self._star.chain("client", stream)
+            # What all clients of a version draw alike follows from the version alone.
+            transform = common(self._star.chain("client", stream), derive(site.seed, f"common {stream}", task.version))
             state = node.chains[stream] if stream in node.chains else transform.init(site.like)
             rng = generator(site.seed, f"client chain {stream}", site.client, task.version, task.attempt)
             updates[stream], node.chains[stream] = transform.apply(update, state, rng)

@@ -11,6 +11,7 @@ from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, Site
 from partwise.core.channel import Channel
 from partwise.core.codec import register
+from partwise.core.compressor import compressors
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
 from partwise.core.limits import Side, check_noise
@@ -72,6 +73,7 @@ class Star:
                     "only their sum. Use an aggregator with needs='sum', or a channel that reveals each."
                 )
         self._check_bounds()
+        self._check_compressors()
         check_noise({s: self._side(s, aggregator) for s, aggregator in self.all_aggregators().items()})
         known = set(self.all_aggregators())
         for what, chains in (
@@ -98,6 +100,19 @@ class Star:
                     f"{self.channel!r}: needs a bound of at most {limit} at the end of the client chain of stream "
                     f"{stream!r}, got {'none' if bound is None else bound}. End the chain with Clip(max_norm={limit})."
                 )
+
+    def _check_compressors(self) -> None:
+        """Words of a masked sum are all of one length: only what can be summed as it is sent makes them fewer."""
+        if self.channel.reveals != "sum":
+            return
+        for stream in self.all_aggregators():
+            for part in compressors(self.chain("client", stream)):
+                if not part.claims(1 << 20).is_linear:
+                    raise CompositionError(
+                        f"{part!r}: cannot be summed as it is sent, got {self.channel!r} behind it for stream "
+                        f"{stream!r}, which sends sums of all that anybody holds at full length. Use RandomK, or fewer "
+                        "bits of the channel."
+                    )
 
     def all_aggregators(self) -> dict[str, Aggregator]:
         """Stream -> the aggregator that is used."""
