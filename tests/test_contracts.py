@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from partwise.aggregators import Krum, Mean, Median
-from partwise.algorithms import AdaptiveClip, FedAvg, FedHyper, FedProx, FedSubAvg, HeteroFL, LocalOnly, Scaffold
+from partwise.algorithms import (
+    AdaptiveClip,
+    Downlink,
+    FedAvg,
+    FedHyper,
+    FedProx,
+    FedSubAvg,
+    HeteroFL,
+    LocalOnly,
+    Scaffold,
+)
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
 from partwise.core.index import Coords, Grid, Index, Joint
@@ -54,6 +64,7 @@ NEEDED |= {"FixedMean": {"cohort": 9.0}, "GaussianNoise": {"noise_multiplier": 0
 NEEDED |= {"TreeNoise": {"noise_multiplier": 0.7, "sensitivity": 0.3}, "AdaptiveClip": {"inner": FedAvg()}}
 NEEDED |= {"DiscreteNoise": {"sensitivity": 2.0, "granularity": 0.01, "variance": 3.0}}
 NEEDED |= {"FromGrid": {"granularity": 0.01, "rotation_seed": 3}}
+NEEDED |= {"Downlink": {"inner": FedAvg(), "compress": Sign()}}
 NEEDED |= {"RandomK": {"ratio": 0.4}, "Threshold": {"above": 0.3}}
 NEEDED |= {"FedHyper": {"inner": FedAvg()}, "Utility": {"inner": FedAvg()}}
 FURTHER = [
@@ -75,6 +86,8 @@ FURTHER = [
     ErrorFeedback(Sign(), when_absent="flush"),
     ErrorFeedback(RandomK(0.3)),
     ErrorFeedback(LowRank(1)),
+    Downlink(FedSubAvg("count"), Sign()),
+    Downlink(Scaffold(), Quantize(scale_by="max", rounding="nearest"), keep=2),
     ServerSGD(lazy=False),
     Adam(bias_correction=True),
     Yogi(lazy=False),

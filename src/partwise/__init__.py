@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from partwise.algorithms import AdaptiveClip as AdaptiveClip
     from partwise.algorithms import CrossTier as CrossTier
     from partwise.algorithms import Deniable as Deniable
+    from partwise.algorithms import Downlink as Downlink
     from partwise.algorithms import FedAMD as FedAMD
     from partwise.algorithms import FedAvg as FedAvg
     from partwise.algorithms import FederatedDropout as FederatedDropout
@@ -240,6 +241,7 @@ _MODULE_OF = {
     "DiscreteNoise": "partwise.transforms",
     "Distributed": "partwise.experiment.mechanisms",
     "DivergedError": "partwise.core.errors",
+    "Downlink": "partwise.algorithms",
     "Drawn": "partwise.populations",
     "Drift": "partwise.populations",
     "DualDirichlet": "partwise.populations",

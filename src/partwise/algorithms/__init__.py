@@ -5,6 +5,7 @@ from partwise.algorithms.anchors import FedAMD
 from partwise.algorithms.averaging import FedAvg, FedProx
 from partwise.algorithms.cyclic import MCPSGD, MMPSGD
 from partwise.algorithms.deniable import Deniable
+from partwise.algorithms.downlink import Downlink
 from partwise.algorithms.hyper import FedHyper
 from partwise.algorithms.latest import FedLaAvg
 from partwise.algorithms.mixing import Mixing
@@ -21,6 +22,7 @@ __all__ = [
     "AdaptiveClip",
     "CrossTier",
     "Deniable",
+    "Downlink",
     "FedAMD",
     "FedAvg",
     "FedHyper",

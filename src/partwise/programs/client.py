@@ -165,7 +165,9 @@ class ClientProgram:
 
     def _train(self, node: ClientNode, site: Site, held: Held, now: float) -> list[Effect]:
         assert node.open is not None
-        node.open.held = {stream: dict(values) for stream, values in held.streams.items()}
+        came = {stream: dict(values) for stream, values in held.streams.items()}
+        received = self._star.algorithm.receive(came, node.open.index, node.open.task, node.own, site)
+        node.open.held = {stream: dict(values) for stream, values in received.items()}
         node.open.fetched = now
         work = self._work(node, site)
         node.open.seed = work.job.seed
