@@ -86,7 +86,8 @@ def joined(values: Values, pack: Callable[[Tensor], Packed]) -> Mapping[str, Ten
     names = sorted(values)
     if not names:
         return {}
-    flat = torch.cat([values[name].reshape(-1) for name in names])  # of the widest type among them
+    parts = [values[name].reshape(-1) for name in names]
+    flat = torch.cat(parts) if len(parts) > 1 else parts[0]  # of the widest type among them
     of = tuple(str(values[name].dtype).removeprefix("torch.") for name in names)
     dtypes = () if all(values[name].dtype == flat.dtype for name in names) else of
     return Joined(pack(flat), {name: tuple(values[name].shape) for name in names}, dtypes)

