@@ -56,10 +56,11 @@ class Case:
 
     def __init__(self, part: Any, update: Update) -> None:
         self.part, self.update = part, update
-        self.state = part.init({})
+        self.state, self.sent = part.init({}), None
         self.best = {"codes": math.inf, "decodes": math.inf}
 
     def measure(self) -> None:
+        self.sent = None  # its memory is there for the next
         began = time.perf_counter()
         sent, self.state = self.part.apply(self.update, self.state, torch.Generator().manual_seed(SEED))
         coded = time.perf_counter()

@@ -16,8 +16,10 @@ from partwise.algorithms import (
     FedHyper,
     FedProx,
     FedSubAvg,
+    Ferret,
     HeteroFL,
     LocalOnly,
+    OneByte,
     Scaffold,
 )
 from partwise.core.aggregate import Aggregator
@@ -65,6 +67,7 @@ NEEDED |= {"TreeNoise": {"noise_multiplier": 0.7, "sensitivity": 0.3}, "Adaptive
 NEEDED |= {"DiscreteNoise": {"sensitivity": 2.0, "granularity": 0.01, "variance": 3.0}}
 NEEDED |= {"FromGrid": {"granularity": 0.01, "rotation_seed": 3}}
 NEEDED |= {"Downlink": {"inner": FedAvg(), "compress": Sign()}}
+NEEDED |= {"OneByte": {"num_clients": 9, "samples": 2}}
 NEEDED |= {"RandomK": {"ratio": 0.4}, "Threshold": {"above": 0.3}}
 NEEDED |= {"FedHyper": {"inner": FedAvg()}, "Utility": {"inner": FedAvg()}}
 FURTHER = [
@@ -87,6 +90,8 @@ FURTHER = [
     ErrorFeedback(RandomK(0.3)),
     ErrorFeedback(LowRank(1)),
     Downlink(FedSubAvg("count"), Sign()),
+    Ferret(directions=30, scale="release", weights="uniform"),
+    OneByte(num_clients=9, is_coded=False, normaliser="mean"),
     Downlink(Scaffold(), Quantize(scale_by="max", rounding="nearest"), keep=2),
     ServerSGD(lazy=False),
     Adam(bias_correction=True),

@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from partwise.algorithms import FedLaAvg as FedLaAvg
     from partwise.algorithms import FedProx as FedProx
     from partwise.algorithms import FedSubAvg as FedSubAvg
+    from partwise.algorithms import Ferret as Ferret
     from partwise.algorithms import FjORD as FjORD
     from partwise.algorithms import HeteroFL as HeteroFL
     from partwise.algorithms import LocalOnly as LocalOnly
     from partwise.algorithms import Mixing as Mixing
+    from partwise.algorithms import OneByte as OneByte
     from partwise.algorithms import Scaffold as Scaffold
     from partwise.algorithms import Utility as Utility
     from partwise.algorithms.answers import Level as Level
@@ -263,6 +265,7 @@ _MODULE_OF = {
     "FedSubAvg": "partwise.algorithms",
     "FedZip": "partwise.transforms",
     "FederatedDropout": "partwise.algorithms",
+    "Ferret": "partwise.algorithms",
     "FixedMean": "partwise.aggregators",
     "FjORD": "partwise.algorithms",
     "FromGrid": "partwise.transforms",
@@ -300,6 +303,7 @@ _MODULE_OF = {
     "Mixing": "partwise.algorithms",
     "Model": "partwise.core.model",
     "NaturalKey": "partwise.populations",
+    "OneByte": "partwise.algorithms",
     "Oort": "partwise.schedulers.choices",
     "PartwiseError": "partwise.core.errors",
     "Perplexity": "partwise.core.metrics",

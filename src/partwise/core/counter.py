@@ -28,11 +28,11 @@ def key_of(seed: int, name: str) -> int:
     return derive(seed, f"counter {name}")
 
 
-def words(key: int, at: Tensor) -> Tensor:
+def words(key: int | Tensor, at: Tensor) -> Tensor:
     """Words of 64 random bits, one per position.
 
     Args:
-        key: of the stream.
+        key: of the stream; or int64 keys, of a shape that broadcasts with that of `at`.
         at: int64 positions, of any shape.
 
     Returns:
@@ -54,7 +54,7 @@ def _shifted(z: Tensor, by: int) -> Tensor:
     return (z >> by) & ((1 << (64 - by)) - 1)
 
 
-def uniform(key: int, at: Tensor) -> Tensor:
+def uniform(key: int | Tensor, at: Tensor) -> Tensor:
     """Numbers uniform in (0, 1), float64: the middles of 2**53 equal parts."""
     found: Tensor = (_shifted(words(key, at), 64 - _FIFTY_THREE).double() + 0.5) * 2.0**-_FIFTY_THREE
     return found
@@ -65,7 +65,7 @@ def is_drawn(key: int, at: Tensor, share: float) -> Tensor:
     return _shifted(words(key, at), 64 - _FIFTY_THREE) < int(share * 2**_FIFTY_THREE)
 
 
-def normal(key: int, at: Tensor) -> Tensor:
+def normal(key: int | Tensor, at: Tensor) -> Tensor:
     """Normal numbers, float32, to the bit the same on every device.
 
     The sum of two quantiles of 4,096 each, over √2: mean 0, variance 1, at most 5.2 in size.

@@ -14,7 +14,7 @@ from partwise.core.codec import register
 from partwise.core.compressor import common
 from partwise.core.errors import CompositionError, DataError, PartwiseError
 from partwise.core.index import Index, Whole
-from partwise.core.model import Values
+from partwise.core.model import Params, Values
 from partwise.core.plan import Job, Trained
 from partwise.core.population import Fate
 from partwise.core.program import SERVER, Effect, Failed, Message, NodeId, Send, Wake, Work
@@ -261,7 +261,8 @@ class ClientProgram:
     def _enter(self, node: ClientNode, me: NodeId, ask: Ask) -> tuple[ClientSession, Seat]:
         """Take part in an exchange."""
         seat = self._seat(node, me, ask)
-        side = self._star.channel.client(node.kept[ask.id].updates[ask.stream], self._star.site(me).like, seat)
+        update = node.kept[ask.id].updates[ask.stream]
+        side = self._star.channel.client(update, _shapes_of_stream(update.index, self._star.site(me).like), seat)
         next(side)
         return side, seat
 
@@ -284,6 +285,13 @@ def _given(index: Index, held: Values) -> dict[str, bytes]:
     """Fingerprints of the values that the client was given, of parameters that it holds whole."""
     whole = [n for n, shape in index.shapes.items() if n in held and tuple(held[n].shape) == tuple(shape)]
     return {name: fingerprint(held[name]) for name in whole}
+
+
+def _shapes_of_stream(index: Index, model: Params) -> Params:
+    """What a stream is over: the model, or what the update is over, where that has other shapes."""
+    if all(n in model and tuple(model[n].shape) == tuple(shape) for n, shape in index.shapes.items()):
+        return model
+    return {name: torch.empty(shape, device="meta") for name, shape in index.shapes.items()}
 
 
 def _telling(algorithm: object, report: Mapping[str, float]) -> CompositionError:
