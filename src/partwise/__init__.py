@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from partwise.aggregators import GeometricMedian as GeometricMedian
     from partwise.aggregators import Krum as Krum
     from partwise.aggregators import Latest as Latest
+    from partwise.aggregators import MajorityVote as MajorityVote
     from partwise.aggregators import Mean as Mean
     from partwise.aggregators import MeanAroundMedian as MeanAroundMedian
     from partwise.aggregators import Median as Median
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from partwise.algorithms import AdaptiveClip as AdaptiveClip
     from partwise.algorithms import CrossTier as CrossTier
     from partwise.algorithms import Deniable as Deniable
+    from partwise.algorithms import Downlink as Downlink
     from partwise.algorithms import FedAMD as FedAMD
     from partwise.algorithms import FedAvg as FedAvg
     from partwise.algorithms import FederatedDropout as FederatedDropout
@@ -43,10 +45,12 @@ if TYPE_CHECKING:
     from partwise.algorithms import FedLaAvg as FedLaAvg
     from partwise.algorithms import FedProx as FedProx
     from partwise.algorithms import FedSubAvg as FedSubAvg
+    from partwise.algorithms import Ferret as Ferret
     from partwise.algorithms import FjORD as FjORD
     from partwise.algorithms import HeteroFL as HeteroFL
     from partwise.algorithms import LocalOnly as LocalOnly
     from partwise.algorithms import Mixing as Mixing
+    from partwise.algorithms import OneByte as OneByte
     from partwise.algorithms import Scaffold as Scaffold
     from partwise.algorithms import Utility as Utility
     from partwise.algorithms.answers import Level as Level
@@ -197,13 +201,20 @@ if TYPE_CHECKING:
     from partwise.transforms import CapWeight as CapWeight
     from partwise.transforms import Clip as Clip
     from partwise.transforms import DiscreteNoise as DiscreteNoise
+    from partwise.transforms import Eden as Eden
     from partwise.transforms import ErrorFeedback as ErrorFeedback
+    from partwise.transforms import FedZip as FedZip
     from partwise.transforms import FromGrid as FromGrid
     from partwise.transforms import GaussianNoise as GaussianNoise
+    from partwise.transforms import Halved as Halved
     from partwise.transforms import HyperRate as HyperRate
+    from partwise.transforms import LowRank as LowRank
     from partwise.transforms import Quantize as Quantize
+    from partwise.transforms import RandomK as RandomK
     from partwise.transforms import Scale as Scale
     from partwise.transforms import ServerSGD as ServerSGD
+    from partwise.transforms import Sign as Sign
+    from partwise.transforms import Threshold as Threshold
     from partwise.transforms import TopK as TopK
     from partwise.transforms import TreeNoise as TreeNoise
     from partwise.transforms import Yogi as Yogi
@@ -276,9 +287,11 @@ _MODULE_OF = {
     "DiscreteNoise": "partwise.transforms",
     "Distributed": "partwise.experiment.mechanisms",
     "DivergedError": "partwise.core.errors",
+    "Downlink": "partwise.algorithms",
     "Drawn": "partwise.populations",
     "Drift": "partwise.populations",
     "DualDirichlet": "partwise.populations",
+    "Eden": "partwise.transforms",
     "ErrorFeedback": "partwise.transforms",
     "Evaluation": "partwise.experiment",
     "Examples": "partwise.core.population",
@@ -294,7 +307,9 @@ _MODULE_OF = {
     "FedLaAvg": "partwise.algorithms",
     "FedProx": "partwise.algorithms",
     "FedSubAvg": "partwise.algorithms",
+    "FedZip": "partwise.transforms",
     "FederatedDropout": "partwise.algorithms",
+    "Ferret": "partwise.algorithms",
     "FixedMean": "partwise.aggregators",
     "FjORD": "partwise.algorithms",
     "FlagAggregator": "partwise.aggregators",
@@ -305,6 +320,7 @@ _MODULE_OF = {
     "GeometricMedian": "partwise.aggregators",
     "GradientTerm": "partwise.core.plan",
     "Grid": "partwise.core.index",
+    "Halved": "partwise.transforms",
     "HeteroFL": "partwise.algorithms",
     "Hinge": "partwise.schedulers.staleness",
     "Hostile": "partwise.attacks",
@@ -327,6 +343,8 @@ _MODULE_OF = {
     "LocalTraining": "partwise.local",
     "LogNormal": "partwise.populations",
     "Loss": "partwise.core.metrics",
+    "LowRank": "partwise.transforms",
+    "MajorityVote": "partwise.aggregators",
     "Markov": "partwise.populations",
     "Masked": "partwise.channels",
     "MaskedUnion": "partwise.channels.unions",
@@ -342,6 +360,7 @@ _MODULE_OF = {
     "NaturalKey": "partwise.populations",
     "NearestNeighbours": "partwise.aggregators",
     "NegatedCrowd": "partwise.attacks",
+    "OneByte": "partwise.algorithms",
     "Oort": "partwise.schedulers.choices",
     "PartwiseError": "partwise.core.errors",
     "Perplexity": "partwise.core.metrics",
@@ -360,6 +379,7 @@ _MODULE_OF = {
     "ProtocolError": "partwise.core.errors",
     "QuantitySkew": "partwise.populations",
     "Quantize": "partwise.transforms",
+    "RandomK": "partwise.transforms",
     "RandomRegular": "partwise.channels.graphs",
     "RankVote": "partwise.aggregators",
     "Result": "partwise.experiment",
@@ -372,6 +392,7 @@ _MODULE_OF = {
     "Shakespeare": "partwise.workloads",
     "Shards": "partwise.populations",
     "SignFlip": "partwise.attacks",
+    "Sign": "partwise.transforms",
     "Simulate": "partwise.runtimes",
     "SimulatedIdentities": "partwise.channels.identities",
     "SimulatedRandomness": "partwise.core.randomness",
@@ -388,6 +409,7 @@ _MODULE_OF = {
     "Synchronous": "partwise.schedulers",
     "SystemRandomness": "partwise.core.randomness",
     "Task": "partwise.core.algorithm",
+    "Threshold": "partwise.transforms",
     "Tiered": "partwise.schedulers",
     "TopK": "partwise.transforms",
     "TopKAccuracy": "partwise.core.metrics",

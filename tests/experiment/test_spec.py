@@ -247,7 +247,7 @@ def test_all_faults_at_once_in_the_order_of_lines():
         rounds = 0
         min_replies = 20
         [[client]]
-        name = "Median"
+        name = "Krum"
         [[client]]
         name = "Clip"
         [aggregator]
@@ -270,7 +270,7 @@ def test_all_faults_at_once_in_the_order_of_lines():
         "line 16: scheduler.cohort: Synchronous(cohort=0): must be at least 1, got 0. Raise it.",
         "line 17: scheduler.rounds: Synchronous(rounds=0): must be at least 1, got 0. Raise it.",
         # nothing of min_replies, whose rule speaks of the cohort
-        f"line 20: client.0.name: must be a transform, got 'Median', one of the aggregators. Choose {transforms}.",
+        f"line 20: client.0.name: must be a transform, got 'Krum', one of the aggregators. Choose {transforms}.",
         "line 21: client.1.max_norm: Clip needs it, got none. Add max_norm, a number: largest Euclidean norm, > 0.",
         (
             "line 24: aggregator.name: must be an aggregator, got 'Clip', one of the transforms. "

@@ -14,6 +14,7 @@ from partwise.aggregators.principal import PrincipalGradients
 from partwise.aggregators.rank_vote import RankVote
 from partwise.aggregators.scored import Zeno, ZenoPlusPlus
 from partwise.aggregators.slsgd import SLSGD
+from partwise.aggregators.vote import MajorityVote
 from partwise.core.latest import Latest
 from partwise.core.mean import Mean
 
@@ -28,6 +29,7 @@ __all__ = [
     "GeometricMedian",
     "Krum",
     "Latest",
+    "MajorityVote",
     "Mean",
     "MeanAroundMedian",
     "Median",

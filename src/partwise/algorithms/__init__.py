@@ -5,9 +5,12 @@ from partwise.algorithms.anchors import FedAMD
 from partwise.algorithms.averaging import FedAvg, FedProx
 from partwise.algorithms.cyclic import MCPSGD, MMPSGD
 from partwise.algorithms.deniable import Deniable
+from partwise.algorithms.downlink import Downlink
+from partwise.algorithms.ferret import Ferret
 from partwise.algorithms.hyper import FedHyper
 from partwise.algorithms.latest import FedLaAvg
 from partwise.algorithms.mixing import Mixing
+from partwise.algorithms.one_byte import OneByte
 from partwise.algorithms.personal import LocalOnly
 from partwise.algorithms.scaffold import Scaffold
 from partwise.algorithms.slimmed import FederatedDropout, FjORD, HeteroFL
@@ -21,6 +24,7 @@ __all__ = [
     "AdaptiveClip",
     "CrossTier",
     "Deniable",
+    "Downlink",
     "FedAMD",
     "FedAvg",
     "FedHyper",
@@ -28,10 +32,12 @@ __all__ = [
     "FedProx",
     "FedSubAvg",
     "FederatedDropout",
+    "Ferret",
     "FjORD",
     "HeteroFL",
     "LocalOnly",
     "Mixing",
+    "OneByte",
     "Scaffold",
     "Utility",
 ]

@@ -200,6 +200,12 @@ class Algorithm(Protocol):
         """
         return None
 
+    def receive(
+        self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site
+    ) -> Mapping[str, Values]:
+        """What came, stream by stream, as all other methods are to see it: unpacked, for one that fetches less."""
+        return held
+
     def weight(self, site: Site) -> float:
         """What this client's update counts for."""
         return float(len(site.data))
@@ -245,7 +251,7 @@ class Algorithm(Protocol):
 
 def leaves_clients_to(kind: type, base: type) -> bool:
     """Whether a class takes from `base` all that says what a client gets, keeps, sends and tells."""
-    names = ("client_init", "fetch", "personalize", "finish", "report")
+    names = ("client_init", "fetch", "receive", "personalize", "finish", "report")
     return all(getattr(kind, name) is getattr(base, name) for name in names)
 
 

@@ -68,6 +68,11 @@ class Around(Algorithm, Protocol):
         asked = self.inner.fetch(index, task, own, site)
         return dict.fromkeys(("model", *self.inner.aggregators()), index) if asked is None else asked
 
+    def receive(
+        self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site
+    ) -> Mapping[str, Values]:
+        return self.inner.receive(held, index, task, own, site)
+
     def weight(self, site: Site) -> float:
         return self.inner.weight(site)
 

@@ -12,6 +12,7 @@ from partwise.core.algorithm import Algorithm, Site
 from partwise.core.attack import Hostile
 from partwise.core.channel import Channel, Guarded, Rounding, rounding_of
 from partwise.core.codec import register
+from partwise.core.compressor import compressors
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
 from partwise.core.limits import Side, check_noise
@@ -90,6 +91,7 @@ class Star:
             )
         self._check_bounds()
         self._check_contributors()
+        self._check_compressors()
         check_noise({s: self._side(s, aggregator) for s, aggregator in self.all_aggregators().items()})
         known = set(self.all_aggregators())
         for what, chains in (
@@ -128,6 +130,19 @@ class Star:
                 f"{self.channel!r}: opens no sum of fewer than min_contributors={self.channel.min_contributors} "
                 f"clients, got {self.scheduler!r} over {clients} clients, which commits {most} at most. Ask more."
             )
+
+    def _check_compressors(self) -> None:
+        """Words of a masked sum are all of one length: only what can be summed as it is sent makes them fewer."""
+        if self.channel.reveals != "sum":
+            return
+        for stream in self.all_aggregators():
+            for part in compressors(self.chain("client", stream)):
+                if not part.claims(1 << 20).is_linear:
+                    raise CompositionError(
+                        f"{part!r}: cannot be summed as it is sent, got {self.channel!r} behind it for stream "
+                        f"{stream!r}, which sends sums of all that anybody holds at full length. Use RandomK, or fewer "
+                        "bits of the channel."
+                    )
 
     def all_aggregators(self) -> dict[str, Aggregator]:
         """Stream -> the aggregator that is used."""

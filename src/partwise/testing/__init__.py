@@ -21,6 +21,7 @@ from partwise.testing.aggregators import check_aggregator
 from partwise.testing.algorithms import check_algorithm
 from partwise.testing.attacks import check_attack
 from partwise.testing.channels import check_channel
+from partwise.testing.compressors import check_compressor
 from partwise.testing.executors import check_executor, check_jobs
 from partwise.testing.indices import check_index
 from partwise.testing.optimizers import check_optimizer
@@ -33,6 +34,7 @@ __all__ = [
     "check_algorithm",
     "check_attack",
     "check_channel",
+    "check_compressor",
     "check_executor",
     "check_index",
     "check_jobs",
