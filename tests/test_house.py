@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "core": set(),
     **{family: {"core"} for family in MIDDLE},
     "algorithms": {"core", "local"},  # their plans are made of local optimisers and gradient terms
+    "journal": {"core", "channels"},  # its signatures are those of the channels
     "workloads": {"core", "populations"},
     "programs": {"core"},
     "runtimes": {"core", "local", "programs"},  # executors know the local rules that they can apply to many clients
