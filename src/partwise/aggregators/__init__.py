@@ -14,6 +14,7 @@ from partwise.aggregators.principal import PrincipalGradients
 from partwise.aggregators.rank_vote import RankVote
 from partwise.aggregators.scored import Zeno, ZenoPlusPlus
 from partwise.aggregators.slsgd import SLSGD
+from partwise.aggregators.watch import Watch
 from partwise.core.latest import Latest
 from partwise.core.mean import Mean
 
@@ -37,6 +38,7 @@ __all__ = [
     "PrincipalGradients",
     "RankVote",
     "TrimmedMean",
+    "Watch",
     "Zeno",
     "ZenoPlusPlus",
 ]
