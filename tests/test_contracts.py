@@ -22,6 +22,7 @@ from partwise.algorithms import (
     OneByte,
     Scaffold,
 )
+from partwise.attacks import AdditiveNoise, SignFlip
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
 from partwise.core.attack import Attack
@@ -31,6 +32,7 @@ from partwise.core.plan import LocalOptimizer
 from partwise.core.schedule import Scheduler
 from partwise.core.transform import Identity, Transform, chain
 from partwise.local import SGD, HyperStep, LocalTraining
+from partwise.observers import MUDHoG
 from partwise.testing import check, check_transform
 from partwise.testing.examples import example_indices, example_params, example_probe
 from partwise.transforms import (
@@ -74,6 +76,8 @@ NEEDED |= {"RandomK": {"ratio": 0.4}, "Threshold": {"above": 0.3}}
 NEEDED |= {"FedHyper": {"inner": FedAvg()}, "Utility": {"inner": FedAvg()}}
 NEEDED |= {"Bulyan": {"f": 2}, "MeanAroundMedian": {"f": 3}, "Phocas": {"f": 3}, "SLSGD": {"trim_count": 2}}
 NEEDED |= {"CentredClip": {"radius": 2.0}, "NearestNeighbours": {"f": 3}, "Zeno": {"f": 3, "probe": example_probe()}}
+NEEDED |= {"Mixture": {"attacks": (SignFlip(), AdditiveNoise()), "clients": ((0,), (1,))}}
+NEEDED |= {"Watch": {"detector": MUDHoG()}}
 NEEDED |= {"ZenoPlusPlus": {"probe": example_probe()}}
 FURTHER = [
     Identity(),

@@ -21,12 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 
 MIDDLE = {"transforms", "aggregators", "channels", "schedulers", "local", "algorithms", "populations", "randomizers"}
-MIDDLE |= {"attacks"}
+MIDDLE |= {"attacks", "observers"}
 BELOW_EXPERIMENT = {"core", *MIDDLE, "workloads", "programs", "runtimes"}
 MAY_IMPORT = {
     "core": set(),
     **{family: {"core"} for family in MIDDLE},
+    "observers": {"core", "aggregators"},  # they compare updates as robust rules do
     "algorithms": {"core", "local"},  # their plans are made of local optimisers and gradient terms
+    "journal": {"core", "channels"},  # its signatures are those of the channels
     "workloads": {"core", "populations"},
     "programs": {"core"},
     "runtimes": {"core", "local", "programs"},  # executors know the local rules that they can apply to many clients

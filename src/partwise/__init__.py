@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from partwise.aggregators import PrincipalGradients as PrincipalGradients
     from partwise.aggregators import RankVote as RankVote
     from partwise.aggregators import TrimmedMean as TrimmedMean
+    from partwise.aggregators import Watch as Watch
     from partwise.aggregators import Zeno as Zeno
     from partwise.aggregators import ZenoPlusPlus as ZenoPlusPlus
     from partwise.algorithms import MCPSGD as MCPSGD
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from partwise.attacks import InnerProduct as InnerProduct
     from partwise.attacks import LabelFlip as LabelFlip
     from partwise.attacks import LabelSwap as LabelSwap
+    from partwise.attacks import Mixture as Mixture
     from partwise.attacks import MultiLabelFlip as MultiLabelFlip
     from partwise.attacks import NegatedCrowd as NegatedCrowd
     from partwise.attacks import PoorData as PoorData
@@ -145,6 +147,8 @@ if TYPE_CHECKING:
     from partwise.local import SGD as SGD
     from partwise.local import AdamW as AdamW
     from partwise.local import LocalTraining as LocalTraining
+    from partwise.observers import FedInfluence as FedInfluence
+    from partwise.observers import MUDHoG as MUDHoG
     from partwise.populations import IID as IID
     from partwise.populations import Always as Always
     from partwise.populations import ArrayPopulation as ArrayPopulation
@@ -304,6 +308,7 @@ _MODULE_OF = {
     "FedCompass": "partwise.schedulers",
     "FedFix": "partwise.schedulers",
     "FedHyper": "partwise.algorithms",
+    "FedInfluence": "partwise.observers",
     "FedLaAvg": "partwise.algorithms",
     "FedProx": "partwise.algorithms",
     "FedSubAvg": "partwise.algorithms",
@@ -344,6 +349,7 @@ _MODULE_OF = {
     "LogNormal": "partwise.populations",
     "Loss": "partwise.core.metrics",
     "LowRank": "partwise.transforms",
+    "MUDHoG": "partwise.observers",
     "MajorityVote": "partwise.aggregators",
     "Markov": "partwise.populations",
     "Masked": "partwise.channels",
@@ -355,6 +361,7 @@ _MODULE_OF = {
     "Medoid": "partwise.aggregators",
     "Metric": "partwise.core.metrics",
     "Mixing": "partwise.algorithms",
+    "Mixture": "partwise.attacks",
     "Model": "partwise.core.model",
     "MultiLabelFlip": "partwise.attacks",
     "NaturalKey": "partwise.populations",
@@ -423,6 +430,7 @@ _MODULE_OF = {
     "Unreliable": "partwise.populations",
     "Update": "partwise.core.update",
     "Utility": "partwise.algorithms",
+    "Watch": "partwise.aggregators",
     "Weighted": "partwise.schedulers.choices",
     "Whole": "partwise.core.index",
     "Widths": "partwise.populations",

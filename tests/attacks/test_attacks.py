@@ -18,6 +18,7 @@ from partwise.attacks import (
     InnerProduct,
     LabelFlip,
     LabelSwap,
+    Mixture,
     MultiLabelFlip,
     NegatedCrowd,
     PoorData,
@@ -211,6 +212,19 @@ def test_coverage_attack_goes_where_fewest_are():
     got = moved(aggregate(Median(), [*honest, *bad]))
     assert 8 in got and got[8] < 0  # noqa: PT018 - they are three of four there: three holders are not enough of a rule
     assert all(got[j] == 1.0 for j in range(8))
+
+
+def test_groups_with_attacks_of_their_own():
+    part = Mixture((SignFlip(2.0), LabelFlip(10), Sybils(SignFlip())), ((3, 5), (4,), (7, 8)))
+    own = whole([[1.0], [2.0], [3.0], [4.0], [5.0]])
+    seen = Scene(own, [], {"w": torch.zeros(1).double()}, 0, torch.Generator(), [7, 3, 4, 8, 5])
+    assert [float(u.values()["w"]) for u in part.forge(seen)] == [-1.0, -4.0, 3.0, -1.0, -10.0]
+    data = Examples({"y": torch.tensor([1])})
+    assert [int(part.poison(data, c, 0).columns()["y"]) for c in (3, 4, 9)] == [1, 8, 1]
+    with pytest.raises(ValueError, match=r"Mixture\(\): a client belongs to one group, got 1 in two\."):
+        Mixture((SignFlip(), LabelFlip()), ((1, 2), (2,)))
+    with pytest.raises(ValueError, match=r"Mixture\(\): needs one group of clients per attack, got 2 attacks and 1"):
+        Mixture((SignFlip(), LabelFlip()), ((1, 2),))
 
 
 # ---- who and when ---------------------------------------------------------------------------------------------------

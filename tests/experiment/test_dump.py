@@ -19,6 +19,7 @@ from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
 from partwise.core.attack import Attack, When
 from partwise.core.channel import Channel
+from partwise.core.detect import Detector
 from partwise.core.metrics import Loss, Metric
 from partwise.core.model import CrossEntropy, ExampleLoss, Model
 from partwise.core.plan import Executor, LocalOptimizer
@@ -36,6 +37,7 @@ from partwise.experiment.read import Reader
 from partwise.experiment.spec import load, loads
 from partwise.experiment.toml import parse
 from partwise.local import SGD, LocalTraining
+from partwise.observers import MUDHoG
 from partwise.populations import ArrayPopulation, Constant
 from partwise.populations.availability import Availability
 from partwise.populations.distributions import Distribution
@@ -55,6 +57,7 @@ PROTOCOLS: dict[str, Any] = {
     "transforms": Transform,
     "aggregators": Aggregator,
     "attacks": Attack | When,
+    "observers": Detector,
     "channels": Channel,
     "graphs": Graph,
     "identities": Identities,
@@ -80,6 +83,10 @@ SAMPLES: dict[Any, Any] = {
     Path | str: Path("/some/where"),
     Algorithm: FedAvg(),
     Attack: SignFlip(),
+    Detector: MUDHoG(),
+    tuple[int, ...]: (3, 5),
+    tuple[Attack, ...]: (SignFlip(), SignFlip(2.0)),
+    tuple[tuple[int, ...], ...]: ((3, 5), (4,)),
     Identities: SimulatedIdentities(),
     Transform: TopK(k=5),
     ExampleLoss: CrossEntropy("z"),

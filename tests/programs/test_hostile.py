@@ -15,7 +15,7 @@ from partwise.local import SGD, LocalTraining
 from partwise.programs.star import Star
 from partwise.runtimes import Simulate
 from partwise.schedulers import FedAsync, Synchronous
-from toy_federation import CASES, LOCAL, population, star
+from toy_federation import CASES, DIM, LOCAL, population, star
 from toy_star import Clients, Log
 
 
@@ -166,3 +166,15 @@ def test_attack_needs_to_see_updates(monkeypatch):
 def test_submodels_under_attack():
     of = star("fedavg", algorithm=FedSubAvg("count", LOCAL), hostile=Hostile(SignFlip(), share=0.3))
     assert set(end(of)) == set(of.initial())
+
+
+def test_record_tells_what_was_left_alone_for_few_held_it():
+    """Clients have words of their own: three holders are needed for a row to move."""
+    log = Log()
+    of = star("fedavg", 1, algorithm=FedSubAvg("count", LOCAL), aggregators={"model": Median()})
+    Simulate().run(of.programs(), of.population, log)
+    (told,) = log.of("told")
+    rows = [set(of.site(r["client"]).table_rows("table.weight").tolist()) for r in log.of("reply")]
+    few = [row for row in set().union(*rows) if sum(row in held for held in rows) < 3]
+    assert told["coordinates_left"] == DIM * len(few) > 0
+    assert told["fewest_holders"] == min(sum(row in held for held in rows) for row in set().union(*rows))

@@ -15,6 +15,7 @@ from partwise.aggregators.rank_vote import RankVote
 from partwise.aggregators.scored import Zeno, ZenoPlusPlus
 from partwise.aggregators.slsgd import SLSGD
 from partwise.aggregators.vote import MajorityVote
+from partwise.aggregators.watch import Watch
 from partwise.core.latest import Latest
 from partwise.core.mean import Mean
 
@@ -39,6 +40,7 @@ __all__ = [
     "PrincipalGradients",
     "RankVote",
     "TrimmedMean",
+    "Watch",
     "Zeno",
     "ZenoPlusPlus",
 ]

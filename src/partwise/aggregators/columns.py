@@ -236,10 +236,12 @@ def window_mean(ordered: Tensor, start: Tensor | int, stop: Tensor | int) -> Ten
 
 
 def mean_of(block: Columns) -> Tensor:
-    """The mean of what is present, added in ascending order."""
+    """The mean of what is present, added in float64."""
     if len(block.table) == 1:
         return block.table[0].clone()
-    return window_mean(block.ordered(), 0, len(block.table) if block.is_full else block.present)
+    if block.is_full:
+        return block.table.sum(0, dtype=torch.float64) / len(block.table)
+    return torch.where(block.table < torch.inf, block.table, 0.0).sum(0, dtype=torch.float64) / block.present
 
 
 def combine(

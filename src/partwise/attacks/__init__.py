@@ -2,6 +2,7 @@
 
 from partwise.attacks.coverage import CoverageAttack
 from partwise.attacks.data import Backdoor, LabelFlip, LabelSwap, MultiLabelFlip, PoorData
+from partwise.attacks.mixture import Mixture
 from partwise.attacks.updates import (
     AdditiveNoise,
     ALittleIsEnough,
@@ -27,6 +28,7 @@ __all__ = [
     "InnerProduct",
     "LabelFlip",
     "LabelSwap",
+    "Mixture",
     "MultiLabelFlip",
     "NegatedCrowd",
     "PoorData",

@@ -31,6 +31,7 @@ class Scene(NamedTuple):
         params: the model that it will be added to.
         version: of the model that the newest of them was given.
         rng: chance, derived from the experiment's seed, the version and the clients.
+        clients: the numbers of the hostile ones, in the order of `own`.
     """
 
     own: Sequence[Update]
@@ -38,6 +39,7 @@ class Scene(NamedTuple):
     params: Params
     version: int
     rng: Rng
+    clients: Sequence[Client] = ()
 
 
 @runtime_checkable

@@ -48,6 +48,7 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "transforms": "partwise.transforms",
         "aggregators": "partwise.aggregators",
         "attacks": "partwise.attacks",
+        "observers": "partwise.observers",
         "channels": "partwise.channels",
         "graphs": "partwise.channels.graphs",
         "identities": "partwise.channels.identities",

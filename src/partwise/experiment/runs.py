@@ -60,7 +60,7 @@ class ClientValue(NamedTuple):
 
 
 class Trouble(NamedTuple):
-    """A client that was lost or refused."""
+    """A client that was lost, refused or, by an observer, suspected; then the stage is of what, and the reason why."""
 
     kind: str
     client: int
@@ -80,7 +80,7 @@ class Run:
         scores: (name, scope) -> a point per evaluated version.
         clients: metric -> each client's score at the last evaluated version; empty where clients were not evaluated.
         answers: client -> how many of its replies arrived.
-        troubles: clients lost and refused, in order.
+        troubles: clients lost and refused, in order; then those suspected.
         population: what `population_summary` gave, if it was kept.
     """
 
@@ -188,6 +188,7 @@ def read_run(folder: str | Path) -> Run:
             clients.setdefault(row["name"], []).append(ClientValue(row["client"], row["value"], row["examples"]))
         answers = Counter(row["client"] for row in store.replies())
         troubles = [_trouble(event["kind"], event["body"]) for kind in _TROUBLES for event in store.events(kind)]
+        troubles += _suspected([event["body"] for event in store.events("told")])
     return Run(
         folder=path,
         label=str(meta.get("name") or path.name),
@@ -250,6 +251,15 @@ def _trouble(kind: str, body: Mapping[str, Any]) -> Trouble:
     return Trouble(
         kind, int(body["client"]), int(body["version"]), str(body.get("stage", "")), str(body.get("reason", ""))
     )
+
+
+def _suspected(told: Sequence[Mapping[str, Any]]) -> list[Trouble]:
+    """One for every round in which a client was suspected, each with the reason of the last one of its kind."""
+    rounds = [(body["version"], suspect) for body in told for suspect in body.get("suspects", ())]
+    last = {(s["client"], s["kind"]): s["reason"] + (", confirmed" if s["confirmed"] else "") for _, s in rounds}
+    return [
+        Trouble("suspected", s["client"], version, s["kind"], last[s["client"], s["kind"]]) for version, s in rounds
+    ]
 
 
 def read_population(path: Path) -> Mapping[str, Any] | None:

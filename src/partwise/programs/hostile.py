@@ -48,7 +48,8 @@ class Attacked:
             honest = [update for at, update in enumerate(sent) if at not in chosen]
             version = max(replies[at].version for at in active)
             rng = generator(self.seed, "attack", version, *(replies[at].id for at in active))
-            scene = Scene([sent[at] for at in active], honest, params, version, rng)
+            clients = [replies[at].client for at in active]
+            scene = Scene([sent[at] for at in active], honest, params, version, rng, clients)
             for at, update in zip(active, self.hostile.attack.forge(scene), strict=True):
                 sent[at] = update
         given = sum_updates(sent, params) if self.inner.needs == "sum" else sent

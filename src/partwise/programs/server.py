@@ -33,6 +33,7 @@ from partwise.core.schedule import (
 from partwise.core.spool import Spool
 from partwise.core.summing import Outcome
 from partwise.core.update import Update, check_update, is_finite, scale
+from partwise.programs.coverage import coverage
 from partwise.programs.messages import (
     Answer,
     Collect,
@@ -453,8 +454,10 @@ class ServerProgram:
             params = node.streams[stream]
             got = _fit(opened[stream], aggregator, params)
             total, node.reducers[stream] = aggregator.reduce(got, node.reducers[stream], params, infos)
-            if isinstance(aggregator, Telling) and (facts := aggregator.told(node.reducers[stream])):
-                effects.append(Record("told", {"stream": stream, "version": node.version, **facts}))
+            facts = dict(aggregator.told(node.reducers[stream])) if isinstance(aggregator, Telling) else {}
+            more = {} if isinstance(got, Sum) else coverage(got, total, params)
+            if facts or more:
+                effects.append(Record("told", {"stream": stream, "version": node.version, **facts, **more}))
             rng = generator(self._star.seed, f"server chain {stream}", node.version)
             chain = self._star.chain("server", stream)
             totals[stream], node.chains[stream] = chain.apply(total, node.chains[stream], rng)
