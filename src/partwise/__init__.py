@@ -190,8 +190,10 @@ if TYPE_CHECKING:
     from partwise.workloads import FashionMNIST as FashionMNIST
     from partwise.workloads import LeafSynthetic as LeafSynthetic
     from partwise.workloads import Shakespeare as Shakespeare
+    from partwise.workloads import ShakespeareGPT as ShakespeareGPT
     from partwise.workloads import SparseLogistic as SparseLogistic
     from partwise.workloads import StdlibCode as StdlibCode
+    from partwise.workloads.plays import save_weights as save_weights
 
 __version__ = "0.1.0"
 
@@ -328,6 +330,7 @@ _MODULE_OF = {
     "Scheduler": "partwise.core.schedule",
     "ServerSGD": "partwise.transforms",
     "Shakespeare": "partwise.workloads",
+    "ShakespeareGPT": "partwise.workloads",
     "Shards": "partwise.populations",
     "Sign": "partwise.transforms",
     "Simulate": "partwise.runtimes",
@@ -374,6 +377,7 @@ _MODULE_OF = {
     "from_partition": "partwise.populations",
     "from_table": "partwise.populations",
     "load": "partwise.experiment",
+    "save_weights": "partwise.workloads.plays",
     "write_folder": "partwise.populations",
     "write_keys": "partwise.channels.identities",
     "write_report": "partwise.experiment",
