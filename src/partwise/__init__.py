@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from partwise.aggregators import Mean as Mean
     from partwise.aggregators import Median as Median
     from partwise.aggregators import TrimmedMean as TrimmedMean
+    from partwise.algorithms import CO2 as CO2
+    from partwise.algorithms import CSER as CSER
+    from partwise.algorithms import LANS as LANS
     from partwise.algorithms import MCPSGD as MCPSGD
     from partwise.algorithms import MMPSGD as MMPSGD
+    from partwise.algorithms import AdaAlter as AdaAlter
     from partwise.algorithms import AdaptiveClip as AdaptiveClip
     from partwise.algorithms import CrossTier as CrossTier
     from partwise.algorithms import Deniable as Deniable
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from partwise.algorithms import Mixing as Mixing
     from partwise.algorithms import OneByte as OneByte
     from partwise.algorithms import Scaffold as Scaffold
+    from partwise.algorithms import SignMomentum as SignMomentum
     from partwise.algorithms import Utility as Utility
     from partwise.algorithms.answers import Level as Level
     from partwise.algorithms.deniable import write_universe as write_universe
@@ -200,12 +205,16 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "AUC": "partwise.core.metrics",
     "CIFAR10": "partwise.workloads",
+    "CO2": "partwise.algorithms",
+    "CSER": "partwise.algorithms",
     "IID": "partwise.populations",
+    "LANS": "partwise.algorithms",
     "MCPSGD": "partwise.algorithms",
     "MMPSGD": "partwise.algorithms",
     "MNIST": "partwise.workloads",
     "SGD": "partwise.local",
     "Accuracy": "partwise.core.metrics",
+    "AdaAlter": "partwise.algorithms",
     "Adagrad": "partwise.transforms",
     "Adam": "partwise.transforms",
     "AdamW": "partwise.local",
@@ -333,6 +342,7 @@ _MODULE_OF = {
     "ShakespeareGPT": "partwise.workloads",
     "Shards": "partwise.populations",
     "Sign": "partwise.transforms",
+    "SignMomentum": "partwise.algorithms",
     "Simulate": "partwise.runtimes",
     "SimulatedIdentities": "partwise.channels.identities",
     "SimulatedRandomness": "partwise.core.randomness",
