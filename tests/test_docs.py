@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 HOW_TO = ROOT / "docs" / "how-to"
 IN_TIME = [HOW_TO / f"{name}.md" for name in ("clients-in-time", "rounds-and-waiting", "waiting-less")]
 PRIVATE = [HOW_TO / "differential-privacy.md"]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "security.md", *IN_TIME, *PRIVATE]
+THIN = [HOW_TO / "thin-links.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "security.md", *IN_TIME, *PRIVATE, *THIN]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
