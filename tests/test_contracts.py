@@ -10,6 +10,9 @@ import torch
 
 from partwise.aggregators import Krum, Mean, Median
 from partwise.algorithms import (
+    CO2,
+    CSER,
+    AdaAlter,
     AdaptiveClip,
     Downlink,
     FedAvg,
@@ -21,6 +24,7 @@ from partwise.algorithms import (
     LocalOnly,
     OneByte,
     Scaffold,
+    SignMomentum,
 )
 from partwise.attacks import AdditiveNoise, SignFlip
 from partwise.core.aggregate import Aggregator
@@ -72,6 +76,8 @@ NEEDED |= {"DiscreteNoise": {"sensitivity": 2.0, "granularity": 0.01, "variance"
 NEEDED |= {"FromGrid": {"granularity": 0.01, "rotation_seed": 3}}
 NEEDED |= {"Downlink": {"inner": FedAvg(), "compress": Sign()}}
 NEEDED |= {"OneByte": {"num_clients": 9, "samples": 2}}
+NEEDED |= {"CO2": {"inner": FedAvg(), "gamma": 0.1}, "SignMomentum": {"inner": FedAvg(), "gamma": 0.1}}
+NEEDED |= {"LANS": {"inner": FedAvg()}}
 NEEDED |= {"RandomK": {"ratio": 0.4}, "Threshold": {"above": 0.3}}
 NEEDED |= {"FedHyper": {"inner": FedAvg()}, "Utility": {"inner": FedAvg()}}
 NEEDED |= {"Bulyan": {"f": 2}, "MeanAroundMedian": {"f": 3}, "Phocas": {"f": 3}, "SLSGD": {"trim_count": 2}}
@@ -99,6 +105,11 @@ FURTHER = [
     ErrorFeedback(RandomK(0.3)),
     ErrorFeedback(LowRank(1)),
     Downlink(FedSubAvg("count"), Sign()),
+    ServerSGD(lr=0.7, nesterov=True),
+    AdaAlter(submodel=True, placeholder=False),
+    CSER(RandomK(0.5, block=2), TopK(ratio=0.5), every=2),
+    SignMomentum(FedSubAvg("count"), 0.1),
+    CO2(FedSubAvg("count"), 0.1, gap="constant"),
     Ferret(directions=30, scale="release", weights="uniform"),
     OneByte(num_clients=9, is_coded=False, normaliser="mean"),
     Downlink(Scaffold(), Quantize(scale_by="max", rounding="nearest"), keep=2),

@@ -33,8 +33,12 @@ if TYPE_CHECKING:
     from partwise.aggregators import Watch as Watch
     from partwise.aggregators import Zeno as Zeno
     from partwise.aggregators import ZenoPlusPlus as ZenoPlusPlus
+    from partwise.algorithms import CO2 as CO2
+    from partwise.algorithms import CSER as CSER
+    from partwise.algorithms import LANS as LANS
     from partwise.algorithms import MCPSGD as MCPSGD
     from partwise.algorithms import MMPSGD as MMPSGD
+    from partwise.algorithms import AdaAlter as AdaAlter
     from partwise.algorithms import AdaptiveClip as AdaptiveClip
     from partwise.algorithms import CrossTier as CrossTier
     from partwise.algorithms import Deniable as Deniable
@@ -53,6 +57,7 @@ if TYPE_CHECKING:
     from partwise.algorithms import Mixing as Mixing
     from partwise.algorithms import OneByte as OneByte
     from partwise.algorithms import Scaffold as Scaffold
+    from partwise.algorithms import SignMomentum as SignMomentum
     from partwise.algorithms import Utility as Utility
     from partwise.algorithms.answers import Level as Level
     from partwise.algorithms.deniable import write_universe as write_universe
@@ -228,15 +233,20 @@ if TYPE_CHECKING:
     from partwise.workloads import FashionMNIST as FashionMNIST
     from partwise.workloads import LeafSynthetic as LeafSynthetic
     from partwise.workloads import Shakespeare as Shakespeare
+    from partwise.workloads import ShakespeareGPT as ShakespeareGPT
     from partwise.workloads import SparseLogistic as SparseLogistic
     from partwise.workloads import StdlibCode as StdlibCode
+    from partwise.workloads.plays import save_weights as save_weights
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
     "AUC": "partwise.core.metrics",
     "CIFAR10": "partwise.workloads",
+    "CO2": "partwise.algorithms",
+    "CSER": "partwise.algorithms",
     "IID": "partwise.populations",
+    "LANS": "partwise.algorithms",
     "MCPSGD": "partwise.algorithms",
     "MMPSGD": "partwise.algorithms",
     "MNIST": "partwise.workloads",
@@ -244,6 +254,7 @@ _MODULE_OF = {
     "SLSGD": "partwise.aggregators",
     "ALittleIsEnough": "partwise.attacks",
     "Accuracy": "partwise.core.metrics",
+    "AdaAlter": "partwise.algorithms",
     "Adagrad": "partwise.transforms",
     "Adam": "partwise.transforms",
     "AdamW": "partwise.local",
@@ -397,9 +408,11 @@ _MODULE_OF = {
     "Scheduler": "partwise.core.schedule",
     "ServerSGD": "partwise.transforms",
     "Shakespeare": "partwise.workloads",
+    "ShakespeareGPT": "partwise.workloads",
     "Shards": "partwise.populations",
     "Sign": "partwise.transforms",
     "SignFlip": "partwise.attacks",
+    "SignMomentum": "partwise.algorithms",
     "Simulate": "partwise.runtimes",
     "SimulatedIdentities": "partwise.channels.identities",
     "SimulatedRandomness": "partwise.core.randomness",
@@ -450,6 +463,7 @@ _MODULE_OF = {
     "from_partition": "partwise.populations",
     "from_table": "partwise.populations",
     "load": "partwise.experiment",
+    "save_weights": "partwise.workloads.plays",
     "write_folder": "partwise.populations",
     "write_keys": "partwise.channels.identities",
     "write_report": "partwise.experiment",

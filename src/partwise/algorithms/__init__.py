@@ -1,8 +1,10 @@
 """What a client trains and keeps, and what the server makes of the aggregate."""
 
+from partwise.algorithms.adaalter import AdaAlter
 from partwise.algorithms.adaptive_clip import AdaptiveClip
 from partwise.algorithms.anchors import FedAMD
 from partwise.algorithms.averaging import FedAvg, FedProx
+from partwise.algorithms.cser import CSER
 from partwise.algorithms.cyclic import MCPSGD, MMPSGD
 from partwise.algorithms.deniable import Deniable
 from partwise.algorithms.downlink import Downlink
@@ -11,6 +13,7 @@ from partwise.algorithms.hyper import FedHyper
 from partwise.algorithms.latest import FedLaAvg
 from partwise.algorithms.mixing import Mixing
 from partwise.algorithms.one_byte import OneByte
+from partwise.algorithms.outer import CO2, LANS, SignMomentum
 from partwise.algorithms.personal import LocalOnly
 from partwise.algorithms.scaffold import Scaffold
 from partwise.algorithms.slimmed import FederatedDropout, FjORD, HeteroFL
@@ -19,8 +22,12 @@ from partwise.algorithms.tiers import CrossTier
 from partwise.algorithms.utility import Utility
 
 __all__ = [
+    "CO2",
+    "CSER",
+    "LANS",
     "MCPSGD",
     "MMPSGD",
+    "AdaAlter",
     "AdaptiveClip",
     "CrossTier",
     "Deniable",
@@ -39,5 +46,6 @@ __all__ = [
     "Mixing",
     "OneByte",
     "Scaffold",
+    "SignMomentum",
     "Utility",
 ]

@@ -33,10 +33,10 @@ class Ferret(Algorithm):
     """gamma_k = ⟨v_k, w_i - w⟩ is sent, mean gamma_k comes back; w <- w + lr / (rho K) sum of (mean gamma_k) v_k.
 
     Directions are new in every version, and made from its number on both sides. The numbers are a stream of their own,
-    `numbers`, which may be summed, under masks too: with `binds_model=False`, since clients are not given the model that
-    their masks could be bound to. A client keeps its model and makes the steps that it missed; the
-    model is fetched where too many were missed, and never sent. With fewer directions than coordinates the error is
-    larger than the update, sqrt(d / K) times: `lr` must be the smaller.
+    `numbers`, which may be summed, under masks too: with `binds_model=False`, since clients are not given the model
+    that their masks could be bound to. A client keeps its model and makes the steps that it missed; the model is
+    fetched where too many were missed, and never sent. With fewer directions than coordinates the error is larger than
+    the update, sqrt(d / K) times: `lr` must be the smaller.
 
     Args:
         directions: of the whole model; each parameter has its share by size, and two at least.
