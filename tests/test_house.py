@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "runtimes": {"core", "local", "programs"},  # executors know the local rules that they can apply to many clients
     "experiment": BELOW_EXPERIMENT,
     "testing": BELOW_EXPERIMENT,
-    "cli": {*BELOW_EXPERIMENT, "experiment"},
+    "deploy": {*BELOW_EXPERIMENT, "experiment"},
+    "cli": {*BELOW_EXPERIMENT, "experiment", "deploy"},
     "demo": {*BELOW_EXPERIMENT, "experiment"},
     "__main__": {"cli"},
     "__init__": {*BELOW_EXPERIMENT, "experiment"},

@@ -53,6 +53,7 @@ from partwise.programs.sums import Sums
 if TYPE_CHECKING:
     from partwise.programs.star import Star
 
+_MISFITS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError)  # of what a peer made up
 _NOWHERE = torch.empty(0, 0, 0, 0, 0, device="meta")  # the shape of no parameter
 
 __all__ = ["ServerProgram"]
@@ -253,7 +254,8 @@ class ServerProgram:
                         f"stream {stream!r} must be finite, got NaN or infinity. "
                         "Lower the client's learning rate or look at its data."
                     )
-        except ProtocolError as error:
+                self._check_kinds(node, stream, update)
+        except (ProtocolError, *_MISFITS) as error:
             return str(error)
         if not all(map(math.isfinite, reply.report.values())):
             return f"a report must be of finite numbers, got {dict(reply.report)}. Look at the client's data."
@@ -263,6 +265,15 @@ class ServerProgram:
                 f"and {reply.examples} examples. Lower the client's learning rate or look at its data."
             )
         return ""
+
+    def _check_kinds(self, node: ServerNode, stream: str, update: Update) -> None:
+        for name, value in update.values().items():
+            expected = node.streams[stream][name].dtype if name in node.streams.get(stream, {}) else value.dtype
+            if value.dtype != expected:
+                raise ProtocolError(
+                    f"Update({name!r}): the value must have the parameter's type {expected}, got {value.dtype}. "
+                    "Client and server must build the same model."
+                )
 
     def _fetch(self, node: ServerNode, message: Message, effects: list[Effect]) -> None:
         fetch: Fetch = message.body

@@ -22,6 +22,7 @@ from partwise.core.transform import Chain, Transform, bound_of
 from partwise.programs.census import count
 from partwise.programs.client import ClientProgram
 from partwise.programs.relay import RelayProgram
+from partwise.programs.schema import check_from_client, check_from_server
 from partwise.programs.server import ServerProgram
 
 __all__ = ["Star"]
@@ -140,7 +141,7 @@ class Star:
     @cached_property
     def census(self) -> Census:
         """What the server knows about the population."""
-        return Census(len(self.population.clients), lambda: count(self))
+        return Census(len(self.population.clients), lambda: self.population.counts() or count(self))
 
     @cached_property
     def like(self) -> Params:
@@ -181,8 +182,10 @@ _SITES_KEPT = 2048
 class _Programs(Mapping[NodeId, Program]):
     def __init__(self, star: Star, *, is_relayed: bool) -> None:
         server, client, relay = ServerProgram(star, is_relayed=is_relayed), ClientProgram(star), RelayProgram(star)
-        self._server = Program(server.init, server.step, server.is_settled, server.attach)
-        self._client = Program(client.init, client.step, is_blank=client.is_blank, rework=client.rework)
+        self._server = Program(server.init, server.step, server.is_settled, server.attach, check=check_from_client)
+        self._client = Program(
+            client.init, client.step, is_blank=client.is_blank, rework=client.rework, check=check_from_server
+        )
         self._relay = Program(relay.init, relay.step, is_blank=relay.is_blank)
         self._clients = star.population.clients
 

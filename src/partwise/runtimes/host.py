@@ -54,11 +54,20 @@ class Host:
     Args:
         plan: what to run.
         emit: is told of what goes to the server, as it comes about.
-        max_bytes: limit of a message to a client.
+        max_bytes: limit of a message to a client; with one, messages are checked, for they come from elsewhere.
+        failed: is told of work that raised.
     """
 
-    def __init__(self, plan: HostPlan, emit: Callable[[Envelope], None], max_bytes: int = NO_LIMIT) -> None:
-        self._plan, self._emit, self._max_bytes = plan, emit, max_bytes
+    def __init__(
+        self,
+        plan: HostPlan,
+        emit: Callable[[Envelope], None],
+        max_bytes: int = NO_LIMIT,
+        failed: Callable[[NodeId, Exception], None] | None = None,
+    ) -> None:
+        self._plan, self._emit, self._max_bytes, self._failed = plan, emit, max_bytes, failed
+        self.began = plan.began
+        self.worked: set[NodeId] = set()  # who was given something to compute; emptied by whoever asks
         self._spool = Spool(plan.memory_bytes, plan.folder)
         self._nodes: dict[NodeId, Kept] = {}
         self._changed: set[NodeId] = set()
@@ -104,12 +113,14 @@ class Host:
             self.inbox_bytes -= len(waiting.encoded)
             self.handled += 1
             body = owned(decode(waiting.encoded, max_bytes=self._max_bytes))
+            if self._max_bytes != NO_LIMIT:
+                self._plan.programs[waiting.to].check(body)
         self._step(waiting.to, waiting.src, body)
 
     def _step(self, me: NodeId, src: NodeId, body: Any) -> None:
         program = self._plan.programs[me]
         state = self._nodes.pop(me).take() if me in self._nodes else program.init(me)
-        state, effects = program.step(state, Message(time.monotonic() - self._plan.began, me, src, body))
+        state, effects = program.step(state, Message(time.monotonic() - self.began, me, src, body))
         if not program.is_blank(state):
             self._nodes[me] = self._spool.keep(state)
         self._changed.add(me)
@@ -124,6 +135,7 @@ class Host:
                 pass
             case Work(job, _):
                 self._jobs.append((me, job))
+                self.worked.add(me)
                 self._jobs_bytes += footprint(job.start)
             case _:
                 envelope = envelope_of(me, effect)
@@ -137,10 +149,15 @@ class Host:
         jobs, self._jobs, self._jobs_bytes = sorted(self._jobs, key=lambda found: found[0]), [], 0
         results = self._plan.executor.run([job for _, job in jobs])
         for (me, job), result in zip(jobs, results, strict=True):
+            if isinstance(result, Exception) and self._failed is not None:
+                self._failed(me, result)
             self._step(me, me, told(result, job.seed))
 
     def states(self) -> list[Envelope]:
-        """The state of every client that has changed since the last time. Jobs must have been run: none can be sent."""
+        """The state of every client that has changed since the last time. Jobs must have been run: none can be sent.
+
+        The state of a client that keeps nothing is the one it would begin with.
+        """
         assert not self._jobs
         changed, self._changed = sorted(self._changed), set()
         return [Envelope(Kind.NODE, client, body=self._state(client)) for client in changed]

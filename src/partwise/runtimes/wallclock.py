@@ -44,6 +44,7 @@ class WallClock:
         began: when the run began, by `time.monotonic`.
         memory: bound of what is kept in memory, and the folder for the rest.
         limits: how long a message from a client may be, and how long its answer is waited for.
+        place: what hosts clients, as a lost task is told.
     """
 
     def __init__(
@@ -55,11 +56,12 @@ class WallClock:
         *,
         memory: tuple[int, str | None],
         limits: Limits,
+        place: str = "worker",
     ) -> None:
         self.now, self.traffic = 0.0, Traffic()
         self.nodes: dict[NodeId, Kept] = {}  # the server's state; the clients' as they were when last looked at
         self._programs, self._executor, self._transport, self._began = programs, executor, transport, began
-        self._limits, self._version = limits, 0
+        self._limits, self._place, self._version = limits, place, 0
         self._spool, replies = halves(*memory)
         self._number = 0
         self._inbox: deque[Parcel] = deque()  # for the server
@@ -222,7 +224,7 @@ class WallClock:
                 kept = body if isinstance(body, Kept) else self._spool.keep(_opened(body))
                 self._held.append(parcel.stamped(kept))
             case Kind.LOST:
-                self._inbox.append(self._parcel(envelope.src, SERVER, Failed("worker", envelope.fault)))
+                self._inbox.append(self._parcel(envelope.src, SERVER, Failed(self._place, envelope.fault)))
             case Kind.LOOKED:
                 self._is_fresh = True
 
@@ -241,6 +243,7 @@ class WallClock:
         if not fault:
             try:
                 body = owned(decode(encoded, max_bytes=self._limits.message_bytes))
+                self._programs[to].check(body)
             except ProtocolError as error:
                 fault = str(error)
         if fault:
