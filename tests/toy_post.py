@@ -11,8 +11,9 @@ from typing import Any
 from partwise.core.population import Dataset, Population
 from partwise.deploy.enrolled import Enrolled, Member
 from partwise.deploy.memory import Memory
-from partwise.deploy.network import Collected, Timing
+from partwise.deploy.network import Timing
 from partwise.deploy.node import CENSUS, WORK, Node
+from partwise.deploy.post import Collected
 from partwise.deploy.runtime import Deployed
 from partwise.programs.star import Star
 

@@ -14,7 +14,8 @@ from partwise.core.population import Counts
 from partwise.core.program import SERVER, Wake
 from partwise.core.update import map_values
 from partwise.deploy.batch import Batch, Letter, opened, sealed
-from partwise.deploy.network import Collected, Timing
+from partwise.deploy.network import Timing
+from partwise.deploy.post import Collected
 from partwise.programs.messages import Fetch, Reply, Trouble
 from partwise.runtimes import Simulate
 from partwise.schedulers import Synchronous

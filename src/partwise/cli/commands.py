@@ -5,8 +5,10 @@ from __future__ import annotations
 from partwise.cli.app import app
 from partwise.cli.compare import compare_command
 from partwise.cli.demo import demo_command
+from partwise.cli.deploy import deploy
 from partwise.cli.doctor import doctor_command
 from partwise.cli.look import list_command, parts_command, report_command, show_command
+from partwise.cli.node import node
 from partwise.cli.populations import data
 from partwise.cli.rehearse import rehearse_command
 from partwise.cli.replay import replay_command
@@ -27,4 +29,6 @@ app.command("timeline")(timeline_command)
 app.command("replay")(replay_command)
 app.command("parts")(parts_command)
 app.add_typer(data, name="data")
+app.add_typer(deploy, name="deploy")
+app.add_typer(node, name="node")
 app.command("doctor")(doctor_command)

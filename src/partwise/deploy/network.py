@@ -9,58 +9,21 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from partwise.core.codec import decode, encode_parts
 from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.population import Client, Counts
 from partwise.core.program import SERVER
 from partwise.deploy.batch import Batch, Letter, opened, sealed
+from partwise.deploy.post import Collected, Post
 from partwise.runtimes.transport import Envelope, Kind, joined
 
-__all__ = ["Collected", "Network", "Post", "Timing"]
+__all__ = ["Network", "Timing"]
 
 _KNOWN = 4096  # of a client's messages, by which one that is sent again is told
 _ROOM = 1 << 16  # bytes of a batch beside its messages
 _TEXT = 10_000  # characters of what a node says of itself
-
-
-class Collected(NamedTuple):
-    """What came back for a batch.
-
-    Args:
-        id: which batch.
-        data: the answer.
-        fault: why there is none.
-    """
-
-    id: str
-    data: bytes
-    fault: str = ""
-
-
-class Post(Protocol):
-    """Carries bytes to nodes, and their answers back."""
-
-    def there(self) -> Collection[str]:
-        """The names of the nodes that can be reached now; none that is not enrolled."""
-        ...
-
-    def send(self, node: str, data: bytes, *, kind: str, seconds: float, group: str) -> str:
-        """Put a batch on its way; its id, or "" if it cannot be taken.
-
-        Args:
-            node: its name.
-            data: the batch.
-            kind: `train` for work, `query` for a census.
-            seconds: after which nobody waits for the answer.
-            group: to be logged with it.
-        """
-        ...
-
-    def collect(self, ids: Collection[str]) -> Sequence[Collected]:
-        """The answers that are there."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +39,7 @@ class Timing:
 
     poll_seconds: float = 0.3
     look_seconds: float = 2.0
-    grace_seconds: float = 30.0
+    grace_seconds: float = 90.0
     census_seconds: float = 600.0
 
     def __post_init__(self) -> None:

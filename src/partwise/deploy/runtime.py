@@ -14,7 +14,8 @@ from partwise.core.program import NodeId, Program
 from partwise.core.runtime import Observer
 from partwise.core.spool import DEFAULT_MEMORY_BYTES
 from partwise.deploy.enrolled import Enrolled
-from partwise.deploy.network import Network, Post, Timing
+from partwise.deploy.network import Network, Timing
+from partwise.deploy.post import Post
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.wallclock import Limits, WallClock
 

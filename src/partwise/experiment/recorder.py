@@ -140,6 +140,9 @@ class Recorder(Observer):
             case "lost" | "refused":
                 self._progress.noticed(record)
                 self._refused(record)
+                self._show()
+            case "node" | "node_error" | "rejected":
+                self._show()
             case "skipped":
                 self._progress.noticed(record)
                 self._skipped(record)
@@ -277,10 +280,14 @@ class Recorder(Observer):
         )
         self._store.append_metrics([self._row(world, score) for score in scores])
         self._store.append_clients([(self.version, r.client, r.name, r.value, r.examples) for r in rows])
-        if time.monotonic() - self._shown_at >= _SHOWN_EVERY:  # so that others can follow the run
+        self._show()
+        return scores
+
+    def _show(self) -> None:
+        """Let others follow the run."""
+        if time.monotonic() - self._shown_at >= _SHOWN_EVERY:
             self._store.commit()
             self._shown_at = time.monotonic()
-        return scores
 
     def _row(self, world: World, score: Score) -> tuple[Any, ...]:
         traffic = world.traffic
