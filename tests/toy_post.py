@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,12 @@ class LocalPost:
     nodes: dict[str, Node]
     spoil: Callable[[str, int, Collected], Collected | None] = lambda node, number, got: got
     is_there: Callable[[str], bool] = lambda node: True
+    marks: dict[str, str] = field(default_factory=dict)
     sent: list[tuple[str, str, bytes]] = field(default_factory=list)
     done: dict[str, Collected] = field(default_factory=dict)
 
-    def there(self) -> Collection[str]:
-        return [node for node in self.nodes if self.is_there(node)] + ["a stranger"]
+    def there(self) -> Mapping[str, str]:
+        return {"a stranger": "", **{node: self.marks.get(node, "") for node in self.nodes if self.is_there(node)}}
 
     def send(self, node: str, data: bytes, *, kind: str, seconds: float, group: str) -> str:
         id, number = str(len(self.sent)), sum(n == node for n, _, _ in self.sent)

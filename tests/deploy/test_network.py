@@ -18,9 +18,9 @@ from partwise.deploy.network import Timing
 from partwise.deploy.post import Collected
 from partwise.programs.messages import Fetch, Reply, Trouble
 from partwise.runtimes import Simulate
-from partwise.schedulers import Synchronous
+from partwise.schedulers import FedBuff, Synchronous
 from toy_federation import CASES, outcome, play, star
-from toy_post import QUICK, SPLIT, deployed
+from toy_post import QUICK, SPLIT, LocalPost, deployed
 from toy_star import Log, Saving
 
 LIMIT = 1 << 20
@@ -112,6 +112,43 @@ def test_answer_that_never_comes_is_not_waited_for():
     assert {(f["client"], f["reason"], f["version"]) for f in log.of("lost")} == {
         (c, "node south gave no answer in time", 1) for c in (5, 6)
     }
+    assert [c["replies"] for c in log.of("commit")] == [7, 5, 7]
+
+
+def test_node_has_one_batch_at_a_time():
+    of, runtime, post = deployed(star("fedavg", scheduler=FedBuff(buffer=2, concurrency=6, versions=12)))
+    kept, open_, most = post.send, dict[str, str](), []
+
+    def send(node: str, data: bytes, **more: Any) -> str:
+        assert node not in open_.values()
+        most.append(len(opened(data, LIMIT).letters))
+        open_[id] = node if (id := kept(node, data, **more)) else ""
+        return id
+
+    def collect(ids: Any) -> Any:
+        found = LocalPost.collect(post, ids)
+        for got in found:
+            del open_[got.id]
+        return found
+
+    post.send, post.collect = send, collect
+    states, _ = runtime.run(of.programs(), of.population, Log())
+    assert states[SERVER].version == 12
+    assert max(most) > 1
+
+
+def test_batch_of_a_node_that_was_started_anew_is_lost_at_once():
+    of, runtime, post = deployed(star("fedavg", rounds=3, scheduler=everybody(3)))
+
+    def spoil(node: str, number: int, got: Collected) -> Collected | None:
+        if (node, number) == ("south", 3):
+            post.marks["south"] = "another process"
+            return None
+        return got
+
+    post.spoil, log = spoil, Log()
+    replace(runtime, patience_seconds=1e6).run(of.programs(), of.population, log)
+    assert {(f["client"], f["reason"]) for f in log.of("lost")} == {(c, "node south was started anew") for c in (5, 6)}
     assert [c["replies"] for c in log.of("commit")] == [7, 5, 7]
 
 

@@ -79,14 +79,12 @@ class FlowerPost:
         self._grid, self._keys = grid, keys
         self._ids: dict[str, int] = {}
 
-    def there(self) -> Collection[str]:
+    def there(self) -> Mapping[str, str]:
         from partwise.deploy.keys import der_of_pem
 
-        found = {
-            self._keys.get(der_of_pem(_text(node.public_key)), ""): node.node_id for node in self._grid.get_nodes()
-        }
-        self._ids = {name: id for name, id in found.items() if name}
-        return list(self._ids)
+        found = [(self._keys.get(der_of_pem(_text(node.public_key)), ""), node) for node in self._grid.get_nodes()]
+        self._ids = {name: node.node_id for name, node in found if name}
+        return {name: str(node.last_activated_at) for name, node in found if name}
 
     def send(self, node: str, data: bytes, *, kind: str, seconds: float, group: str) -> str:
         message = Message(packed(data), self._ids[node], kind, ttl=seconds, group_id=group)

@@ -59,6 +59,7 @@ class _Waiting:
 
 class _Sent(NamedTuple):
     node: str
+    mark: str
     envelopes: list[Envelope]
     until: float
 
@@ -66,7 +67,8 @@ class _Sent(NamedTuple):
 class Network:
     """A `Transport` whose hosts are nodes on a network: what they say is taken for nothing that can be checked.
 
-    All messages to a node that are there at the same time go in one batch. Of what comes back, only what is from a
+    A node has one batch at a time; what comes up meanwhile goes together when it has answered. A node that was started
+    anew has lost the batch it had. Of what comes back, only what is from a
     client of that very node, and was not there before, is handed over. What is not is recorded as `rejected`, with the
     node; a node that comes or goes as `node`, and work that failed at a node, with its traceback, as `node_error`.
     States stay with the nodes.
@@ -92,7 +94,7 @@ class Network:
         self._post, self._owners, self._began, self._max_bytes = post, owners, began, max_bytes
         self._timing = timing or Timing()
         self._node_of = {client: node for node, clients in owners.items() for client in clients}
-        self._there: dict[str, None] = {}
+        self._there: Mapping[str, str] = {}
         self._clients: frozenset[Client] = frozenset()
         self._looked = -math.inf
         self._unsent: dict[str, _Waiting] = {}
@@ -176,7 +178,10 @@ class Network:
         if time.monotonic() - self._looked < self._timing.look_seconds:
             return
         self._looked = time.monotonic()
-        now = dict.fromkeys(node for node in self._post.there() if node in self._owners)
+        now = {node: mark for node, mark in self._post.there().items() if node in self._owners}
+        for id, sent in [(id, s) for id, s in self._sent.items() if now.get(s.node, s.mark) != s.mark]:
+            del self._sent[id]
+            self._lose(sent.envelopes, f"node {sent.node} was started anew")
         for node in [n for n in self._owners if (n in now) != (n in self._there)]:
             fields = {"node": node, "is_there": node in now, "clients": len(self._owners[node])}
             self._note("node", fields)
@@ -184,7 +189,10 @@ class Network:
         self._clients = frozenset(client for node in now for client in self._owners[node])
 
     def _send_all(self) -> None:
+        busy = {sent.node for sent in self._sent.values()}
         for node, waiting in list(self._unsent.items()):
+            if node in busy:
+                continue  # it would not begin before it has answered, and until then more may go with it
             if node in self._there:
                 del self._unsent[node]
                 self._send(node, waiting.envelopes)
@@ -200,7 +208,7 @@ class Network:
         data = sealed(Batch(self.life, now, letters))
         id = self._post.send(node, data, kind="train", seconds=min(seconds, 1e9), group=group)
         if id:
-            self._sent[id] = _Sent(node, envelopes, time.monotonic() + seconds)
+            self._sent[id] = _Sent(node, self._there[node], envelopes, time.monotonic() + seconds)
         else:
             self._lose(envelopes, f"node {node} cannot be reached")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 __all__ = ["PARENT", "Collected", "Post"]
@@ -27,8 +27,8 @@ class Collected(NamedTuple):
 class Post(Protocol):
     """Carries bytes to nodes, and their answers back."""
 
-    def there(self) -> Collection[str]:
-        """The names of the nodes that can be reached now; none that is not enrolled."""
+    def there(self) -> Mapping[str, str]:
+        """The nodes that can be reached now: name -> a mark that is another one when the node was started anew."""
         ...
 
     def send(self, node: str, data: bytes, *, kind: str, seconds: float, group: str) -> str:
