@@ -13,14 +13,14 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from partwise.deploy.line import ask
 from partwise.deploy.post import PARENT, Collected
 
-__all__ = ["KEY", "FlowerPost", "client_app", "packed", "server_app", "unpacked"]
+__all__ = ["KEY", "FlowerPost", "client_app", "packed", "server_app", "trained_by", "unpacked"]
 
 KEY = "partwise"
 _TYPE = "partwise.bytes"  # so that nobody takes it for an array in NumPy's format
@@ -65,6 +65,41 @@ def _carried(verb: bytes, message: Message, context: Context) -> Message:
 
 client_app.train()(train)
 client_app.query()(query)
+
+
+def trained_by(
+    app: ClientApp, before: Mapping[str, Any], config: Mapping[str, Any], node: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], float]:
+    """What a `ClientApp` makes of a state dict, and of how many examples; in this process, without a network.
+
+    Raises:
+        ValueError: it returns no arrays or no number of examples.
+    """
+    content = RecordDict({"arrays": ArrayRecord(dict(before)), "config": ConfigRecord(dict(config))})
+    about = Metadata(
+        run_id=1,
+        message_id="1",
+        src_node_id=0,
+        dst_node_id=1,
+        reply_to_message_id="",
+        group_id="",
+        created_at=time.time(),
+        ttl=3600.0,
+        message_type="train",
+    )
+    message = Message(metadata=about, content=content)  # type: ignore[call-overload,unused-ignore]  # needs no task
+    context = Context(
+        run_id=1, node_id=1, node_config=dict(node), state=RecordDict(), run_config=dict(config), series_id=1
+    )
+    found = app(message, context).content
+    arrays, metrics = list(found.array_records.values()), list(found.metric_records.values())
+    if len(arrays) != 1 or not any("num-examples" in record for record in metrics):
+        raise ValueError(
+            f"trained_by(): a ClientApp must return one ArrayRecord and 'num-examples' among its metrics, got "
+            f"{sorted(found)}. Return RecordDict({{'arrays': ..., 'metrics': ...}})."
+        )
+    (examples,) = [record["num-examples"] for record in metrics if "num-examples" in record][:1]
+    return arrays[0].to_torch_state_dict(), float(examples)
 
 
 class FlowerPost:
