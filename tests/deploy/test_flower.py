@@ -136,6 +136,53 @@ def test_run_over_tls_with_a_stranger_and_an_impostor_at_the_door(tmp_path, star
     assert secrets == []
 
 
+MASKED = """
+client = [{ name = "Clip", max_norm = 0.5 }]
+
+[channel]
+name = "Masked"
+limit = 0.5
+max_weight = 1
+min_contributors = 3
+patience_seconds = 40.0
+"""
+
+
+def test_masked_sum_completes_with_a_node_killed_in_the_exchange(tmp_path, start):
+    """Six clients on three nodes; in the second round one node is killed once all have trained."""
+    from partwise.deploy.launch import free_port
+    from partwise.deploy.prepare import prepare
+
+    head, tail = SPEC.split("[workload]")
+    client, channel = MASKED.split("[channel]")
+    spec = f"{head}{client}[workload]{tail}\n[channel]{channel}".replace('"FedAvg"', '"FedAvg"\nweights = "uniform"')
+    (tmp_path / "spec.toml").write_text(spec)
+    address = f"127.0.0.1:{free_port()}"
+    server, *folders = prepare(tmp_path / "spec.toml", tmp_path / "net", nodes=3, address=address)
+    running = start("deploy", "server", str(server))
+    until(lambda: "listening on" in running.text(), "the server")
+    nodes = [start("deploy", "node", str(folder)) for folder in folders]
+
+    def replies() -> int:
+        if not (server / "run" / "record.sqlite").exists():
+            return 0
+        with RunStore(server / "run", "read") as store:
+            return len(store.events("reply"))
+
+    until(lambda: replies() >= 6, "the first round")
+    until(lambda: "version 1 " in running.text(), "the first commit")
+    until(lambda: replies() >= 12, "the second round's training")
+    nodes[2].kill()
+    until(lambda: running.process.poll() is not None, "the end of the run")
+    assert running.process.returncode == 0, running.text()
+    with RunStore(server / "run", "read") as store:
+        commits = [event["body"] for event in store.events("commit")]
+        assert [c["version"] for c in commits] == [1, 2]
+        assert not store.events("skipped")
+    model = load_file(server / "run" / "model.safetensors")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in model.values())
+
+
 def test_part_that_flower_starts_needs_no_torch():
     code = "import sys, partwise.deploy.flower; print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}

@@ -217,6 +217,7 @@ class Recorder(Observer):
             strict=True,
         )
         self._store.append_replies(rows)
+        self._show()
 
     def _bytes(self, world: World, client: int) -> tuple[int, int]:
         """What a client has sent and received since its last reply."""
