@@ -10,12 +10,13 @@ local steps of rate 3; FedSubAvg("count"), updates clipped to a norm. The varian
 
 Examples are those of the population's own test sets. Bytes are those of a client in a round, mean over the run.
 
-    python benchmarks/deniable.py [--rounds 60] [--levels 1 0.9375 0.875 0.75] [--clip 3] [--layout sparse]
+    python benchmarks/deniable.py [--rounds 60] [--seeds 1] [--levels 1 0.9375 0.875 0.75] [--clip 3] [--layout sparse]
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -90,12 +91,12 @@ class Quiet(Observer):
         self.bytes = world.traffic.uplink, world.traffic.downlink
 
 
-def experiment(algorithm: Any, channel: Any, args: argparse.Namespace) -> Experiment:
+def experiment(algorithm: Any, channel: Any, args: argparse.Namespace, seed: int = SEED) -> Experiment:
     return Experiment(
         StdlibCode(),
         algorithm,
         Synchronous(cohort=COHORT, rounds=args.rounds),
-        seed=SEED,
+        seed=seed,
         client=(Clip(args.clip),),
         channel=channel,
         evaluation=Evaluation(every=args.rounds),
@@ -104,15 +105,21 @@ def experiment(algorithm: Any, channel: Any, args: argparse.Namespace) -> Experi
 
 
 def measure(algorithm: Any, channel: Any, args: argparse.Namespace) -> tuple[list[str], Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.process_time()
-        result = experiment(algorithm, channel, args).run(Path(folder) / "run")
-        seconds = (time.process_time() - began) / args.rounds
-        last = [row for row in result.table() if row["name"] == "auc"][-1]
-        each = COHORT * args.rounds
-        up, down = last["uplink_bytes"] / each / 1e3, last["downlink_bytes"] / each / 1e3
-        cells = [f"{last['value']:.4f}", f"{up:,.0f}", f"{down:,.0f}", f"{seconds:.2f}"]
-        return cells, {n: t.clone() for n, t in result.params.items()}
+    """Cells of a line, over seeds: AUC with its standard deviation, bytes and seconds in the mean; parameters."""
+    found, params = [], {}
+    for seed in range(SEED, SEED + args.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.process_time()
+            result = experiment(algorithm, channel, args, seed).run(Path(folder) / "run")
+            seconds = (time.process_time() - began) / args.rounds
+            last = [row for row in result.table() if row["name"] == "auc"][-1]
+            each = COHORT * args.rounds * 1e3
+            found.append((last["value"], last["uplink_bytes"] / each, last["downlink_bytes"] / each, seconds))
+            params = params or {n: t.clone() for n, t in result.params.items()}
+    auc, *rest = zip(*found, strict=True)
+    up, down, seconds = map(statistics.fmean, rest)
+    spread = f" ± {statistics.stdev(auc):.4f}" if len(auc) > 1 else ""
+    return [f"{statistics.fmean(auc):.4f}{spread}", f"{up:,.0f}", f"{down:,.0f}", f"{seconds:.2f}"], params
 
 
 def rows(args: argparse.Namespace) -> Iterator[str]:
@@ -120,7 +127,7 @@ def rows(args: argparse.Namespace) -> Iterator[str]:
     for name, channel in (("clear", Plain()), ("clear, 3 holders", InTheClear()), ("masked", masked)):
         cells, _ = measure(INNER, channel, args)
         yield "| " + " | ".join([name, "", "", *cells]) + " |"
-    once = argparse.Namespace(**{**vars(args), "rounds": 1})
+    once = argparse.Namespace(**{**vars(args), "rounds": 1, "seeds": 1})
     one, other = measure(INNER, InTheClear(), once)[1], measure(INNER, masked, once)[1]
     gap = max(float((one[n] - t).abs().max()) for n, t in other.items())
     notes = [
@@ -150,13 +157,15 @@ def rows(args: argparse.Namespace) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--levels", type=float, nargs="+", default=[1.0, 15 / 16, 7 / 8, 3 / 4])
     parser.add_argument("--clip", type=float, default=3.0)
     parser.add_argument("--bits", type=int, default=20)
     parser.add_argument("--layout", choices=["union", "sparse"], default="sparse")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{describe(SEED)}; {args.rounds} rounds, clip {args.clip}, {args.bits} bits, layout {args.layout}")
+    about = f"{args.seeds} seeds from it, {args.rounds} rounds, clip {args.clip}, {args.bits} bits"
+    print(f"{describe(SEED)}; {about}, layout {args.layout}")
     head = ("variant", "ε of a round", "ε for ever", "AUC", "up, kB", "down, kB", "s a round")
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
     for line in rows(args):

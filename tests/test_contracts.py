@@ -9,18 +9,53 @@ import pytest
 import torch
 
 from partwise.aggregators import Krum, Mean, Median
-from partwise.algorithms import AdaptiveClip, FedAvg, FedHyper, FedProx, FedSubAvg, HeteroFL, LocalOnly, Scaffold
+from partwise.algorithms import (
+    CO2,
+    CSER,
+    AdaAlter,
+    AdaptiveClip,
+    Downlink,
+    FedAvg,
+    FedHyper,
+    FedProx,
+    FedSubAvg,
+    Ferret,
+    HeteroFL,
+    LocalOnly,
+    OneByte,
+    Scaffold,
+    SignMomentum,
+)
+from partwise.attacks import AdditiveNoise, SignFlip
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
+from partwise.core.attack import Attack
 from partwise.core.index import Coords, Grid, Index, Joint
 from partwise.core.model import like
 from partwise.core.plan import LocalOptimizer
 from partwise.core.schedule import Scheduler
 from partwise.core.transform import Identity, Transform, chain
 from partwise.local import SGD, HyperStep, LocalTraining
+from partwise.observers import MUDHoG
 from partwise.testing import check, check_transform
-from partwise.testing.examples import example_indices, example_params
-from partwise.transforms import Adam, Clip, ErrorFeedback, HyperRate, Quantize, Scale, ServerSGD, TopK, TreeNoise, Yogi
+from partwise.testing.examples import example_indices, example_params, example_probe
+from partwise.transforms import (
+    Adam,
+    Clip,
+    Eden,
+    ErrorFeedback,
+    FedZip,
+    HyperRate,
+    LowRank,
+    Quantize,
+    RandomK,
+    Scale,
+    ServerSGD,
+    Sign,
+    TopK,
+    TreeNoise,
+    Yogi,
+)
 
 FAMILIES = {
     "schedulers": Scheduler,
@@ -28,6 +63,7 @@ FAMILIES = {
     "aggregators": Aggregator,
     "local": LocalOptimizer,
     "algorithms": Algorithm,
+    "attacks": Attack,
 }
 # What a part is made with where it has no defaults; further settings that deserve a run of their own.
 NEEDED = {"Clip": {"max_norm": 1.5}, "ErrorFeedback": {"inner": TopK(ratio=0.3)}, "Krum": {"f": 4}}
@@ -38,12 +74,45 @@ NEEDED |= {"FixedMean": {"cohort": 9.0}, "GaussianNoise": {"noise_multiplier": 0
 NEEDED |= {"TreeNoise": {"noise_multiplier": 0.7, "sensitivity": 0.3}, "AdaptiveClip": {"inner": FedAvg()}}
 NEEDED |= {"DiscreteNoise": {"sensitivity": 2.0, "granularity": 0.01, "variance": 3.0}}
 NEEDED |= {"FromGrid": {"granularity": 0.01, "rotation_seed": 3}}
+NEEDED |= {"Downlink": {"inner": FedAvg(), "compress": Sign()}}
+NEEDED |= {"OneByte": {"num_clients": 9, "samples": 2}}
+NEEDED |= {"CO2": {"inner": FedAvg(), "gamma": 0.1}, "SignMomentum": {"inner": FedAvg(), "gamma": 0.1}}
+NEEDED |= {"LANS": {"inner": FedAvg()}}
+NEEDED |= {"RandomK": {"ratio": 0.4}, "Threshold": {"above": 0.3}}
 NEEDED |= {"FedHyper": {"inner": FedAvg()}, "Utility": {"inner": FedAvg()}}
+NEEDED |= {"Bulyan": {"f": 2}, "MeanAroundMedian": {"f": 3}, "Phocas": {"f": 3}, "SLSGD": {"trim_count": 2}}
+NEEDED |= {"CentredClip": {"radius": 2.0}, "NearestNeighbours": {"f": 3}, "Zeno": {"f": 3, "probe": example_probe()}}
+NEEDED |= {"Mixture": {"attacks": (SignFlip(), AdditiveNoise()), "clients": ((0,), (1,))}}
+NEEDED |= {"Watch": {"detector": MUDHoG()}}
+NEEDED |= {"ZenoPlusPlus": {"probe": example_probe()}}
 FURTHER = [
     Identity(),
     chain(Clip(2.0), ErrorFeedback(TopK(k=3, scope="layer"), when_absent="drop"), Quantize(bits=4, bucket=7)),
     TopK(ratio=1.0),
+    TopK(ratio=0.4, sample=8),
     Quantize(bits=2, scale_by="max"),
+    Quantize(bits=4, bucket=5, scale_by="max", rounding="nearest", smooth=2),
+    Quantize(bits=8, bucket=7, scale_by="max", rounding="nearest"),
+    RandomK(0.3, unbiased=True, block=4),
+    Sign(scope="layer"),
+    Sign(scaled=False),
+    Eden(bits=2.5, unbiased=False, scope="layer"),
+    Eden(bits=0.4),
+    Eden(bits=3),
+    LowRank(rank=1),
+    FedZip(ratio=0.7, centres=6),
+    ErrorFeedback(Sign(), when_absent="flush"),
+    ErrorFeedback(RandomK(0.3)),
+    ErrorFeedback(LowRank(1)),
+    Downlink(FedSubAvg("count"), Sign()),
+    ServerSGD(lr=0.7, nesterov=True),
+    AdaAlter(submodel=True, placeholder=False),
+    CSER(RandomK(0.5, block=2), TopK(ratio=0.5), every=2),
+    SignMomentum(FedSubAvg("count"), 0.1),
+    CO2(FedSubAvg("count"), 0.1, gap="constant"),
+    Ferret(directions=30, scale="release", weights="uniform"),
+    OneByte(num_clients=9, is_coded=False, normaliser="mean"),
+    Downlink(Scaffold(), Quantize(scale_by="max", rounding="nearest"), keep=2),
     ServerSGD(lazy=False),
     Adam(bias_correction=True),
     Yogi(lazy=False),
@@ -85,6 +154,7 @@ METHODS = {
     Aggregator: ("init", "reduce", "needs"),
     LocalOptimizer: ("init", "step_"),
     Algorithm: ("select", "plan", "finish", "commit"),
+    Attack: ("poison", "forge"),
 }
 
 

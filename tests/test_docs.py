@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HOW_TO = ROOT / "docs" / "how-to"
 IN_TIME = [HOW_TO / f"{name}.md" for name in ("clients-in-time", "rounds-and-waiting", "waiting-less")]
-PRIVATE = [HOW_TO / "differential-privacy.md"]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "security.md", *IN_TIME, *PRIVATE]
+MORE = [HOW_TO / f"{name}.md" for name in ("differential-privacy", "hostile-clients", "thin-links")]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "security.md", *IN_TIME, *MORE]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

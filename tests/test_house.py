@@ -21,26 +21,41 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 
 MIDDLE = {"transforms", "aggregators", "channels", "schedulers", "local", "algorithms", "populations", "randomizers"}
+MIDDLE |= {"attacks", "observers"}
 BELOW_EXPERIMENT = {"core", *MIDDLE, "workloads", "programs", "runtimes"}
 MAY_IMPORT = {
     "core": set(),
     **{family: {"core"} for family in MIDDLE},
+    "observers": {"core", "aggregators"},  # they compare updates as robust rules do
     "algorithms": {"core", "local"},  # their plans are made of local optimisers and gradient terms
+    "journal": {"core", "channels"},  # its signatures are those of the channels
     "workloads": {"core", "populations"},
     "programs": {"core"},
     "runtimes": {"core", "local", "programs"},  # executors know the local rules that they can apply to many clients
     "experiment": BELOW_EXPERIMENT,
     "testing": BELOW_EXPERIMENT,
     "deploy": {*BELOW_EXPERIMENT, "experiment"},
-    "cli": {*BELOW_EXPERIMENT, "experiment", "deploy"},
+    "monitor": {"core", "experiment"},
+    "cli": {*BELOW_EXPERIMENT, "experiment", "deploy", "monitor"},
     "demo": {*BELOW_EXPERIMENT, "experiment"},
     "__main__": {"cli"},
     "__init__": {*BELOW_EXPERIMENT, "experiment"},
 }
 LAZY = {"partwise", "partwise.experiment"}  # they load a public name when it is first used
-OPTIONAL = {"cryptography", "datasets", "dp_accounting", "flwr", "pandas", "peft", "pyarrow", "ray"}
+OPTIONAL = {
+    "cryptography",
+    "datasets",
+    "dp_accounting",
+    "fastapi",
+    "flwr",
+    "pandas",
+    "peft",
+    "pyarrow",
+    "ray",
+    "uvicorn",
+}
 HOMES = {"cryptography": 2}  # masks and signatures of a channel; keys and certificates of a network
-DEVELOPMENT = {"coverage", "hypothesis", "mkdocs", "mypy", "pytest", "ruff", "xdist"}
+DEVELOPMENT = {"coverage", "httpx", "hypothesis", "mkdocs", "mypy", "pytest", "ruff", "xdist"}
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,39 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     # Type checkers read these lines, the interpreter reads _MODULE_OF; a test keeps them equal.
+    from partwise.aggregators import SLSGD as SLSGD
+    from partwise.aggregators import Bucketing as Bucketing
+    from partwise.aggregators import Bulyan as Bulyan
+    from partwise.aggregators import CentredClip as CentredClip
     from partwise.aggregators import FixedMean as FixedMean
+    from partwise.aggregators import FlagAggregator as FlagAggregator
+    from partwise.aggregators import FoolsGold as FoolsGold
+    from partwise.aggregators import GeometricMedian as GeometricMedian
     from partwise.aggregators import Krum as Krum
     from partwise.aggregators import Latest as Latest
+    from partwise.aggregators import MajorityVote as MajorityVote
     from partwise.aggregators import Mean as Mean
+    from partwise.aggregators import MeanAroundMedian as MeanAroundMedian
     from partwise.aggregators import Median as Median
+    from partwise.aggregators import Medoid as Medoid
+    from partwise.aggregators import NearestNeighbours as NearestNeighbours
+    from partwise.aggregators import Phocas as Phocas
+    from partwise.aggregators import PrincipalGradients as PrincipalGradients
+    from partwise.aggregators import RankVote as RankVote
     from partwise.aggregators import TrimmedMean as TrimmedMean
+    from partwise.aggregators import Watch as Watch
+    from partwise.aggregators import Zeno as Zeno
+    from partwise.aggregators import ZenoPlusPlus as ZenoPlusPlus
+    from partwise.algorithms import CO2 as CO2
+    from partwise.algorithms import CSER as CSER
+    from partwise.algorithms import LANS as LANS
     from partwise.algorithms import MCPSGD as MCPSGD
     from partwise.algorithms import MMPSGD as MMPSGD
+    from partwise.algorithms import AdaAlter as AdaAlter
     from partwise.algorithms import AdaptiveClip as AdaptiveClip
     from partwise.algorithms import CrossTier as CrossTier
     from partwise.algorithms import Deniable as Deniable
+    from partwise.algorithms import Downlink as Downlink
     from partwise.algorithms import FedAMD as FedAMD
     from partwise.algorithms import FedAvg as FedAvg
     from partwise.algorithms import FederatedDropout as FederatedDropout
@@ -28,14 +50,36 @@ if TYPE_CHECKING:
     from partwise.algorithms import FedLaAvg as FedLaAvg
     from partwise.algorithms import FedProx as FedProx
     from partwise.algorithms import FedSubAvg as FedSubAvg
+    from partwise.algorithms import Ferret as Ferret
     from partwise.algorithms import FjORD as FjORD
     from partwise.algorithms import HeteroFL as HeteroFL
     from partwise.algorithms import LocalOnly as LocalOnly
     from partwise.algorithms import Mixing as Mixing
+    from partwise.algorithms import OneByte as OneByte
     from partwise.algorithms import Scaffold as Scaffold
+    from partwise.algorithms import SignMomentum as SignMomentum
     from partwise.algorithms import Utility as Utility
     from partwise.algorithms.answers import Level as Level
     from partwise.algorithms.deniable import write_universe as write_universe
+    from partwise.attacks import AdditiveNoise as AdditiveNoise
+    from partwise.attacks import AfterRounds as AfterRounds
+    from partwise.attacks import ALittleIsEnough as ALittleIsEnough
+    from partwise.attacks import Backdoor as Backdoor
+    from partwise.attacks import CoverageAttack as CoverageAttack
+    from partwise.attacks import GaussianReplace as GaussianReplace
+    from partwise.attacks import Hostile as Hostile
+    from partwise.attacks import InnerProduct as InnerProduct
+    from partwise.attacks import LabelFlip as LabelFlip
+    from partwise.attacks import LabelSwap as LabelSwap
+    from partwise.attacks import Mixture as Mixture
+    from partwise.attacks import MultiLabelFlip as MultiLabelFlip
+    from partwise.attacks import NegatedCrowd as NegatedCrowd
+    from partwise.attacks import PoorData as PoorData
+    from partwise.attacks import ReversedVote as ReversedVote
+    from partwise.attacks import SignFlip as SignFlip
+    from partwise.attacks import SomeRounds as SomeRounds
+    from partwise.attacks import Sybils as Sybils
+    from partwise.channels import Coded as Coded
     from partwise.channels import Masked as Masked
     from partwise.channels import Plain as Plain
     from partwise.channels.graphs import Complete as Complete
@@ -95,6 +139,7 @@ if TYPE_CHECKING:
     from partwise.experiment import Evaluation as Evaluation
     from partwise.experiment import Experiment as Experiment
     from partwise.experiment import Result as Result
+    from partwise.experiment import Trusted as Trusted
     from partwise.experiment import load as load
     from partwise.experiment import write_report as write_report
     from partwise.experiment.compare import compare as compare
@@ -107,6 +152,8 @@ if TYPE_CHECKING:
     from partwise.local import SGD as SGD
     from partwise.local import AdamW as AdamW
     from partwise.local import LocalTraining as LocalTraining
+    from partwise.observers import FedInfluence as FedInfluence
+    from partwise.observers import MUDHoG as MUDHoG
     from partwise.populations import IID as IID
     from partwise.populations import Always as Always
     from partwise.populations import ArrayPopulation as ArrayPopulation
@@ -164,13 +211,20 @@ if TYPE_CHECKING:
     from partwise.transforms import CapWeight as CapWeight
     from partwise.transforms import Clip as Clip
     from partwise.transforms import DiscreteNoise as DiscreteNoise
+    from partwise.transforms import Eden as Eden
     from partwise.transforms import ErrorFeedback as ErrorFeedback
+    from partwise.transforms import FedZip as FedZip
     from partwise.transforms import FromGrid as FromGrid
     from partwise.transforms import GaussianNoise as GaussianNoise
+    from partwise.transforms import Halved as Halved
     from partwise.transforms import HyperRate as HyperRate
+    from partwise.transforms import LowRank as LowRank
     from partwise.transforms import Quantize as Quantize
+    from partwise.transforms import RandomK as RandomK
     from partwise.transforms import Scale as Scale
     from partwise.transforms import ServerSGD as ServerSGD
+    from partwise.transforms import Sign as Sign
+    from partwise.transforms import Threshold as Threshold
     from partwise.transforms import TopK as TopK
     from partwise.transforms import TreeNoise as TreeNoise
     from partwise.transforms import Yogi as Yogi
@@ -180,38 +234,52 @@ if TYPE_CHECKING:
     from partwise.workloads import FashionMNIST as FashionMNIST
     from partwise.workloads import LeafSynthetic as LeafSynthetic
     from partwise.workloads import Shakespeare as Shakespeare
+    from partwise.workloads import ShakespeareGPT as ShakespeareGPT
     from partwise.workloads import SparseLogistic as SparseLogistic
     from partwise.workloads import StdlibCode as StdlibCode
+    from partwise.workloads.plays import save_weights as save_weights
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
     "AUC": "partwise.core.metrics",
     "CIFAR10": "partwise.workloads",
+    "CO2": "partwise.algorithms",
+    "CSER": "partwise.algorithms",
     "IID": "partwise.populations",
+    "LANS": "partwise.algorithms",
     "MCPSGD": "partwise.algorithms",
     "MMPSGD": "partwise.algorithms",
     "MNIST": "partwise.workloads",
     "SGD": "partwise.local",
+    "SLSGD": "partwise.aggregators",
+    "ALittleIsEnough": "partwise.attacks",
     "Accuracy": "partwise.core.metrics",
+    "AdaAlter": "partwise.algorithms",
     "Adagrad": "partwise.transforms",
     "Adam": "partwise.transforms",
     "AdamW": "partwise.local",
     "Adaptive": "partwise.experiment.mechanisms",
     "AdaptiveClip": "partwise.algorithms",
+    "AdditiveNoise": "partwise.attacks",
+    "AfterRounds": "partwise.attacks",
     "Aggregator": "partwise.core.aggregate",
     "Algorithm": "partwise.core.algorithm",
     "Always": "partwise.populations",
     "ArrayPopulation": "partwise.populations",
     "Auto": "partwise.runtimes.executors",
+    "Backdoor": "partwise.attacks",
     "Bernoulli": "partwise.populations",
     "BinaryCrossEntropy": "partwise.core.model",
     "Bitmap": "partwise.channels.unions",
     "Blocks": "partwise.populations",
     "Bloom": "partwise.channels.unions",
+    "Bucketing": "partwise.aggregators",
+    "Bulyan": "partwise.aggregators",
     "CapWeight": "partwise.transforms",
     "Census": "partwise.core.population",
     "Central": "partwise.experiment.mechanisms",
+    "CentredClip": "partwise.aggregators",
     "Channel": "partwise.core.channel",
     "CheckpointError": "partwise.core.errors",
     "Checkpointing": "partwise.experiment",
@@ -219,10 +287,12 @@ _MODULE_OF = {
     "ClickLog": "partwise.workloads",
     "ClientDP": "partwise.experiment.privacy",
     "Clip": "partwise.transforms",
+    "Coded": "partwise.channels",
     "Complete": "partwise.channels.graphs",
     "CompositionError": "partwise.core.errors",
     "Constant": "partwise.populations",
     "Coords": "partwise.core.index",
+    "CoverageAttack": "partwise.attacks",
     "CrossEntropy": "partwise.core.model",
     "CrossTier": "partwise.algorithms",
     "Daily": "partwise.populations",
@@ -233,9 +303,11 @@ _MODULE_OF = {
     "DiscreteNoise": "partwise.transforms",
     "Distributed": "partwise.experiment.mechanisms",
     "DivergedError": "partwise.core.errors",
+    "Downlink": "partwise.algorithms",
     "Drawn": "partwise.populations",
     "Drift": "partwise.populations",
     "DualDirichlet": "partwise.populations",
+    "Eden": "partwise.transforms",
     "ErrorFeedback": "partwise.transforms",
     "Evaluation": "partwise.experiment",
     "Examples": "partwise.core.population",
@@ -248,24 +320,36 @@ _MODULE_OF = {
     "FedCompass": "partwise.schedulers",
     "FedFix": "partwise.schedulers",
     "FedHyper": "partwise.algorithms",
+    "FedInfluence": "partwise.observers",
     "FedLaAvg": "partwise.algorithms",
     "FedProx": "partwise.algorithms",
     "FedSubAvg": "partwise.algorithms",
+    "FedZip": "partwise.transforms",
     "FederatedDropout": "partwise.algorithms",
+    "Ferret": "partwise.algorithms",
     "FixedMean": "partwise.aggregators",
     "FjORD": "partwise.algorithms",
+    "FlagAggregator": "partwise.aggregators",
+    "FoolsGold": "partwise.aggregators",
     "FromGrid": "partwise.transforms",
     "GaussianNoise": "partwise.transforms",
+    "GaussianReplace": "partwise.attacks",
+    "GeometricMedian": "partwise.aggregators",
     "GradientTerm": "partwise.core.plan",
     "Grid": "partwise.core.index",
+    "Halved": "partwise.transforms",
     "HeteroFL": "partwise.algorithms",
     "Hinge": "partwise.schedulers.staleness",
+    "Hostile": "partwise.attacks",
     "HyperRate": "partwise.transforms",
     "Index": "partwise.core.index",
+    "InnerProduct": "partwise.attacks",
     "Intervals": "partwise.populations",
     "Joint": "partwise.core.index",
     "KeyFolder": "partwise.channels.identities",
     "Krum": "partwise.aggregators",
+    "LabelFlip": "partwise.attacks",
+    "LabelSwap": "partwise.attacks",
     "Latest": "partwise.aggregators",
     "LeafSynthetic": "partwise.workloads",
     "Level": "partwise.algorithms.answers",
@@ -276,24 +360,37 @@ _MODULE_OF = {
     "LocalTraining": "partwise.local",
     "LogNormal": "partwise.populations",
     "Loss": "partwise.core.metrics",
+    "LowRank": "partwise.transforms",
+    "MUDHoG": "partwise.observers",
+    "MajorityVote": "partwise.aggregators",
     "Markov": "partwise.populations",
     "Masked": "partwise.channels",
     "MaskedUnion": "partwise.channels.unions",
     "Mean": "partwise.aggregators",
+    "MeanAroundMedian": "partwise.aggregators",
     "MeanSquaredError": "partwise.core.model",
     "Median": "partwise.aggregators",
+    "Medoid": "partwise.aggregators",
     "Metric": "partwise.core.metrics",
     "Mixing": "partwise.algorithms",
+    "Mixture": "partwise.attacks",
     "Model": "partwise.core.model",
+    "MultiLabelFlip": "partwise.attacks",
     "NaturalKey": "partwise.populations",
+    "NearestNeighbours": "partwise.aggregators",
+    "NegatedCrowd": "partwise.attacks",
+    "OneByte": "partwise.algorithms",
     "Oort": "partwise.schedulers.choices",
     "PartwiseError": "partwise.core.errors",
     "Perplexity": "partwise.core.metrics",
+    "Phocas": "partwise.aggregators",
     "Plain": "partwise.channels",
     "Poisson": "partwise.schedulers.choices",
     "Polynomial": "partwise.schedulers.staleness",
     "Pool": "partwise.runtimes.executors",
+    "PoorData": "partwise.attacks",
     "Population": "partwise.core.population",
+    "PrincipalGradients": "partwise.aggregators",
     "Processes": "partwise.runtimes",
     "Profile": "partwise.core.population",
     "ProfileArrays": "partwise.populations",
@@ -301,20 +398,28 @@ _MODULE_OF = {
     "ProtocolError": "partwise.core.errors",
     "QuantitySkew": "partwise.populations",
     "Quantize": "partwise.transforms",
+    "RandomK": "partwise.transforms",
     "RandomRegular": "partwise.channels.graphs",
+    "RankVote": "partwise.aggregators",
     "Ray": "partwise.runtimes",
     "Result": "partwise.experiment",
+    "ReversedVote": "partwise.attacks",
     "Rows": "partwise.core.index",
     "Scaffold": "partwise.algorithms",
     "Scale": "partwise.transforms",
     "Scheduler": "partwise.core.schedule",
     "ServerSGD": "partwise.transforms",
     "Shakespeare": "partwise.workloads",
+    "ShakespeareGPT": "partwise.workloads",
     "Shards": "partwise.populations",
+    "Sign": "partwise.transforms",
+    "SignFlip": "partwise.attacks",
+    "SignMomentum": "partwise.algorithms",
     "Simulate": "partwise.runtimes",
     "SimulatedIdentities": "partwise.channels.identities",
     "SimulatedRandomness": "partwise.core.randomness",
     "Site": "partwise.core.algorithm",
+    "SomeRounds": "partwise.attacks",
     "SparseLogistic": "partwise.workloads",
     "SpecError": "partwise.core.errors",
     "Stacked": "partwise.runtimes.executors",
@@ -322,9 +427,11 @@ _MODULE_OF = {
     "StdlibCode": "partwise.workloads",
     "Steady": "partwise.populations",
     "Sum": "partwise.core.aggregate",
+    "Sybils": "partwise.attacks",
     "Synchronous": "partwise.schedulers",
     "SystemRandomness": "partwise.core.randomness",
     "Task": "partwise.core.algorithm",
+    "Threshold": "partwise.transforms",
     "Tiered": "partwise.schedulers",
     "TopK": "partwise.transforms",
     "TopKAccuracy": "partwise.core.metrics",
@@ -333,15 +440,19 @@ _MODULE_OF = {
     "Tree": "partwise.experiment.mechanisms",
     "TreeNoise": "partwise.transforms",
     "TrimmedMean": "partwise.aggregators",
+    "Trusted": "partwise.experiment",
     "Uniform": "partwise.schedulers.choices",
     "Unreliable": "partwise.populations",
     "Update": "partwise.core.update",
     "Utility": "partwise.algorithms",
+    "Watch": "partwise.aggregators",
     "Weighted": "partwise.schedulers.choices",
     "Whole": "partwise.core.index",
     "Widths": "partwise.populations",
     "Workload": "partwise.core.workload",
     "Yogi": "partwise.transforms",
+    "Zeno": "partwise.aggregators",
+    "ZenoPlusPlus": "partwise.aggregators",
     "chain": "partwise.core.transform",
     "compare": "partwise.experiment.compare",
     "derive": "partwise.core.rng",
@@ -354,6 +465,7 @@ _MODULE_OF = {
     "from_partition": "partwise.populations",
     "from_table": "partwise.populations",
     "load": "partwise.experiment",
+    "save_weights": "partwise.workloads.plays",
     "write_folder": "partwise.populations",
     "write_keys": "partwise.channels.identities",
     "write_report": "partwise.experiment",

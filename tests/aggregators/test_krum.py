@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from partwise.aggregators import Krum
-from partwise.aggregators.krum import distances
+from partwise.aggregators.geometry import distances
 from partwise.core.index import Coords, Rows, Whole
 from partwise.core.update import Update
 

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from partwise.channels import frames
 from partwise.channels.frames import (
+    CODED_SUM,
     HEAD_BYTES,
     MASK_KEY,
     SELF_MASK,
     Advertised,
+    BlocksSent,
     Consistency,
+    ElementsSent,
     MaskedWords,
     Sealed,
     SharesSent,
+    Step,
     Unmasked,
+    pack_block,
     pack_share,
     read_advertised,
+    read_block,
+    read_blocks,
     read_consistency,
+    read_elements,
     read_masked,
     read_share,
     read_shares,
@@ -28,8 +39,25 @@ from partwise.channels.frames import (
 from partwise.channels.shamir import PRIME, SHARE_BYTES
 from partwise.core.errors import ProtocolError
 
+
+class Elements(NamedTuple):
+    """`ElementsSent`, as comparable as the others."""
+
+    withheld: int
+    elements: tuple[int, ...]
+
+    def pack(self, round, client):
+        return ElementsSent(self.withheld, np.array(self.elements, np.uint64)).pack(CODED_SUM, round, client)
+
+
+def read_some_elements(data):
+    withheld, elements = read_elements(data, Step(CODED_SUM, 7, 3), 3, 2**31 - 1)
+    return Elements(withheld, tuple(elements.tolist()))
+
+
 SHARE = (12345).to_bytes(SHARE_BYTES, "little")
 LONG = 12 + 2 * SHARE_BYTES + 16
+BLOCK = 12 + 20 + 16  # five elements of 31 bits fill twenty bytes
 GOOD = {
     "advertise": Advertised(b"a" * 32, b"b" * 32),
     "signed": Advertised(b"a" * 32, b"b" * 32, b"s" * 64),
@@ -37,6 +65,8 @@ GOOD = {
     "masked": MaskedWords(3, 20, 5, b"h" * HEAD_BYTES, b"w" * 13),
     "consistency": Consistency(b"d" * 32, b"s" * 64),
     "unmask": Unmasked({2: (SELF_MASK, SHARE), 7: (MASK_KEY, SHARE)}),
+    "blocks": BlocksSent({4: Sealed(b"n" * 12, b"t" * BLOCK), 9: Sealed(b"m" * 12, b"u" * BLOCK)}),
+    "elements": Elements(5, (0, 2**31 - 2, 77)),
 }
 READ = {
     "advertise": lambda data: read_advertised(data, 7, 3, is_signed=False),
@@ -45,6 +75,8 @@ READ = {
     "masked": lambda data: read_masked(data, 7, 3, (20, 5, 13)),
     "consistency": lambda data: read_consistency(data, 7, 3),
     "unmask": lambda data: read_unmasked(data, 7, 3, {2: SELF_MASK, 5: SELF_MASK, 7: MASK_KEY}),
+    "blocks": lambda data: read_blocks(data, 7, 3, ((4, 9), 5)),
+    "elements": read_some_elements,
 }
 
 
@@ -149,3 +181,18 @@ def test_anything_in_a_seal(text):
     except ProtocolError:
         return
     assert frames.pack_share((1, 2, 9), *found) == text
+
+
+def test_elements_and_blocks():
+    with pytest.raises(ProtocolError, match="elements lie below 2147483647, got a larger one"):
+        READ["elements"](Elements(0, (1, 2**31 - 1, 3)).pack(7, 3))
+    with pytest.raises(ProtocolError, match="has 3 elements, got 2"):
+        READ["elements"](Elements(0, (1, 2)).pack(7, 3))
+    with pytest.raises(ProtocolError, match="has a block for each of 2 others, got 1"):
+        READ["blocks"](BlocksSent({4: Sealed(b"n" * 12, b"t" * BLOCK)}).pack(7, 3))
+    text = pack_block((1, 2, 9), np.arange(5, dtype=np.uint64))
+    assert len(text) + 16 == BLOCK
+    assert read_block(text, (1, 2, 9), 5, 97).tolist() == [0, 1, 2, 3, 4]
+    for route, count, prime in (((2, 1, 9), 5, 97), ((1, 2, 9), 4, 97), ((1, 2, 9), 5, 3)):
+        with pytest.raises(ProtocolError, match="frame: "):
+            read_block(text, route, count, prime)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
-from partwise.algorithms import FedSubAvg, Scaffold, Utility
+from partwise.algorithms import Deniable, FedAvg, FedSubAvg, Scaffold, Utility
 from partwise.channels import Masked, Plain
 from partwise.channels.identities import SimulatedIdentities
 from partwise.core.errors import CompositionError
+from partwise.core.index import Coords
 from partwise.core.program import SERVER
 from partwise.core.transform import chain
+from partwise.core.update import Update
 from partwise.experiment.spec import dump, loads
 from partwise.runtimes import Processes, Simulate
 from partwise.schedulers import FedBuff, Synchronous
 from partwise.schedulers.staleness import Constant
-from partwise.transforms import Clip, Quantize
+from partwise.transforms import Clip, ErrorFeedback, Quantize, RandomK, TopK
 from toy_federation import LOCAL, star
 from toy_star import Log
 
@@ -155,7 +158,13 @@ def test_losses_in_the_star(step):
     _, log, reason = run(Mute(MASKED, ((1, step), (4, step))), scheduler=Synchronous(cohort=7, rounds=2))
     assert reason == "done"
     assert log.of("skipped") == []
-    assert len(log.of("commit")) == 2
+    first, second = log.of("commit")
+    # Whose words have come is in the sum, whether or not they answer once more.
+    assert first["clients"] == ([0, 2, 3, 5, 6] if step < 3 else list(range(7)))
+    assert second["clients"] == (list(range(7)) if step else first["clients"])  # who never heard of it is mute again
+    assert {(r["client"], r["stage"]) for r in log.of("lost")} == (
+        {(1, "exchange"), (4, "exchange")} if step < 4 else set()
+    )
 
 
 def test_a_round_that_fails_is_followed_by_the_next():
@@ -165,7 +174,9 @@ def test_a_round_that_fails_is_followed_by_the_next():
     (skipped,) = log.of("skipped")
     assert "needs 4 clients that sent masked words, got 3. Nothing was opened" in skipped["reason"]
     assert len(log.of("commit")) == 2  # of three rounds
-    assert log.of("lost") == []
+    assert {r["client"]: r["reason"] for r in log.of("lost")} == dict.fromkeys(
+        (0, 1, 4, 5), "did not answer, or too late"
+    )
     assert all(len(node.kept) <= 1 for client, node in states.items() if client != SERVER)  # the last round's
 
 
@@ -211,13 +222,64 @@ def test_a_masked_sum_needs_a_bound(chains, got):
         run(MASKED, client_chain=chains)
 
 
+@pytest.mark.parametrize("part", [Quantize(), ErrorFeedback(TopK(9))], ids=repr)
+def test_what_cannot_be_summed_as_it_is_sent_is_refused(part):
+    inner = getattr(part, "inner", part)
+    rule = rf"{re.escape(repr(inner))}: cannot be summed as it is sent, got Masked\(.*stream 'model'.*Use RandomK"
+    with pytest.raises(CompositionError, match=rule):
+        run(MASKED, client_chain={"model": chain(part, Clip(0.5))})
+    run(Plain(), rounds=1, client_chain={"model": chain(part, Clip(0.5))})
+
+
+@dataclass(frozen=True)
+class HeldByThree:
+    """In the clear, of each update the coordinates that three of the cohort send."""
+
+    reveals = "each"
+    exchanges = True
+    limit = None
+    patience_seconds = 9.0
+
+    def server(self, cohort: Any, params: Any, session: int) -> Any:
+        updates = yield dict.fromkeys(cohort)
+        counts = {n: torch.zeros_like(t) for n, t in params.items()}
+        for update in updates.values():
+            update.index.cover_(counts, 1.0)
+        found = []
+        for client in sorted(updates):
+            index, value = updates[client].index, updates[client].values()
+            at = {n: index.coords(n) for n in index.shapes}
+            kept = {n: counts[n].reshape(-1)[a] >= 3 for n, a in at.items()}
+            index = Coords(index.shapes, {n: a[kept[n]] for n, a in at.items()})
+            found.append(Update(index, {n: v[kept[n]] for n, v in value.items()}, updates[client].weight))
+        return found
+
+    def client(self, update: Any, params: Any, seat: Any) -> Any:
+        yield
+        yield update
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(LOCAL, "uniform"), FedSubAvg("count", LOCAL)], ids=["whole", "rows"])
+def test_a_linear_compressor_under_masks_is_the_one_in_the_clear(algorithm):
+    """All clients draw the same coordinates, anew in every version."""
+    parts = {"client_chain": {"model": chain(RandomK(0.25), Clip(0.5))}, "algorithm": algorithm}
+    plain, _, _ = run(HeldByThree(), **parts)
+    got, log, reason = run(MASKED, **parts)
+    assert (reason, log.of("lost"), log.of("skipped")) == ("done", [], [])
+    assert 0 < gap(got, plain) < 3 * 3 * MASKED.step
+    one, _, _ = run(MASKED, rounds=1, **parts)
+    start = star("fedavg").initial()
+    moved = {n: (one[SERVER].streams["model"][n] != t).flatten().tolist() for n, t in start.items()}
+    later = {n: (got[SERVER].streams["model"][n] != t).flatten().tolist() for n, t in start.items()}
+    assert 0 < sum(moved["out.weight"]) < sum(later["out.weight"]) <= 15
+
+
 def test_what_clients_report_is_not_for_the_server():
-    _, log, _ = run(MASKED, algorithm=Utility(FedSubAvg("count", LOCAL)), rounds=1, scheduler=_few())
-    assert "reports ['utility'] of each client, which a channel that reveals only sums" in log.of("lost")[0]["reason"]
-
-
-def _few() -> Synchronous:
-    return Synchronous(cohort=COHORT, rounds=1, deadline_seconds=5.0)
+    with pytest.raises(
+        CompositionError, match=r"has clients report numbers of their own, which Masked\(.* must not tell"
+    ):
+        run(MASKED, algorithm=Utility(FedSubAvg("count", LOCAL)))
+    run(MASKED, algorithm=Deniable(FedSubAvg("count", LOCAL), randomness="simulated"), rounds=1)
 
 
 def test_in_a_specification():

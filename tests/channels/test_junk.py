@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partwise.channels import Masked
+from partwise.channels import Coded, Masked
 from partwise.channels.identities import SimulatedIdentities
 from partwise.channels.unions import MaskedUnion
 from partwise.core.codec import decode, encode
@@ -23,6 +23,7 @@ CHANNELS = [
     Masked(max_weight=4, min_contributors=3),
     Masked(max_weight=4, min_contributors=3, identities=SimulatedIdentities(3)),
     Masked(max_weight=4, min_contributors=3, layout="sparse"),
+    Coded(max_weight=4, min_contributors=3),
 ]
 LEAF = (
     st.none()

@@ -1,3 +1,4 @@
+import math
 import struct
 import zlib
 
@@ -5,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from partwise.core.blocks import checksum
-from partwise.core.codec import decode, encode
+from partwise.core.blocks import BITMAP, ELIAS, block_of, checksum
+from partwise.core.codec import decode, encode, encoded_size
 from wire import same
 
 
@@ -35,6 +36,42 @@ class TestPacking:
 
     def test_floats_are_never_packed(self):
         assert len(encode(torch.zeros(5000))) >= 20_000
+
+
+class TestSets:
+    """Positions that ascend without repeats."""
+
+    @staticmethod
+    def drawn(count, span, seed=3):
+        return torch.from_numpy(np.sort(np.random.default_rng(seed).choice(span, count, replace=False)))
+
+    @pytest.mark.parametrize(
+        ("count", "span", "method"),
+        [(10_000, 1_000_000, ELIAS), (1_000, 1_000_000, ELIAS), (50_000, 100_000, BITMAP)],
+    )
+    def test_the_shortest_code_is_chosen(self, count, span, method):
+        """Within a quarter of the bits that a set of so many has at least, log2 of the number of such sets."""
+        ids = self.drawn(count, span)
+        assert block_of(ids).method == method
+        least = (math.lgamma(span + 1) - math.lgamma(count + 1) - math.lgamma(span - count + 1)) / math.log(2) / 8
+        assert least <= len(encode(ids)) <= 1.25 * least + 60
+        assert torch.equal(decode(encode(ids)), ids)
+        assert encoded_size(ids) == len(encode(ids))
+
+    def test_patterns_are_shorter_as_differences(self):
+        assert len(encode(torch.arange(0, 10**7, 100))) < 200
+        assert len(encode(torch.arange(10**6))) < 200
+
+    @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64])
+    @pytest.mark.parametrize("count", [2, 40, 300])
+    def test_they_come_back(self, dtype, count):
+        info = torch.iinfo(dtype)
+        rng = np.random.default_rng(count)
+        for span in (count, 3 * count, 50 * count, 2**15):
+            for base in (info.min, info.max - span, 0):
+                row = [base + int(i) for i in np.sort(rng.choice(span, count, replace=False))]
+                ids = torch.tensor(np.array(row, str(dtype).removeprefix("torch.")))
+                assert same(decode(encode(ids)), ids)
 
 
 class TestChecksum:

@@ -233,8 +233,19 @@ class TestMalformed:
             (sealed(head(0, 1, *IDS_BLOCK, 1, 3, 0, 300, mark(TENSOR)), bytes(300)), r"packing and length must fit"),
             (sealed(head(0, 1, *IDS_BLOCK, 2, 0, 0, 8, mark(TENSOR)), bytes(8)), r"packing and length must fit"),
             (
-                sealed(head(0, 1, *IDS_BLOCK, 8, 0, 0, 8, mark(TENSOR)), bytes(8)),
-                r"a packing must be .* from 0 to 7, got 8",
+                sealed(head(0, 1, *IDS_BLOCK, 17, 0, 0, 8, mark(TENSOR)), bytes(8)),
+                r"a packing must be .* from 0 to 16, got 17",
+            ),
+            (sealed(head(0, 1, *IDS_BLOCK, 8, 0, 0, 8, mark(TENSOR)), bytes(8)), r"packing and length must fit"),
+            (sealed(head(0, 1, *IDS_BLOCK, 9, 1, 0, 300, mark(TENSOR)), bytes(300)), r"packing and length must fit"),
+            (sealed(head(0, 1, *IDS_BLOCK, 16, 1, 0, 300, mark(TENSOR)), bytes(300)), r"packing and length must fit"),
+            (
+                sealed(head(0, 1, *IDS_BLOCK, 16, 0, 0, 40, mark(TENSOR)), bytes(40)),
+                r"a set of 100 numbers must have as many bits, got 0",
+            ),
+            (
+                sealed(head(0, 1, *IDS_BLOCK, 8, 3, 0, 60, mark(TENSOR)), bytes(60)),
+                r"a set of 100 numbers must have as many bits, got 0",
             ),
             (
                 sealed(head(0, 1, *IDS_BLOCK, 5, 1, 0, 8, mark(TENSOR)), b"no frame"),

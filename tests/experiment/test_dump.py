@@ -11,12 +11,15 @@ from torch import nn
 
 from partwise.aggregators import Mean, Median
 from partwise.algorithms import FedAvg, FedSubAvg, LocalOnly
+from partwise.attacks import SignFlip
 from partwise.channels.graphs import Graph
 from partwise.channels.identities import Identities, SimulatedIdentities
 from partwise.channels.unions import Filter
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
+from partwise.core.attack import Attack, When
 from partwise.core.channel import Channel
+from partwise.core.detect import Detector
 from partwise.core.metrics import Loss, Metric
 from partwise.core.model import CrossEntropy, ExampleLoss, Model
 from partwise.core.plan import Executor, LocalOptimizer
@@ -34,6 +37,7 @@ from partwise.experiment.read import Reader
 from partwise.experiment.spec import load, loads
 from partwise.experiment.toml import parse
 from partwise.local import SGD, LocalTraining
+from partwise.observers import MUDHoG
 from partwise.populations import ArrayPopulation, Constant
 from partwise.populations.availability import Availability
 from partwise.populations.distributions import Distribution
@@ -52,6 +56,8 @@ PROTOCOLS: dict[str, Any] = {
     "local": LocalOptimizer,
     "transforms": Transform,
     "aggregators": Aggregator,
+    "attacks": Attack | When,
+    "observers": Detector,
     "channels": Channel,
     "graphs": Graph,
     "identities": Identities,
@@ -76,6 +82,11 @@ SAMPLES: dict[Any, Any] = {
     str: "some",
     Path | str: Path("/some/where"),
     Algorithm: FedAvg(),
+    Attack: SignFlip(),
+    Detector: MUDHoG(),
+    tuple[int, ...]: (3, 5),
+    tuple[Attack, ...]: (SignFlip(), SignFlip(2.0)),
+    tuple[tuple[int, ...], ...]: ((3, 5), (4,)),
     Identities: SimulatedIdentities(),
     Transform: TopK(k=5),
     ExampleLoss: CrossEntropy("z"),
@@ -108,7 +119,7 @@ def test_every_part_is_written_and_read_back(part):
 
 def test_most_parts_are_covered():
     missed = {p.name for p in catalog()} - {p.name for p in PARTS}
-    assert missed <= {"LocalTraining", "ClipGradient", "Decay"}, missed
+    assert missed <= {"LocalTraining", "ClipGradient", "Decay", "Hostile"}, missed
 
 
 EXPERIMENT = Experiment(

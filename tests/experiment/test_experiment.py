@@ -138,6 +138,22 @@ def test_the_last_version_is_always_evaluated(tmp_path):
     assert [row["version"] for row in result.table("auc", "pooled")] == [0, 3, 4]
 
 
+def test_others_can_follow_a_run_that_is_seldom_measured(tmp_path, monkeypatch):
+    """Each version is on record when the next one is made, with its loss; and how many there will be."""
+    monkeypatch.setattr("partwise.experiment.recorder._SHOWN_EVERY", 0.0)
+    seen = []
+
+    class Looking(Silent):
+        def committed(self, version, loss, world, scores):
+            with RunStore(tmp_path / "run", "read") as store:
+                losses, commits = store.metrics("train_loss"), store.events("commit")
+                seen.append((len(losses), len(commits), store.meta()["versions"]))
+
+    run = experiment(evaluation=Evaluation(every=100), checkpointing=Checkpointing(every_seconds=1e9))
+    run.run(tmp_path / "run", progress=Looking())
+    assert seen == [(0, 0, 4), (1, 1, 4), (2, 2, 4), (3, 3, 4)]
+
+
 # Bad input
 
 

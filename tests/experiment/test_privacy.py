@@ -10,11 +10,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from partwise.aggregators import Mean
+from partwise.aggregators import FixedMean, Mean
 from partwise.algorithms import AdaptiveClip, CrossTier, FedAvg, FedSubAvg, LocalOnly, Scaffold
+from partwise.channels import Masked
 from partwise.cli import app
 from partwise.core.errors import CompositionError
 from partwise.core.metrics import Accuracy
+from partwise.core.randomness import SystemRandomness
 from partwise.core.workload import Workload
 from partwise.experiment.accounting import gaussian_epsilon, poisson_epsilon, without_replacement_epsilon, zcdp_epsilon
 from partwise.experiment.evaluate import Evaluation
@@ -69,6 +71,20 @@ class Fickle(Many):
 def epsilons(folder):
     with RunStore(folder, "read") as store:
         return [(row["version"], row["value"]) for row in store.metrics("epsilon", "privacy")]
+
+
+def test_what_a_channel_rounds_is_hidden_as_well():
+    """Two bits: a step is as long as the limit, and a client can move the sum by C + step sqrt(d)."""
+    pytest.importorskip("cryptography")
+    channel = Masked(limit=0.5, bits=2, max_weight=1)
+    star, _ = made(channel=channel, cohort=20).build()
+    (noise,) = star.server_chain["model"].stages
+    assert noise.sensitivity == pytest.approx((0.5 + 0.5 * math.sqrt(318)) / 20)
+    parts = {"client": [CapWeight(1.0), Clip(0.5)], "aggregator": FixedMean(20.0)}
+    by_hand = replace(made(server=[GaussianNoise(1.0, sensitivity=0.5 / 20)], cohort=20, **parts), privacy=None)
+    by_hand.build()
+    with pytest.raises(CompositionError, match=r"must be made for as far as one client can move stream 'model'"):
+        replace(by_hand, channel=channel).build()
 
 
 # ---- a run --------------------------------------------------------------------------------------------------------
@@ -138,6 +154,27 @@ def test_killed_and_resumed_a_run_has_the_epsilon_and_the_bits_of_an_undisturbed
     assert len(epsilons(tmp_path / "whole")) == 6
     one, other = ((tmp_path / f / "model.safetensors").read_bytes() for f in ("killed", "whole"))
     assert one == other
+
+
+@pytest.mark.parametrize("amplification", ["sampling", "none"])
+def test_versions_that_are_made_again_with_new_noise_are_charged_again(tmp_path, amplification):
+    """The only checkpoint is of version 0: 2 versions, then 5, were given away before the 6 that stay."""
+    privacy = ClientDP(
+        0.5, noise_multiplier=1.2, delta=DELTA, amplification=amplification, randomness=SystemRandomness()
+    )
+    parts = {} if amplification == "sampling" else {"choice": Stalest(), "cohort": 40}
+    experiment = replace(made(privacy, **parts), checkpointing=Checkpointing(every_seconds=1e9))
+    for at in (2, 5):
+        with pytest.raises(OSError, match="killed"):
+            experiment.run(tmp_path / "killed", resume=at > 2, progress=Killed(at))
+    experiment.run(tmp_path / "killed", resume=True)
+    found = epsilons(tmp_path / "killed")
+    assert [v for v, _ in found] == [1, 2, 3, 4, 5, 6]
+    if amplification == "none":  # all forty are in every commit
+        right = [gaussian_epsilon(math.sqrt(7 + v) / 1.2, DELTA) for v in range(1, 7)]
+    else:
+        right = [poisson_epsilon(1.2, 3 / 40, 7 + v, DELTA) for v in range(1, 7)]
+    assert [e for _, e in found] == pytest.approx(right)
 
 
 def test_rounds_without_anybody_are_commits_of_noise(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from partwise.core.errors import CheckpointError
 from partwise.experiment import rundir
-from partwise.experiment.rundir import environment, list_runs, new_run_folder, save_environment
+from partwise.experiment.rundir import environment, list_runs, new_run_folder, save_environment, status_of
 from partwise.experiment.store import RECORD, RunStore
 
 NOON = datetime(2031, 2, 3, 12, 4, 5, tzinfo=timezone.utc)
@@ -66,6 +66,13 @@ class TestFolders:
             ("broken", None, None),
         ]
         assert "needs a whole record.sqlite" in found[2].fault
+
+    def test_how_a_run_stands(self, tmp_path):
+        with RunStore(tmp_path / "a"):
+            assert status_of({"status": "running"}, tmp_path / "a") == f"running (pid {os.getpid()})"
+        assert status_of({"status": "running"}, tmp_path / "a") == "killed; can be resumed"
+        assert status_of({"status": "done"}, tmp_path / "a") == "done"
+        assert status_of({}, tmp_path / "a") == "unknown"
 
 
 class TestEnvironment:

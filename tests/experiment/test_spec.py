@@ -247,7 +247,7 @@ def test_all_faults_at_once_in_the_order_of_lines():
         rounds = 0
         min_replies = 20
         [[client]]
-        name = "Median"
+        name = "Krum"
         [[client]]
         name = "Clip"
         [aggregator]
@@ -270,7 +270,7 @@ def test_all_faults_at_once_in_the_order_of_lines():
         "line 16: scheduler.cohort: Synchronous(cohort=0): must be at least 1, got 0. Raise it.",
         "line 17: scheduler.rounds: Synchronous(rounds=0): must be at least 1, got 0. Raise it.",
         # nothing of min_replies, whose rule speaks of the cohort
-        f"line 20: client.0.name: must be a transform, got 'Median', one of the aggregators. Choose {transforms}.",
+        f"line 20: client.0.name: must be a transform, got 'Krum', one of the aggregators. Choose {transforms}.",
         "line 21: client.1.max_norm: Clip needs it, got none. Add max_norm, a number: largest Euclidean norm, > 0.",
         (
             "line 24: aggregator.name: must be an aggregator, got 'Clip', one of the transforms. "
@@ -427,3 +427,34 @@ def test_whom_a_round_asks_is_a_part_in_a_part():
     expected = Synchronous(30, 150, choice=Oort(round_penalty=0.0), extra=0.3, deadline_seconds=math.inf)
     assert experiment.scheduler == expected
     assert loads(dump(experiment)).scheduler == expected
+
+
+def test_hostile_clients_of_a_specification():
+    from partwise.attacks import AfterRounds, ALittleIsEnough, Hostile
+    from partwise.experiment.trusted import Trusted
+
+    experiment = loads(
+        """
+        [workload]
+        name = "LeafSynthetic"
+        [algorithm]
+        name = "FedAvg"
+        [aggregator]
+        name = "Krum"
+        f = 2
+        [hostile]
+        share = 0.3
+        [hostile.attack]
+        name = "ALittleIsEnough"
+        z = 1.5
+        [hostile.when]
+        name = "AfterRounds"
+        rounds = 10
+        [trusted]
+        examples = 50
+        """,
+        ["hostile.attack.is_omniscient=true"],
+    )
+    assert experiment.hostile == Hostile(ALittleIsEnough(1.5, is_omniscient=True), 0.3, when=AfterRounds(10))
+    assert experiment.trusted == Trusted(50)
+    assert loads(dump(experiment)).hostile == experiment.hostile

@@ -181,6 +181,48 @@ class TestRecord:
             RunStore(folder, "w")
 
 
+class TestFollowing:
+    def test_rows_by_their_numbers(self, folder):
+        with filled(folder) as store:
+            assert store.ends() == (3, 3, 2)
+            assert store.event_at(2) == (1.5, "refused", b"\x81\xa6client\x03")
+            assert store.event_at(4) is None
+            store.append_events([(3.5, "reply", {"client": 1}), (4.5, "lost", {"client": 2})])
+            assert [e["seq"] for e in store.events_between(1, 5)] == [2, 3, 5]
+            assert store.events_between(1, 2) == [{"seq": 2, "time": 1.5, "kind": "refused", "body": {"client": 3}}]
+            assert store.metrics_between(1, 2) == [(2, 4.0, 200, 220, "auc", "central", 0.67)]
+            assert store.metrics_between(3, 9) == []
+
+    def test_replies_by_client(self, folder):
+        """Sums over the rows between, and the last of them as it is."""
+        with filled(folder) as store:
+            store.append_replies([REPLY._replace(version=3, uplink_bytes=5, arrived=9.5, loss=math.nan, staleness=2)])
+            assert store.replies_between(0, 2) == [
+                (4, 1, 41, 39, 1, 2, 2, 4.5, 1, 0.6),
+                (9, 1, 81, 79, 0, 1, 1, 3.5, 0, 0.7),
+            ]
+            assert store.replies_between(0, 3)[1] == (9, 2, 86, 158, 2, 3, 3, 9.5, 2, None)
+            assert store.replies_between(2, 3) == [(9, 1, 5, 79, 2, 3, 3, 9.5, 2, None)]
+
+    def test_of_nothing(self, folder):
+        with RunStore(folder) as store:
+            assert store.ends() == (0, 0, 0)
+            assert store.replies_between(0, 9) == []
+
+    def test_an_event_that_cannot_be_read(self, folder):
+        filled(folder).close()
+        with sqlite3.connect(folder / RECORD) as db:
+            db.execute("UPDATE events SET body = x'93'")
+        db.close()
+        with (
+            RunStore(folder, "read") as store,
+            pytest.raises(
+                CheckpointError, match=r"reading the record needs a whole record\.sqlite, got: malformed event"
+            ),
+        ):
+            store.events()
+
+
 class TestKilled:
     def test_what_was_committed_survives_and_the_lock_does_not(self, folder):
         script = (

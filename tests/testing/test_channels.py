@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from partwise.channels import Masked, Plain
+from partwise.channels import Coded, Masked, Plain
 from partwise.channels.identities import SimulatedIdentities
 from partwise.core.channel import Opened
 from partwise.core.errors import ProtocolError
@@ -14,12 +14,13 @@ from partwise.core.update import scale
 from partwise.testing import check_channel
 
 MASKED = Masked(limit=0.7, max_weight=3)
+CODED = Coded(limit=0.7, max_weight=3)
 
 
 @pytest.mark.parametrize(
     "part",
-    [Plain(), MASKED, replace(MASKED, identities=SimulatedIdentities()), replace(MASKED, layout="sparse")],
-    ids=["plain", "masked", "signed", "sparse"],
+    [Plain(), MASKED, replace(MASKED, identities=SimulatedIdentities()), replace(MASKED, layout="sparse"), CODED],
+    ids=["plain", "masked", "signed", "sparse", "coded"],
 )
 def test_channels(part):
     check_channel(part, step=getattr(part, "step", 0.0))

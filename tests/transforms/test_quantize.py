@@ -10,7 +10,8 @@ from partwise.core.errors import ProtocolError
 from partwise.core.index import Rows, Whole
 from partwise.core.update import Packed, Update, check_update
 from partwise.transforms import Quantize
-from partwise.transforms.quantize import Levels, stochastic_levels
+from partwise.transforms.bits import CHUNK
+from partwise.transforms.quantize import Levels, smoothed, stochastic_levels
 
 
 def update_of(*values, dtype=torch.float64):
@@ -88,6 +89,79 @@ def test_every_value_becomes_a_neighbouring_level(values, bits, bucket, scale_by
             assert x * y >= 0
 
 
+NEAREST = {"scale_by": "max", "rounding": "nearest"}
+
+
+def test_differences_of_weights_are_exact_where_weights_are_not():
+    """communication.md §6: 4 bits to the nearest level, one bucket."""
+    x = [1.0, -2.0, 0.5, 4.0]
+    step = [0.01, -0.02, 0.03, -0.07]
+    part = Quantize(bits=4, **NEAREST)
+    direct, _ = part.apply(update_of(*(a + b for a, b in zip(x, step, strict=True))), (), torch.Generator())
+    assert direct.values()["w"].tolist() == pytest.approx([1.122857, -2.245714, 0.561429, 3.93], abs=1e-6)
+    difference, _ = part.apply(update_of(*step), (), torch.Generator())
+    assert difference.values()["w"].tolist() == pytest.approx(step)
+
+
+def test_mixing_saves_small_values():
+    """communication.md §6: (7, 0.4, 0.4, 0.4) at 4 bits, with and without a Hadamard matrix of order 4."""
+    plain, _ = Quantize(bits=4, **NEAREST).apply(update_of(7.0, 0.4, 0.4, 0.4), (), torch.Generator())
+    assert plain.values()["w"].tolist() == [7.0, 0.0, 0.0, 0.0]
+    mixed, _ = Quantize(bits=4, smooth=2, **NEAREST).apply(update_of(7.0, 0.4, 0.4, 0.4), (), torch.Generator())
+    expected = [7.321429, 0.292857, 0.292857, 0.292857]
+    assert mixed.values()["w"].tolist() == pytest.approx(expected, abs=1e-6)
+    eight = torch.tensor([8.0, 0.0, 0.0, 0.0])
+    assert smoothed(eight, 2).tolist() == [8.0] * 4
+    long = torch.randn(96, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.allclose(smoothed(smoothed(long, 5), 5) / 32, long)
+
+
+def nearest(values, bits, bucket):
+    """Levels to the nearest, halves up, in plain loops."""
+    top, found = 2 ** (bits - 1) - 1, []
+    for start in range(0, len(values), bucket):
+        mine = values[start : start + bucket]
+        scale = max(map(abs, mine))
+        found += [math.floor(x * top / scale + 0.5) * scale / top if scale else 0.0 for x in mine]
+    return found
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(("size", "bucket"), [(1, 512), (7, 3), (1000, 128), (1000, 7), (40, 1)])
+def test_nearest_level(bits, size, bucket):
+    values = (torch.randn(size, generator=torch.Generator().manual_seed(bits), dtype=torch.float64) ** 3).tolist()
+    sent, _ = Quantize(bits=bits, bucket=bucket, **NEAREST).apply(update_of(*values), (), torch.Generator())
+    assert sent.values()["w"].tolist() == pytest.approx(nearest(values, bits, bucket), rel=1e-9)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("smooth", [0, 3])
+def test_long_tensors_are_worked_on_in_pieces(bits, smooth):
+    """What comes out does not depend on where the pieces end."""
+    size = 2 * CHUNK + 12_345
+    value = torch.randn(size, generator=torch.Generator().manual_seed(3))
+    part = Quantize(bits=bits, bucket=96, smooth=smooth, **NEAREST)
+    sent, _ = part.apply(Update(Whole({"w": (size,)}), {"w": value}), (), torch.Generator())
+    start = CHUNK // 96 * 96 - 960
+    assert start % 8 == 0
+    piece = value[start : start + 96 * 20]
+    alone, _ = part.apply(Update(Whole({"w": (len(piece),)}), {"w": piece}), (), torch.Generator())
+    assert torch.equal(sent.values()["w"][start : start + 96 * 20], alone.values()["w"])
+    last = value[size // 96 * 96 :]
+    alone, _ = part.apply(Update(Whole({"w": (len(last),)}), {"w": last}), (), torch.Generator())
+    assert torch.equal(sent.values()["w"][size // 96 * 96 :], alone.values()["w"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_tiny_and_huge_values_stay_finite(dtype):
+    for size in (torch.finfo(dtype).tiny, torch.finfo(dtype).smallest_normal / 4, torch.finfo(dtype).max / 2):
+        values = (size, -size / 3, 0.0)
+        sent, _ = Quantize(**NEAREST).apply(update_of(*values, dtype=dtype), (), torch.Generator())
+        got = sent.values()["w"]
+        assert torch.isfinite(got).all()
+        assert (got - update_of(*values, dtype=dtype).values()["w"]).abs().max() <= size
+
+
 def test_buckets_keep_an_outlier_to_itself():
     values = [1e6, 1.0, 0.5, 0.25]
     sent, _ = Quantize(bucket=2, scale_by="max").apply(update_of(*values), (), torch.Generator())
@@ -133,6 +207,14 @@ def test_quantize_refuses():
         Quantize(bits=3)
     with pytest.raises(ValueError, match=r"Quantize\(bucket=0\): must be at least 1, got 0\."):
         Quantize(bucket=0)
+    with pytest.raises(ValueError, match=r"Quantize\(rounding='up'\): must be 'stochastic' or 'nearest', got 'up'\."):
+        Quantize(rounding="up")
+    with pytest.raises(
+        ValueError, match=r"rounding='nearest', scale_by='norm'\): the nearest level of a norm is mostly"
+    ):
+        Quantize(rounding="nearest")
+    with pytest.raises(ValueError, match=r"Quantize\(smooth=11\): must lie in 0\.\.10, got 11\. 5 is usual\."):
+        Quantize(smooth=11)
     with pytest.raises(ValueError, match=r"Quantize\(scale_by='mean'\): must be 'norm' or 'max', got 'mean'\."):
         Quantize(scale_by="mean")
     for bad in (math.nan, math.inf):

@@ -3,37 +3,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from partwise.core.codec import decode, encode, encoded_size
-from partwise.core.index import Coords, Grid, Rows, Whole
-from partwise.core.transform import Identity
-from partwise.core.update import Update, scale
+from partwise.core.codec import encoded_size
+from partwise.core.index import Grid, Rows, Whole
+from partwise.core.update import Update
 from partwise.testing.examples import example_indices, example_params, example_update
-from partwise.transforms import Clip, ErrorFeedback, TopK
-
-RNG = torch.Generator()
-
-
-def whole(*values):
-    return Update(Whole({"w": (len(values),)}), {"w": torch.tensor(values, dtype=torch.float64)})
-
-
-def at_coords(size, positions, values):
-    index = Coords({"w": (size,)}, {"w": torch.tensor(positions)})
-    return Update(index, {"w": torch.tensor(values, dtype=torch.float64)})
-
-
-def dense(update, shapes):
-    """Name -> flat list, by the positions the index states; no scatter is involved."""
-    full = {name: [0.0] * max(1, torch.Size(shape).numel()) for name, shape in shapes.items()}
-    for name, value in update.values().items():
-        for position, x in zip(update.index.coords(name).tolist(), value.reshape(-1).tolist(), strict=True):
-            full[name][position] += x
-    return full
-
-
-def sent_by(part, update, state=()):
-    return part.apply(update, state, RNG)[0]
-
+from partwise.transforms import RandomK, Threshold, TopK
+from toy_sent import dense, sent_by, whole
 
 # ---- TopK -----------------------------------------------------------------------------------------------------------
 
@@ -101,8 +76,99 @@ def test_contraction_and_oracle(values, k):
 
 
 def test_message_shrinks():
-    update = Update(Whole({"w": (100_000,)}), {"w": torch.randn(100_000, generator=RNG)})
+    update = Update(Whole({"w": (100_000,)}), {"w": torch.randn(100_000, generator=torch.Generator())})
     assert encoded_size(sent_by(TopK(ratio=0.01), update)) < encoded_size(update) / 50
+
+
+def test_a_guessed_threshold_sends_about_k():
+    """Every coordinate that is sent is larger than every one that is not, and there are half of k to twice k."""
+    rng = torch.Generator().manual_seed(4)
+    update = Update(
+        Whole({"a": (300, 40), "b": (7_000,)}),
+        {"a": torch.randn(300, 40, generator=rng), "b": 3 * torch.randn(7_000, generator=rng)},
+    )
+    part = TopK(ratio=0.02, sample=2000)
+    sent, _ = part.apply(update, (), torch.Generator().manual_seed(1))
+    again, _ = part.apply(update, (), torch.Generator().manual_seed(1))
+    full = dense(sent, update.index.shapes)
+    assert full == dense(again, update.index.shapes)
+    count = sum(x != 0 for flat in full.values() for x in flat)
+    assert 190 <= count <= 760
+    assert count != 380  # exactly k would mean that nothing was guessed
+    smallest = min(abs(x) for flat in full.values() for x in flat if x)
+    left = [
+        abs(x)
+        for n, v in update.values().items()
+        for x, y in zip(v.reshape(-1).tolist(), full[n], strict=True)
+        if not y
+    ]
+    assert max(left) <= smallest
+
+
+def test_a_guess_that_fails_is_not_used():
+    """Of values that are nearly all equal, a threshold lets pass all or none."""
+    values = torch.ones(1000)
+    values[::2] = 0.5
+    update = Update(Whole({"w": (1000,)}), {"w": values})
+    sent = sent_by(TopK(k=10, sample=100), update)
+    assert sent.index.coords("w").tolist() == list(range(1, 20, 2))
+
+
+# ---- Threshold ------------------------------------------------------------------------------------------------------
+
+
+def test_threshold():
+    sent = sent_by(Threshold(1.0), whole(1.0, -2.0, 0.5, 3.0))
+    assert (sent.index.coords("w").tolist(), sent.values()["w"].tolist()) == ([1, 3], [-2.0, 3.0])
+    assert not sent_by(Threshold(5.0), whole(1.0, -2.0)).index.shapes
+    everything = whole(1.0, -2.0)
+    assert sent_by(Threshold(0.5), everything) is everything
+    with pytest.raises(ValueError, match=r"Threshold\(above=-1\): must be finite and at least 0, got -1\."):
+        Threshold(-1)
+    with pytest.raises(ValueError, match=r"Threshold\(above=1\): needs an update without NaN, got one\."):
+        sent_by(Threshold(1), whole(1.0, float("nan")))
+
+
+# ---- RandomK --------------------------------------------------------------------------------------------------------
+
+
+def test_submodels_send_the_same_of_what_they_share():
+    values = torch.arange(1.0, 601.0).reshape(60, 10)
+    rows = torch.tensor([2, 17, 40])
+    part = RandomK(0.3, seed=9)
+    full = dense(sent_by(part, Update(Whole({"E": (60, 10)}), {"E": values})), {"E": (60, 10)})["E"]
+    few = dense(sent_by(part, Update(Rows({"E": (60, 10)}, {"E": rows}), {"E": values[rows]})), {"E": (60, 10)})["E"]
+    for row in range(60):
+        assert few[10 * row : 10 * row + 10] == (full[10 * row : 10 * row + 10] if row in rows else [0.0] * 10)
+    assert 120 <= sum(x != 0 for x in full) <= 240  # 180 of 600 expected, 11 the standard deviation
+
+
+def test_blocks_go_together():
+    sent = sent_by(RandomK(0.5, block=8, seed=2), Update(Whole({"w": (100,)}), {"w": torch.ones(100)}))
+    at = sent.index.coords("w").tolist()
+    assert set(range(13)) > {i // 8 for i in at}
+    assert at == [i for i in range(100) if i // 8 in {j // 8 for j in at}]
+
+
+def test_positions_are_not_sent():
+    update = Update(Whole({"w": (100_000,)}), {"w": torch.ones(100_000)})
+    sent = sent_by(RandomK(0.01, seed=5), update)
+    assert encoded_size(sent) <= 4 * sent.values()["w"].numel() + 200
+
+
+def test_unbiased_divides_by_the_chance():
+    one, other = (sent_by(RandomK(0.25, unbiased=u, seed=3), whole(*map(float, range(1, 30)))) for u in (True, False))
+    assert one.values()["w"].tolist() == [4 * x for x in other.values()["w"].tolist()]
+
+
+def test_random_k_refuses():
+    with pytest.raises(ValueError, match=r"RandomK\(ratio=0\): must lie in \(0, 1\], got 0\."):
+        RandomK(0)
+    with pytest.raises(ValueError, match=r"RandomK\(block=0, seed=0\): needs a block of at least 1"):
+        RandomK(0.5, block=0)
+    drawn = sent_by(RandomK(0.5), whole(1.0, 2.0, 3.0))
+    with pytest.raises(ValueError, match=r"RandomK\(.*needs an update that was not drawn before, got one\."):
+        sent_by(RandomK(0.5), drawn)
 
 
 def test_topk_refuses():
@@ -118,105 +184,3 @@ def test_topk_refuses():
         TopK(k=1, scope="row")
     with pytest.raises(ValueError, match=r"TopK\(\): needs an update without NaN, got one\."):
         sent_by(TopK(k=1), whole(1.0, float("nan")))
-
-
-# ---- ErrorFeedback --------------------------------------------------------------------------------------------------
-
-
-def owed(state):
-    return dict(zip(state.at["w"].tolist(), state.value["w"].tolist(), strict=True)) if "w" in state.at else {}
-
-
-def test_trace_with_a_constant_gradient():
-    """communication.md §15.1: g = (3, -1, 0.5, -2), rate 0.1, k = 1, w = 0."""
-    part = ErrorFeedback(TopK(k=1))
-    state, w, sends = part.init({}), [0.0] * 4, []
-    for _ in range(3):
-        sent, state = part.apply(scale(whole(3.0, -1.0, 0.5, -2.0), -0.1), state, RNG)
-        ((position,),) = [sent.index.coords("w").tolist()]
-        sends.append((position, float(sent.values()["w"])))
-        w[position] += sends[-1][1]
-        if len(sends) == 2:
-            assert owed(state) == pytest.approx({0: -0.3, 1: 0.2, 2: -0.1}, abs=1e-12)
-    assert [p for p, _ in sends] == [0, 3, 0]
-    assert [x for _, x in sends] == pytest.approx([-0.3, 0.4, -0.6])
-    assert w == pytest.approx([-0.9, 0.0, 0.0, 0.4])
-    virtual = [w[i] + owed(state).get(i, 0.0) for i in range(4)]
-    assert virtual == pytest.approx([-0.9, 0.3, -0.15, 0.6])
-
-
-@pytest.mark.parametrize("when_absent", ["carry", "drop"])
-def test_trace_with_a_changing_submodel(when_absent):
-    """communication.md §15.1, submodel carry; then coordinate 1 returns."""
-    part = ErrorFeedback(TopK(k=1), when_absent=when_absent)
-    sent, state = part.apply(at_coords(4, [0, 1, 2], [3.0, -1.0, 0.5]), part.init({}), RNG)
-    assert dense(sent, {"w": (4,)}) == {"w": [3.0, 0.0, 0.0, 0.0]}
-    assert owed(state) == {1: -1.0, 2: 0.5}
-    sent, state = part.apply(at_coords(4, [0, 2, 3], [0.1, 0.2, -0.3]), state, RNG)
-    assert dense(sent, {"w": (4,)})["w"] == pytest.approx([0.0, 0.0, 0.7, 0.0])
-    assert owed(state) == pytest.approx({0: 0.1, 3: -0.3, **({1: -1.0} if when_absent == "carry" else {})})
-    sent, state = part.apply(at_coords(4, [1], [0.25]), state, RNG)
-    assert dense(sent, {"w": (4,)})["w"] == pytest.approx([0.0, -0.75 if when_absent == "carry" else 0.25, 0.0, 0.0])
-    assert owed(state) == pytest.approx({0: 0.1, 3: -0.3} if when_absent == "carry" else {})
-
-
-def test_what_is_sent_and_what_is_owed_add_up():
-    """Residual + sent = owed over 40 rounds in which the submodel changes, per coordinate, in float64."""
-    params = example_params(torch.float64)
-    shapes = {name: tuple(t.shape) for name, t in params.items()}
-    indices = list(example_indices(params).values())
-    part = ErrorFeedback(TopK(ratio=0.2))
-    state, wanted, got = part.init(params), dense(Update(Coords({}, {}), {}), shapes), None
-    got = {name: [0.0] * len(flat) for name, flat in wanted.items()}
-    for step in range(40):
-        update = example_update(indices[step % len(indices)], params, seed=step)
-        sent, state = part.apply(update, state, RNG)
-        state = decode(bytearray(encode(state)))
-        for total, one in ((wanted, dense(update, shapes)), (got, dense(sent, shapes))):
-            for name, flat in one.items():
-                total[name] = [a + b for a, b in zip(total[name], flat, strict=True)]
-    for name in shapes:
-        left = dict(zip(state.at[name].tolist(), state.value[name].tolist(), strict=True)) if name in state.at else {}
-        balance = [x + left.get(i, 0.0) for i, x in enumerate(got[name])]
-        assert balance == pytest.approx(wanted[name], abs=1e-12)
-
-
-def test_residual_is_sparse():
-    """Bytes follow what is held, not the size of the model."""
-    part = ErrorFeedback(TopK(k=1))
-    index = Rows({"E": (1_000_000, 8)}, {"E": torch.tensor([3, 999_999])})
-    _, state = part.apply(Update(index, {"E": torch.ones(2, 8)}), part.init({}), RNG)
-    assert state.at["E"].numel() == 15
-    assert int(state.at["E"][-1]) == 7_999_999
-    assert encoded_size(state) < 500
-
-
-def test_nothing_is_kept_where_nothing_is_owed():
-    part = ErrorFeedback(Identity())
-    _, state = part.apply(whole(3.0, -1.0), part.init({}), RNG)
-    assert (state.at, state.value) == ({}, {})
-
-
-def test_it_corrects_any_loss():
-    part = ErrorFeedback(Clip(1.0))
-    sent, state = part.apply(whole(3.0, -4.0), part.init({}), RNG)
-    assert sent.values()["w"].tolist() == pytest.approx([0.6, -0.8])
-    assert owed(state) == pytest.approx({0: 2.4, 1: -3.2})
-
-
-class Elsewhere:
-    """Sends a coordinate that the client does not hold."""
-
-    def init(self, params):
-        return ()
-
-    def apply(self, update, state, rng):
-        return at_coords(9, [8], [1.0]), state
-
-
-def test_error_feedback_refuses():
-    with pytest.raises(ValueError, match=r"when_absent='flush'\): must be 'carry' or 'drop', got 'flush'\."):
-        ErrorFeedback(Identity(), when_absent="flush")
-    part = ErrorFeedback(Elsewhere())
-    with pytest.raises(ValueError, match=r"the inner transform must send held coordinates only, got others of 'w'\."):
-        part.apply(at_coords(9, [1], [2.0]), part.init({}), RNG)

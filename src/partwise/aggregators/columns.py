@@ -5,22 +5,40 @@ Shapes: m updates, V coordinates in one parameter, c of them in a block, n prese
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from partwise.core.aggregate import Coverage, union_index
 from partwise.core.model import Params, Values
+from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update, is_finite
 
-__all__ = ["Columns", "Rule", "columns", "finite", "num_held", "reduce_columns"]
+__all__ = [
+    "Columns",
+    "Rule",
+    "at_least_one",
+    "columns",
+    "combine",
+    "finite",
+    "mean_of",
+    "num_held",
+    "num_union",
+    "reduce_columns",
+    "senders",
+    "window_mean",
+]
 
-_ELEMENTS = 1 << 21  # of one block, m × c: what is in memory at a time
+_ELEMENTS = 1 << 19  # of one block, m × c: what is in memory at a time, and in the cache
 Rule = Callable[["Columns"], Tensor]
+_T = TypeVar("_T")
 
 
 class Columns(NamedTuple):
@@ -30,15 +48,33 @@ class Columns(NamedTuple):
         start: flat position of its first column.
         table: (m, c), infinity where absent, so that sorting puts what is present first.
         present: (c,) int64, n of each column.
+        room: m × c numbers that `ordered` may overwrite; none for new ones.
     """
 
     start: int
     table: Tensor
     present: Tensor
+    room: Tensor | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether everybody holds every column."""
+        return bool((self.present == len(self.table)).all())
 
     def picked(self, chosen: Tensor) -> Columns:
         """Some of the columns; (c,) bool."""
-        return self if bool(chosen.all()) else Columns(self.start, self.table[:, chosen], self.present[chosen])
+        return (
+            self if bool(chosen.all()) else Columns(self.start, self.table[:, chosen], self.present[chosen], self.room)
+        )
+
+    def ordered(self) -> Tensor:
+        """(c, m), each column's values ascending: those that are present come first. To be used before the next."""
+        if not self.table.is_cpu:
+            return self.table.t().sort(dim=1).values
+        room = self.table.new_empty(self.table.numel()) if self.room is None else self.room
+        rows = room[: self.table.numel()].view(self.table.shape[1], len(self.table)).copy_(self.table.t())
+        rows.numpy().sort(axis=1)  # NumPy sorts short rows with vector instructions, 15 times as fast as torch
+        return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,17 +101,60 @@ def _held(update: Update, value: Tensor, name: str) -> _Held:
     return _Held(at, flat[order])
 
 
-def columns(updates: Sequence[Update], params: Params, name: str, dtype: torch.dtype) -> Iterator[Columns]:
-    """The blocks of one parameter, in order; memory is m × c whatever the parameter's size."""
-    like = params[name]
-    holders = {i: _held(u, u.values()[name], name) for i, u in enumerate(updates) if name in u.value}
-    size, width = like.numel(), max(1, _ELEMENTS // max(1, len(updates)))
-    for start in range(0, size, width):
-        stop = min(size, start + width)
-        table = torch.full((len(updates), stop - start), torch.inf, dtype=dtype, device=like.device)
-        for i, held in holders.items():
+class _Parameter:
+    """One parameter of all updates, read block by block."""
+
+    def __init__(self, updates: Sequence[Update], params: Params, name: str, dtype: torch.dtype) -> None:
+        self._like, self._num = params[name], len(updates)
+        # What has fewer digits than float32 is worked on in float32: NumPy knows no bfloat16.
+        self._dtype = torch.promote_types(dtype, torch.float32)
+        self._holders = {i: _held(u, u.values()[name], name) for i, u in enumerate(updates) if name in u.value}
+        self._is_full = len(self._holders) == self._num and all(held.at is None for held in self._holders.values())
+        self._width = max(1, _ELEMENTS // max(1, self._num))
+
+    def starts(self) -> range:
+        return range(0, self._like.numel(), self._width)
+
+    def block(self, room: _Room, start: int) -> Columns:
+        """The columns from `start` on, in memory that the next block with the same room is put in."""
+        size = min(self._like.numel(), start + self._width) - start
+        device, count = self._like.device, self._num * size
+        if room.table is None or room.ordered is None:
+            room.table, room.ordered = (
+                torch.empty(count, dtype=self._dtype, device=device) for _ in range(2)
+            )  # the first block is the largest
+        table = room.table[:count].view(self._num, size)
+        if not self._is_full:
+            table.fill_(torch.inf)
+        for i, held in self._holders.items():
             held.fill_(table[i], start)
-        yield Columns(start, table, (table < torch.inf).sum(0))
+        if self._is_full:
+            present = torch.full((size,), self._num, dtype=torch.int64, device=device)
+        else:
+            present = (table < torch.inf).sum(0)
+        return Columns(start, table, present, room.ordered)
+
+
+class _Room(threading.local):
+    """Memory of a thread for one block after another: what is allocated anew costs as much as what is done with it."""
+
+    table: Tensor | None = None
+    ordered: Tensor | None = None
+
+
+def columns(updates: Sequence[Update], params: Params, name: str, dtype: torch.dtype) -> Iterator[Columns]:
+    """The blocks of one parameter, in order; each is overwritten by the next. Memory is m × c, whatever the size."""
+    parameter = _Parameter(updates, params, name, dtype)
+    return map(partial(parameter.block, _Room()), parameter.starts())
+
+
+def _threaded(function: Callable[[int], _T], starts: Sequence[int]) -> list[_T]:
+    """A function of every block, as many at once as torch may use threads: one block is too small for several."""
+    workers = min(torch.get_num_threads(), len(starts))
+    if workers < 2:
+        return [function(start) for start in starts]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, starts))
 
 
 def finite(updates: Sequence[Update], allowed: int, part: object) -> list[Update]:
@@ -91,6 +170,11 @@ def finite(updates: Sequence[Update], allowed: int, part: object) -> list[Update
             "not finite. Look at those clients' data, or lower the local learning rate."
         )
     return kept
+
+
+def senders(updates: Sequence[Update], replies: Sequence[ReplyInfo]) -> list[ReplyInfo]:
+    """Whose updates `finite` keeps, in the same order; nobody's where it is not told who sent them."""
+    return [reply for update, reply in zip(updates, replies, strict=True) if is_finite(update)] if replies else []
 
 
 def reduce_columns(updates: Sequence[Update], params: Params, rule: Rule, *, least: int) -> Update:
@@ -113,12 +197,10 @@ def reduce_columns(updates: Sequence[Update], params: Params, rule: Rule, *, lea
         if not bool(moved.any()):
             continue
         mask = moved.expand(like.shape).reshape(-1)
-        parts = []
-        for block in columns(updates, params, name, like.dtype):
-            chosen = mask[block.start : block.start + block.table.shape[1]]
-            if bool(chosen.any()):
-                parts.append(rule(block.picked(chosen)).to(like.dtype))
-        flat = torch.cat(parts)
+        parameter = _Parameter(updates, params, name, like.dtype)
+        flat = torch.cat(_threaded(partial(_of_block, parameter, _Room(), mask, rule), parameter.starts())).to(
+            like.dtype
+        )
         if bool(moved.all()):
             whole[name], value[name] = None, flat.reshape(like.shape)
         elif moved.numel() == moved.shape[0] == like.shape[0]:
@@ -127,6 +209,83 @@ def reduce_columns(updates: Sequence[Update], params: Params, rule: Rule, *, lea
         else:
             single[name], value[name] = mask.nonzero().reshape(-1), flat
     return Update(union_index(whole, single, params), value, float(len(updates)))
+
+
+def _of_block(parameter: _Parameter, room: _Room, mask: Tensor, rule: Rule, start: int) -> Tensor:
+    block = parameter.block(room, start)
+    chosen = mask[start : start + block.table.shape[1]]
+    if not bool(chosen.any()):
+        return block.table.new_empty(0)
+    return rule(block.picked(chosen)).to(block.table.dtype)
+
+
+def window_mean(ordered: Tensor, start: Tensor | int, stop: Tensor | int) -> Tensor:
+    """The mean of each column's values from place `start` to before `stop`, summed in float64.
+
+    Args:
+        ordered: (c, m), ascending: so that the sum does not depend on the updates' order.
+        start: first place, of all columns or (c,) of each.
+        stop: place after the last one.
+    """
+    if isinstance(start, int) and isinstance(stop, int):
+        return ordered[:, start:stop].sum(1, dtype=torch.float64) / (stop - start)
+    place = torch.arange(ordered.shape[1], device=ordered.device)
+    first, last = (torch.as_tensor(t, device=ordered.device).reshape(-1, 1) for t in (start, stop))
+    kept = torch.where((place >= first) & (place < last), ordered, 0.0)
+    return kept.sum(1, dtype=torch.float64) / (last - first).reshape(-1)
+
+
+def mean_of(block: Columns) -> Tensor:
+    """The mean of what is present, added in float64."""
+    if len(block.table) == 1:
+        return block.table[0].clone()
+    if block.is_full:
+        return block.table.sum(0, dtype=torch.float64) / len(block.table)
+    return torch.where(block.table < torch.inf, block.table, 0.0).sum(0, dtype=torch.float64) / block.present
+
+
+def combine(
+    updates: Sequence[Update], params: Params, weights: Tensor, *, least: int = 1, is_share: bool = False
+) -> Update:
+    """A weighted mean of updates, coordinate by coordinate over those that hold it.
+
+    Args:
+        updates: m, finite and without packed tensors.
+        params: shapes, types and devices of the result.
+        weights: (m,) float64.
+        least: how many must hold a coordinate for it to move, >= 1.
+        is_share: instead of the mean, the sum of weight times value, times m over the number of holders: then weights
+            may be of either sign.
+    """
+
+    def rule(block: Columns) -> Tensor:
+        by = weights.to(block.table)
+        if block.is_full:
+            return (by @ block.table) / (1.0 if is_share else weights.sum().to(block.table))
+        held = block.table < torch.inf
+        total = by @ block.table.masked_fill(~held, 0.0)
+        if is_share:
+            return total * (len(updates) / block.present)
+        below = by @ held.to(by)
+        return torch.where(below > 0, total / below, torch.zeros_like(total))
+
+    return reduce_columns(updates, params, rule, least=least)
+
+
+def at_least_one(part: str, least: int) -> None:
+    """Refuse a least number of holders below 1."""
+    if least < 1:
+        raise ValueError(
+            f"{part}(min_holders={least}): must be at least 1, got {least}. 3 is the least that can be checked."
+        )
+
+
+def num_union(updates: Sequence[Update], params: Params) -> int:
+    """How many coordinates some update holds."""
+    cover = Coverage(params)
+    for update in updates:
+        cover.add_(update.index, 1.0)
+    return sum(int((w > 0).expand(params[name].shape).sum()) for name, w in cover.weights.items())
 
 
 def num_held(update: Update) -> int:

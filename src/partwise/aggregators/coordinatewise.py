@@ -12,14 +12,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from partwise.aggregators.columns import Columns, finite, reduce_columns
+from partwise.aggregators.columns import Columns, at_least_one, finite, reduce_columns, window_mean
 from partwise.core.aggregate import Sum
 from partwise.core.model import Params
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["Median", "TrimmedMean"]
+__all__ = ["Median", "TrimmedMean", "cuts_of", "median_of", "trimmed_of"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Median:
     needs: ClassVar[Literal["sum", "each"]] = "each"
 
     def __post_init__(self) -> None:
-        _at_least_one("Median", self.min_holders)
+        at_least_one("Median", self.min_holders)
 
     def init(self, params: Params, census: Census) -> Any:
         return ()
@@ -60,11 +60,15 @@ class Median:
         return reduce_columns(updates, params, _median, least=self.min_holders), state
 
 
+def median_of(ordered: Tensor, present: Tensor) -> Tensor:
+    """The middle of each column, float64. ordered: (c, m) ascending. present: (c,) of them count, >= 1."""
+    low = ordered.gather(1, ((present - 1) // 2).unsqueeze(1))
+    high = ordered.gather(1, (present // 2).unsqueeze(1))
+    return (low.double() + high.double()).squeeze(1) / 2
+
+
 def _median(block: Columns) -> Tensor:
-    ordered = block.table.sort(dim=0).values
-    low = ordered.gather(0, ((block.present - 1) // 2).unsqueeze(0))
-    high = ordered.gather(0, (block.present // 2).unsqueeze(0))
-    return (low.double() + high.double()).squeeze(0) / 2
+    return median_of(block.ordered(), block.present)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class TrimmedMean:
                 f"TrimmedMean(trim_count={self.trim_count}): must be at least 0, got {self.trim_count}. 0 is the mean."
             )
         if self.min_holders is not None:
-            _at_least_one("TrimmedMean", self.min_holders)
+            at_least_one("TrimmedMean", self.min_holders)
 
     def init(self, params: Params, census: Census) -> Any:
         return ()
@@ -127,7 +131,7 @@ class TrimmedMean:
                 f"TrimmedMean(trim_count={count}): needs at least 2b+1 = {2 * count + 1} updates, got {len(got)}. "
                 "Lower trim_count or ask a larger cohort."
             )
-        cuts = torch.tensor([self._cut(present, len(got)) for present in range(len(got) + 1)])
+        cuts = torch.tensor(self._cuts(len(got)))
         updates = finite(got, int(cuts[-1]), self)
         num_dropped = len(got) - len(updates)
         if num_dropped:  # they were some of the faulty
@@ -135,31 +139,34 @@ class TrimmedMean:
         least = max(self.min_holders or 1, 3 if int(cuts[-1]) else 1)
 
         def rule(block: Columns) -> Tensor:
-            return _trimmed(block, cuts.to(block.table.device)[block.present])
+            return trimmed_of(block.ordered(), block.present, cuts)
 
         return reduce_columns(updates, params, rule, least=least), state
 
-    def _cut(self, present: int, total: int) -> int:
-        """b_n: whole numbers where a count is given, so that nothing is lost in rounding."""
+    def _cuts(self, total: int) -> list[int]:
         if self.trim_count is not None:
-            return max(1, self.trim_count * present // total) if self.trim_count else 0
+            return cuts_of(self.trim_count, total)
         fraction = 0.2 if self.trim_fraction is None else self.trim_fraction
-        return max(1, min(int(fraction * present + 1e-9), (present - 1) // 2)) if fraction else 0
+        if not fraction:
+            return [0] * (total + 1)
+        return [max(1, min(int(fraction * n + 1e-9), (n - 1) // 2)) for n in range(total + 1)]
 
 
-def _trimmed(block: Columns, cut: Tensor) -> Tensor:
-    """The mean of what is between the cuts, added in ascending order in float64: independent of the updates' order."""
-    ordered = block.table.sort(dim=0).values
-    stop = block.present - cut
-    total = torch.zeros_like(cut, dtype=torch.float64)
-    for row in range(int(cut.min()), int(stop.max())):
-        kept = (row >= cut) & (row < stop)
-        total += torch.where(kept, ordered[row].double(), 0.0)
-    return total / (stop - cut)
+def cuts_of(count: int, total: int) -> list[int]:
+    """b_n = max(1, ⌊b n / m⌋) for n = 0..m, of a declared b of m; 0 for b = 0. Whole numbers, so that none is lost."""
+    return [max(1, count * present // total) if count else 0 for present in range(total + 1)]
 
 
-def _at_least_one(part: str, least: int) -> None:
-    if least < 1:
-        raise ValueError(
-            f"{part}(min_holders={least}): must be at least 1, got {least}. 3 is the least that can be checked."
-        )
+def trimmed_of(ordered: Tensor, present: Tensor, cuts: Tensor) -> Tensor:
+    """The mean of each column without its smallest and largest, float64.
+
+    Args:
+        ordered: (c, m) ascending.
+        present: (c,) of them count, n each.
+        cuts: (m + 1,) how many to leave out on each side where n count.
+    """
+    if bool((present == ordered.shape[1]).all()):
+        alike = int(cuts[ordered.shape[1]])
+        return window_mean(ordered, alike, ordered.shape[1] - alike)
+    cut = cuts.to(present.device)[present]
+    return window_mean(ordered, cut, present - cut)

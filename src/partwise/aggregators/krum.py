@@ -13,14 +13,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from partwise.aggregators.columns import Columns, columns, finite, num_held, reduce_columns
-from partwise.core.aggregate import Coverage, Sum
+from partwise.aggregators.columns import finite, mean_of, reduce_columns
+from partwise.aggregators.geometry import distances
+from partwise.core.aggregate import Sum
 from partwise.core.model import Params
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["Krum", "distances"]
+__all__ = ["Krum", "krum_scores", "ranked"]
 
 
 @dataclass(frozen=True)
@@ -80,65 +81,18 @@ class Krum:
             )
         updates = finite(got, self.f, self)
         num_faulty = self.f - (len(got) - len(updates))
-        scores = _scores(distances(updates, params, self.min_overlap), len(updates) - num_faulty - 2)
-        chosen = [i for i in _ranked(scores, updates) if scores[i] < torch.inf][: self.num_selected]
-        return reduce_columns([updates[i] for i in chosen], params, _mean, least=1), state
+        scores = krum_scores(distances(updates, params, self.min_overlap), len(updates) - num_faulty - 2)
+        chosen = [i for i in ranked(scores, updates) if scores[i] < torch.inf][: self.num_selected]
+        return reduce_columns([updates[i] for i in chosen], params, mean_of, least=1), state
 
 
-def distances(updates: Sequence[Update], params: Params, min_overlap: int = 10) -> Tensor:
-    """Squared distances over the overlaps, scaled to the size of the union of all.
-
-    (m, m) float64; infinite where a pair shares too little.
-
-    Args:
-        updates: finite and without packed tensors.
-        params: shapes and devices.
-        min_overlap: coordinates that a pair must share, and at least 5 % of the smaller; never more than the union.
-    """
-    num = len(updates)
-    total = torch.zeros(num, num, dtype=torch.float64)
-    shared = torch.zeros(num, num, dtype=torch.int64)
-    for name in params:
-        for block in columns(updates, params, name, torch.float64):
-            _add_block_(total, shared, block.picked(block.present > 1))  # nobody to compare a lone value with
-    union = _union_size(updates, params)
-    sizes = torch.tensor([num_held(update) for update in updates])
-    smaller = torch.minimum(sizes.unsqueeze(0), sizes.unsqueeze(1))
-    needed = (0.05 * smaller).ceil().clamp(min=min_overlap, max=max(1, union))
-    # A factor of exactly 1 where both hold everything: then these are the plain distances, bit for bit.
-    return torch.where(shared >= needed, total * (union / shared.clamp(min=1)), torch.inf).fill_diagonal_(0.0)
-
-
-def _add_block_(total: Tensor, shared: Tensor, block: Columns) -> None:
-    """Add one block's squared differences, subtracted directly: a difference of squares would lose its digits."""
-    held = block.table < torch.inf
-    table = block.table.masked_fill(~held, 0.0)
-    is_full = bool(held.all())
-    for i in range(len(table) - 1):
-        difference = table[i:] - table[i]  # (m - i, c)
-        if not is_full:
-            difference.mul_(held[i:]).mul_(held[i])
-        row = difference.square_().sum(1).to(total.device)
-        both = torch.full_like(row, table.shape[1]) if is_full else (held[i:] & held[i]).sum(1).to(total.device)
-        total[i, i + 1 :] += row[1:]
-        total[i + 1 :, i] += row[1:]
-        shared[i, i + 1 :] += both[1:].to(torch.int64)
-        shared[i + 1 :, i] += both[1:].to(torch.int64)
-
-
-def _union_size(updates: Sequence[Update], params: Params) -> int:
-    cover = Coverage(params)
-    for update in updates:
-        cover.add_(update.index, 1.0)
-    return sum(int((w > 0).expand(params[name].shape).sum()) for name, w in cover.weights.items())
-
-
-def _scores(distance: Tensor, neighbours: int) -> Tensor:
+def krum_scores(distance: Tensor, neighbours: int) -> Tensor:
+    """Of each update, the sum of its smallest distances to others: (m,). distance: (m, m)."""
     others = distance.clone().fill_diagonal_(torch.inf)
     return others.sort(dim=1).values[:, :neighbours].sum(1)
 
 
-def _ranked(scores: Tensor, updates: Sequence[Update]) -> list[int]:
+def ranked(scores: Tensor, updates: Sequence[Update]) -> list[int]:
     """From the smallest score; equal scores by what the updates say, never by who came first."""
 
     def compare(i: int, k: int) -> int:
@@ -164,11 +118,3 @@ def _compare(a: Update, b: Update) -> int:
                 first = int(differing[0])
                 return -1 if one[first] < other[first] else 1
     return 0
-
-
-def _mean(block: Columns) -> Tensor:
-    """The mean of what is present, added in ascending order in float64."""
-    total = torch.zeros_like(block.present, dtype=torch.float64)
-    for row in block.table.sort(dim=0).values:
-        total += torch.where(row < torch.inf, row.double(), 0.0)
-    return total / block.present

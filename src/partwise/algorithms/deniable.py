@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -81,6 +81,19 @@ class Deniable(Around):
                 f"Deniable({type(self.inner).__name__}): hides the rows of one stream, got {streams}. "
                 "Use an algorithm that sends the model alone, such as FedSubAvg('count')."
             )
+
+    def discloses(self) -> Sequence[str]:
+        every = len(self.levels)
+        chosen = "" if every == 1 else f" of clients c with c mod {every} = {{}}"
+        drawn = "." if self.randomness == "system" else ", from secrets that anybody can work out: a simulation."
+        said = [
+            f"Which rows are held can be denied, answers{chosen.format(at)} being drawn by {level!r}: of one row, a "
+            f"round tells epsilon {level.epsilon_round:.4g} and all rounds {level.epsilon_ever:.4g}; of r rows, r "
+            f"times that. Who believed with chance 0.01 that a row is held believes so with "
+            f"{level.posterior(0.01):.3g} after a yes{drawn}"
+            for at, level in enumerate(self.levels)
+        ]
+        return (*super().discloses(), *said)
 
     def level(self, site: Site) -> Level:
         """By which a client answers."""

@@ -61,6 +61,10 @@ class LocalOnly(Algorithm):
     names: tuple[str, ...] = ()
     normalization: bool = True
 
+    @property
+    def reports(self) -> bool:
+        return self.inner.reports
+
     def local_names(self, site: Site) -> frozenset[str]:
         """The parameters that stay on the client.
 
@@ -108,6 +112,11 @@ class LocalOnly(Algorithm):
 
     def fetch(self, index: Index, task: Task, own: ClientState, site: Site) -> Mapping[str, Index] | None:
         return self.inner.fetch(index, task, own.inner, site.without(own.value.keys()))
+
+    def receive(
+        self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site
+    ) -> Mapping[str, Values]:
+        return self.inner.receive(held, index, task, own.inner, site.without(own.value.keys()))
 
     def weight(self, site: Site) -> float:
         return self.inner.weight(site)

@@ -44,6 +44,10 @@ class Utility(Around):
                 f"Utility(batch_size={self.batch_size}): must be at least 1, got {self.batch_size}. 256 is usual."
             )
 
+    @property
+    def reports(self) -> bool:
+        return True
+
     def report(
         self, held: Mapping[str, Values], trained: Trained, task: Task, own: ClientState, site: Site
     ) -> Mapping[str, float]:

@@ -1,6 +1,7 @@
 """How updates reach the aggregator, and what that reveals."""
 
+from partwise.channels.coded import Coded
 from partwise.channels.masked import Masked
 from partwise.channels.plain import Plain
 
-__all__ = ["Masked", "Plain"]
+__all__ = ["Coded", "Masked", "Plain"]

@@ -6,8 +6,11 @@
     masked      header | u32 withheld | u8 bits of a word | u32 count | 64 numbers | packed words
     consistency header | 32 digest of the survivors | 64 signature
     unmask      header | u32 count | count times: u32 whose | u8 kind | 66 share
+    blocks      header | u32 count | count times: u32 to | 12 nonce | u32 n | n sealed
+    elements    header | u32 withheld | u32 count | packed elements of 31 bits
 
-What is sealed in a share: u32 from | u32 to | u32 round | 66 share of the mask key | 66 share of the self mask.
+What is sealed in a share: u32 from | u32 to | u32 round | 66 share of the mask key | 66 share of the self mask;
+in a block: u32 from | u32 to | u32 round | packed elements.
 """
 
 from __future__ import annotations
@@ -16,24 +19,36 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from partwise.channels.crypto import KEY_BYTES, NONCE_BYTES, SEAL_BYTES, SIGNATURE_BYTES
+from partwise.channels.ring import Ring
 from partwise.channels.shamir import SHARE_BYTES, element
 from partwise.core.errors import ProtocolError
 
 __all__ = [
+    "CODED_SUM",
+    "CODED_WORDS",
     "HEAD_BYTES",
     "MASK_KEY",
     "SELF_MASK",
     "Advertised",
+    "BlocksSent",
     "Consistency",
+    "ElementsSent",
     "MaskedWords",
     "Sealed",
     "SharesSent",
     "Step",
     "Unmasked",
+    "pack_block",
     "pack_share",
     "read_advertised",
+    "read_block",
+    "read_blocks",
     "read_consistency",
+    "read_elements",
     "read_masked",
     "read_share",
     "read_shares",
@@ -41,12 +56,15 @@ __all__ = [
 ]
 
 _MAGIC, _VERSION = b"SFSA", 1
+_PACKING = Ring(31)  # of elements
 _HEADER = struct.Struct("<4sBBII")
 _TO, _WHOSE, _COUNT = struct.Struct(f"<I{NONCE_BYTES}sH"), struct.Struct(f"<IB{SHARE_BYTES}s"), struct.Struct("<I")
-_WORDS = struct.Struct("<IBI")
+_BLOCK, _ROUTE = struct.Struct(f"<I{NONCE_BYTES}sI"), struct.Struct("<III")
+_WORDS, _ELEMENTS = struct.Struct("<IBI"), struct.Struct("<II")
 _SHARE = struct.Struct(f"<III{SHARE_BYTES}s{SHARE_BYTES}s")
 HEAD_BYTES = 64
 SELF_MASK, MASK_KEY = 0, 1  # the kinds of share
+CODED_WORDS, CODED_SUM = 6, 7  # the steps at which elements are sent
 
 
 class Step(NamedTuple):
@@ -138,6 +156,32 @@ class Unmasked(NamedTuple):
         """The message."""
         entries = [_WHOSE.pack(of, *self.shares[of]) for of in sorted(self.shares)]
         return b"".join([Step(4, round, client).pack(), _COUNT.pack(len(entries)), *entries])
+
+
+class BlocksSent(NamedTuple):
+    """Receiver -> sealed block of a coded mask."""
+
+    sealed: Mapping[int, Sealed]
+
+    def pack(self, round: int, client: int) -> bytes:
+        """The message."""
+        parts = [Step(5, round, client).pack(), _COUNT.pack(len(self.sealed))]
+        for to in sorted(self.sealed):
+            nonce, text = self.sealed[to]
+            parts += [_BLOCK.pack(to, nonce, len(text)), text]
+        return b"".join(parts)
+
+
+class ElementsSent(NamedTuple):
+    """Elements of a field. withheld: how many coordinates too few others hold for them to be sent."""
+
+    withheld: int
+    elements: NDArray[np.uint64]
+
+    def pack(self, step: int, round: int, client: int) -> bytes:
+        """The message."""
+        numbers = _ELEMENTS.pack(self.withheld, len(self.elements))
+        return b"".join([Step(step, round, client).pack(), numbers, _PACKING.pack(self.elements)])
 
 
 def _fail(rule: str) -> ProtocolError:
@@ -244,6 +288,52 @@ def read_unmasked(data: object, round: int, client: int, kinds: Mapping[int, int
         shares[of] = (kind, share)
     reader.end()
     return Unmasked(shares)
+
+
+def read_blocks(data: object, round: int, client: int, receivers: tuple[Sequence[int], int]) -> BlocksSent:
+    """Undo `BlocksSent.pack`. receivers: who must have a block, and nobody else, and of how many elements."""
+    reader = _Reader(data, Step(5, round, client))
+    clients, count = receivers
+    length, sealed = _ROUTE.size + _PACKING.packed_bytes(count) + SEAL_BYTES, {}
+    for to, nonce, size in reader.entries(_BLOCK, len(clients)):
+        if size != length:
+            raise _fail(f"a sealed block has {length} bytes, got {size!r}")
+        assert isinstance(nonce, bytes)
+        sealed[to] = Sealed(nonce, reader.copy(length))
+    reader.end()
+    if sealed.keys() != set(clients):
+        raise _fail(f"has a block for each of {len(clients)} others, got {len(sealed)}, or others")
+    return BlocksSent(sealed)
+
+
+def read_elements(data: object, step: Step, count: int, prime: int) -> ElementsSent:
+    """Undo `ElementsSent.pack`: so many elements, each below the prime."""
+    reader = _Reader(data, step)
+    withheld, number = _ELEMENTS.unpack(reader.take(_ELEMENTS.size))
+    if number != count:
+        raise _fail(f"has {count} elements, got {number}")
+    found = _elements(reader.take(_PACKING.packed_bytes(count)), count, prime)
+    reader.end()
+    return ElementsSent(withheld, found)
+
+
+def _elements(packed: bytes | memoryview, count: int, prime: int) -> NDArray[np.uint64]:
+    found = _PACKING.unpack(packed, count).astype(np.uint64)
+    if (found >= prime).any():
+        raise _fail(f"elements lie below {prime}, got a larger one")
+    return found
+
+
+def pack_block(route: tuple[int, int, int], elements: NDArray[np.uint64]) -> bytes:
+    """What is sealed. route: from, to, round."""
+    return _ROUTE.pack(*route) + _PACKING.pack(elements)
+
+
+def read_block(text: bytes, route: tuple[int, int, int], count: int, prime: int) -> NDArray[np.uint64]:
+    """Undo `pack_block`."""
+    if len(text) != _ROUTE.size + _PACKING.packed_bytes(count) or _ROUTE.unpack(text[: _ROUTE.size]) != route:
+        raise _fail(f"a block has {count} elements and goes from, to and in round {route}, got another")
+    return _elements(text[_ROUTE.size :], count, prime)
 
 
 def pack_share(route: tuple[int, int, int], mask_key: bytes, self_mask: bytes) -> bytes:

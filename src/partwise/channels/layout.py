@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from partwise.channels.opening import Plan, Summed
 from partwise.channels.protocol import FLOOR, NUMBERS, MaskLayout, Vector, model_digest
 from partwise.channels.ring import FixedPoint, Ring, fitting_ring
+from partwise.channels.round import Plan, Summed
 from partwise.channels.streams import Words
 from partwise.core.aggregate import Sum, union_index
 from partwise.core.channel import Seat, fingerprint

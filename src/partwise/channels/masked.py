@@ -125,6 +125,19 @@ class Masked:
         config = hashlib.sha256(f"Masked 1 {said!r}".encode()).digest()
         return Rules(self.graph, self.identities, self.min_contributors, config)
 
+    def discloses(self) -> Sequence[str]:
+        against = (
+            "a server that follows the protocol"
+            if self.identities is None
+            else f"a server that lies, whose clients are those of {type(self.identities).__name__}"
+        )
+        rows = ", and how many hold each" if self.layout == "sparse" else ""
+        sums = (
+            f"The server sees sums over at least {self.min_contributors} clients (values, weights, examples, losses), "
+            f"and no client's own, as long as fewer clients work with it than open a secret; against {against}."
+        )
+        return sums, f"It sees who took part and when, and which rows each client asked for{rows}."
+
     def server(self, cohort: Sequence[Client], params: Params, session: int) -> ServerSession:
         encoding = self._encoding
         summed = yield from open_sum(cohort, self._rules, UpdatePlanner(params, encoding), session)

@@ -23,6 +23,9 @@ class Plain:
     limit: ClassVar[float | None] = None
     patience_seconds: ClassVar[float] = 0.0
 
+    def discloses(self) -> Sequence[str]:
+        return ("The server sees each client's update, the rows it holds, its number of examples and its loss.",)
+
     def server(self, cohort: Sequence[Client], params: Params, session: int) -> ServerSession:
         updates = yield dict.fromkeys(cohort)
         return [updates[client] for client in sorted(updates)]

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from partwise.channels.crypto import blocks_at, require
 from partwise.channels.graphs import Complete, Graph
 from partwise.channels.identities import Identities
-from partwise.channels.opening import Plan, open_sum
+from partwise.channels.opening import open_sum
 from partwise.channels.protocol import FLOOR, NUMBERS, MaskLayout, Rules, Vector, digest, model_digest
 from partwise.channels.ring import Ring
+from partwise.channels.round import Plan
 from partwise.channels.sealing import seal_sum
 from partwise.core.aggregate import Sum
 from partwise.core.channel import ClientSession, Opened, Seat, ServerSession

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +45,7 @@ def list_command(
     for info in found:
         version, value = _last(info)
         score = f"{info.meta.get('metric', '')} {number(value, 4)}"
-        status = _status_of(info).split(":", 1)[0]
+        status = _status(info).split(":", 1)[0]
         table.add_row(str(info.folder), _short(info.meta.get("algorithm")), status, str(version), score)
     print_all(table)
 
@@ -56,7 +55,7 @@ def _info_as_json(info: RunInfo) -> dict[str, Any]:
     about = {key: info.meta.get(key) for key in ("name", "seed", "algorithm", "metric")}
     return {
         "folder": str(info.folder),
-        "status": _status_of(info),
+        "status": _status(info),
         **about,
         "version": version,
         "value": value if math.isfinite(value) else None,
@@ -67,18 +66,10 @@ def _short(part: object) -> str:
     return str(part or "").split("(", 1)[0]
 
 
-def _status(meta: Mapping[str, Any], folder: Path) -> str:
-    from partwise.experiment.lock import writer_of
+def _status(info: RunInfo) -> str:
+    from partwise.experiment.rundir import status_of
 
-    status = str(meta.get("status", "unknown"))
-    if status != "running":
-        return status
-    writer = writer_of(folder)
-    return f"running (pid {writer})" if writer else "killed; can be resumed"
-
-
-def _status_of(info: RunInfo) -> str:
-    return "cannot be read" if info.fault else _status(info.meta, info.folder)
+    return "cannot be read" if info.fault else status_of(info.meta, info.folder)
 
 
 def _last(info: RunInfo) -> tuple[int, float]:
@@ -120,13 +111,14 @@ def show_command(
 
 
 def _about(run: Run) -> Table:
+    from partwise.experiment.rundir import status_of
     from partwise.experiment.words import amount, bytes_text, seconds_text
 
     machine: Any = run.meta.get("environment") or {}
     last = run.last
     facts = {
         "run": run.label,
-        "status": _status(run.meta, run.folder),
+        "status": status_of(run.meta, run.folder),
         "workload": run.meta.get("workload", ""),
         "algorithm": run.meta.get("algorithm", ""),
         "scheduler": run.meta.get("scheduler", ""),
@@ -179,11 +171,25 @@ def _over_clients(run: Run) -> list[str]:
 
 
 def _troubles(run: Run) -> list[str]:
-    if not run.troubles:
-        return []
-    shown = [f"  {run.client_name(t.client)} {t.kind} at version {t.version}: {t.reason}" for t in run.troubles[:10]]
-    more = [f"  and {len(run.troubles) - 10:,} more"] if len(run.troubles) > 10 else []
-    return ["", f"clients lost or refused: {len(run.troubles):,}", *shown, *more]
+    gone = [t for t in run.troubles if t.kind != "suspected"]
+    shown = [f"  {run.client_name(t.client)} {t.kind} at version {t.version}: {t.reason}" for t in gone[:10]]
+    more = [f"  and {len(gone) - 10:,} more"] if len(gone) > 10 else []
+    return [*(["", f"clients lost or refused: {len(gone):,}"] if gone else []), *shown, *more, *_suspects(run)]
+
+
+def _suspects(run: Run) -> list[str]:
+    """Whom an observer suspected, of what, in which rounds and why; the longest suspected first."""
+    found: dict[tuple[int, str, str], list[int]] = {}
+    for t in run.troubles:
+        if t.kind == "suspected":
+            found.setdefault((t.client, t.stage, t.reason), []).append(t.version)
+    ordered = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+    lines = [
+        f"  {run.client_name(client)}: {what}, {len(versions):,} rounds from version {versions[0]} on: {reason}"
+        for (client, what, reason), versions in ordered[:20]
+    ]
+    more = [f"  and {len(ordered) - 20:,} more"] if len(ordered) > 20 else []
+    return ["", f"clients suspected: {len({c for c, _, _ in found}):,}", *lines, *more] if found else []
 
 
 def report_command(

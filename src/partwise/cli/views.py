@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from partwise.cli.watch import Header, Notice, Snapshot, View
-from partwise.experiment.words import bytes_text, number, title_of
+from partwise.experiment.words import bytes_text, finite, number, title_of
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -70,20 +70,7 @@ class Json:
     def close(self) -> None: ...
 
     def _say(self, event: str, **fields: Any) -> None:
-        print(json.dumps({"event": event, **_finite(fields)}, allow_nan=False), flush=True)
-
-
-def _finite(value: Any) -> Any:
-    """The same without what JSON has no word for."""
-    match value:
-        case dict():
-            return {key: _finite(v) for key, v in value.items()}
-        case list() | tuple():
-            return [_finite(v) for v in value]
-        case float() if not math.isfinite(value):
-            return None
-        case _:
-            return value
+        print(json.dumps({"event": event, **finite(fields)}, allow_nan=False), flush=True)
 
 
 class Lines:

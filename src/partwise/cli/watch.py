@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -238,8 +237,10 @@ class Watcher:
 
     def _name(self, client: int) -> str:
         if self._names is None:
+            from partwise.experiment.runs import read_population
+
             assert self.header is not None
-            self._names = _population(Path(self.header.folder))
+            self._names = read_population(Path(self.header.folder)) or {}
         names, numbers = self._names.get("names"), self._names.get("numbers")
         if not names:
             return str(client)
@@ -263,11 +264,3 @@ def _meta(folder: str) -> Mapping[str, Any]:
 
     with RunStore(folder, "read") as store:
         return store.meta()
-
-
-def _population(folder: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads((folder / "population.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -20,7 +20,7 @@ from partwise.core.rowsum import RowSum
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update, all_finite
 
-__all__ = ["Accumulator", "Aggregator", "Coverage", "Running", "Stack", "Sum", "sum_updates", "union_index"]
+__all__ = ["Accumulator", "Aggregator", "Coverage", "Running", "Stack", "Sum", "Telling", "sum_updates", "union_index"]
 
 
 @register
@@ -65,6 +65,15 @@ class Aggregator(Protocol):
             params: what it will be added to.
             replies: whose updates, in the same order.
         """
+        ...
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """An aggregator that tells what it found out, beside the aggregate: whom it suspects, say."""
+
+    def told(self, state: Any) -> Mapping[str, Any]:
+        """Facts of the last `reduce`, for the run's record, as plain numbers, strings and lists; empty for none."""
         ...
 
 

@@ -169,6 +169,11 @@ class Algorithm(Protocol):
         return leaves_clients_to(type(self), Algorithm)
 
     @property
+    def reports(self) -> bool:
+        """Whether clients tell the server numbers of their own, which is not for a channel that reveals only sums."""
+        return type(self).report is not Algorithm.report
+
+    @property
     def only_adds(self) -> bool:
         """Whether a commit adds the aggregates and does nothing else: then they are all that a model knows of data."""
         return type(self).commit is Algorithm.commit
@@ -194,6 +199,12 @@ class Algorithm(Protocol):
         `index` is what `select` gave, and what the client gets of `model`.
         """
         return None
+
+    def receive(
+        self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site
+    ) -> Mapping[str, Values]:
+        """What came, stream by stream, as all other methods are to see it: unpacked, for one that fetches less."""
+        return held
 
     def weight(self, site: Site) -> float:
         """What this client's update counts for."""
@@ -240,7 +251,7 @@ class Algorithm(Protocol):
 
 def leaves_clients_to(kind: type, base: type) -> bool:
     """Whether a class takes from `base` all that says what a client gets, keeps, sends and tells."""
-    names = ("client_init", "fetch", "personalize", "finish", "report")
+    names = ("client_init", "fetch", "receive", "personalize", "finish", "report")
     return all(getattr(kind, name) is getattr(base, name) for name in names)
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task, leaves_clients_to
+from partwise.core.disclosure import disclosed
 from partwise.core.index import Index
 from partwise.core.limits import Limit
 from partwise.core.model import Params, Values
@@ -27,6 +28,9 @@ class Around(Algorithm, Protocol):
     def is_personal(self) -> bool:
         return self.inner.is_personal
 
+    def discloses(self) -> Sequence[str]:
+        return disclosed(self.inner)
+
     @property
     def reads_rate(self) -> bool:
         return self.inner.reads_rate
@@ -34,6 +38,10 @@ class Around(Algorithm, Protocol):
     @property
     def sends_change(self) -> bool:
         return self.inner.sends_change and leaves_clients_to(type(self), Around)
+
+    @property
+    def reports(self) -> bool:
+        return self.inner.reports
 
     @property
     def only_adds(self) -> bool:
@@ -59,6 +67,11 @@ class Around(Algorithm, Protocol):
         """What the one inside fetches, stream by stream: for one that has streams of its own beside those."""
         asked = self.inner.fetch(index, task, own, site)
         return dict.fromkeys(("model", *self.inner.aggregators()), index) if asked is None else asked
+
+    def receive(
+        self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site
+    ) -> Mapping[str, Values]:
+        return self.inner.receive(held, index, task, own, site)
 
     def weight(self, site: Site) -> float:
         return self.inner.weight(site)

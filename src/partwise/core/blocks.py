@@ -21,8 +21,13 @@ from torch import Tensor
 from partwise.core.errors import ProtocolError
 
 __all__ = [
+    "BITMAP",
     "BY_CODE",
     "BY_SAFETENSORS",
+    "DELTA",
+    "ELIAS",
+    "NARROW",
+    "ZSTD",
     "Block",
     "DType",
     "block_of",
@@ -39,6 +44,7 @@ if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("partwise.core.blocks: blocks are little-endian views of memory, got a big-endian machine.")
 
 NARROW, DELTA, ZSTD = 1, 2, 4  # bits of Block.method, in the order in which they are applied
+ELIAS, BITMAP = 8, 16  # methods by themselves, for whole numbers that ascend without repeats
 _NARROW_FROM = 64  # bytes; below, the extra header bytes eat the gain
 _ZSTD_FROM = 256  # bytes; below, a zstd frame gains nothing
 _SAMPLE = 1 << 16  # bytes; larger blocks are first tried on so many
@@ -104,9 +110,9 @@ class Block:
         shape: of the tensor.
         length: bytes of the block.
         source: the tensor, or the bytes if packed.
-        method: which of NARROW, DELTA and ZSTD were applied; 0 for elements as they are.
-        width: bytes per narrowed element.
-        base: what narrowed elements count from.
+        method: which of NARROW, DELTA and ZSTD were applied, or ELIAS, or BITMAP; 0 for elements as they are.
+        width: bytes per narrowed element; of ELIAS, the low bits of an element that are kept as they are.
+        base: what narrowed elements count from; of ELIAS and BITMAP, the first element.
     """
 
     dtype: DType
@@ -162,8 +168,9 @@ def view(block: Block) -> memoryview:
 
 
 def _packed(plain: Block, flat: Array) -> Block:
-    """The smallest of: as it is, narrowed (ascending values as differences), and either under zstd."""
+    """The smallest of: as it is, narrowed (ascending values as differences), either under zstd, and sets as bits."""
     method, width, base = 0, 0, 0
+    best = _as_set(plain, flat)
     data: bytes | memoryview = flat.view(np.uint8).data
     if plain.dtype.itemsize > 1:
         base, words = int(flat[0]), flat.astype(np.int64, copy=False).view(np.uint64)
@@ -180,9 +187,88 @@ def _packed(plain: Block, flat: Array) -> Block:
     small = _zstd(data)
     if small is not None:
         method, data = method | ZSTD, small
+    if best is not None and best.length < len(data):
+        return best
     if not method:
         return plain
     return Block(plain.dtype, plain.shape, len(data), bytes(data), method, width, base)
+
+
+def _as_set(plain: Block, flat: Array) -> Block | None:
+    """Whole numbers that ascend without repeats: one bit for each number in their range, or Elias and Fano's code.
+
+    That code takes l + 2 bits for each of c numbers of a range u, with l = log2(u / c): the low l bits as they are,
+    and the rest as a row of bits in which the i-th number sets the one at its rest + i.
+
+    Source: Elias, "Efficient storage and retrieval by content and address of static files", JACM 1974.
+    """
+    if plain.dtype.itemsize == 1 or len(flat) < 2 or not bool((flat[1:] > flat[:-1]).all()):
+        return None
+    first, span, count = int(flat[0]), int(flat[-1]) - int(flat[0]) + 1, len(flat)
+    low = max(0, (span // count).bit_length() - 1)
+    lengths = _elias_lengths(count, low, span - 1)
+    if min(sum(lengths), -(-span // 8)) >= plain.length or span >= 2**62:
+        return None
+    words = flat.astype(np.int64, copy=False).view(np.uint64) - np.uint64(first % 2**64)
+    if -(-span // 8) <= sum(lengths):
+        data = _bits_at(words, -(-span // 8))
+        return Block(plain.dtype, plain.shape, len(data), data, BITMAP, 0, first)
+    high = (words >> np.uint64(low)) + np.arange(count, dtype=np.uint64)
+    data = _low_bits(words, low, lengths[0]) + _bits_at(high, lengths[1])
+    return Block(plain.dtype, plain.shape, len(data), data, ELIAS, low, first)
+
+
+def _elias_lengths(count: int, low: int, largest: int) -> tuple[int, int]:
+    """Bytes of the low bits, and of the row of bits."""
+    return -(-count * low // 8), -(-(count + (largest >> low)) // 8)
+
+
+def _bits_at(at: Words, length: int) -> bytes:
+    bits = np.zeros(8 * length, np.uint8)
+    bits[at] = 1
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def _low_bits(words: Words, low: int, length: int) -> bytes:
+    """The low bits of each word, one word after another."""
+    if not low:
+        return b""
+    parts = []
+    unit = 8 * _SAMPLE  # words at a time: eight of them fill whole bytes
+    for at in range(0, len(words), unit):
+        each = np.ascontiguousarray(words[at : at + unit], "<u8").view(np.uint8).reshape(-1, 8)
+        bits = np.unpackbits(each[:, : -(-low // 8)], axis=1, count=low, bitorder="little")
+        parts.append(np.packbits(bits.reshape(-1), bitorder="little"))
+    data = np.concatenate(parts).tobytes()
+    assert len(data) == length
+    return data
+
+
+def _of_set(block: Block, data: memoryview) -> Words:
+    """The numbers of a set, counted from the first: (c,)."""
+    count = prod(block.shape)
+    if block.method == BITMAP:
+        at = np.flatnonzero(np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")).astype(np.uint64)
+        _check_count(at, count)
+        return at
+    lows = -(-count * block.width // 8)
+    row = np.unpackbits(np.frombuffer(data[lows:], np.uint8), bitorder="little")
+    high = np.flatnonzero(row).astype(np.uint64)
+    _check_count(high, count)
+    words = (high - np.arange(count, dtype=np.uint64)) << np.uint64(block.width)
+    if block.width:
+        bits = np.unpackbits(np.frombuffer(data[:lows], np.uint8), count=count * block.width, bitorder="little")
+        each = np.packbits(bits.reshape(count, block.width), axis=1, bitorder="little")
+        wide = np.zeros((count, 8), np.uint8)
+        wide[:, : each.shape[1]] = each
+        words |= wide.view("<u8").reshape(-1)
+    found: Words = words
+    return found
+
+
+def _check_count(found: Words, count: int) -> None:
+    if len(found) != count:
+        raise ProtocolError(f"decode(): a set of {count} numbers must have as many bits, got {len(found)}.")
 
 
 def _width(largest: int) -> int:
@@ -216,6 +302,8 @@ def _unzstd(frame: memoryview, size: int) -> memoryview:
 def _unpacked(block: Block, data: memoryview) -> Array:
     """The elements of a packed block, (numel,), in memory of their own."""
     count = prod(block.shape)
+    if block.method in (ELIAS, BITMAP):
+        return _counted_from(_of_set(block, data), block)
     if block.method & ZSTD:
         data = _unzstd(data, count * (block.width or block.dtype.itemsize))
     if not block.method & NARROW:
@@ -224,6 +312,10 @@ def _unpacked(block: Block, data: memoryview) -> Array:
     words = np.frombuffer(data, f"<u{block.width}").astype(np.uint64)
     if block.method & DELTA:
         np.cumsum(words, out=words)
+    return _counted_from(words, block)
+
+
+def _counted_from(words: Words, block: Block) -> Array:
     words += np.uint64(block.base % 2**64)  # modulo 2**64, as it was subtracted
     elements: Array = words.view(np.int64).astype(block.dtype.in_numpy, copy=False)
     return elements

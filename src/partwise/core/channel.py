@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -16,7 +17,17 @@ from partwise.core.population import Client
 from partwise.core.rng import Rng
 from partwise.core.update import Update
 
-__all__ = ["Channel", "ClientSession", "Guarded", "Opened", "Seat", "ServerSession", "fingerprint"]
+__all__ = [
+    "Channel",
+    "ClientSession",
+    "Guarded",
+    "Opened",
+    "Rounding",
+    "Seat",
+    "ServerSession",
+    "fingerprint",
+    "rounding_of",
+]
 
 Msg = Any
 ServerSession = Generator[dict[Client, Msg], Mapping[Client, Msg], "Sum | Sequence[Update] | Opened"]
@@ -109,6 +120,19 @@ class Guarded(Protocol):
 
     @property
     def min_contributors(self) -> int: ...
+
+
+@runtime_checkable
+class Rounding(Protocol):
+    """A channel that rounds: each value is off by less than `step`, for each unit of weight."""
+
+    @property
+    def step(self) -> float: ...
+
+
+def rounding_of(channel: Channel, dim: int) -> float:
+    """By how much, in norm, a channel may lengthen an update of so many values, for each unit of weight."""
+    return channel.step * math.sqrt(dim) if isinstance(channel, Rounding) else 0.0
 
 
 def fingerprint(values: Tensor) -> bytes:

@@ -89,12 +89,14 @@ class Side(NamedTuple):
         aggregator: its aggregator.
         server: its server chain.
         before: what the algorithm promises of the updates.
+        rounding: by how much the channel may lengthen them, for each unit of weight.
     """
 
     client: Transform
     aggregator: Aggregator
     server: Transform
     before: Limit
+    rounding: float = 0.0
 
     @property
     def has_noise(self) -> bool:
@@ -124,7 +126,7 @@ def check_noise(streams: Mapping[str, Side]) -> None:
 
 
 def _check_stream(stream: str, side: Side) -> None:
-    client, aggregator, server, before = side
+    client, aggregator, server, before, rounding = side
     for stage in stages(client):
         if isinstance(stage, Noise):
             _check_norm(stage, stream, before.norm, before.norm)
@@ -137,7 +139,7 @@ def _check_stream(stream: str, side: Side) -> None:
                     f"{stage!r}: must come first in the server chain of stream {stream!r}, got {found[at - 1]!r} in "
                     "front of it, which changes how far a client can move the aggregate. Put the noise first."
                 )
-            _check_aggregate(stage, stream, aggregator, before)
+            _check_aggregate(stage, stream, aggregator, before._replace(norm=before.norm + rounding))
 
 
 def _check_aggregate(noise: Noise, stream: str, aggregator: Aggregator, limit: Limit) -> None:

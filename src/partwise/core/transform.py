@@ -9,7 +9,7 @@ from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.update import Update
 
-__all__ = ["Bounded", "Chain", "Identity", "State", "Transform", "bound_of", "chain"]
+__all__ = ["Bounded", "Chain", "Common", "Identity", "State", "Transform", "bound_of", "chain"]
 
 State = Any
 
@@ -39,6 +39,15 @@ class Bounded(Protocol):
         ...
 
 
+@runtime_checkable
+class Common(Protocol):
+    """A transform some of whose draws are the same for all clients of a version."""
+
+    def common(self, seed: int) -> Transform:
+        """The transform whose common draws are made from `seed`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Identity:
     """Leaves the update as it is."""
@@ -59,6 +68,9 @@ class Chain:
     """
 
     stages: tuple[Transform, ...] = ()
+
+    def common(self, seed: int) -> Chain:
+        return Chain(tuple(stage.common(seed) if isinstance(stage, Common) else stage for stage in self.stages))
 
     def init(self, params: Params) -> State:
         return tuple(stage.init(params) for stage in self.stages)

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from partwise.core.blocks import (
+    BITMAP,
     BY_CODE,
     DELTA,
+    ELIAS,
     NARROW,
     ZSTD,
     Array,
@@ -323,15 +325,13 @@ class Reader:
         if math.prod(d or 1 for d in shape) * dtype.itemsize >= 2**63:
             raise fail(f"a shape must be one a tensor can have, got {shape}. Send it again.")
         plain = Block(dtype, shape, 0)
-        method = self.number("a packing", high=NARROW | DELTA | ZSTD)
+        method = self.number("a packing", high=BITMAP)
         if not method:
             return Block(dtype, shape, plain.decoded_bytes)
-        width, base = self.number("a width", high=8), self.number("a base", -(2**63), 2**64 - 1)
+        width, base = self.number("a width", high=64), self.number("a base", -(2**63), 2**64 - 1)
         length = self.number("a block's length")
-        is_narrow = bool(method & NARROW)
         count = plain.decoded_bytes // dtype.itemsize
-        is_right = dtype.is_packable and (width in (1, 2, 4, 8) if is_narrow else width == 0 and not method & DELTA)
-        if not is_right or (not method & ZSTD and length != count * width):
+        if not dtype.is_packable or not _is_packing(method, width, length, count):
             raise fail("a block's packing and length must fit its dtype and shape, got others. Send it again.")
         return Block(dtype, shape, length, None, method, width, base)
 
@@ -421,6 +421,18 @@ class Reader:
         _INTS: _ints,
         _NAMED: _named,
     }
+
+
+def _is_packing(method: int, width: int, length: int, count: int) -> bool:
+    """Whether a packing of `count` elements may have this width and length."""
+    if method == BITMAP:
+        return width == 0 and length >= -(-count // 8)
+    if method == ELIAS:
+        return width < 62 and length >= -(-count * width // 8) + -(-count // 8)
+    if method > NARROW | DELTA | ZSTD:
+        return False
+    is_right = width in (1, 2, 4, 8) if method & NARROW else width == 0 and not method & DELTA
+    return is_right and (bool(method & ZSTD) or length == count * width)
 
 
 def _scalar(data: bytes) -> np.generic:

@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from partwise.experiment.report import write_report
     from partwise.experiment.result import Result
     from partwise.experiment.spec import load
+    from partwise.experiment.trusted import Trusted
 
-__all__ = ["Checkpointing", "Evaluation", "Experiment", "Result", "load", "write_report"]
+__all__ = ["Checkpointing", "Evaluation", "Experiment", "Result", "Trusted", "load", "write_report"]
 
 _MODULE_OF = {
     "Checkpointing": "recorder",
     "Evaluation": "evaluate",
     "Experiment": "experiment",
     "Result": "result",
+    "Trusted": "trusted",
     "load": "spec",
     "write_report": "report",
 }

@@ -39,6 +39,10 @@ class Account(Protocol):
 
     def restore(self, state: Any) -> None: ...
 
+    def count(self, state: Any) -> None:
+        """What another course of the run had spent, by its ledger's state, counts as well; its keys may be strings."""
+        ...
+
 
 def shares(clients: Sequence[int], scales: Sequence[float] = ()) -> dict[int, float]:
     """Client -> f.
@@ -50,6 +54,14 @@ def shares(clients: Sequence[int], scales: Sequence[float] = ()) -> dict[int, fl
     found: dict[int, float] = {}
     for client, scale in zip(clients, scales or (1.0,) * len(clients), strict=True):
         found[client] = found.get(client, 0.0) + abs(scale)
+    return found
+
+
+def _larger(one: Mapping[int, float], other: Mapping[Any, float]) -> dict[int, float]:
+    """Of each client, the larger number."""
+    found = dict(one)
+    for client, spent in other.items():
+        found[int(client)] = max(found.get(int(client), 0.0), float(spent))
     return found
 
 
@@ -73,6 +85,9 @@ class _Commits:
 
     def restore(self, state: Any) -> None:
         self._commits = state["commits"]
+
+    def count(self, state: Any) -> None:
+        self._commits = max(self._commits, state["commits"])
 
 
 class Sampled(_Commits):
@@ -166,6 +181,10 @@ class Nodes:
         self._open = [(levels, dict(node)) for levels, node in state["open"]]
         self._most = max(self._spent.values(), default=0.0)
 
+    def count(self, state: Mapping[str, Any]) -> None:
+        self._spent = _larger(self._spent, state["spent"])
+        self._most = max(self._spent.values(), default=0.0)
+
 
 class Counted:
     """Gaussian commits, each charged to those who are in it; epsilon is that of the client who was in most.
@@ -202,6 +221,10 @@ class Counted:
         self._spent = {int(client): float(spent) for client, spent in state["spent"].items()}
         self._most = max(self._spent.values(), default=0.0)
 
+    def count(self, state: Mapping[str, Any]) -> None:
+        self._spent = _larger(self._spent, state["spent"])
+        self._most = max(self._spent.values(), default=0.0)
+
 
 class Concentrated:
     """Commits that are rho-zCDP for each client that is in one, charged to those who are.
@@ -226,3 +249,6 @@ class Concentrated:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._inner.restore(state)
+
+    def count(self, state: Mapping[str, Any]) -> None:
+        self._inner.count(state)

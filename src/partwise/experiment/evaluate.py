@@ -23,7 +23,9 @@ from partwise.populations.sizes import clients_with_tests
 __all__ = ["ClientScore", "Evaluation", "Score", "evaluate", "summarize"]
 
 _CHUNK = 8192  # examples evaluated at once
-_PASS_BYTES = 2 << 20  # of columns that a CPU evaluates at once: with the activations they stay in its cache
+# What a CPU evaluates at once of columns in memory: with the activations, of which ids make many times their own bytes,
+# it stays in the cache.
+_PASS_EXAMPLES, _PASS_BYTES = 3072, 2 << 20
 _ALIGNED = 64  # bytes, as torch aligns what it allocates: some kernels give other last bits elsewhere
 
 
@@ -79,7 +81,7 @@ def _columns(metrics: Sequence[Metric], model: Model, params: Params, data: Data
     parts: dict[str, dict[str, list[Tensor]]] = {m.name: {} for m in metrics}
     size = _CHUNK
     if isinstance(data, Examples) and len(data) and all(t.is_cpu for t in params.values()):
-        size = max(1, min(_CHUNK, _PASS_BYTES // max(1, sum(c[:1].nbytes for c in data.data.values()))))
+        size = max(1, min(_PASS_EXAMPLES, _PASS_BYTES // max(1, sum(c[:1].nbytes for c in data.data.values()))))
     with torch.no_grad():
         for start in range(0, len(data), size):
             batch = _batch(data, start, min(start + size, len(data)))

@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from partwise.channels.plain import Plain
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
+from partwise.core.attack import Hostile
 from partwise.core.channel import Channel
+from partwise.core.disclosure import disclosed
 from partwise.core.errors import CheckpointError, PartwiseError
 from partwise.core.program import SERVER
 from partwise.core.runtime import Runtime
@@ -35,6 +37,7 @@ from partwise.experiment.recorder import Checkpointing, Progress, Recorder, Sile
 from partwise.experiment.result import MODEL, Result
 from partwise.experiment.rundir import environment, new_run_folder, save_environment
 from partwise.experiment.store import RunStore
+from partwise.experiment.trusted import Trusted
 from partwise.programs.star import Star
 from partwise.runtimes.simulate import Simulate
 from partwise.runtimes.threads import torch_threads
@@ -59,6 +62,8 @@ class Experiment:
         server: transforms on the aggregate, in order; or stream -> transforms.
         aggregator: of the stream `model`, or stream -> aggregator; the algorithm's own by default.
         channel: how updates reach the aggregator.
+        hostile: clients that attack, to see what the rest is worth.
+        trusted: examples that the server holds, for aggregators that judge updates by them.
         privacy: a guarantee for every client; it adds the parts that it needs, and its epsilon is recorded.
         evaluation: when and what is evaluated.
         checkpointing: when the run is saved.
@@ -79,6 +84,8 @@ class Experiment:
     server: Chains = ()
     aggregator: Aggregator | Mapping[str, Aggregator] | None = None
     channel: Channel = field(default_factory=Plain)
+    hostile: Hostile | None = None
+    trusted: Trusted | None = None
     privacy: ClientDP | None = None
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpointing: Checkpointing = field(default_factory=Checkpointing)
@@ -89,6 +96,9 @@ class Experiment:
     def build(self) -> tuple[Star, Workload]:
         """The programs' definition and the workload, checked."""
         workload = self.workload if isinstance(self.workload, Workload) else self.workload.build(self.seed)
+        trusted = None
+        if self.trusted is not None:
+            workload, trusted = self.trusted.taken(workload, self.seed)
         aggregators = self.aggregator if isinstance(self.aggregator, Mapping) else {"model": self.aggregator}
         given = {stream: part for stream, part in aggregators.items() if part is not None}
         parts = Parts(self.algorithm, _stages(self.client), _stages(self.server), given)
@@ -105,6 +115,8 @@ class Experiment:
             server_chain=_chains(parts.server),
             seed=self.seed,
             on_refused=self.on_refused,
+            hostile=self.hostile,
+            trusted=trusted,
         )
         self.scheduler.init(star.roster)  # refuses a cohort that is too large now, not in the first round
         return star, workload
@@ -159,6 +171,7 @@ class Experiment:
             checkpointing=self.checkpointing,
             progress=progress,
             account=self.privacy.account(self.scheduler, workload) if self.privacy else None,
+            is_noise_new=self.privacy is not None and not self.privacy.randomness.is_simulated,
         )
         saved = None
         if resume and (checkpoints.versions() or store.metrics("train_loss")):
@@ -199,6 +212,7 @@ class Experiment:
             seed=self.seed,
             algorithm=repr(self.algorithm),
             scheduler=repr(self.scheduler),
+            versions=self.scheduler.versions,
             workload=repr(self.workload),
             metric=main.name,
             higher_is_better=main.higher_is_better,
@@ -207,6 +221,10 @@ class Experiment:
             server=repr(self.server),
             aggregator=repr(self.aggregator or aggregators.get("model", aggregators)),
             channel=repr(self.channel),
+            discloses=[*disclosed(self.channel), *disclosed(self.algorithm)],
+            hostile=repr(self.hostile) if self.hostile else None,
+            hostile_clients=sorted(star.members),
+            trusted=repr(self.trusted) if self.trusted else None,
             privacy=repr(self.privacy) if self.privacy else None,
             guarantee=self.privacy.statement(self.scheduler, workload) if self.privacy else None,
             evaluation=repr(self.evaluation),

@@ -62,6 +62,7 @@ class Setting(NamedTuple):
         noise_multiplier: z.
         randomness: where noise comes from.
         seed: of the experiment.
+        rounding: by how much the channel may lengthen an update, for each unit of weight.
     """
 
     clip_norm: float
@@ -70,6 +71,12 @@ class Setting(NamedTuple):
     noise_multiplier: float
     randomness: Randomness
     seed: int = 0
+    rounding: float = 0.0
+
+    @property
+    def sensitivity(self) -> float:
+        """How far a client can move the mean."""
+        return (self.clip_norm + self.rounding) / self.cohort
 
 
 class Offer(NamedTuple):
@@ -142,8 +149,7 @@ class Central(Mechanism):
     """
 
     def compose(self, parts: Parts, setting: Setting, offer: Offer) -> Parts:
-        sensitivity = setting.clip_norm / setting.cohort
-        noise = GaussianNoise(setting.noise_multiplier, sensitivity, setting.randomness)
+        noise = GaussianNoise(setting.noise_multiplier, setting.sensitivity, setting.randomness)
         return bounded(parts, setting)._replace(server={**parts.server, "model": (noise, *parts.server["model"])})
 
     def account(self, noise_multiplier: float, offer: Offer) -> Account:
@@ -244,8 +250,8 @@ class Tree(Mechanism):
         return False
 
     def compose(self, parts: Parts, setting: Setting, offer: Offer) -> Parts:
-        sensitivity = setting.clip_norm / setting.cohort
-        noise = TreeNoise(setting.noise_multiplier, sensitivity, self.restart_every, self.efficient, setting.randomness)
+        z, each = setting.noise_multiplier, setting.sensitivity
+        noise = TreeNoise(z, each, self.restart_every, self.efficient, setting.randomness)
         return bounded(parts, setting)._replace(server={**parts.server, "model": (noise, *parts.server["model"])})
 
     def account(self, noise_multiplier: float, offer: Offer) -> Account:

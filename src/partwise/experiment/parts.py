@@ -47,6 +47,8 @@ FAMILIES: Mapping[str, str] = types.MappingProxyType(
         "local": "partwise.local",
         "transforms": "partwise.transforms",
         "aggregators": "partwise.aggregators",
+        "attacks": "partwise.attacks",
+        "observers": "partwise.observers",
         "channels": "partwise.channels",
         "graphs": "partwise.channels.graphs",
         "identities": "partwise.channels.identities",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, get_args
 
-from partwise.core.channel import Channel
+from partwise.core.channel import Channel, Rounding, rounding_of
 from partwise.core.errors import CompositionError
 from partwise.core.population import Population
 from partwise.core.randomness import Randomness, SimulatedRandomness
@@ -120,7 +120,9 @@ class ClientDP:
         parts = parts._replace(client={**empty, **parts.client}, server={**empty, **parts.server})
         offer = self.offer(scheduler, workload)
         self.mechanism.check_channel(channel, offer)
-        return self.mechanism.compose(parts, self.setting(scheduler, offer, seed), offer)
+        dim = sum(t.numel() for t in workload.model.init(0).values()) if isinstance(channel, Rounding) else 0
+        setting = self.setting(scheduler, offer, seed)._replace(rounding=rounding_of(channel, dim))
+        return self.mechanism.compose(parts, setting, offer)
 
     def setting(self, scheduler: Scheduler, offer: Offer, seed: int = 0) -> Setting:
         """What the noise is made by, once it is known who takes part how often."""

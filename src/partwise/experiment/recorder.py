@@ -95,6 +95,7 @@ class Recorder(Observer):
         checkpointing: when it is saved.
         progress: shows the run.
         account: the ledger of a privacy guarantee, if there is one.
+        is_noise_new: whether a version that is made again gets other noise than before, and so is given away twice.
     """
 
     def __init__(
@@ -108,8 +109,9 @@ class Recorder(Observer):
         checkpointing: Checkpointing,
         progress: Progress,
         account: Account | None = None,
+        is_noise_new: bool = False,
     ) -> None:
-        self._account = account
+        self._account, self._is_noise_new = account, is_noise_new
         self._star, self._workload, self._evaluation = star, workload, evaluation
         self._store, self._checkpoints, self._checkpointing = store, checkpoints, checkpointing
         self._progress, self._log = progress, store.log
@@ -140,9 +142,6 @@ class Recorder(Observer):
             case "lost" | "refused":
                 self._progress.noticed(record)
                 self._refused(record)
-                self._show()
-            case "node" | "node_error" | "rejected":
-                self._show()
             case "skipped":
                 self._progress.noticed(record)
                 self._skipped(record)
@@ -152,11 +151,18 @@ class Recorder(Observer):
         return None
 
     def settled(self, world: World) -> None:
+        self._show()
         if self._is_due:
             self._is_due = False
             wait = self._checkpointing.every_seconds
             if self.interrupted or self.version == 0 or time.monotonic() - self._saved_at >= wait:
                 self.save(world)
+
+    def _show(self) -> None:
+        """Let others follow the run."""
+        if time.monotonic() - self._shown_at >= _SHOWN_EVERY:
+            self._store.commit()
+            self._shown_at = time.monotonic()
 
     def ended(self, world: World, reason: str) -> None:
         """Evaluate the last version if it was not, and save."""
@@ -185,7 +191,21 @@ class Recorder(Observer):
         self.reached = mine["reached"]
         if self._account is not None and mine.get("account") is not None:
             self._account.restore(mine["account"])
+            if self._is_noise_new:
+                self._count_lost(self._account, mine["account"])
         self._store.truncate_after(seq=self.number, version=self.version, heard=mine["heard"])
+
+    def _count_lost(self, account: Account, saved: Any) -> None:
+        """Versions after the checkpoint have been given away, and will be made again with other noise: both count."""
+        account.count(self._store.meta().get("spent_before") or saved)
+        for event in self._store.events("commit"):
+            if event["seq"] > self.number:
+                account.charge(event["body"]["clients"], event["body"].get("scales", ()))
+        spent = account.state()
+        self._store.set_meta(spent_before=spent)
+        self._store.commit(durable=True)  # before the record of those versions goes
+        account.restore(saved)
+        account.count(spent)
 
     # What that means
 
@@ -257,6 +277,8 @@ class Recorder(Observer):
         spent = self._spent(fields)
         self._store.append_metrics([self._row(world, s) for s in (Score("train_loss", "cohort", loss), *spent)])
         self._progress.committed(self.version, loss, world, [*scores, *spent])
+        if self._account is not None and self._is_noise_new:
+            self._store.commit(durable=True)  # what is spent is on record before the version is given away
         if self.interrupted:
             return "interrupted"
         return self._reached(scores)
@@ -281,14 +303,7 @@ class Recorder(Observer):
         )
         self._store.append_metrics([self._row(world, score) for score in scores])
         self._store.append_clients([(self.version, r.client, r.name, r.value, r.examples) for r in rows])
-        self._show()
         return scores
-
-    def _show(self) -> None:
-        """Let others follow the run."""
-        if time.monotonic() - self._shown_at >= _SHOWN_EVERY:
-            self._store.commit()
-            self._shown_at = time.monotonic()
 
     def _row(self, world: World, score: Score) -> tuple[Any, ...]:
         traffic = world.traffic

@@ -36,6 +36,8 @@ _PARTS = (
     "client",
     "server",
     "channel",
+    "hostile",
+    "trusted",
     "privacy",
     "evaluation",
     "runtime",
@@ -336,6 +338,7 @@ def _run(run: Run, row: Row, at: int) -> dict[str, Any]:
         "parts": parts,
         "spec": _spec(run),
         "environment": _environment(run.meta.get("environment")),
+        "sees": list(run.meta.get("discloses") or ()),
         "trouble": _trouble(run),
         "clients": _clients(run, row.metric),
     }
@@ -398,6 +401,7 @@ def _trouble(run: Run) -> dict[str, Any]:
     return {
         "lost": sum(t.kind == "lost" for t in run.troubles),
         "refused": sum(t.kind == "refused" for t in run.troubles),
+        "suspected": len({t.client for t in run.troubles if t.kind == "suspected"}),
         "lines": lines,
         "more": max(0, len(ordered) - _SHOWN),
     }

@@ -19,7 +19,7 @@ from partwise.core.errors import CheckpointError
 from partwise.experiment.lock import writer_of
 from partwise.experiment.store import RECORD, RunStore
 
-__all__ = ["RunInfo", "environment", "list_runs", "new_run_folder", "save_environment"]
+__all__ = ["RunInfo", "environment", "list_runs", "new_run_folder", "save_environment", "status_of"]
 
 
 class RunInfo(NamedTuple):
@@ -82,6 +82,15 @@ def _info(folder: Path) -> RunInfo:
             return RunInfo(folder, store.meta(), writer_of(folder))
     except CheckpointError as error:
         return RunInfo(folder, {}, writer_of(folder), str(error))
+
+
+def status_of(meta: Mapping[str, Any], folder: Path) -> str:
+    """How a run stands, in words; one that runs begins with `running`."""
+    status = str(meta.get("status", "unknown"))
+    if status != "running":
+        return status
+    writer = writer_of(folder)
+    return f"running (pid {writer})" if writer else "killed; can be resumed"
 
 
 def environment(folder: Path | str = ".") -> dict[str, Any]:

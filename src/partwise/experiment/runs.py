@@ -17,7 +17,17 @@ from partwise.experiment.spans import Committed, Span, read_commits, read_spans
 from partwise.experiment.store import RunStore
 from partwise.experiment.words import amount, number
 
-__all__ = ["ClientValue", "Point", "Run", "RunLike", "Trouble", "common_score", "read_run", "read_runs"]
+__all__ = [
+    "ClientValue",
+    "Point",
+    "Run",
+    "RunLike",
+    "Trouble",
+    "common_score",
+    "read_population",
+    "read_run",
+    "read_runs",
+]
 
 
 _TROUBLES = ("lost", "refused")
@@ -50,7 +60,7 @@ class ClientValue(NamedTuple):
 
 
 class Trouble(NamedTuple):
-    """A client that was lost or refused."""
+    """A client that was lost, refused or, by an observer, suspected; then the stage is of what, and the reason why."""
 
     kind: str
     client: int
@@ -70,7 +80,7 @@ class Run:
         scores: (name, scope) -> a point per evaluated version.
         clients: metric -> each client's score at the last evaluated version; empty where clients were not evaluated.
         answers: client -> how many of its replies arrived.
-        troubles: clients lost and refused, in order.
+        troubles: clients lost and refused, in order; then those suspected.
         population: what `population_summary` gave, if it was kept.
     """
 
@@ -178,6 +188,7 @@ def read_run(folder: str | Path) -> Run:
             clients.setdefault(row["name"], []).append(ClientValue(row["client"], row["value"], row["examples"]))
         answers = Counter(row["client"] for row in store.replies())
         troubles = [_trouble(event["kind"], event["body"]) for kind in _TROUBLES for event in store.events(kind)]
+        troubles += _suspected([event["body"] for event in store.events("told")])
     return Run(
         folder=path,
         label=str(meta.get("name") or path.name),
@@ -186,7 +197,7 @@ def read_run(folder: str | Path) -> Run:
         clients=clients,
         answers=answers,
         troubles=troubles,
-        population=_population(path),
+        population=read_population(path),
     )
 
 
@@ -242,8 +253,17 @@ def _trouble(kind: str, body: Mapping[str, Any]) -> Trouble:
     )
 
 
-def _population(path: Path) -> Mapping[str, Any] | None:
-    """What is known of the clients; a run that was killed while writing it is a run without."""
+def _suspected(told: Sequence[Mapping[str, Any]]) -> list[Trouble]:
+    """One for every round in which a client was suspected, each with the reason of the last one of its kind."""
+    rounds = [(body["version"], suspect) for body in told for suspect in body.get("suspects", ())]
+    last = {(s["client"], s["kind"]): s["reason"] + (", confirmed" if s["confirmed"] else "") for _, s in rounds}
+    return [
+        Trouble("suspected", s["client"], version, s["kind"], last[s["client"], s["kind"]]) for version, s in rounds
+    ]
+
+
+def read_population(path: Path) -> Mapping[str, Any] | None:
+    """What `population_summary` gave of a run's clients; a run that was killed while writing it is a run without."""
     try:
         about = json.loads((path / "population.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -10,7 +10,7 @@ import contextlib
 import json
 import operator
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal, NamedTuple, get_type_hints
@@ -21,7 +21,7 @@ from partwise.core.errors import CheckpointError
 from partwise.experiment.lock import WriterLock
 from partwise.experiment.log import LogWriter
 
-__all__ = ["RECORD", "ClientRow", "EventRow", "MetricRow", "ReplyRow", "RunStore"]
+__all__ = ["RECORD", "ClientRow", "Ends", "EventRow", "MetricRow", "ReplyRow", "RunStore"]
 
 RECORD = "record.sqlite"
 SCHEMA_VERSION = 2
@@ -106,6 +106,14 @@ class ReplyRow(NamedTuple):
     arrived: float
     loss: float
     staleness: int
+
+
+class Ends(NamedTuple):
+    """The numbers of the last rows of tables; 0 where there is none."""
+
+    events: int = 0
+    metrics: int = 0
+    replies: int = 0
 
 
 Row = tuple[Any, ...] | Mapping[str, Any]  # the fields in order, or by name
@@ -343,11 +351,14 @@ class RunStore:
 
     # Reading
 
+    def _all(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        with self._saying("reading the record"):
+            return self._open.execute(statement, values).fetchall()
+
     def _rows(self, statement: str, values: Mapping[str, object]) -> list[tuple[Any, ...]]:
         where = [f"{name} = ?" for name, value in values.items() if value is not None]
         statement = statement.replace("{where}", f"WHERE {' AND '.join(where)}" if where else "")
-        with self._saying("reading the record"):
-            return self._open.execute(statement, [v for v in values.values() if v is not None]).fetchall()
+        return self._all(statement, [v for v in values.values() if v is not None])
 
     def _read(self, table: _Table, order: str, values: Mapping[str, object]) -> list[dict[str, Any]]:
         statement = f"SELECT {', '.join(table.columns)} FROM {table.name} {{where}} ORDER BY {order}"
@@ -363,12 +374,22 @@ class RunStore:
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Events in order: seq, time, kind, body."""
-        found = self._rows("SELECT seq, time, kind, body FROM events {where} ORDER BY seq", {"kind": kind})
-        unpack = msgpack.unpackb
-        return [
-            {"seq": seq, "time": time, "kind": what, "body": unpack(body, strict_map_key=False)}
-            for seq, time, what, body in found
-        ]
+        return self._events(*(("WHERE kind = ?", (kind,)) if kind is not None else ("", ())))
+
+    def _events(self, where: str, values: Sequence[object]) -> list[dict[str, Any]]:
+        unpack, found = (
+            msgpack.unpackb,
+            self._all(f"SELECT seq, time, kind, body FROM events {where} ORDER BY seq", values),
+        )
+        try:
+            return [
+                {"seq": seq, "time": time, "kind": what, "body": unpack(body, strict_map_key=False)}
+                for seq, time, what, body in found
+            ]
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self._me()}: reading the record {_sentence(f'malformed event, {error}')}"
+            ) from error
 
     def metrics(self, name: str | None = None, scope: str | None = None) -> list[dict[str, Any]]:
         """Metrics by version; the keys are the fields of `MetricRow`."""
@@ -391,6 +412,39 @@ class RunStore:
     def meta(self) -> dict[str, Any]:
         """Facts about the run."""
         return {key: json.loads(value) for key, value in self._rows("SELECT key, value FROM meta ORDER BY key", {})}
+
+    # Following a run, by the numbers of rows: those of one table only ever grow, unless a resumed run cuts them
+
+    def ends(self) -> Ends:
+        """The numbers of the last rows there are."""
+        lasts = ", ".join(f"(SELECT coalesce(max(rowid), 0) FROM {table})" for table in Ends._fields)
+        return Ends(*self._all(f"SELECT {lasts}")[0])
+
+    def event_at(self, seq: int) -> tuple[Any, ...] | None:
+        """An event as it is stored: time, kind, body; None if there is none of this number."""
+        return next(iter(self._all("SELECT time, kind, body FROM events WHERE seq = ?", (seq,))), None)
+
+    def events_between(self, after: int, until: int) -> list[dict[str, Any]]:
+        """Events of these numbers, without those of replies: seq, time, kind, body."""
+        return self._events("WHERE seq > ? AND seq <= ? AND kind <> 'reply'", (after, until))
+
+    def metrics_between(self, after: int, until: int) -> list[tuple[Any, ...]]:
+        """Rows of metrics of these numbers: the fields of `MetricRow`; a value that is not a number is None."""
+        columns = ", ".join(_METRICS.columns)
+        return self._all(f"SELECT {columns} FROM metrics WHERE rowid > ? AND rowid <= ? ORDER BY rowid", (after, until))
+
+    def replies_between(self, after: int, until: int) -> list[tuple[Any, ...]]:
+        """Rows of replies of these numbers, by client.
+
+        Returns:
+            Of each client its number, how many replies it gave, their uplink and downlink bytes and their staleness,
+            summed; then of its last one the row's number, version, arrived, staleness and loss.
+        """
+        sums = "client, count(*), sum(uplink_bytes), sum(downlink_bytes), sum(staleness)"
+        last = "max(rowid), version, arrived, staleness, loss"  # beside a max, SQLite takes columns from its row
+        return self._all(
+            f"SELECT {sums}, {last} FROM replies WHERE rowid > ? AND rowid <= ? GROUP BY client", (after, until)
+        )
 
     # Closing
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import unicodedata
+from typing import Any
 
 __all__ = [
+    "NOTHING",
     "amount",
     "bytes_text",
     "count_text",
+    "finite",
     "moment_text",
     "number",
     "percent",
+    "printable",
     "ratio_of_bytes",
     "seconds_text",
     "time_ticks",
@@ -185,3 +190,27 @@ def _two(value: float) -> str:
 
 def _three(value: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def printable(text: str, limit: int = 500) -> str:
+    r"""What somebody else wrote, as it may be shown: no control or direction characters, and not too long.
+
+    Example:
+        >>> printable("no\x1b[2J memory"), printable("abcdef", 4)
+        ('no�[2J memory', 'abc…')
+    """
+    shown = text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return "".join("�" if unicodedata.category(c)[0] == "C" and c not in "\n\t" else c for c in shown)
+
+
+def finite(value: Any) -> Any:
+    """The same without what JSON has no word for: numbers that are not finite become None."""
+    match value:
+        case dict():
+            return {key: finite(v) for key, v in value.items()}
+        case list() | tuple():
+            return [finite(v) for v in value]
+        case float() if not math.isfinite(value):
+            return None
+        case _:
+            return value

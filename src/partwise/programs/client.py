@@ -11,13 +11,14 @@ import torch
 from partwise.core.algorithm import ClientState, Site, Task
 from partwise.core.channel import ClientSession, Seat, fingerprint
 from partwise.core.codec import register
+from partwise.core.compressor import common
 from partwise.core.errors import CompositionError, DataError, PartwiseError
 from partwise.core.index import Index, Whole
-from partwise.core.model import Values
+from partwise.core.model import Params, Values
 from partwise.core.plan import Job, Trained
 from partwise.core.population import Fate
 from partwise.core.program import SERVER, Effect, Failed, Message, NodeId, Send, Wake, Work
-from partwise.core.rng import generator
+from partwise.core.rng import derive, generator
 from partwise.core.transform import State
 from partwise.core.update import Update
 from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
@@ -134,11 +135,11 @@ class ClientProgram:
         me, now, body = message.me, message.now, message.body
         match body:
             case Task():
-                return self._begin(node, self._star.site(me), body, now)
+                return self._begin(node, self._star.site(me, body.version), body, now)
             case Held() if node.open is not None and body.id == node.open.task.id:
-                return self._train(node, self._star.site(me), body, now)
+                return self._train(node, self._site(me, node.open), body, now)
             case Trained() if node.open is not None and node.open.held is not None and body.seed == node.open.seed:
-                return self._finish(node, self._star.site(me), body, now)
+                return self._finish(node, self._site(me, node.open), body, now)
             case Ask():
                 return self._answer(node, me, body)
             case Released(id):
@@ -164,7 +165,9 @@ class ClientProgram:
 
     def _train(self, node: ClientNode, site: Site, held: Held, now: float) -> list[Effect]:
         assert node.open is not None
-        node.open.held = {stream: dict(values) for stream, values in held.streams.items()}
+        came = {stream: dict(values) for stream, values in held.streams.items()}
+        received = self._star.algorithm.receive(came, node.open.index, node.open.task, node.own, site)
+        node.open.held = {stream: dict(values) for stream, values in received.items()}
         node.open.fetched = now
         work = self._work(node, site)
         node.open.seed = work.job.seed
@@ -189,7 +192,10 @@ class ClientProgram:
         """What the client is at."""
         if node.open is None or node.open.held is None:
             return None
-        return self._work(node, self._star.site(me))
+        return self._work(node, self._site(me, node.open))
+
+    def _site(self, me: NodeId, task: OpenTask) -> Site:
+        return self._star.site(me, task.task.version)
 
     def _work(self, node: ClientNode, site: Site) -> Work:
         assert node.open is not None and node.open.held is not None
@@ -211,7 +217,8 @@ class ClientProgram:
             raise _telling(algorithm, report)
         updates, node.own = algorithm.finish(node.open.held, trained, index, task, node.own, site)
         for stream, update in updates.items():
-            transform = self._star.chain("client", stream)
+            # What all clients of a version draw alike follows from the version alone.
+            transform = common(self._star.chain("client", stream), derive(site.seed, f"common {stream}", task.version))
             state = node.chains[stream] if stream in node.chains else transform.init(site.like)
             rng = generator(site.seed, f"client chain {stream}", site.client, task.version, task.attempt)
             updates[stream], node.chains[stream] = transform.apply(update, state, rng)
@@ -257,7 +264,8 @@ class ClientProgram:
     def _enter(self, node: ClientNode, me: NodeId, ask: Ask) -> tuple[ClientSession, Seat]:
         """Take part in an exchange."""
         seat = self._seat(node, me, ask)
-        side = self._star.channel.client(node.kept[ask.id].updates[ask.stream], self._star.site(me).like, seat)
+        update = node.kept[ask.id].updates[ask.stream]
+        side = self._star.channel.client(update, _shapes_of_stream(update.index, self._star.site(me).like), seat)
         next(side)
         return side, seat
 
@@ -280,6 +288,13 @@ def _given(index: Index, held: Values) -> dict[str, bytes]:
     """Fingerprints of the values that the client was given, of parameters that it holds whole."""
     whole = [n for n, shape in index.shapes.items() if n in held and tuple(held[n].shape) == tuple(shape)]
     return {name: fingerprint(held[name]) for name in whole}
+
+
+def _shapes_of_stream(index: Index, model: Params) -> Params:
+    """What a stream is over: the model, or what the update is over, where that has other shapes."""
+    if all(n in model and tuple(model[n].shape) == tuple(shape) for n, shape in index.shapes.items()):
+        return model
+    return {name: torch.empty(shape, device="meta") for name, shape in index.shapes.items()}
 
 
 def _telling(algorithm: object, report: Mapping[str, float]) -> CompositionError:

@@ -11,10 +11,12 @@ from partwise.core.algorithm import Task
 from partwise.core.errors import ProtocolError
 from partwise.core.index import Index
 from partwise.core.program import Failed
-from partwise.core.update import Packed, Update
+from partwise.core.update import Packed, Update, check_update
 from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
 
-__all__ = ["check_from_client", "check_from_server"]
+__all__ = ["MISFITS", "check_fit", "check_from_client", "check_from_server"]
+
+MISFITS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError)  # of what a peer made up
 
 _TEXT = 10_000  # characters of a reason
 _LARGEST = 1 << 53  # of a count, so that it is the same number as a float
@@ -81,6 +83,21 @@ def check_from_server(body: Any) -> None:
             _count("Released.id", id)
         case _:
             raise _fail("a server's message", "Task, Held, Ask or Released", body)
+
+
+def check_fit(update: Update, params: Mapping[str, Tensor]) -> None:
+    """Refuse an update that does not fit `params`, in its shapes or in its types: it could not be added up.
+
+    Raises:
+        ProtocolError: it says what does not fit.
+    """
+    check_update(update, params)
+    for name, value in update.values().items():
+        if name in params and value.dtype != params[name].dtype:
+            raise ProtocolError(
+                f"Update({name!r}): the value must have the parameter's type {params[name].dtype}, got {value.dtype}. "
+                "Client and server must build the same model."
+            )
 
 
 def _reply(reply: Reply) -> None:

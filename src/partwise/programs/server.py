@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from partwise.core.aggregate import Aggregator, Sum, sum_updates
+from partwise.core.aggregate import Aggregator, Sum, Telling, sum_updates
 from partwise.core.algorithm import ServerState, Task
 from partwise.core.errors import CompositionError, DivergedError, ProtocolError
 from partwise.core.index import Index
@@ -32,7 +32,8 @@ from partwise.core.schedule import (
 )
 from partwise.core.spool import Spool
 from partwise.core.summing import Outcome
-from partwise.core.update import Update, check_update, is_finite, scale
+from partwise.core.update import Update, is_finite, scale
+from partwise.programs.coverage import coverage
 from partwise.programs.messages import (
     Answer,
     Collect,
@@ -46,6 +47,7 @@ from partwise.programs.messages import (
     Reply,
     Trouble,
 )
+from partwise.programs.schema import MISFITS, check_fit
 from partwise.programs.server_node import InFlight, ServerNode, Waiting
 from partwise.programs.session import TIMERS, Session
 from partwise.programs.sums import Sums
@@ -53,7 +55,6 @@ from partwise.programs.sums import Sums
 if TYPE_CHECKING:
     from partwise.programs.star import Star
 
-_MISFITS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError)  # of what a peer made up
 _NOWHERE = torch.empty(0, 0, 0, 0, 0, device="meta")  # the shape of no parameter
 
 __all__ = ["ServerProgram"]
@@ -248,14 +249,13 @@ class ServerProgram:
             return f"a reply must hold the streams {sorted(expected)}, got {sorted(reply.updates)}. Send all of them."
         try:
             for stream, update in reply.updates.items():
-                check_update(update, node.streams.get(stream, {}))
                 if not is_finite(update):
                     return (
                         f"stream {stream!r} must be finite, got NaN or infinity. "
                         "Lower the client's learning rate or look at its data."
                     )
-                self._check_kinds(node, stream, update)
-        except (ProtocolError, *_MISFITS) as error:
+                check_fit(update, node.streams.get(stream, {}))
+        except (ProtocolError, *MISFITS) as error:
             return str(error)
         if not all(map(math.isfinite, reply.report.values())):
             return f"a report must be of finite numbers, got {dict(reply.report)}. Look at the client's data."
@@ -265,15 +265,6 @@ class ServerProgram:
                 f"and {reply.examples} examples. Lower the client's learning rate or look at its data."
             )
         return ""
-
-    def _check_kinds(self, node: ServerNode, stream: str, update: Update) -> None:
-        for name, value in update.values().items():
-            expected = node.streams[stream][name].dtype if name in node.streams.get(stream, {}) else value.dtype
-            if value.dtype != expected:
-                raise ProtocolError(
-                    f"Update({name!r}): the value must have the parameter's type {expected}, got {value.dtype}. "
-                    "Client and server must build the same model."
-                )
 
     def _fetch(self, node: ServerNode, message: Message, effects: list[Effect]) -> None:
         fetch: Fetch = message.body
@@ -399,9 +390,10 @@ class ServerProgram:
         if self._session.is_done:
             session, self._session = self._session, None
             effects.extend(Send(i.client, Released(i.id)) for i in session.replies)
-            for info in (i for i in session.replies if i.client in session.refusals):
+            for info in (i for i in session.replies if i.client in session.silent | session.refusals.keys()):
+                reason = session.refusals.get(info.client, "did not answer, or too late")
                 fields = {"client": info.client, "version": info.version, "id": info.id, "began": message.now}
-                effects.append(Record("lost", {**fields, "stage": "exchange", "reason": session.refusals[info.client]}))
+                effects.append(Record("lost", {**fields, "stage": "exchange", "reason": reason}))
             if session.failure:
                 self._skip(node, session.replies, session.failure, effects)
             else:
@@ -423,34 +415,39 @@ class ServerProgram:
         scales: Sequence[float] = (),
         told: Mapping[str, float] | None = None,
     ) -> None:
-        losses = [(node.inbox[i.id].loss, i.examples) for i in infos]
+        kept = [info for info in infos if info.client not in lost]
+        losses = [(node.inbox[i.id].loss, i.examples) for i in kept]
         try:
-            totals = self._totals(node, opened, [info for info in infos if info.client not in lost])
+            totals = self._totals(node, opened, kept, effects)
         except ValueError as error:  # a rule that cannot work with what came: nothing is committed
             self._skip(node, infos, str(error), effects)
             return
         self._forget(node, infos)
-        for info in (i for i in infos if i.client not in lost and i.client in node.told):
+        for info in (i for i in kept if i.client in node.told):
             node.told[info.client] = (*node.told[info.client], info.id)
         self._take_back(node.streams)
-        node.streams = self._star.algorithm.commit(node.streams, totals, infos)
+        node.streams = self._star.algorithm.commit(node.streams, totals, kept)
         node.version += 1
         node.attempts.clear()
         weight = sum(n for _, n in losses)
         fields = {
             "version": node.version,
-            "replies": len(infos),
-            "clients": [i.client for i in infos],
+            "replies": len(kept),
+            "clients": [i.client for i in kept],
             "loss": sum(loss * n for loss, n in losses) / weight if weight else float("nan"),
             "median_loss": statistics.median(loss for loss, _ in losses) if losses else float("nan"),
-            "staleness": [node.version - 1 - i.version for i in infos],
+            "staleness": [node.version - 1 - i.version for i in kept],
             **({"scales": list(scales)} if scales else {}),
             **(told or {}),
         }
         effects.append(Record("commit", fields))
 
     def _totals(
-        self, node: ServerNode, opened: Mapping[str, Sum | Iterable[Update]], infos: Sequence[ReplyInfo]
+        self,
+        node: ServerNode,
+        opened: Mapping[str, Sum | Iterable[Update]],
+        infos: Sequence[ReplyInfo],
+        effects: list[Effect],
     ) -> dict[str, Update]:
         """Stream -> what is to be added."""
         totals: dict[str, Update] = {}
@@ -458,6 +455,10 @@ class ServerProgram:
             params = node.streams[stream]
             got = _fit(opened[stream], aggregator, params)
             total, node.reducers[stream] = aggregator.reduce(got, node.reducers[stream], params, infos)
+            facts = dict(aggregator.told(node.reducers[stream])) if isinstance(aggregator, Telling) else {}
+            more = {} if isinstance(got, Sum) else coverage(got, total, params)
+            if facts or more:
+                effects.append(Record("told", {"stream": stream, "version": node.version, **facts, **more}))
             rng = generator(self._star.seed, f"server chain {stream}", node.version)
             chain = self._star.chain("server", stream)
             totals[stream], node.chains[stream] = chain.apply(total, node.chains[stream], rng)

@@ -33,7 +33,8 @@ class Session:
         self, channel: Channel, replies: Sequence[ReplyInfo], streams: Sequence[str], params: ServerState
     ) -> None:
         self.replies = replies
-        self.lost: set[int] = set()  # clients that left a message unanswered, or are not in the sum
+        self.silent: set[int] = set()  # clients that left a message unanswered
+        self.lost: set[int] = set()  # clients that are not in what was opened
         self.refusals: dict[int, str] = {}  # client -> why it would not answer, or why its answer could not be used
         self.told: Mapping[str, float] = {}  # numbers of all of them together
         self.failure = ""  # why the exchange came to nothing
@@ -89,7 +90,7 @@ class Session:
         if client not in self._asked or client in self._answers:
             return []
         self._asked.discard(client)
-        self.lost.add(client)
+        self.silent.add(client)
         return self._go_on_if_all()
 
     def _go_on_if_all(self) -> list[Send]:
@@ -100,7 +101,7 @@ class Session:
 
     def _go_on(self) -> list[Send]:
         """Hand the answers to the channel, until it has a message for somebody or every stream is opened."""
-        self.lost |= self._asked - self._answers.keys()
+        self.silent |= self._asked - self._answers.keys()
         answers: dict[int, Any] | None = {client: self._answers[client] for client in sorted(self._answers)}
         while self._streams:
             if self._side is None:
@@ -127,6 +128,8 @@ class Session:
             self.refusals.update(found.refused)
             self.told = self.told or found.told
             found = found.got
+        else:
+            self.lost |= self.silent
         self.opened[stream] = found
 
     def _send(self, messages: dict[int, Any]) -> list[Send]:

@@ -9,18 +9,22 @@ from typing import Literal
 
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, Site
-from partwise.core.channel import Channel
+from partwise.core.attack import Hostile
+from partwise.core.channel import Channel, Guarded, Rounding, rounding_of
 from partwise.core.codec import register
+from partwise.core.compressor import compressors
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
 from partwise.core.limits import Side, check_noise
 from partwise.core.model import Model, Params, like
-from partwise.core.population import Census, Client, Population, Roll
+from partwise.core.population import Census, Client, Dataset, Population, Roll
+from partwise.core.probe import ModelProbe, Probe, probed
 from partwise.core.program import RELAY, SERVER, NodeId, Program
 from partwise.core.schedule import Roster, Scheduler
 from partwise.core.transform import Chain, Transform, bound_of
 from partwise.programs.census import count
 from partwise.programs.client import ClientProgram
+from partwise.programs.hostile import Attacked
 from partwise.programs.relay import RelayProgram
 from partwise.programs.schema import check_from_client, check_from_server
 from partwise.programs.server import ServerProgram
@@ -43,6 +47,8 @@ class Star:
         channel: how updates reach the aggregator.
         seed: of everything.
         on_refused: what a refused update does: it is skipped like a lost client, or it stops the run.
+        hostile: clients that attack; none by default.
+        trusted: examples that the server holds, for parts that judge updates by them.
 
     Raises:
         CompositionError: parts that do not fit together.
@@ -58,7 +64,9 @@ class Star:
     server_chain: Mapping[str, Transform] = field(default_factory=dict)
     seed: int = 0
     on_refused: Literal["skip", "stop"] = "skip"
-    _sites: dict[Client, Site] = field(default_factory=dict, repr=False, init=False)
+    hostile: Hostile | None = None
+    trusted: Dataset | None = field(default=None, repr=False)
+    _sites: dict[tuple[Client, bool], Site] = field(default_factory=dict, repr=False, init=False)
     _common: dict[str, Index] = field(default_factory=dict, repr=False, init=False)
 
     def __post_init__(self) -> None:
@@ -68,11 +76,23 @@ class Star:
             register(kind)
         for stream, aggregator in self.all_aggregators().items():
             if aggregator.needs == "each" and self.channel.reveals == "sum":
+                if isinstance(aggregator, Attacked):
+                    raise CompositionError(
+                        f"{self.hostile!r}: plays attacks where updates can be seen, but {self.channel!r} reveals only "
+                        "their sum. Test the set-up behind the Plain channel."
+                    )
                 raise CompositionError(
                     f"{aggregator!r}: needs each update of stream {stream!r}, but {self.channel!r} reveals "
                     "only their sum. Use an aggregator with needs='sum', or a channel that reveals each."
                 )
+        if self.channel.reveals == "sum" and self.algorithm.reports:
+            raise CompositionError(
+                f"{self.algorithm!r}: has clients report numbers of their own, which {self.channel!r}, that reveals "
+                "only sums, must not tell. Use a channel that reveals each, or an algorithm that reports nothing."
+            )
         self._check_bounds()
+        self._check_contributors()
+        self._check_compressors()
         check_noise({s: self._side(s, aggregator) for s, aggregator in self.all_aggregators().items()})
         known = set(self.all_aggregators())
         for what, chains in (
@@ -100,11 +120,56 @@ class Star:
                     f"{stream!r}, got {'none' if bound is None else bound}. End the chain with Clip(max_norm={limit})."
                 )
 
+    def _check_contributors(self) -> None:
+        """A channel that opens no sum of so few would leave every round without one."""
+        if not isinstance(self.channel, Guarded):
+            return
+        drawn, clients = self.scheduler.sampling, len(self.population.clients)
+        most = clients if drawn is None or not drawn.size or drawn.kind == "poisson" else min(clients, int(drawn.size))
+        if most < self.channel.min_contributors:
+            raise CompositionError(
+                f"{self.channel!r}: opens no sum of fewer than min_contributors={self.channel.min_contributors} "
+                f"clients, got {self.scheduler!r} over {clients} clients, which commits {most} at most. Ask more."
+            )
+
+    def _check_compressors(self) -> None:
+        """Words of a masked sum are all of one length: only what can be summed as it is sent makes them fewer."""
+        if self.channel.reveals != "sum":
+            return
+        for stream in self.all_aggregators():
+            for part in compressors(self.chain("client", stream)):
+                if not part.claims(1 << 20).is_linear:
+                    raise CompositionError(
+                        f"{part!r}: cannot be summed as it is sent, got {self.channel!r} behind it for stream "
+                        f"{stream!r}, which sends sums of all that anybody holds at full length. Use RandomK, or fewer "
+                        "bits of the channel."
+                    )
+
     def all_aggregators(self) -> dict[str, Aggregator]:
         """Stream -> the aggregator that is used."""
+        return dict(self._aggregators)
+
+    @cached_property
+    def _aggregators(self) -> dict[str, Aggregator]:
         own = dict(self.algorithm.aggregators())
         own.update({stream: part for stream, part in self.aggregators.items() if stream in own})
-        return own
+        own = {stream: probed(part, self._probe) for stream, part in own.items()}
+        if self.hostile is None or not self.members:
+            return own
+        return {stream: Attacked(part, self.hostile, self.members, self.seed) for stream, part in own.items()}
+
+    def _probe(self, examples: int) -> Probe:
+        if self.trusted is None or not len(self.trusted):
+            raise CompositionError(
+                "Star(trusted=None): an aggregator judges updates on examples that the server holds, got none. "
+                "Give the experiment Trusted(examples=100)."
+            )
+        return ModelProbe(self.model, self.trusted, examples, self.seed)
+
+    @cached_property
+    def members(self) -> frozenset[Client]:
+        """The hostile clients."""
+        return self.hostile.members(self.population.clients, self.seed) if self.hostile else frozenset()
 
     def chain(self, side: Literal["client", "server"], stream: str) -> Transform:
         """The transform of one stream on one side."""
@@ -113,29 +178,44 @@ class Star:
 
     def _side(self, stream: str, aggregator: Aggregator) -> Side:
         limit = self.algorithm.limit(stream)
-        return Side(self.chain("client", stream), aggregator, self.chain("server", stream), limit)
+        dim = sum(t.numel() for t in self.like.values()) if isinstance(self.channel, Rounding) else 0
+        chains = self.chain("client", stream), aggregator, self.chain("server", stream)
+        return Side(*chains, limit, rounding_of(self.channel, dim))
 
     def initial(self) -> Params:
         """The parameters before the first round."""
         return self.model.init(self.seed)
 
-    def site(self, client: Client) -> Site:
-        """What one client has at hand; kept for the clients asked last."""
-        if client in self._sites:
-            self._sites[client] = self._sites.pop(client)  # the newest is last
-            return self._sites[client]
+    def site(self, client: Client, version: int | None = None) -> Site:
+        """What one client has at hand; kept for the clients asked last.
+
+        Args:
+            client: its number.
+            version: of the task it is at, by which a hostile client's data go; without one, the true data.
+        """
+        is_active = (
+            version is not None
+            and client in self.members
+            and self.hostile is not None
+            and self.hostile.when.is_active(version, self.seed)
+        )
+        key = client, is_active
+        if key in self._sites:
+            self._sites[key] = self._sites.pop(key)  # the newest is last
+            return self._sites[key]
         if len(self._sites) >= _SITES_KEPT:
             del self._sites[next(iter(self._sites))]
+        data = self.population.data(client)
         site = Site(
             client=client,
             model=self.model,
             like=self.like,
-            data=self.population.data(client),
+            data=self.hostile.attack.poison(data, client, self.seed) if is_active and self.hostile else data,
             profile=self.population.profile(client),
             seed=self.seed,
             _common=self._common,
         )
-        self._sites[client] = site
+        self._sites[key] = site
         return site
 
     @cached_property

@@ -12,13 +12,16 @@ from typing import Any, Protocol, runtime_checkable
 
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
+from partwise.core.attack import Attack
 from partwise.core.index import Index
 from partwise.core.plan import LocalOptimizer
 from partwise.core.schedule import Scheduler
 from partwise.core.transform import Transform
 from partwise.testing.aggregators import check_aggregator
 from partwise.testing.algorithms import check_algorithm
+from partwise.testing.attacks import check_attack
 from partwise.testing.channels import check_channel
+from partwise.testing.compressors import check_compressor
 from partwise.testing.executors import check_executor, check_jobs
 from partwise.testing.indices import check_index
 from partwise.testing.optimizers import check_optimizer
@@ -29,7 +32,9 @@ __all__ = [
     "check",
     "check_aggregator",
     "check_algorithm",
+    "check_attack",
     "check_channel",
+    "check_compressor",
     "check_executor",
     "check_index",
     "check_jobs",
@@ -51,7 +56,7 @@ def check(part: Any) -> None:
     `check_channel`.
 
     Args:
-        part: a transform, aggregator, index, algorithm, local optimiser or scheduler.
+        part: a transform, aggregator, index, algorithm, attack, local optimiser or scheduler.
 
     Raises:
         AssertionError: a rule is broken; the sentence says which.
@@ -75,6 +80,8 @@ def check(part: Any) -> None:
         check_scheduler(part)
     elif isinstance(part, Transform):
         check_transform(part)
+    elif isinstance(part, Attack):
+        check_attack(part)
     else:
         raise TypeError(
             f"check({part!r}): needs a transform, aggregator, index, algorithm, local optimiser or scheduler, got a "

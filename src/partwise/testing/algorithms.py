@@ -119,7 +119,11 @@ def _work(part: Algorithm, site: Site, task: Task, own: Any, state: Any) -> _Rep
     with trying(part, "must say what it fetches"):
         streams = part.fetch(index, task, own, site)
     asked = dict.fromkeys(state, index) if streams is None else streams
-    held = {stream: at.gather(state[stream]) for stream, at in asked.items()}
+    came = {stream: at.gather(state[stream]) for stream, at in asked.items()}
+    what_came = snapshot(part, came, "what was fetched")
+    with trying(part, "must receive what it fetches"):
+        held = part.receive(came, index, task, own, site)
+    unchanged(part, what_came, came, "what was fetched")
     before = snapshot(part, held, "held values")
     with trying(part, "must plan local training"):
         plan = part.plan(held, index, task, own, site)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from partwise.core.index import Coords, Grid, Index, Joint, Rows, Whole, shapes_
 from partwise.core.model import CrossEntropy, Model, Params, Values, like
 from partwise.core.plan import Job, LocalPlan, ModelLoss
 from partwise.core.population import Census, Counts, Examples, Profile
+from partwise.core.probe import Probe
 from partwise.core.rng import generator
 from partwise.core.update import Update
 from partwise.local import SGD, AdamW, ClipGradient, Decay, Proximal, Rescaled, Shift, Times
@@ -23,6 +25,7 @@ __all__ = [
     "example_jobs",
     "example_model",
     "example_params",
+    "example_probe",
     "example_sites",
     "example_update",
     "example_updates",
@@ -34,6 +37,22 @@ def example_params(dtype: torch.dtype = torch.float32) -> Values:
     rng = generator(11, "example params")
     shapes = {"E": (7, 3), "W": (4, 5), "b": (4,), "scale": ()}
     return {name: torch.randn(shape, generator=rng, dtype=torch.float64).to(dtype) for name, shape in shapes.items()}
+
+
+@dataclass(frozen=True)
+class _Quadratic:
+    """½ ‖x‖², whatever the draw."""
+
+    def loss(self, params: Params, number: int) -> float:
+        return 0.5 * sum(float(t.double().square().sum()) for t in params.values())
+
+    def gradient(self, params: Params, number: int) -> Values:
+        return {name: t.clone() for name, t in params.items()}
+
+
+def example_probe() -> Probe:
+    """A server's loss that can be done by hand: ½ ‖x‖², with gradient x."""
+    return _Quadratic()
 
 
 def _at(*positions: int) -> Tensor:

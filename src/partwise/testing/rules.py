@@ -30,7 +30,17 @@ __all__ = [
     "unchanged",
 ]
 
-_FAMILIES = ("transforms", "aggregators", "channels", "schedulers", "local", "algorithms", "populations")
+_FAMILIES = (
+    "transforms",
+    "aggregators",
+    "channels",
+    "schedulers",
+    "local",
+    "algorithms",
+    "populations",
+    "attacks",
+    "observers",
+)
 
 
 def expect(holds: bool, part: object, rule: str, *, got: object, remedy: str) -> None:

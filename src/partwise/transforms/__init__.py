@@ -2,13 +2,19 @@
 
 from partwise.transforms.clip import Clip, Scale
 from partwise.transforms.distributed import DiscreteNoise, FromGrid
+from partwise.transforms.feedback import ErrorFeedback
+from partwise.transforms.halved import Halved
 from partwise.transforms.hyper import HyperRate
+from partwise.transforms.lowrank import LowRank
 from partwise.transforms.noise import GaussianNoise
 from partwise.transforms.optimize import Adagrad, Adam, ServerSGD, Yogi
 from partwise.transforms.quantize import Quantize
-from partwise.transforms.sparsify import ErrorFeedback, TopK
+from partwise.transforms.rotation import Eden
+from partwise.transforms.signs import Sign
+from partwise.transforms.sparsify import RandomK, Threshold, TopK
 from partwise.transforms.tree import TreeNoise
 from partwise.transforms.weigh import CapWeight
+from partwise.transforms.zipped import FedZip
 
 __all__ = [
     "Adagrad",
@@ -16,13 +22,20 @@ __all__ = [
     "CapWeight",
     "Clip",
     "DiscreteNoise",
+    "Eden",
     "ErrorFeedback",
+    "FedZip",
     "FromGrid",
     "GaussianNoise",
+    "Halved",
     "HyperRate",
+    "LowRank",
     "Quantize",
+    "RandomK",
     "Scale",
     "ServerSGD",
+    "Sign",
+    "Threshold",
     "TopK",
     "TreeNoise",
     "Yogi",

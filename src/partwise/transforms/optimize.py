@@ -33,9 +33,12 @@ class ServerSGD:
         lr: server learning rate, > 0.
         momentum: in [0, 1); 0 only scales.
         lazy: step only where the aggregate touches; otherwise the rest sees D = 0 and moves on by its momentum.
+        nesterov: w <- w + lr (D + momentum m) instead; with lr 0.7, momentum 0.9 and many local steps of AdamW it is
+            DiLoCo, but for the moments of AdamW, which begin anew with every task here.
 
     Source: Hsu et al., "Measuring the effects of non-identical data distribution for federated visual
-        classification", 2019, arXiv:1909.06335.
+        classification", 2019, arXiv:1909.06335; Douillard et al., "DiLoCo: distributed low-communication training of
+        language models", 2023, arXiv:2311.08105 (`nesterov`).
     Differs: `lazy`.
 
     Example:
@@ -51,6 +54,7 @@ class ServerSGD:
     lr: float = 1.0
     momentum: float = 0.9
     lazy: bool = True
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
         _positive("ServerSGD", "lr", self.lr)
@@ -61,7 +65,8 @@ class ServerSGD:
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
         def step(slots: dict[str, Tensor], aggregate: Tensor) -> Tensor:
-            return slots["m"].mul_(self.momentum).add_(aggregate) * self.lr
+            m = slots["m"].mul_(self.momentum).add_(aggregate)
+            return torch.add(aggregate, m, alpha=self.momentum) * self.lr if self.nesterov else m * self.lr
 
         return _advance(update, state, self.lazy, step)
 

@@ -1,29 +1,31 @@
-"""Sending few coordinates, and remembering what is still owed.
+"""Sending few coordinates.
 
 Shapes: c coordinates are held of one parameter, k of them are sent.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from partwise.core.codec import register
-from partwise.core.index import Coords, Index
+from partwise.core.compressor import Claims
+from partwise.core.index import Coords
 from partwise.core.limits import Limit
 from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
-from partwise.core.transform import State, Transform
-from partwise.core.update import Update
+from partwise.core.sampled import Sampled
+from partwise.core.transform import State
+from partwise.core.update import Update, is_finite, map_values
+from partwise.transforms.bits import CHUNK, places
 
-__all__ = ["ErrorFeedback", "Residual", "Scope", "TopK", "WhenAbsent"]
+__all__ = ["RandomK", "Scope", "Threshold", "TopK", "check_ratio", "check_scope", "restricted"]
 
 Scope = Literal["global", "layer"]
-WhenAbsent = Literal["carry", "drop"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,15 @@ class TopK:
         k: how many coordinates, >= 1; a number of them, or
         ratio: a share of what is held, in (0, 1], rounded to the nearest number and at least one. Give one of the two.
         scope: `global` counts over all parameters together, `layer` in each parameter.
+        sample: magnitudes that are looked at to guess the k-th largest; all are sent that reach the guess, which is
+            several times faster. About k are sent: where the guess gives less than half of them or more than twice as
+            many, it is not used. 0 for exactly k.
 
     Raises:
         ValueError: a value that is NaN: it has no rank.
 
     Source: Aji and Heafield, EMNLP 2017, arXiv:1704.05021; Stich et al., "Sparsified SGD with memory", NeurIPS 2018,
-        arXiv:1809.07599.
+        arXiv:1809.07599; Lin et al., "Deep gradient compression", ICLR 2018, arXiv:1712.01887 (`sample`).
 
     Example:
         >>> from partwise.core.index import Whole
@@ -55,6 +60,7 @@ class TopK:
     k: int | None = None
     ratio: float | None = None
     scope: Scope = "global"
+    sample: int = 0
 
     def __post_init__(self) -> None:
         if (self.k is None) == (self.ratio is None):
@@ -64,14 +70,16 @@ class TopK:
             )
         if self.k is not None and self.k < 1:
             raise ValueError(f"TopK(k={self.k}): must be at least 1, got {self.k}. Send one coordinate or more.")
-        if self.ratio is not None and not 0 < self.ratio <= 1:
-            raise ValueError(
-                f"TopK(ratio={self.ratio}): must lie in (0, 1], got {self.ratio}. 0.01 is usual, 1 sends all."
-            )
-        if self.scope not in get_args(Scope):
-            raise ValueError(
-                f"TopK(scope={self.scope!r}): must be 'global' or 'layer', got {self.scope!r}. Choose one."
-            )
+        if self.ratio is not None:
+            check_ratio("TopK", self.ratio)
+        check_scope("TopK", self.scope)
+        if self.sample < 0:
+            raise ValueError(f"TopK(sample={self.sample}): must be at least 0, got {self.sample}. 0 is exact.")
+
+    def claims(self, size: int) -> Claims:
+        sent = self.k if self.k is not None else max(1, round((self.ratio or 0.0) * size))
+        share = min(1.0, sent / max(1, size))
+        return Claims(delta=share / 2 if self.sample else share)
 
     def limited(self, before: Limit) -> Limit:
         return before  # what is left out makes an update no longer
@@ -81,46 +89,194 @@ class TopK:
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
         values = update.values()
-        names = sorted(values)
-        if self.scope == "global":
-            sizes = [values[n].numel() for n in names]
-            flat = torch.cat([values[n].reshape(-1).abs() for n in names]) if names else torch.empty(0)
-            chosen = dict(zip(names, _largest(flat, self._count(flat)).split(sizes), strict=True)) if names else {}
+        flat = {name: values[name].reshape(-1) for name in sorted(values)}
+        if self.scope == "layer":
+            sent = {name: self._largest({name: x}, rng)[name] for name, x in flat.items()}
         else:
-            chosen = {n: _largest(values[n].reshape(-1).abs(), self._count(values[n])) for n in names}
-        if all(bool(mask.all()) for mask in chosen.values()):
+            sent = self._largest(flat, rng)
+        if all(len(place) == values[name].numel() for name, place in sent.items()):
             return update, state
-        return _restricted(update, values, {n: mask for n, mask in chosen.items() if bool(mask.any())}), state
+        return restricted(update, values, {name: place for name, place in sent.items() if len(place)}), state
 
-    def _count(self, held: Tensor) -> int:
-        return self.k if self.k is not None else max(1, round((self.ratio or 0.0) * held.numel()))
+    def _largest(self, flat: Values, rng: Rng) -> dict[str, Tensor]:
+        """Name -> positions of the k largest of all, ascending; among equals, the first."""
+        sizes = [x.numel() for x in flat.values()]
+        size = sum(sizes)
+        k = self.k if self.k is not None else max(1, round((self.ratio or 0.0) * size))
+        if k >= size:
+            return {name: torch.arange(x.numel(), device=x.device) for name, x in flat.items()}
+        if any(math.isnan(float(x.sum())) and bool(x.isnan().any()) for x in flat.values()):
+            raise ValueError(
+                "TopK(): needs an update without NaN, got one. Lower the learning rate or look at the data."
+            )
+        if 0 < self.sample < size:
+            guessed = _above(flat, self._guess(flat, k, size, rng))
+            if k / 2 <= sum(map(len, guessed.values())) <= 2 * k:
+                return guessed
+        magnitude = torch.cat([x.abs() for x in flat.values()])
+        threshold = torch.topk(magnitude, k, sorted=False).values.min()
+        mask = magnitude > threshold
+        equal = places(magnitude == threshold)
+        mask[equal[: k - int(mask.sum())]] = True
+        return {name: places(part) for name, part in zip(flat, mask.split(sizes), strict=True)}
+
+    def _guess(self, flat: Values, k: int, size: int, rng: Rng) -> float:
+        """The k-th largest magnitude, as a sample at even distances has it."""
+        stride = -(-size // self.sample)
+        first = int(torch.randint(stride, (), generator=rng, device=rng.device))
+        seen = torch.cat([x[min(first, x.numel() - 1) :: stride].abs() for x in flat.values() if x.numel()])
+        return float(torch.topk(seen, max(1, round(k * len(seen) / size)), sorted=False).values.min())
 
 
-def _largest(magnitude: Tensor, k: int) -> Tensor:
-    """A mask of the k largest; among equals, the first. (c,) -> (c,) bool."""
-    if k >= magnitude.numel():
-        return torch.ones_like(magnitude, dtype=torch.bool)
-    if bool(magnitude.isnan().any()):
-        raise ValueError("TopK(): needs an update without NaN, got one. Lower the learning rate or look at the data.")
-    threshold = torch.topk(magnitude, k, sorted=False).values.min()
-    mask = magnitude > threshold
-    equal = (magnitude == threshold).nonzero().reshape(-1)
-    mask[equal[: k - int(mask.sum())]] = True
-    return mask
+def _above(flat: Values, threshold: float) -> dict[str, Tensor]:
+    """Name -> positions of magnitudes of at least so much, ascending; in pieces that stay in the processor's cache."""
+    found = {}
+    for name, x in flat.items():
+        room, parts = torch.empty_like(x[:CHUNK]), [torch.empty(0, dtype=torch.int64, device=x.device)]
+        for at in range(0, x.numel(), CHUNK):
+            part = x[at : at + CHUNK]
+            parts.append(places(torch.abs(part, out=room[: len(part)]) >= threshold).add_(at))
+        found[name] = torch.cat(parts)
+    return found
 
 
-def _restricted(update: Update, values: Values, chosen: Mapping[str, Tensor]) -> Update:
-    """The update at the chosen held coordinates, weights included."""
+@dataclass(frozen=True)
+class Threshold:
+    """The coordinates whose magnitude is above a bound; the message is as short as the update is small.
+
+    It promises no share of an update, and so no contraction; with error feedback, what is owed of a coordinate never
+    goes above the bound.
+
+    Args:
+        above: the bound, >= 0.
+
+    Source: Strom, "Scalable distributed DNN training using commodity GPU cloud computing", Interspeech 2015; Sahu et
+        al., "Rethinking gradient sparsification as total error minimization", NeurIPS 2021, arXiv:2108.00951.
+
+    Example:
+        >>> from partwise.core.index import Whole
+        >>> update = Update(Whole({"w": (3,)}), {"w": torch.tensor([3.0, -1.0, 0.5])})
+        >>> Threshold(0.7).apply(update, (), torch.Generator())[0].values()["w"]
+        tensor([ 3., -1.])
+    """
+
+    above: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.above < math.inf:
+            raise ValueError(
+                f"Threshold(above={self.above}): must be finite and at least 0, got {self.above}. Take a high "
+                "quantile of a few updates' magnitudes."
+            )
+
+    def claims(self, size: int) -> Claims:
+        return Claims()
+
+    def limited(self, before: Limit) -> Limit:
+        return before
+
+    def init(self, params: Params) -> State:
+        return ()
+
+    def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
+        values, sent = update.values(), {}
+        for name, value in values.items():
+            if bool(value.isnan().any()):
+                raise ValueError(
+                    f"{self!r}: needs an update without NaN, got one. Lower the learning rate or look at the data."
+                )
+            sent[name] = places(value.reshape(-1).abs() > self.above)
+        if all(len(place) == values[name].numel() for name, place in sent.items()):
+            return update, state
+        return restricted(update, values, {name: place for name, place in sent.items() if len(place)}), state
+
+
+@dataclass(frozen=True)
+class RandomK:
+    """Each coordinate with the same chance, the same ones at all clients of a version; only a seed says which.
+
+    The draw goes by the place in the whole model, so that clients with different submodels send the same of what they
+    share. It is linear: sums of it, under masks too, are what would come of the sum.
+
+    Args:
+        ratio: the chance, in (0, 1].
+        unbiased: divide by the chance what is sent, for use without error feedback.
+        block: coordinates, one after another, that are drawn together.
+        seed: of the draw. In a star it is made anew for every version.
+
+    Raises:
+        ValueError: an update that is not finite, or was drawn already.
+
+    Source: Stich et al., "Sparsified SGD with memory", NeurIPS 2018, arXiv:1809.07599; Xie et al., "CSER", NeurIPS
+        2020, arXiv:2007.13221 (`block`: its GRBS).
+    Differs: a chance for each coordinate instead of exactly k of them, so that a part of the draw is the draw of the
+        part.
+
+    Example:
+        >>> from partwise.core.index import Whole
+        >>> update = Update(Whole({"w": (6,)}), {"w": torch.arange(6.0)})
+        >>> RandomK(0.5, seed=3).apply(update, (), torch.Generator())[0].values()["w"]
+        tensor([0., 1., 4., 5.])
+    """
+
+    ratio: float
+    unbiased: bool = False
+    block: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_ratio("RandomK", self.ratio)
+        if self.block < 1 or not 0 <= self.seed < 2**63:
+            raise ValueError(
+                f"RandomK(block={self.block}, seed={self.seed}): needs a block of at least 1 and a seed from 0 to "
+                "2**63 - 1, got others. A block of 1 draws each by itself."
+            )
+
+    def claims(self, size: int) -> Claims:
+        if self.unbiased:
+            return Claims(omega=1 / self.ratio - 1, is_linear=True, is_common=True)
+        return Claims(delta=self.ratio, is_linear=True, is_common=True)
+
+    def common(self, seed: int) -> RandomK:
+        return replace(self, seed=seed)
+
+    def limited(self, before: Limit) -> Limit:
+        return before._replace(norm=before.norm / self.ratio) if self.unbiased else before
+
+    def init(self, params: Params) -> State:
+        return ()
+
+    def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
+        if self.ratio == 1:
+            return update, state
+        if isinstance(update.index, Sampled):
+            raise ValueError(f"{self!r}: needs an update that was not drawn before, got one. Use one RandomK.")
+        if not is_finite(update):
+            raise ValueError(
+                f"{self!r}: needs a finite update, got NaN or infinity. Lower the learning rate or look at the data."
+            )
+        index, values, weight = Sampled(update.index, self.seed, self.ratio, self.block), update.values(), update.weight
+        places = {name: index.places(name).to(held.device) for name, held in values.items()}
+        if isinstance(weight, Mapping):
+            weight = {n: _per_coordinate(weight[n], values[n])[place] for n, place in places.items()}
+        sent = Update(index, {name: values[name].reshape(-1)[place] for name, place in places.items()}, weight)
+        return (map_values(sent, lambda v: v / self.ratio) if self.unbiased else sent), state
+
+
+def restricted(update: Update, values: Values, places: dict[str, Tensor]) -> Update:
+    """The update at some positions among its values, ascending; weights included."""
     index, weight = update.index, update.weight
-    places = {name: mask.nonzero().reshape(-1) for name, mask in chosen.items()}
     at, kept = {}, {}
     for name, place in places.items():
-        positions = index.coords(name).to(place.device)[place]
-        at[name], order = positions.sort()  # an index of somebody else's may gather in another order
-        places[name] = place[order]
-        kept[name] = values[name].reshape(-1)[places[name]]
+        if index.grain(name):
+            positions = index.coords(name).to(place.device)[place]
+            at[name], order = positions.sort()  # an index of somebody else's may gather in another order
+            places[name] = place = place[order]
+        else:
+            at[name] = place
+        kept[name] = values[name].reshape(-1)[place]
     if isinstance(weight, Mapping):
-        weight = {n: _per_coordinate(weight[n], values[n])[places[n]] for n in places}
+        weight = {n: _per_coordinate(weight[n], values[n])[place] for n, place in places.items()}
     return Update(Coords({n: tuple(index.shapes[n]) for n in places}, at), kept, weight)
 
 
@@ -128,120 +284,13 @@ def _per_coordinate(weight: Tensor, value: Tensor) -> Tensor:
     return weight.reshape(weight.shape + (1,) * (value.dim() - weight.dim())).expand(value.shape).reshape(-1)
 
 
-@register
-class Residual(NamedTuple):
-    """What error feedback still owes, by position in the whole parameter; nothing where nothing is owed.
-
-    Args:
-        at: name -> (c,) int64 flat positions, ascending.
-        value: name -> (c,), what is owed there.
-        inner: the state of the transform that is corrected.
-    """
-
-    at: dict[str, Tensor]
-    value: dict[str, Tensor]
-    inner: State
+def check_ratio(part: str, ratio: float) -> None:
+    """Refuse what is no share."""
+    if not 0 < ratio <= 1:
+        raise ValueError(f"{part}(ratio={ratio}): must lie in (0, 1], got {ratio}. 0.01 is usual, 1 sends all.")
 
 
-@dataclass(frozen=True)
-class ErrorFeedback:
-    """Sends inner(update + residual) and keeps the difference: residual + sent = owed.
-
-    The residual belongs to coordinates of the whole model, so it stays right when the client's submodel changes.
-
-    Args:
-        inner: a transform that loses something, such as `TopK`. It may leave coordinates out, not add any.
-        when_absent: what becomes of the residual of a coordinate that is not held now: `carry` keeps it until the
-            coordinate is held again, `drop` forgets it, and with it the balance.
-
-    Raises:
-        ValueError: `inner` sent a coordinate that is not held.
-
-    Source: Karimireddy et al., "Error feedback fixes SignSGD", ICML 2019, arXiv:1901.09847.
-    Differs: the residual is kept per global coordinate, for submodels that change.
-
-    Example:
-        >>> from partwise.core.index import Whole
-        >>> update = Update(Whole({"w": (3,)}), {"w": torch.tensor([3.0, -1.0, 0.5])})
-        >>> part = ErrorFeedback(TopK(k=1))
-        >>> sent, state = part.apply(update, part.init({"w": torch.empty(3, device="meta")}), torch.Generator())
-        >>> sent.value["w"], state.at["w"], state.value["w"]
-        (tensor([3.]), tensor([1, 2]), tensor([-1.0000,  0.5000]))
-    """
-
-    inner: Transform
-    when_absent: WhenAbsent = "carry"
-
-    def __post_init__(self) -> None:
-        if self.when_absent not in get_args(WhenAbsent):
-            raise ValueError(
-                f"ErrorFeedback(when_absent={self.when_absent!r}): must be 'carry' or 'drop', "
-                f"got {self.when_absent!r}. 'carry' loses nothing."
-            )
-
-    def init(self, params: Params) -> State:
-        return Residual({}, {}, self.inner.init(params))
-
-    def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
-        positions = {name: _positions(update.index, name) for name in update.index.shapes}
-        owed: dict[str, Tensor] = {}
-        at: dict[str, Tensor] = {}
-        value: dict[str, Tensor] = {}
-        for name, held in update.values().items():
-            flat = held.reshape(-1).clone()
-            if name in state.at:
-                place, is_held = _find(positions[name], state.at[name])
-                owing = state.value[name].to(flat)
-                flat[place[is_held]] += owing[is_held]
-                at[name], value[name] = state.at[name][~is_held], owing[~is_held]
-            owed[name] = flat.reshape(held.shape)
-        sent, inner = self.inner.apply(replace(update, value=owed), state.inner, rng)
-        left = _subtracted(owed, positions, sent)
-        is_kept = self.when_absent == "carry"
-        kept_at = {n: a for n, a in {**state.at, **at}.items() if is_kept}
-        kept_value = {n: v for n, v in {**state.value, **value}.items() if is_kept}
-        for name, rest in left.items():
-            place = rest.nonzero().reshape(-1)
-            known = positions[name]
-            _merge_(kept_at, kept_value, name, place if known is None else known.to(place.device)[place], rest[place])
-        return sent, Residual(kept_at, kept_value, inner)
-
-
-def _positions(index: Index, name: str) -> Tensor | None:
-    """Flat positions of what is held; None for all of it."""
-    return None if index.grain(name) == 0 else index.coords(name)
-
-
-def _find(positions: Tensor | None, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Where `at` lies among `positions`, and which of `at` are there at all."""
-    if positions is None:
-        return at, torch.ones_like(at, dtype=torch.bool)
-    if not len(positions):
-        return at, torch.zeros_like(at, dtype=torch.bool)
-    ordered, order = positions.sort()
-    place = torch.searchsorted(ordered, at).clamp_(max=len(ordered) - 1)
-    return order[place], ordered[place] == at
-
-
-def _subtracted(owed: Values, positions: Mapping[str, Tensor | None], sent: Update) -> Values:
-    """What was owed minus what was sent, flat."""
-    left = {name: value.reshape(-1).clone() for name, value in owed.items()}
-    for name, value in sent.values().items():
-        held = positions.get(name, torch.empty(0, dtype=torch.int64))
-        place, is_held = _find(held, sent.index.coords(name))
-        if not bool(is_held.all()):
-            raise ValueError(
-                f"ErrorFeedback(): the inner transform must send held coordinates only, got others of {name!r}. "
-                "Put a part that adds coordinates on the server."
-            )
-        left[name][place] -= value.reshape(-1)
-    return left
-
-
-def _merge_(at: Values, value: Values, name: str, new_at: Tensor, new_value: Tensor) -> None:
-    """Add entries at new positions, in order; a name that owes nothing is left out."""
-    if name in at:
-        new_at, new_value = torch.cat([at.pop(name), new_at]), torch.cat([value.pop(name), new_value])
-    if len(new_at):
-        at[name], order = new_at.sort()
-        value[name] = new_value[order]
+def check_scope(part: str, scope: str) -> None:
+    """Refuse an unknown scope."""
+    if scope not in get_args(Scope):
+        raise ValueError(f"{part}(scope={scope!r}): must be 'global' or 'layer', got {scope!r}. Choose one.")

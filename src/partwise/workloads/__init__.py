@@ -2,6 +2,7 @@
 
 from partwise.workloads.generated import ClickLog, LeafSynthetic, SparseLogistic
 from partwise.workloads.images import CIFAR10, MNIST, FashionMNIST
+from partwise.workloads.plays import ShakespeareGPT
 from partwise.workloads.shakespeare import Shakespeare
 from partwise.workloads.stdlib_code import StdlibCode
 
@@ -12,6 +13,7 @@ __all__ = [
     "FashionMNIST",
     "LeafSynthetic",
     "Shakespeare",
+    "ShakespeareGPT",
     "SparseLogistic",
     "StdlibCode",
 ]

@@ -26,12 +26,12 @@ from partwise.populations.profiles import Constant, Profiles
 from partwise.populations.reliability import Reliability, Steady
 from partwise.workloads.models import NextSymbol
 
-__all__ = ["Shakespeare"]
+__all__ = ["ALPHABET", "Shakespeare", "characters", "read_roles"]
 
 Ids = NDArray[np.int64]
 
 # Fixed, so that the model does not depend on which plays are there: the newline and printable ASCII.
-_ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
+ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
 _SPEECH = re.compile(r"([A-Za-z][A-Za-z'’. -]*)\t(.*)")
 _HEADING = re.compile(r"(ACT|SCENE|EPILOGUE|PROLOGUE|INDUCTION)\b")
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)*|[.,;:!?]")
@@ -106,9 +106,9 @@ class Shakespeare:
             )
 
     def build(self, seed: int) -> Workload:
-        roles = self._roles()
+        roles = read_roles("Shakespeare", Path(self.folder), self.min_chars, self.max_clients)
         texts = [text for _, text in roles]
-        sequences, symbols = _characters(texts) if self.unit == "char" else _words(texts, self.vocabulary)
+        sequences, symbols = characters(texts) if self.unit == "char" else _words(texts, self.vocabulary)
         train, test, names = [], [], []
         for (name, _), sequence in zip(roles, sequences, strict=True):
             cut = int(len(sequence) * (1 - self.test_share))
@@ -144,30 +144,6 @@ class Shakespeare:
         )
         return Workload(model, population, (Accuracy(), Loss(loss), Perplexity(loss)))
 
-    def _roles(self) -> list[tuple[str, str]]:
-        """Names and texts of the clients, by play and then by role."""
-        plays = sorted(Path(self.folder).glob("*.txt"))
-        if not plays:
-            raise DataError(
-                f"Shakespeare(folder={str(self.folder)!r}): needs plays as .txt files, got none. Name a folder such as "
-                "shakespeare/ of github.com/martin-gorner/tensorflow-rnn-shakespeare."
-            )
-        roles = [
-            (f"{play.stem}/{role}", text)
-            for play in plays
-            for role, text in sorted(_parsed(play.read_text("utf-8", errors="replace")).items())
-            if len(text) >= self.min_chars
-        ]
-        if not roles:
-            raise DataError(
-                f"Shakespeare(folder={str(self.folder)!r}, min_chars={self.min_chars}): needs one role that long, "
-                "got none. Lower min_chars, or check that speeches begin with NAME<tab>line."
-            )
-        if self.max_clients:
-            largest = sorted(roles, key=lambda role: (-len(role[1]), role[0]))[: self.max_clients]
-            roles = sorted(largest)
-        return roles
-
     def _examples(self, sequence: Ids) -> tuple[Ids | NDArray[np.uint8], Ids]:
         window = self.window or (80 if self.unit == "char" else 10)
         stride = self.stride or (8 if self.unit == "char" else 1)
@@ -197,10 +173,46 @@ def _parsed(play: str) -> dict[str, str]:
     return {role: "\n".join(lines) for role, lines in speeches.items()}
 
 
-def _characters(texts: list[str]) -> tuple[list[Ids], int]:
-    number = np.full(256, _ALPHABET.index(" "))
-    number[[ord(c) for c in _ALPHABET]] = np.arange(len(_ALPHABET))
-    return [number[np.frombuffer(text.encode("latin-1", "replace"), np.uint8)] for text in texts], len(_ALPHABET)
+def read_roles(part: str, folder: Path, min_chars: int, max_roles: int = 0) -> list[tuple[str, str]]:
+    """Names and texts of roles, by play and then by role: `hamlet/HORATIO`.
+
+    Args:
+        part: whose folder it is, for messages.
+        folder: holds the plays.
+        min_chars: characters that a role must have.
+        max_roles: the largest ones only; 0 for all.
+
+    Raises:
+        DataError: no plays, or no role that long.
+    """
+    plays = sorted(folder.glob("*.txt"))
+    if not plays:
+        raise DataError(
+            f"{part}(folder={str(folder)!r}): needs plays as .txt files, got none. Name a folder such as "
+            "shakespeare/ of github.com/martin-gorner/tensorflow-rnn-shakespeare."
+        )
+    roles = [
+        (f"{play.stem}/{role}", text)
+        for play in plays
+        for role, text in sorted(_parsed(play.read_text("utf-8", errors="replace")).items())
+        if len(text) >= min_chars
+    ]
+    if not roles:
+        raise DataError(
+            f"{part}(folder={str(folder)!r}, min_chars={min_chars}): needs one role that long, "
+            "got none. Lower min_chars, or check that speeches begin with NAME<tab>line."
+        )
+    if max_roles:
+        largest = sorted(roles, key=lambda role: (-len(role[1]), role[0]))[:max_roles]
+        roles = sorted(largest)
+    return roles
+
+
+def characters(texts: list[str]) -> tuple[list[Ids], int]:
+    """The numbers of a text's characters in `ALPHABET`, a space for all others; and how many there are."""
+    number = np.full(256, ALPHABET.index(" "))
+    number[[ord(c) for c in ALPHABET]] = np.arange(len(ALPHABET))
+    return [number[np.frombuffer(text.encode("latin-1", "replace"), np.uint8)] for text in texts], len(ALPHABET)
 
 
 def _words(texts: list[str], vocabulary: int) -> tuple[list[Ids], int]:

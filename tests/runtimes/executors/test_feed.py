@@ -46,6 +46,16 @@ def test_batches_are_those_of_plain():
             assert share.tolist() == [1 / count] * count + [0.0] * (len(share) - count)
 
 
+def test_a_batch_of_everything_is_gathered_once_for_the_same_clients():
+    jobs = MLP.jobs((6, 4), batch_size=0)
+    feed = Feed(jobs, [3, 2], torch.zeros((), dtype=torch.float64))
+    first, second, third = feed.batch(0), feed.batch(1), feed.batch(2)
+    assert second[0] is first[0]
+    assert second[1] is first[1]
+    assert len(first[1]) == 2
+    assert torch.equal(third[0]["x"], jobs[0].data.columns()["x"])
+
+
 def test_data_that_are_slices_of_one_column_are_not_copied():
     whole = torch.arange(40.0).reshape(20, 2)
     jobs = MLP.jobs((9, 6), batch_size=4)

@@ -21,7 +21,7 @@ from partwise.core.population import Batch
 from partwise.runtimes.executors.factors import Factors
 from partwise.runtimes.executors.folded import Fold, Held, PaddedTableError, UnstackableError
 
-__all__ = ["Folded", "Vmapped", "check_ids", "of_function", "of_model"]
+__all__ = ["Folded", "Vmapped", "beyond", "check_ids", "collected", "of_function", "of_model"]
 
 
 def check_ids(bad: Sequence[Tensor]) -> None:
@@ -64,23 +64,29 @@ class Folded:
             raise UnstackableError(f"the losses have the shape {tuple(losses.shape)}")
         torch.autograd.backward(losses, shares.reshape(-1))  # the gradient of the sum of the clients' means
         means = (losses.detach().view(clients, width) * shares).sum(1)
-        found = {n: held[n].settle() for n in self.names}
         self.linear = {n: held[n].rows // width for n in self.names if held[n].rows}
         for name, parameter in held.items():
             if parameter.bounds:
-                self._note(name, parameter)
-        if not lr:
-            return means, {n: torch.zeros_like(values[n]) if g is None else g for n, g in found.items()}
-        for name, grad in found.items():
-            if grad is not None:
-                values[name].add_(grad, alpha=-lr)
-        return means, None
+                self.bad += beyond(parameter, self.num_rows.get(name))
+        return means, collected(held, values, self.names, lr)
 
-    def _note(self, name: str, parameter: Held) -> None:
-        rows = self.num_rows.get(name)
-        limit = parameter.shape[0] if rows is None else rows[: parameter.fold.clients]
-        for low, high in zip(parameter.bounds[::2], parameter.bounds[1::2], strict=True):
-            self.bad += [low < 0, high >= limit]
+
+def collected(held: Mapping[str, Held], values: Values, names: Sequence[str], lr: float) -> Values | None:
+    """The gradients that parameters have received; where `lr` is not 0, the rest of plain SGD, and None."""
+    found = {n: held[n].settle() for n in names}
+    if not lr:
+        return {n: torch.zeros_like(values[n]) if g is None else g for n, g in found.items()}
+    for name, grad in found.items():
+        if grad is not None:
+            values[name].add_(grad, alpha=-lr)
+    return None
+
+
+def beyond(table: Held, rows: Tensor | None) -> list[Tensor]:
+    """Where clients have looked up rows that they do not have. rows: how many they have, if that differs, (C,)."""
+    limit = table.shape[0] if rows is None else rows[: table.fold.clients]
+    pairs = zip(table.bounds[::2], table.bounds[1::2], strict=True)
+    return [is_bad for low, high in pairs for is_bad in (low < 0, high >= limit)]
 
 
 @dataclass

@@ -20,7 +20,19 @@ from torch import Tensor
 
 from partwise.runtimes.executors.factors import Factors
 
-__all__ = ["BetterAloneError", "Fold", "Held", "PaddedTableError", "UnstackableError"]
+__all__ = [
+    "USUAL",
+    "BetterAloneError",
+    "Fold",
+    "Held",
+    "PaddedTableError",
+    "UnstackableError",
+    "by_client",
+    "linear",
+    "linear_backward",
+    "lookup",
+    "rows_of",
+]
 
 
 class UnstackableError(Exception):
@@ -194,61 +206,88 @@ def _add_rows_(table: Tensor, at: Tensor, values: Tensor) -> None:
         table.scatter_add_(0, at.unsqueeze(1).expand_as(values), values)
 
 
+def linear(x: Tensor, weight: Held, bias: Held | None) -> Tensor:
+    """x W^T + b of every client: (A, n, i) -> (A, n, o)."""
+    if weight.factors is not None:
+        result = weight.factors.forward(x)
+        if bias is not None:
+            result.add_(bias.value.unsqueeze(1), alpha=bias.factor)
+        return result
+    over = weight.value.transpose(1, 2)  # (A, i, o)
+    if bias is not None:
+        return torch.baddbmm(bias.value.unsqueeze(1), x, over, beta=bias.factor, alpha=weight.factor)
+    result = torch.bmm(x, over)  # (A, n, o)
+    return result if weight.factor == 1 else result.mul_(weight.factor)
+
+
+def linear_backward(grad: Tensor, x: Tensor, weight: Held, bias: Held | None, *, is_wanted: bool) -> Tensor | None:
+    """What `linear` gives back to weight and bias, and to its input where that is wanted, (A, n, i)."""
+    before = None
+    if is_wanted:  # read before the weight takes its step
+        before = weight.factors.backward(grad) if weight.factors else torch.bmm(grad, weight.value)
+        if weight.factor != 1:
+            before.mul_(weight.factor)
+    if weight.factors is not None:
+        weight.factors.step_(grad, x)
+    elif weight.is_trainable:
+        weight.receive_product(grad.transpose(1, 2), x)
+    if bias is not None and bias.is_trainable:
+        bias.receive(grad.sum(1))
+    return before
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, _tie: Tensor | None, *args: Any) -> Tensor:
-        x, weight, bias = args
-        ctx.x, ctx.weight, ctx.bias = x, weight, bias
-        if weight.factors is not None:
-            result: Tensor = weight.factors.forward(x)
-            if bias is not None:
-                result.add_(bias.value.unsqueeze(1), alpha=bias.factor)
-            return result
-        over = weight.value.transpose(1, 2)  # (A, i, o)
-        if bias is not None:
-            return torch.baddbmm(bias.value.unsqueeze(1), x, over, beta=bias.factor, alpha=weight.factor)
-        result = torch.bmm(x, over)  # (A, n, o)
-        return result if weight.factor == 1 else result.mul_(weight.factor)
+        ctx.args = args
+        return linear(*args)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, None, None]:
-        x, weight, bias = ctx.x, ctx.weight, ctx.bias
-        before = None
-        if ctx.needs_input_grad[1]:  # read before the weight takes its step
-            before = weight.factors.backward(grad) if weight.factors else torch.bmm(grad, weight.value)  # (A, n, i)
-            if weight.factor != 1:
-                before.mul_(weight.factor)
-        if weight.factors is not None:
-            weight.factors.step_(grad, x)
-        elif weight.is_trainable:
-            weight.receive_product(grad.transpose(1, 2), x)
-        if bias is not None and bias.is_trainable:
-            bias.receive(grad.sum(1))
-        return None, before, None, None
+        return None, linear_backward(grad, *ctx.args, is_wanted=ctx.needs_input_grad[1]), None, None
+
+
+def by_client(input: Tensor, weight: Held, bias: Held | None) -> Tensor:
+    """The input of a linear map, (A, n, i); notes that weight and bias are used by it."""
+    x = weight.fold.lead(input).reshape(weight.fold.clients, -1, input.shape[-1])
+    weight.used(rows=x.shape[1])
+    if bias is not None:
+        bias.used()
+    return x
 
 
 def _linear(input: Tensor, weight: Held, bias: Held | None = None) -> Tensor:
     if not isinstance(input, Tensor) or not isinstance(weight, Held) or isinstance(bias, Tensor):
         raise UnstackableError("a linear map of a parameter")
-    lead = weight.fold.lead(input)
-    x = lead.reshape(weight.fold.clients, -1, input.shape[-1])
-    weight.used(rows=x.shape[1])
+    x = by_client(input, weight, bias)
     tie = weight.tie()
-    if bias is not None:
-        bias.used()
-        tie = bias.tie() if tie is None else tie
+    if bias is not None and tie is None:
+        tie = bias.tie()
     result: Tensor = _Linear.apply(tie, x, weight, bias)  # type: ignore[no-untyped-call]
     return result.view(*input.shape[:-1], result.shape[-1])
+
+
+def rows_of(ids: Tensor, table: Held) -> Tensor:
+    """Where the rows of these ids lie in the table (A * V, k) of all clients; notes the ids' bounds and the use."""
+    clients, rows, _ = table.value.shape
+    lead = table.fold.lead(ids).reshape(clients, -1)
+    table.bounds += torch.aminmax(lead, dim=1)
+    table.used(in_lookup=True)
+    offsets = torch.arange(0, clients * rows, rows, device=ids.device).unsqueeze(1)
+    return (lead + offsets).view(-1)
+
+
+def lookup(at: Tensor, table: Held) -> Tensor:
+    """Rows of the table (A * V, k) of all clients."""
+    rows = table.value.view(-1, table.value.shape[2]).index_select(0, at)
+    return rows if table.factor == 1 else rows.mul_(table.factor)
 
 
 class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, _tie: Tensor | None, *args: Any) -> Tensor:
-        at: Tensor = args[0]
-        table: Held = args[1]
-        ctx.at, ctx.table = at, table
-        rows = table.value.view(-1, table.value.shape[2]).index_select(0, at)
-        return rows if table.factor == 1 else rows.mul_(table.factor)
+        ctx.at, ctx.table = args
+        return lookup(*args)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
@@ -257,19 +296,15 @@ class _Lookup(torch.autograd.Function):
         return None, None, None
 
 
-_USUAL = {"padding_idx": None, "max_norm": None, "scale_grad_by_freq": False, "sparse": False}
+USUAL = {"padding_idx": None, "max_norm": None, "scale_grad_by_freq": False, "sparse": False}
 
 
 def _embedding(input: Tensor, weight: Held, **settings: Any) -> Tensor:
-    if not isinstance(weight, Held) or any(settings[key] != usual for key, usual in _USUAL.items()):
+    if not isinstance(weight, Held) or any(settings[key] != usual for key, usual in USUAL.items()):
         raise UnstackableError("an embedding with special settings")
-    clients, rows, width = weight.value.shape
-    ids = weight.fold.lead(input).reshape(clients, -1)
-    weight.bounds += torch.aminmax(ids, dim=1)
-    offsets = torch.arange(0, clients * rows, rows, device=ids.device).unsqueeze(1)
-    weight.used(in_lookup=True)
-    found: Tensor = _Lookup.apply(weight.tie(), (ids + offsets).view(-1), weight)  # type: ignore[no-untyped-call]
-    return found.view(*input.shape, width)
+    at = rows_of(input, weight)
+    found: Tensor = _Lookup.apply(weight.tie(), at, weight)  # type: ignore[no-untyped-call]
+    return found.view(*input.shape, weight.value.shape[2])
 
 
 def _beside(x: Any, held: Held) -> tuple[Tensor, Tensor]:

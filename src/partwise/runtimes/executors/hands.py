@@ -154,6 +154,7 @@ class Hand:
 
     def _serve(self, up: socket.socket) -> None:
         torch.set_num_threads(1)
+        child.keep_pages()
         gc.freeze()  # what was inherited is not looked through, and so not copied
         slot, plain = 0, Plain()
         try:

@@ -5,6 +5,7 @@ Shapes: C clients in a chunk, A of them not finished yet, T local steps.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple, cast
@@ -12,9 +13,9 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from partwise.core.model import Values
+from partwise.core.model import Model, Values
 from partwise.core.plan import Job, Trained
-from partwise.core.population import Examples
+from partwise.core.population import Batch, Examples
 from partwise.core.rng import generator
 from partwise.runtimes.executors.engines import Folded, Vmapped, check_ids, of_function, of_model
 from partwise.runtimes.executors.factors import Factors, pays
@@ -23,8 +24,11 @@ from partwise.runtimes.executors.folded import BetterAloneError, UnstackableErro
 from partwise.runtimes.executors.groups import Unit, narrowed, stacked, stacked_terms
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.executors.scratch import Scratch
+from partwise.runtimes.executors.tape import Tape, Taped, recorded
 
 __all__ = ["FAILURES", "Together", "Way", "train", "way_of"]
+
+_log = logging.getLogger("partwise")
 
 FAILURES = (
     ValueError,
@@ -46,11 +50,13 @@ class Way(NamedTuple):
         name: of the way.
         why: no faster one was taken.
         linear: name of a weight that one linear map uses, and nothing else -> rows that it has of each example.
+        tape: of the model, if all that it does has a known gradient.
     """
 
     name: Literal["folded", "vmap", "alone"]
     why: str = ""
     linear: Mapping[str, int] = MappingProxyType({})
+    tape: Tape | None = None
 
     def factored(self, unit: Unit, job: Job) -> dict[str, int]:
         """What may be kept as factors, where only a sum is wanted -> rows of each client in a step."""
@@ -88,13 +94,18 @@ def _chunk(unit: Unit, jobs: Sequence[Job], steps: Sequence[int]) -> _Chunk:
     return _Chunk(jobs, steps, stacked([job.start for job in jobs], rows), rows, num_rows)
 
 
+_Engine = Folded | Taped | Vmapped
+
+
 def _engine(
-    unit: Unit, way: str, num_rows: dict[str, Tensor], kept: Mapping[str, Factors] = MappingProxyType({})
-) -> Folded | Vmapped:
+    unit: Unit, way: Way, num_rows: dict[str, Tensor], kept: Mapping[str, Factors] = MappingProxyType({})
+) -> _Engine:
     if unit.model is None:
         return Vmapped(of_function(unit.loss), unit.names, num_rows)
-    if way == "vmap":
+    if way.name == "vmap":
         return Vmapped(of_model(unit.model, unit.factors), unit.names, num_rows)
+    if way.tape is not None:
+        return Taped(way.tape, unit.names, num_rows, kept)
     return Folded(unit.model, unit.factors, unit.names, num_rows, kept)
 
 
@@ -125,7 +136,9 @@ class Together(NamedTuple):
         return cast(list[Trained], found)
 
 
-def train(unit: Unit, jobs: Sequence[Job], way: Way, scratch: Scratch, *, is_summed: bool = False) -> Together:
+def train(
+    unit: Unit, jobs: Sequence[Job], way: Way, scratch: Scratch, *, weights: Sequence[float] | None = None
+) -> Together:
     """Train jobs of one group.
 
     Args:
@@ -133,7 +146,7 @@ def train(unit: Unit, jobs: Sequence[Job], way: Way, scratch: Scratch, *, is_sum
         jobs: the jobs.
         way: how.
         scratch: where the changes lie.
-        is_summed: whether the sum of the changes is all that is wanted of them.
+        weights: of each job, where the sum of the changes is all that is wanted of them.
 
     Raises:
         IndexError: an id outside the rows of its client.
@@ -141,13 +154,16 @@ def train(unit: Unit, jobs: Sequence[Job], way: Way, scratch: Scratch, *, is_sum
     steps = [job.plan.num_steps(len(job.data)) for job in jobs]
     order = sorted(range(len(jobs)), key=lambda i: -steps[i])
     chunk = _chunk(unit, [jobs[i] for i in order], sorted(steps, reverse=True))
-    kept = _kept(unit, chunk, way) if is_summed else {}
-    engine = _engine(unit, way.name, chunk.num_rows, kept)
+    kept = {} if weights is None else _kept(unit, chunk, way)
+    engine = _engine(unit, way, chunk.num_rows, kept)
     own = scratch.empty({name: t for name, t in chunk.start.items() if name not in kept})
     values = {name: own[name].copy_(t) if name in own else t for name, t in chunk.start.items()}
     losses = _loop(unit, chunk, values, engine)
     check_ids(engine.bad)
     means = [total / many for total, many in zip(losses.sum(0).tolist(), chunk.steps, strict=True)]
+    if weights is not None:
+        for factors in kept.values():
+            factors.sum_up([weights[i] for i in order])
     changes = {name: kept[name] if name in kept else t.sub_(chunk.start[name]) for name, t in values.items()}
     return Together(order, chunk.steps, means, changes, chunk.rows)
 
@@ -160,7 +176,7 @@ def _kept(unit: Unit, chunk: _Chunk, way: Way) -> dict[str, Factors]:
     return {name: Factors(first.start[name].detach(), lr, clients) for name in names}
 
 
-def _loop(unit: Unit, chunk: _Chunk, values: Values, engine: Folded | Vmapped) -> Tensor:
+def _loop(unit: Unit, chunk: _Chunk, values: Values, engine: _Engine) -> Tensor:
     """Train the values in place; the losses, (T, C) float64, 0 where a client has finished."""
     rule = chunk.jobs[0].plan.optimizer
     like = next(iter(values.values()))
@@ -190,29 +206,61 @@ def _loop(unit: Unit, chunk: _Chunk, values: Values, engine: Folded | Vmapped) -
 def way_of(unit: Unit, jobs: Sequence[Job]) -> tuple[Way, bool]:
     """The fastest way that is right, and whether that will hold for other jobs of the same kind.
 
-    Folding is compared with vmap, which keeps clients apart by construction and refuses what it cannot, on two
-    clients whose parameters and data differ.
+    Each is tried on two clients whose parameters and data differ. A tape is compared with autograd on one client after
+    the other; folding with vmap, which keeps clients apart by construction, and refuses what it cannot.
     """
     two = [_perturbed(jobs[0], 1), _perturbed(jobs[-1], 2)]
+    taped = _taped(unit, two)
+    if taped is not None:
+        return taped, True
     folded, why = None, "its loss is known as a function only"
     linear: Mapping[str, int] = {}
     try:
         if unit.model is not None:
-            folded, linear = _step(unit, two, "folded")
+            folded, linear = _step(unit, two, Way("folded"))
     except BetterAloneError as error:
         return Way("alone", str(error)), True
     except FAILURES as error:
         why = _first_line(error)
     try:
-        mapped, _ = _step(unit, two, "vmap")
+        mapped, _ = _step(unit, two, Way("vmap"))
     except FAILURES as error:
         is_sound = not any(isinstance(result, Exception) for result in Plain().run(two))
         return Way("alone", f"torch.func.vmap refuses it: {_first_line(error)}"), is_sound
     if folded is None:
         return Way("vmap", why), True
-    if not _are_close(folded[:1], mapped[:1]) or not _are_close(folded[1:], mapped[1:]):
+    if not _are_close(folded, mapped):
         return Way("vmap", "an example's loss depends on the other examples of its batch"), True
     return Way("folded", linear=linear), True
+
+
+def _taped(unit: Unit, jobs: Sequence[Job]) -> Way | None:
+    """By a tape, if the gradient of all that the model does is known, and comes to what autograd finds."""
+    if unit.model is None or unit.factors:
+        return None
+    try:
+        way = Way("folded", tape=recorded(unit.model, jobs[0].start, jobs[0].data.columns(), unit.names))
+        found, linear = _step(unit, jobs, way)
+        expected = _one_by_one(unit, unit.model, jobs)
+    except FAILURES as error:
+        _log.info("stacked: not without autograd: %s", _first_line(error))
+        return None
+    return way._replace(linear=linear) if _are_close(found, expected) else None
+
+
+def _one_by_one(unit: Unit, model: Model, jobs: Sequence[Job]) -> list[Tensor]:
+    """Losses and gradients of one step, by autograd, one client after the other."""
+    chunk, batch, shares = _first_step(unit, jobs)
+    loss_of, found = of_model(model, unit.factors), list[Sequence[Tensor]]()
+    for c, own in enumerate(shares):
+        params = {n: t[c].clone().requires_grad_(n in unit.names) for n, t in chunk.start.items()}
+        leaves = [params[n] for n in unit.names]
+        loss = loss_of(params, {n: t.view(*shares.shape, *t.shape[1:])[c] for n, t in batch.items()}, own)
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+        found.append(
+            [loss.detach(), *(torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True))]
+        )
+    return [torch.stack(parts) for parts in zip(*found, strict=True)]
 
 
 def _first_line(error: Exception) -> str:
@@ -232,18 +280,30 @@ def _perturbed(job: Job, seed: int) -> Job:
     return job._replace(start=start, data=Examples({n: noisy(c) for n, c in job.data.columns().items()}), seed=seed)
 
 
-def _step(unit: Unit, jobs: Sequence[Job], way: str) -> tuple[list[Tensor], Mapping[str, int]]:
-    """Losses and gradients of one step; and what is used by one linear map, where that is known."""
+def _first_step(unit: Unit, jobs: Sequence[Job]) -> tuple[_Chunk, Batch, Tensor]:
+    """The jobs' values, and their first batch with the examples' shares."""
     chunk = _chunk(unit, jobs, [1] * len(jobs))
-    batch, shares = Feed(jobs, chunk.steps, next(iter(chunk.start.values()))).batch(0)
+    return chunk, *Feed(jobs, chunk.steps, next(iter(chunk.start.values()))).batch(0)
+
+
+def _step(unit: Unit, jobs: Sequence[Job], way: Way) -> tuple[list[Tensor], Mapping[str, int]]:
+    """Losses and gradients of one step; and what is used by one linear map, where that is known."""
+    chunk, batch, shares = _first_step(unit, jobs)
     engine = _engine(unit, way, chunk.num_rows)
     losses, grads = engine(chunk.start, batch, shares, 0.0)
     assert grads is not None
-    return [losses, *grads.values()], engine.linear if isinstance(engine, Folded) else {}
+    return [losses, *grads.values()], engine.linear if isinstance(engine, Folded | Taped) else {}
 
 
 def _are_close(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Up to rounding, measured by the largest entry of all: a gradient that should be 0 is nothing but rounding."""
+    """Whether losses, and gradients, are equal up to rounding.
+
+    That is measured by the largest entry of all: a gradient that should be 0 is nothing but rounding.
+    """
+    return _are_near(ones[:1], others[:1]) and _are_near(ones[1:], others[1:])
+
+
+def _are_near(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     scale = max(float(t.abs().max()) for t in others if t.numel())
     near = scale * (1e-9 if others[0].dtype == torch.float64 else 1e-4)
     return all(torch.allclose(one, other, rtol=0, atol=near) for one, other in zip(ones, others, strict=True))

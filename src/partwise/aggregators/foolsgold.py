@@ -1,0 +1,125 @@
+"""FoolsGold: clients whose updates, summed over rounds, point the same way count for less.
+
+Shapes and notation: m updates; H_i is the sum of all updates of client i; cs (m, m) their cosines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from partwise.aggregators.columns import combine, finite, senders
+from partwise.aggregators.geometry import inner_products
+from partwise.core.aggregate import Sum, sum_updates
+from partwise.core.model import Params
+from partwise.core.population import Census
+from partwise.core.schedule import ReplyInfo
+from partwise.core.update import Update
+
+__all__ = ["FoolsGold", "foolsgold_weights"]
+
+_NONE = 1e-12  # of a largest weight, below which all clients are alike
+
+
+def foolsgold_weights(cosines: Tensor, kappa: float = 1.0) -> tuple[Tensor, bool]:
+    """The weight of each client in 0..1, (m,), and whether all are so alike that they cannot be told apart.
+
+    Args:
+        cosines: (m, m) float64, of the clients' summed updates.
+        kappa: κ, steepness.
+
+    Example:
+        >>> foolsgold_weights(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).double())[0]
+        tensor([0., 0., 1.], dtype=torch.float64)
+    """
+    if len(cosines) < 2:
+        return torch.ones(len(cosines), dtype=torch.float64), False
+    alike = cosines.clone().fill_diagonal_(0.0)
+    most = alike.max(1).values
+    pardon = torch.where(most.unsqueeze(1) < most, most.unsqueeze(1) / most.clamp(min=_NONE), 1.0)
+    raw = (1 - (alike * pardon).max(1).values).clamp(0.0, 1.0)
+    if float(raw.max()) < _NONE:
+        return torch.ones_like(raw), True
+    share = (raw / raw.max()).clamp(max=0.99)
+    return (kappa * ((share / (1 - share)).log() + 0.5)).clamp(0.0, 1.0), False
+
+
+@dataclass(frozen=True)
+class FoolsGold:
+    """A mean in which clients count for less, the more the sums of all their updates point the same way.
+
+    Against crowds of any size that want the same: it needs clients with data of their own, no honest majority, and no
+    number of the faulty. It fails against one attacker alone, and where honest clients are alike. Cosines are those
+    over the overlap; a coordinate is the weighted mean over its holders. Where all are alike, all count the same.
+
+    Args:
+        kappa: κ, how steeply weights fall, > 0.
+        names: the parameters that are compared; none for all. The last layer's tell goals apart best.
+        min_overlap: coordinates that a pair must share to be compared, >= 1, and at least 5 % of the smaller.
+        min_holders: how many must hold a coordinate for it to move, >= 1.
+
+    Source: Fung, Yoon, Beschastnikh, "The limitations of federated learning in Sybil settings", RAID 2020,
+        arXiv:1808.04866, algorithm 1.
+    Differs: submodels; weights are normalised, so that one client's word does not make the step shorter.
+
+    Example:
+        >>> from partwise.core.index import Whole
+        >>> rows = ([1.0, 0.0], [1.0, 0.0], [0.0, 3.0])
+        >>> updates = [Update(Whole({"w": (2,)}), {"w": torch.tensor(row)}) for row in rows]
+        >>> replies = [ReplyInfo(i, i, 0, 1, 1) for i in range(3)]
+        >>> FoolsGold().reduce(updates, {}, {"w": torch.zeros(2)}, replies)[0].value["w"]
+        tensor([0., 3.])
+    """
+
+    kappa: float = 1.0
+    names: tuple[str, ...] = ()
+    min_overlap: int = 1
+    min_holders: int = 1
+    needs: ClassVar[Literal["sum", "each"]] = "each"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.kappa < math.inf:
+            raise ValueError(f"FoolsGold(kappa={self.kappa}): must be finite and above 0, got {self.kappa}. Use 1.")
+        for name in ("min_overlap", "min_holders"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"FoolsGold({name}={getattr(self, name)}): must be at least 1, got {getattr(self, name)}. Raise it."
+                )
+
+    def init(self, params: Params, census: Census) -> dict[int, Update]:
+        """Client -> the sum of its updates."""
+        return {}
+
+    def reduce(
+        self,
+        got: Sum | Sequence[Update],
+        state: dict[int, Update],
+        params: Params,
+        replies: Sequence[ReplyInfo] = (),
+    ) -> tuple[Update, dict[int, Update]]:
+        assert not isinstance(got, Sum)
+        if len(replies) != len(got):
+            raise ValueError(
+                f"{self!r}: needs to know who sent each update, got {len(got)} updates and {len(replies)} senders. "
+                "Give reduce the replies."
+            )
+        unknown = [name for name in self.names if name not in params]
+        if unknown:
+            raise ValueError(
+                f"{self!r}: names must be parameters of the model, got {unknown}. It has {sorted(params)}."
+            )
+        updates, clients = finite(got, len(got), self), [reply.client for reply in senders(got, replies)]
+        state = dict(state)
+        for client, update in zip(clients, updates, strict=True):
+            before = [state[client]] if client in state else []
+            total = sum_updates([*before, Update(update.index, update.value)], params)
+            state[client] = Update(total.index, total.value)
+        sums = [state[client] for client in clients]
+        cosines = inner_products(sums, params, self.names or None, min_overlap=self.min_overlap)[1]
+        weights, _ = foolsgold_weights(cosines, self.kappa)
+        return combine(updates, params, weights, least=self.min_holders), state

@@ -1,0 +1,76 @@
+"""An observer in front of an aggregator: what it finds is told, and if wanted left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+from partwise.core.aggregate import Aggregator, Sum, Telling, sum_updates
+from partwise.core.detect import Detector
+from partwise.core.mean import Mean
+from partwise.core.model import Params
+from partwise.core.population import Census
+from partwise.core.probe import MakeProbe, probed
+from partwise.core.schedule import ReplyInfo
+from partwise.core.update import Update
+
+__all__ = ["Watch"]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """An aggregator whose updates an observer looks at first.
+
+    Args:
+        detector: the observer.
+        inner: the aggregator.
+        exclude: whether updates that the observer would leave out are left out, or only told of.
+
+    Example:
+        >>> from partwise.observers import MUDHoG
+        >>> Watch(MUDHoG()).exclude
+        False
+    """
+
+    detector: Detector
+    inner: Aggregator = field(default_factory=lambda: Mean("holders"))
+    exclude: bool = False
+    needs: ClassVar[Literal["sum", "each"]] = "each"
+
+    def init(self, params: Params, census: Census) -> Any:
+        return self.detector.init(params, census), self.inner.init(params, census), ()
+
+    def reduce(
+        self, got: Sum | Sequence[Update], state: Any, params: Params, replies: Sequence[ReplyInfo] = ()
+    ) -> tuple[Update, Any]:
+        assert not isinstance(got, Sum)
+        if len(replies) != len(got):
+            raise ValueError(
+                f"Watch({self.detector!r}): needs to know who sent each update, got {len(got)} updates and "
+                f"{len(replies)} senders. Give reduce the replies."
+            )
+        watched, inner, _ = state
+        verdicts, watched = self.detector.judge(got, replies, watched, params)
+        out = {verdict.client for verdict in verdicts if verdict.is_out} if self.exclude else set()
+        kept = [(u, r) for u, r in zip(got, replies, strict=True) if r.client not in out]
+        left = [update for update, _ in kept]
+        given = sum_updates(left, params) if self.inner.needs == "sum" else left
+        total, inner = self.inner.reduce(given, inner, params, [reply for _, reply in kept])
+        return total, (watched, inner, tuple(verdicts))
+
+    def told(self, state: Any) -> Mapping[str, Any]:
+        """Whom the observer suspects, and what the aggregator tells."""
+        _, inner, verdicts = state
+        own = dict(self.inner.told(inner)) if isinstance(self.inner, Telling) else {}
+        if not verdicts:
+            return own
+        suspects = [
+            {"client": v.client, "kind": v.kind, "reason": v.reason, "confirmed": v.is_confirmed} for v in verdicts
+        ]
+        excluded = sorted(v.client for v in verdicts if v.is_out) if self.exclude else []
+        return {**own, "suspects": suspects, "excluded": excluded}
+
+    def probed(self, make: MakeProbe) -> Watch:
+        """The same with an observer and an aggregator that have their probes."""
+        return replace(self, detector=probed(self.detector, make), inner=probed(self.inner, make))

@@ -1,0 +1,228 @@
+"""Fewer bytes to the client: what it holds is a shadow of the model, which moves by compressed differences.
+
+Notation: w is the server's model, x its shadow, which clients hold; p is what is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
+from partwise.core.around import Around
+from partwise.core.codec import encode, join, register, split
+from partwise.core.errors import CompositionError, ProtocolError
+from partwise.core.index import Index, Rows, Whole, shapes_of
+from partwise.core.model import Params, Values
+from partwise.core.plan import LocalPlan, Trained
+from partwise.core.population import Census, Dataset
+from partwise.core.rng import generator
+from partwise.core.schedule import ReplyInfo
+from partwise.core.transform import Transform
+from partwise.core.update import Update
+
+__all__ = ["Downlink", "Shadow"]
+
+_VERSION, _OWN = "version", {"shadow", "steps"}
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Shadow:
+    """What a client keeps.
+
+    Args:
+        inner: the state of the algorithm inside.
+        version: of the shadow that it holds.
+        value: name -> x; nothing before it holds any, and where it holds the model in part.
+    """
+
+    inner: ClientState
+    version: int = 0
+    value: Values = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Downlink(Around):
+    """An algorithm whose clients fetch compressed differences: p = C(w - x), x <- x + p, on both sides.
+
+    The difference is taken to what clients really hold, so that what one message loses is in the next: the server's
+    own error feedback. A client that has the shadow of an earlier version fetches the messages since; one that has
+    none, or an old one, fetches the shadow in full; so does one that holds the model in part. All clients hold the
+    same shadow, in memory of their own. The server's model is not the shadow, so that it is as good as without.
+    Outermost, it sees all that an algorithm does.
+
+    Args:
+        inner: what is really done.
+        compress: C, a transform without memory and with messages of one size, such as `Quantize` or `Sign`.
+        keep: versions whose messages the server keeps, >= 1.
+
+    Raises:
+        CompositionError: messages of several sizes, or a transform that keeps something.
+
+    Source: Jia et al., "SDP4Bit", NeurIPS 2024, arXiv:2410.15526 (weight differences); Zhong et al., "Compressed
+        communication for distributed training: adaptive methods and system", 2021, arXiv:2105.07829 (two-way error
+        feedback, to which it comes with a server that adds).
+    Differs: one shadow for all, and messages that are kept for those who were away; draws of C follow from the version.
+    """
+
+    inner: Algorithm
+    compress: Transform
+    keep: int = 16
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"Downlink(keep={self.keep}): must be at least 1, got {self.keep}. 16 is usual.")
+
+    def init(self, params: Params, census: Census) -> ServerState:
+        state = self.inner.init(params, census)
+        if _OWN & state.keys():
+            raise CompositionError(
+                f"{self!r}: has the streams {sorted(_OWN)} of its own, got an algorithm that has them too. Use one "
+                "Downlink."
+            )
+        form = _form_of(self.compress, state["model"])
+        steps = {name: torch.zeros((self.keep, *shape), dtype=dtype) for name, (shape, dtype) in form.fields.items()}
+        shadow = {name: t.clone() for name, t in state["model"].items()}
+        return {**state, "shadow": shadow, "steps": {**steps, _VERSION: torch.zeros(1, dtype=torch.int64)}}
+
+    def client_init(self, site: Site) -> ClientState:
+        return Shadow(self.inner.client_init(site))
+
+    def select(self, task: Task, own: ClientState, site: Site) -> Index:
+        return self.inner.select(task, own.inner, site)
+
+    def fetch(self, index: Index, task: Task, own: ClientState, site: Site) -> Mapping[str, Index]:
+        asked = {**self.asked(index, task, own.inner, site), "model": Whole({})}
+        form = _form_of(self.compress, site.like)
+        missed = _missed(own, task)
+        # Half of what is kept: meanwhile there may be newer versions, which take the places of the oldest.
+        is_near = own.value.keys() == site.like.keys() == index.shapes.keys() and len(missed) <= max(1, self.keep // 2)
+        if not is_near or len(missed) * form.size >= sum(site.like[name].nbytes for name in index.shapes):
+            return {**asked, "shadow": index, "steps": Whole({_VERSION: (1,)})}
+        shapes = {name: (self.keep, *shape) for name, (shape, _) in form.fields.items()}
+        rows = torch.tensor(sorted(v % self.keep for v in missed), dtype=torch.int64)
+        steps = Rows({**shapes, _VERSION: (1,)}, {**dict.fromkeys(shapes, rows), _VERSION: None})
+        return {**asked, "shadow": Whole({}), "steps": steps}
+
+    def receive(
+        self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site
+    ) -> Mapping[str, Values]:
+        steps, model, missed = dict(held["steps"]), dict(held["shadow"]), _missed(own, task)
+        version = steps.pop(_VERSION)
+        if steps:
+            if int(version) - own.version > self.keep:
+                raise ProtocolError(
+                    f"{self!r}: must get the messages since version {own.version}, got those up to {int(version)}, "
+                    "the last of which have taken the place of the first. Raise keep."
+                )
+            form, model = _form_of(self.compress, site.like), {name: t.clone() for name, t in own.value.items()}
+            at = {v % self.keep: i for i, v in enumerate(sorted(missed, key=lambda v: v % self.keep))}
+            for v in missed:
+                step = form.update({name: of[at[v % self.keep]] for name, of in steps.items()})
+                step.index.scatter_add_(model, step.values())
+            version = version.new_tensor([task.version])
+        rest = {stream: values for stream, values in held.items() if stream not in _OWN}
+        return self.inner.receive({**rest, "model": model, "steps": {_VERSION: version}}, index, task, own.inner, site)
+
+    def personalize(self, values: Values, own: ClientState) -> Values:
+        return self.inner.personalize(values, None if own is None else own.inner)
+
+    def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
+        return self.inner.plan(held, index, task, own.inner, site)
+
+    def examples(self, index: Index, own: ClientState, site: Site) -> Dataset:
+        return self.inner.examples(index, own.inner, site)
+
+    def report(
+        self, held: Mapping[str, Values], trained: Trained, task: Task, own: ClientState, site: Site
+    ) -> Mapping[str, float]:
+        return self.inner.report(held, trained, task, own.inner, site)
+
+    def finish(
+        self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
+    ) -> tuple[dict[str, Update], ClientState]:
+        updates, inner = self.inner.finish(held, trained, index, task, own.inner, site)
+        if index.shapes.keys() != site.like.keys() or any(index.grain(name) for name in index.shapes):
+            return updates, Shadow(inner)
+        return updates, Shadow(inner, int(held["steps"][_VERSION]), dict(held["model"]))
+
+    def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
+        shadow, steps = state.pop("shadow"), state.pop("steps")
+        state = self.inner.commit(state, totals, replies)
+        version = steps[_VERSION] + 1
+        apart = {name: t - shadow[name] for name, t in state["model"].items()}
+        sent, _ = self.compress.apply(
+            Update(Whole(shapes_of(apart)), apart), (), generator(0, "downlink", int(version))
+        )
+        for name, value in _form_of(self.compress, shadow).read(sent).items():
+            steps[name][int(version) % self.keep] = value
+        sent.index.scatter_add_(shadow, sent.values())
+        return {**state, "shadow": shadow, "steps": {**steps, _VERSION: version}}
+
+
+def _missed(own: Shadow, task: Task) -> range:
+    return range(own.version + 1, task.version + 1)
+
+
+class _Form(NamedTuple):
+    """How a message is put together from tensors of fixed shapes.
+
+    Args:
+        skeleton: all of it but for its tensors.
+        fields: name -> shape and type.
+        size: bytes of a message's tensors.
+    """
+
+    skeleton: bytes
+    fields: dict[str, tuple[tuple[int, ...], torch.dtype]]
+    size: int
+
+    def read(self, sent: Update) -> Values:
+        """The tensors of a message."""
+        skeleton, tensors = split(sent)
+        if skeleton != self.skeleton:
+            raise CompositionError(
+                "Downlink(): needs a transform whose messages differ in their tensors only, got two of other forms. "
+                "Use Quantize, Sign or Halved."
+            )
+        return tensors
+
+    def update(self, tensors: Values) -> Update:
+        """The message again."""
+        found: Update = join(self.skeleton, tensors)
+        return found
+
+
+def _form_of(compress: Transform, params: Params) -> _Form:
+    like = tuple((n, tuple(t.shape), t.dtype) for n, t in params.items())
+    return _form(compress, like)  # type: ignore[arg-type]  # a frozen dataclass has a hash
+
+
+@lru_cache(8)
+def _form(compress: Transform, like: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]) -> _Form:
+    """The form of two messages, which must be the same."""
+    forms = []
+    for draw in range(2):
+        rng = generator(draw, "downlink form")
+        values = {n: torch.randn(shape, generator=rng, dtype=torch.float32).to(dtype) for n, shape, dtype in like}
+        state = compress.init(values)
+        sent, after = compress.apply(Update(Whole(shapes_of(values)), values), state, rng)
+        if encode(state) != encode(()) or encode(after) != encode(()):
+            raise CompositionError(
+                f"Downlink(compress={compress!r}): needs a transform that keeps nothing, got one with memory. What a "
+                "message loses is in the next one, without error feedback."
+            )
+        skeleton, tensors = split(sent)
+        fields = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+        forms.append(_Form(skeleton, fields, sum(t.nbytes for t in tensors.values())))
+    if forms[0] != forms[1]:
+        raise CompositionError(
+            f"Downlink(compress={compress!r}): needs a transform whose messages differ in their tensors only, got two "
+            "of other forms. Use Quantize, Sign or Halved."
+        )
+    return forms[0]

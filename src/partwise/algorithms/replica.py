@@ -1,0 +1,117 @@
+"""Models that never travel: both sides make the same steps from the same few numbers.
+
+A client keeps the model of some version. It fetches the numbers of the versions since, from a row of the log for each,
+and makes their steps as the server did; only where the log no longer reaches back does it fetch the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from partwise.core.algorithm import ServerState, Site, Task
+from partwise.core.codec import register
+from partwise.core.errors import CompositionError, ProtocolError
+from partwise.core.index import Index, Rows, Whole
+from partwise.core.model import Params, Values
+from partwise.core.schedule import ReplyInfo
+
+__all__ = ["VERSION", "Replica", "advanced", "asked", "caught_up", "check_versions", "first", "log_of"]
+
+VERSION = "version"
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Replica:
+    """A client's copy of the model.
+
+    Args:
+        version: whose it is.
+        value: name -> tensor; nothing stands for the model that the seed makes.
+    """
+
+    version: int = 0
+    value: Values = field(default_factory=dict)
+
+
+def log_of(fields: Params, keep: int) -> Values:
+    """A log of `keep` versions, each with these fields; and the version that the server is at."""
+    rows = {name: torch.zeros((keep, *t.shape), dtype=t.dtype) for name, t in fields.items()}
+    return {**rows, VERSION: torch.zeros(1, dtype=torch.int64)}
+
+
+def advanced(log: Values, fields: Params) -> Values:
+    """The log with one version more; its buffers are written to."""
+    version, keep = log[VERSION] + 1, len(next(t for name, t in log.items() if name != VERSION))
+    for name, value in fields.items():
+        log[name][int(version) % keep] = value
+    return {**log, VERSION: version}
+
+
+def asked(own: Replica, task: Task, fields: Params, keep: int, site: Site) -> dict[str, Index]:
+    """What a client fetches of the streams `model` and `log`."""
+    missed = range(own.version + 1, task.version + 1)
+    if len(missed) > max(1, keep // 2):
+        return {"model": site.whole(), "log": Whole({VERSION: (1,)})}
+    rows = torch.tensor(sorted(v % keep for v in missed), dtype=torch.int64)
+    shapes = {name: (keep, *t.shape) for name, t in fields.items()}
+    log = Rows({**shapes, VERSION: (1,)}, {**dict.fromkeys(shapes, rows), VERSION: None})
+    return {"model": Whole({}), "log": log}
+
+
+def first(own: Replica, site: Site) -> Values:
+    """The client's model, in buffers of its own."""
+    return {name: t.clone() for name, t in own.value.items()} or site.model.init(site.seed)
+
+
+def caught_up(
+    held: Mapping[str, Values],
+    own: Replica,
+    task: Task,
+    site: Site,
+    *,
+    keep: int,
+    step_: Callable[[Values, int, Values], None],
+) -> tuple[Values, int]:
+    """The model and its version, once the steps that were missed are made.
+
+    Args:
+        held: what came.
+        own: what the client kept.
+        task: what it is asked for.
+        site: whose it is.
+        keep: versions in the log.
+        step_: makes a step in place, of the version that it starts at, from the fields of the log.
+
+    Raises:
+        ProtocolError: the first that were missed have been overwritten meanwhile.
+    """
+    fields = dict(held["log"])
+    version = int(fields.pop(VERSION))
+    if not fields:
+        return {name: t.clone() for name, t in held["model"].items()}, version
+    if version - own.version > keep:
+        raise ProtocolError(
+            f"client {site.client}: must get the steps since version {own.version}, got those up to {version}, the "
+            f"last of which have taken the place of the first. Raise keep={keep}."
+        )
+    missed, model = range(own.version + 1, task.version + 1), first(own, site)
+    at = {v: i for i, v in enumerate(sorted(missed, key=lambda v: v % keep))}
+    for v in missed:
+        step_(model, v - 1, {name: t[at[v]] for name, t in fields.items()})
+    return model, max(own.version, task.version)
+
+
+def check_versions(part: object, state: ServerState, replies: Sequence[ReplyInfo]) -> int:
+    """The version that the server is at, which all replies must be of: their numbers belong to its directions."""
+    version = int(state["log"][VERSION])
+    others = sorted({info.version for info in replies} - {version})
+    if others:
+        raise CompositionError(
+            f"{part!r}: adds numbers of one version's directions, got replies of versions {others} at {version}. Use "
+            "Synchronous."
+        )
+    return version

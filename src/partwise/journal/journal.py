@@ -1,0 +1,209 @@
+"""The journal itself: entries that are chained, signed by their authors and by the operator, and checked by anybody."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from partwise.channels.crypto import sign, verify, verifying_key
+from partwise.core.errors import ProtocolError
+from partwise.journal.entries import GENESIS_PREV, Entry, canonical, entry_hash
+from partwise.journal.merkle import merkle_root
+from partwise.journal.rules import Books
+
+__all__ = ["Fault", "Journal", "Signed", "find_tampering", "proves_equivocation"]
+
+_HEAD = b"submodel-ledger/head/v1\x00"
+_FIELDS = {"v", "seq", "prev", "round", "type", "author", "payload"}
+
+
+class Signed(NamedTuple):
+    """An entry with two signatures, in hexadecimal digits.
+
+    Args:
+        entry: what is said.
+        by: its author's, over the entry's hash.
+        head: the operator's, over place and hash: two heads for one place prove that it told two stories.
+    """
+
+    entry: Entry
+    by: str
+    head: str
+
+    def line(self) -> str:
+        """One line of the file."""
+        return canonical({"entry": self.entry.plain(), "by": self.by, "head": self.head}).decode()
+
+
+class Fault(NamedTuple):
+    """Where a journal was tampered with. at: line, from 0; the number of lines where the end is missing."""
+
+    at: int
+    reason: str
+
+
+def _head_bytes(seq: int, digest: str) -> bytes:
+    return _HEAD + seq.to_bytes(8, "big") + bytes.fromhex(digest)
+
+
+class Journal:
+    """Entries in order, kept in a file of one line each, and the books that follow from them.
+
+    Args:
+        operator: the secret key, 32 bytes, of who orders the entries.
+        path: a file that is added to; None to keep it in memory.
+
+    Example:
+        >>> journal = Journal(operator=bytes(32))
+        >>> _ = journal.begin("server", {"pool": 1_000_000, "stake_min": 0})
+        >>> journal.books.pool, find_tampering(journal.lines())
+        (1000000, None)
+    """
+
+    def __init__(self, operator: bytes, path: Path | None = None) -> None:
+        self._operator, self._path = operator, path
+        self.entries: list[Signed] = []
+        self.books = Books()
+        self.head = GENESIS_PREV
+        if path is not None and path.exists():
+            lines = path.read_text(encoding="ascii").splitlines()
+            fault = find_tampering(lines)
+            if fault is not None:
+                raise ProtocolError(
+                    f"Journal({str(path)!r}): must be whole, got tampering at line {fault.at + 1}: {fault.reason}. "
+                    "Go back to a copy that is."
+                )
+            for line in lines:
+                self._take(_read(line))
+
+    def begin(self, name: str, terms: dict[str, int]) -> str:
+        """Write the first entry, by the operator; its hash. terms: `pool`, and fields of `Terms`."""
+        payload = {**terms, "pubkey": verifying_key(self._operator).hex()}
+        return self.append("genesis", name, payload, self._operator)
+
+    def append(self, type: str, author: str, payload: dict[str, Any], secret: bytes) -> str:
+        """Write an entry, signed by its author; its hash.
+
+        Raises:
+            ProtocolError: it breaks a rule of the journal; nothing is written.
+        """
+        entry = Entry(len(self.entries), self.head, self.books.round, type, author, payload)
+        digest = entry_hash(entry)
+        by = sign(secret, bytes.fromhex(digest)).hex()
+        _check_author(entry, digest, by, self.books)
+        signed = Signed(entry, by, sign(self._operator, _head_bytes(entry.seq, digest)).hex())
+        self._take(signed)
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="ascii") as file:
+                file.write(signed.line() + "\n")
+        return digest
+
+    def settle(self, payout: int) -> str:
+        """Close the round, by the operator: scores and pay follow from the entries."""
+        books = self.books
+        payload = {"payout": payout, "scores": books.settlement(), "payouts": books.payouts(payout)}
+        return self.append("settle", books.operator, payload, self._operator)
+
+    def slash(self, who: str, reason: str) -> str:
+        """Slash an author, by the operator."""
+        amount = self.books.stakes.get(who, 0) * self.books.terms.sigma // 1_000_000
+        payload = {"who": who, "reason": reason, "amount": amount}
+        return self.append("slash", self.books.operator, payload, self._operator)
+
+    def checkpoint(self) -> str:
+        """Write the Merkle root of all entries so far, by which one of them can be shown without the others."""
+        root = merkle_root([bytes.fromhex(entry_hash(s.entry)) for s in self.entries])
+        return self.append("checkpoint", self.books.operator, {"root": root}, self._operator)
+
+    def lines(self) -> list[str]:
+        """The lines of the file."""
+        return [signed.line() for signed in self.entries]
+
+    def _take(self, signed: Signed) -> None:
+        self.books.apply(signed.entry, entry_hash(signed.entry))
+        self.entries.append(signed)
+        self.head = entry_hash(signed.entry)
+
+
+def _read(line: str) -> Signed:
+    """One line, which must be written in the one way there is."""
+    try:
+        found = json.loads(line)
+        fields = found["entry"]
+        if set(found) != {"entry", "by", "head"} or set(fields) != _FIELDS or fields["v"] != 1:
+            raise ProtocolError("has other fields than an entry")
+        entry = Entry(*(fields[name] for name in Entry._fields))
+        signed = Signed(entry, found["by"], found["head"])
+        digits = (found["by"], found["head"])
+        if signed.line() != line or not all(len(d) == 128 and set(d) <= set("0123456789abcdef") for d in digits):
+            raise ProtocolError("is not written canonically")  # capital digits would say the same in other bytes
+    except ProtocolError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProtocolError(f"cannot be read: {error}") from error
+    return signed
+
+
+def _check_author(entry: Entry, digest: str, by: str, books: Books) -> None:
+    """Whether the author's key signed the entry; that of a first entry stands in it."""
+    has_own = entry.type in ("genesis", "register")
+    key = entry.payload.get("pubkey") if has_own else books.keys.get(entry.author)
+    if not key or not _is_signed(str(key), bytes.fromhex(digest), by):
+        raise ProtocolError(f"entry {entry.seq} ({entry.type}): must be signed by {entry.author!r}, and is not.")
+
+
+def _is_signed(key: str, text: bytes, signature: str) -> bool:
+    try:
+        return verify(bytes.fromhex(key), text, bytes.fromhex(signature))
+    except (ValueError, ProtocolError):
+        return False
+
+
+def find_tampering(lines: Iterable[str], *, head: str = "", operator: str = "") -> Fault | None:
+    """The first line at which a journal is not what was written; None if it is whole.
+
+    Checks the form of every line, the chain, both signatures, and that every entry follows the rules: that scores, pay
+    and slashes are those that the entries before make them.
+
+    Args:
+        lines: of the file.
+        head: the hash of the last entry, if it is known from elsewhere: only so a missing end can be noticed.
+        operator: the operator's public key, if it is known from elsewhere: only so a whole new journal can be noticed.
+    """
+    books, prev, count = Books(), GENESIS_PREV, 0
+    for at, line in enumerate(lines):
+        try:
+            signed = _read(line)
+            entry = signed.entry
+            if (entry.seq, entry.prev) != (at, prev):
+                return Fault(
+                    at, f"does not follow on the entry before: it says entry {entry.seq} after {entry.prev[:8]}…"
+                )
+            prev = entry_hash(entry)
+            _check_author(entry, prev, signed.by, books)
+            books.apply(entry, prev)
+            key = books.keys[books.operator]
+            if operator and key != operator:
+                return Fault(at, "has another operator's key")
+            if not _is_signed(key, _head_bytes(at, prev), signed.head):
+                return Fault(at, "is not signed by the operator")
+            if not books.is_balanced():
+                return Fault(at, "makes or loses money")
+        except (ProtocolError, ValueError, TypeError, AttributeError) as error:
+            return Fault(at, str(error))
+        count = at + 1
+    if head and prev != head:
+        return Fault(count, "ends too early, or in another entry")
+    return None
+
+
+def proves_equivocation(one: Signed, other: Signed, operator: str) -> bool:
+    """Whether two signed entries prove that the operator told two stories: two heads for one place."""
+    digests = [entry_hash(signed.entry) for signed in (one, other)]
+    if one.entry.seq != other.entry.seq or digests[0] == digests[1]:
+        return False
+    signatures = zip((one, other), digests, strict=True)
+    return all(_is_signed(operator, _head_bytes(s.entry.seq, digest), s.head) for s, digest in signatures)

@@ -1,0 +1,335 @@
+"""What a journal's entries mean: stakes, scores, pay, reputation, slashing; whole numbers that anybody can replay.
+
+All amounts are in millionths of a unit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from partwise.core.errors import ProtocolError
+from partwise.journal.entries import TYPES, Entry, commitment, is_digest
+
+__all__ = ["Books", "Terms", "lower_median", "scores_by_rank", "split_pool"]
+
+MILLION = 1_000_000
+_REASONS = ("equivocation", "mismatch", "invalid", "copy")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The numbers of a journal's rules, as its first entry may set them.
+
+    Args:
+        stake_min: below which nobody takes part.
+        validators: who judge each item.
+        theta: score above which an item is paid.
+        theta_bad: score below which its author is slashed.
+        sigma: share of the stake that is slashed.
+        mu: how much of a reputation stays from round to round.
+        tolerance: how far a validator may be from the median.
+        validator_penalty: what it loses if it is farther.
+        no_reveal_penalty: what is lost by a commitment that is not opened.
+    """
+
+    stake_min: int = 0
+    validators: int = 5
+    theta: int = 500_000
+    theta_bad: int = 200_000
+    sigma: int = 250_000
+    mu: int = 900_000
+    tolerance: int = 150_000
+    validator_penalty: int = 10_000
+    no_reveal_penalty: int = 5_000
+
+
+def lower_median(scores: Sequence[tuple[int, int]]) -> int:
+    """The smallest score whose cumulative weight reaches half the total. scores: (score, weight > 0), at least one.
+
+    Example:
+        >>> lower_median([(900_000, 1), (850_000, 1), (100_000, 1)])
+        850000
+    """
+    total, so_far = sum(weight for _, weight in scores), 0
+    for score, weight in sorted(scores):
+        so_far += weight
+        if 2 * so_far >= total:
+            return score
+    raise ValueError("lower_median(): needs at least one score, got none. Leave the item unscored.")
+
+
+def split_pool(pool: int, weights: Mapping[str, int]) -> dict[str, int]:
+    """The pool by weight, to the last unit: what is left after rounding down goes to the largest remainders.
+
+    Args:
+        pool: >= 0.
+        weights: name -> weight >= 0; ties go to the smaller name. Nothing is paid where all are 0.
+
+    Example:
+        >>> split_pool(1_000_000, {"a": 350_000, "b": 200_000, "c": 0})
+        {'a': 636364, 'b': 363636, 'c': 0}
+    """
+    total = sum(weights.values())
+    if not total:
+        return dict.fromkeys(weights, 0)
+    paid = {name: pool * weight // total for name, weight in weights.items()}
+    order = sorted(weights, key=lambda name: (-(pool * weights[name] % total), name))
+    for name in order[: pool - sum(paid.values())]:
+        paid[name] += 1
+    return paid
+
+
+def scores_by_rank(values: Mapping[str, float]) -> dict[str, int]:
+    """Measured influence, or any number where more is better, as scores: the rank among all, 0 to 1,000,000.
+
+    Example:
+        >>> scores_by_rank({"a": 0.3, "b": -0.1, "c": 0.2})
+        {'a': 1000000, 'b': 0, 'c': 500000}
+    """
+    ordered = sorted(values.values())
+    last = max(1, len(ordered) - 1)
+    return {name: ordered.index(value) * MILLION // last for name, value in values.items()}
+
+
+@dataclass
+class Books:
+    """Where everybody stands after some entries; a function of them and of nothing else.
+
+    Args:
+        terms: of the first entry.
+        pool: still to be paid out.
+        treasury: what was slashed.
+        paid_out: what was paid so far.
+        deposited: stakes put in.
+        withdrawn: stakes taken out.
+        stakes: author -> stake.
+        reputations: author -> 0 to 1,000,000.
+        keys: author -> public key.
+        revoked: who may no longer write.
+        operator: who orders the entries.
+        round: the one that is open.
+        base: hash of the last entry before it, from which validators are drawn.
+        commits: author -> commitment, of this round.
+        reveals: author -> what it opened to, of this round.
+        digests: digest -> who showed it first, in any round.
+        scores: item's author -> validator -> score, of this round.
+        flagged: (author, reason) that this round's entries themselves prove.
+        slashed: those of them that were slashed for.
+        first_pool: the pool of the first entry.
+    """
+
+    terms: Terms = field(default_factory=Terms)
+    pool: int = 0
+    treasury: int = 0
+    paid_out: int = 0
+    deposited: int = 0
+    withdrawn: int = 0
+    stakes: dict[str, int] = field(default_factory=dict)
+    reputations: dict[str, int] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    revoked: set[str] = field(default_factory=set)
+    operator: str = ""
+    round: int = 0
+    base: str = ""
+    commits: dict[str, str] = field(default_factory=dict)
+    reveals: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, dict[str, int]] = field(default_factory=dict)
+    flagged: set[tuple[str, str]] = field(default_factory=set)
+    slashed: set[tuple[str, str]] = field(default_factory=set)
+    first_pool: int = 0
+
+    def is_balanced(self) -> bool:
+        """Whether no unit was made or lost, and nobody has less than nothing."""
+        there = sum(self.stakes.values()) + self.pool + self.treasury + self.paid_out
+        no_debt = min([self.pool, self.treasury, *self.stakes.values()]) >= 0
+        return no_debt and there == self.first_pool + self.deposited - self.withdrawn
+
+    def eligible(self) -> list[str]:
+        """Who may take part, by name."""
+        return sorted(a for a, s in self.stakes.items() if s >= self.terms.stake_min and a not in self.revoked)
+
+    def validators(self, item: str) -> list[str]:
+        """Who judge the item of an author in this round: drawn by what nobody could choose."""
+        base = bytes.fromhex(self.base)
+        order = sorted(self.eligible(), key=lambda name: hashlib.sha256(base + name.encode()).digest())
+        return [name for name in order if name != item][: self.terms.validators]
+
+    def apply(self, entry: Entry, digest: str) -> None:
+        """Go on by one entry.
+
+        Raises:
+            ProtocolError: it breaks a rule; nothing is changed then.
+        """
+        if entry.type not in TYPES:
+            raise _broken(entry, f"its type must be known, got {entry.type!r}")
+        if (entry.type == "genesis") != (entry.seq == 0):
+            raise _broken(entry, "a journal has one genesis, at its beginning")
+        if entry.author in self.revoked:
+            raise _broken(entry, f"its author's key was revoked, got {entry.author!r}")
+        if entry.seq and entry.type != "register" and entry.author not in self.keys:
+            raise _broken(entry, f"its author must be registered, got {entry.author!r}")
+        if entry.seq and entry.round != self.round:
+            raise _broken(entry, f"round {self.round} is open, got {entry.round}")
+        getattr(self, f"_{entry.type}")(entry, digest)
+
+    def settlement(self) -> dict[str, int]:
+        """Author -> score of its item in this round, by the weighted lower median of its validators."""
+        found = {}
+        for author, by in self.scores.items():
+            weighted = [(score, max(1, self.reputations[validator])) for validator, score in by.items()]
+            found[author] = lower_median(weighted)
+        return dict(sorted(found.items()))
+
+    def payouts(self, payout: int) -> dict[str, int]:
+        """Author -> its part of a payout, by how far its score is above theta; nothing for who is flagged."""
+        flagged = {who for who, _ in self.flagged}
+        good = {a: max(0, s - self.terms.theta) for a, s in self.settlement().items() if a not in flagged}
+        return split_pool(payout, good)
+
+    # One method per type of entry; each checks before it changes anything.
+
+    def _genesis(self, entry: Entry, digest: str) -> None:
+        known = set(Terms.__dataclass_fields__)
+        given = {name: _whole(entry, name) for name in entry.payload if name in known}
+        pool = _whole(entry, "pool")
+        self.terms, self.pool, self.first_pool = Terms(**given), pool, pool
+        self.operator, self.base = entry.author, digest
+        if "pubkey" in entry.payload:
+            self.keys[entry.author] = _digest(entry, "pubkey")
+        else:
+            self.keys[entry.author] = ""
+
+    def _register(self, entry: Entry, digest: str) -> None:
+        if entry.author in self.keys:
+            raise _broken(entry, f"an author registers once, got {entry.author!r} again")
+        self.keys[entry.author] = _digest(entry, "pubkey")
+        self.stakes[entry.author], self.reputations[entry.author] = 0, MILLION // 2
+
+    def _deposit(self, entry: Entry, digest: str) -> None:
+        amount = _whole(entry, "amount")
+        self.stakes[entry.author] = self.stakes.get(entry.author, 0) + amount
+        self.reputations.setdefault(entry.author, MILLION // 2)
+        self.deposited += amount
+
+    def _withdraw(self, entry: Entry, digest: str) -> None:
+        amount = _whole(entry, "amount")
+        if amount > self.stakes.get(entry.author, 0) or entry.author in self.commits:
+            raise _broken(entry, f"a stake is withdrawn between rounds, and as far as it goes, got {amount}")
+        self.stakes[entry.author] -= amount
+        self.withdrawn += amount
+
+    def _commit(self, entry: Entry, digest: str) -> None:
+        if self.reveals:
+            raise _broken(entry, "commitments are over once one was opened")
+        if entry.author in self.commits or entry.author not in self.eligible():
+            raise _broken(entry, f"an eligible author commits once in a round, got {entry.author!r}")
+        self.commits[entry.author] = _digest(entry, "commit")
+
+    def _reveal(self, entry: Entry, digest: str) -> None:
+        author = entry.author
+        if author not in self.commits or author in self.reveals:
+            raise _broken(entry, f"an author opens its commitment once, got {author!r}")
+        shown, nonce = _digest(entry, "digest"), _digest(entry, "nonce")
+        self.reveals[author] = dict(entry.payload)
+        if commitment(bytes.fromhex(nonce), shown) != self.commits[author]:
+            self.flagged.add((author, "mismatch"))
+        elif self.digests.setdefault(shown, author) != author:
+            self.flagged.add((author, "copy"))
+
+    def _evaluate(self, entry: Entry, digest: str) -> None:
+        scores = entry.payload.get("scores")
+        if not isinstance(scores, dict) or not scores:
+            raise _broken(entry, f"scores must be given by author, got {scores!r}")
+        for author, score in scores.items():
+            if author not in self.reveals or entry.author not in self.validators(author):
+                raise _broken(entry, f"{entry.author!r} must be a validator of a revealed item, got {author!r}")
+            if not isinstance(score, int) or not 0 <= score <= MILLION:
+                raise _broken(entry, f"a score must be a whole number from 0 to 1000000, got {score!r}")
+            if entry.author in self.scores.get(author, {}):
+                raise _broken(entry, f"an item is judged once by a validator, got {author!r} again")
+        for author, score in scores.items():
+            self.scores.setdefault(author, {})[entry.author] = score
+
+    def _settle(self, entry: Entry, digest: str) -> None:
+        self._only_operator(entry)
+        payout, scores = _whole(entry, "payout"), self.settlement()
+        if payout > self.pool:
+            raise _broken(entry, f"a payout must be in the pool of {self.pool}, got {payout}")
+        payouts = self.payouts(payout)
+        for name, expected in (("scores", scores), ("payouts", payouts)):
+            if entry.payload.get(name) != expected:
+                raise _broken(entry, f"{name} must follow from the entries, {expected}, got {entry.payload.get(name)}")
+        self.pool -= sum(payouts.values())
+        self.paid_out += sum(payouts.values())
+        for author in self.commits.keys() - self.reveals.keys():
+            self._fine(author, self.terms.no_reveal_penalty)
+        for author, by in self.scores.items():
+            for validator, score in by.items():
+                if abs(score - scores[author]) > self.terms.tolerance:
+                    self._fine(validator, self.terms.validator_penalty)
+        for author, score in scores.items():
+            if score < self.terms.theta_bad:
+                self._fine(author, self._slashed(author))
+            mu = self.terms.mu
+            self.reputations[author] = (mu * self.reputations[author] + (MILLION - mu) * score) // MILLION
+        self.round, self.base = self.round + 1, digest
+        for who, _ in sorted(self.flagged - self.slashed):
+            self._fine(who, self._slashed(who))
+        self.commits, self.reveals, self.scores, self.flagged, self.slashed = {}, {}, {}, set(), set()
+
+    def _slash(self, entry: Entry, digest: str) -> None:
+        self._only_operator(entry)
+        who, reason = entry.payload.get("who"), entry.payload.get("reason")
+        if who not in self.stakes or reason not in _REASONS:
+            raise _broken(entry, f"names a staked author and one of {', '.join(_REASONS)}, got {who!r}, {reason!r}")
+        if reason in ("mismatch", "copy") and (who, reason) not in self.flagged - self.slashed:
+            raise _broken(entry, f"the entries must prove {reason} of {who!r}, got no such thing")
+        if _whole(entry, "amount") != self._slashed(str(who)):
+            raise _broken(entry, f"slashes {self._slashed(str(who))}, got {entry.payload['amount']}")
+        self._fine(str(who), self._slashed(str(who)))
+        self.slashed.add((str(who), str(reason)))
+
+    def _checkpoint(self, entry: Entry, digest: str) -> None:
+        self._only_operator(entry)
+        _digest(entry, "root")
+
+    def _revoke(self, entry: Entry, digest: str) -> None:
+        who = entry.payload.get("who")
+        if who not in self.keys or entry.author not in (who, self.operator):
+            raise _broken(entry, f"a key is revoked by its owner or the operator, got {who!r}")
+        self.revoked.add(str(who))
+
+    def _slashed(self, author: str) -> int:
+        return self.stakes[author] * self.terms.sigma // MILLION
+
+    def _fine(self, author: str, amount: int) -> None:
+        amount = min(amount, self.stakes.get(author, 0))
+        if amount:
+            self.stakes[author] -= amount
+            self.treasury += amount
+
+    def _only_operator(self, entry: Entry) -> None:
+        if entry.author != self.operator:
+            raise _broken(entry, f"only {self.operator!r} writes it, got {entry.author!r}")
+
+
+def _broken(entry: Entry, rule: str) -> ProtocolError:
+    return ProtocolError(f"entry {entry.seq} ({entry.type}): {rule}. Leave it out.")
+
+
+def _whole(entry: Entry, name: str) -> int:
+    found = entry.payload.get(name)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+        raise _broken(entry, f"{name} must be a whole number from 0 on, got {found!r}")
+    return found
+
+
+def _digest(entry: Entry, name: str) -> str:
+    found = entry.payload.get(name)
+    if not is_digest(found):
+        raise _broken(entry, f"{name} must be 64 hexadecimal digits, got {found!r}")
+    return str(found)

@@ -1,0 +1,374 @@
+"""What robustness.md §0 asks of every rule: examples by hand, equivariances, breakdown, submodels."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from partwise.aggregators import (
+    Bucketing,
+    Bulyan,
+    CentredClip,
+    FlagAggregator,
+    FoolsGold,
+    GeometricMedian,
+    Krum,
+    MeanAroundMedian,
+    Median,
+    Medoid,
+    NearestNeighbours,
+    Phocas,
+    PrincipalGradients,
+    TrimmedMean,
+)
+from partwise.core.index import Coords
+from partwise.core.update import Update
+from toy_updates import SUBMODELS, V, aggregate, moved, partial, value, whole
+
+COORDINATEWISE = [Median(), TrimmedMean(trim_count=1), MeanAroundMedian(f=1), Phocas(f=1)]
+VECTOR = [GeometricMedian(tolerance=1e-14, max_iterations=2000), Medoid(), Krum(f=1), Krum(f=1, num_selected=3)]
+PRE = [NearestNeighbours(f=1), NearestNeighbours(f=1, inner=Krum(f=1)), Bucketing(Median(), size=2)]
+ALL = [*COORDINATEWISE, *VECTOR, Bulyan(f=1), *PRE[:2]]
+OTHERS = [CentredClip(2.0), FlagAggregator(), FoolsGold(), PrincipalGradients(warm_up=False), PRE[2]]
+
+
+def rows_of(num, size, seed=3):
+    return torch.randn(num, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (Median(), [2, 2]),
+        (MeanAroundMedian(f=1), [1.875, 2.25]),
+        (TrimmedMean(trim_count=1), [2.1666667, 1.6666667]),
+        (Phocas(f=1), [1.875, 2.25]),
+        (Krum(f=1), [2, 1]),
+        (Krum(f=1, num_selected=2), [2.25, 1.5]),
+        (Krum(f=1, num_selected=4), [1.875, 2.25]),
+        (GeometricMedian(tolerance=1e-13, max_iterations=5000), [2.3339685543, 1.8815481927]),
+        (MeanAroundMedian(f=0), [21.5, -18.2]),
+        (Phocas(f=0), [21.5, -18.2]),
+    ],
+    ids=repr,
+)
+def test_shared_example(part, expected):
+    assert value(part, V) == pytest.approx(expected, abs=2e-7)
+
+
+def test_medoid_of_the_shared_example():
+    sums = [sum(math.dist(a, b) for b in V) for a in V]
+    assert value(Medoid(), V) == V[min(range(5), key=sums.__getitem__)]
+
+
+CORRUPTED = [[1000.0 if i == j else 1.0 for j in range(5)] for i in range(5)]
+
+
+@pytest.mark.parametrize("part", COORDINATEWISE, ids=repr)
+def test_one_bad_value_per_column_is_survived_coordinate_by_coordinate(part):
+    assert value(part, CORRUPTED) == [1.0] * 5
+
+
+def test_one_bad_value_per_column_breaks_the_others():
+    assert value(GeometricMedian(), CORRUPTED) == pytest.approx([200.8] * 5)
+    assert sorted(value(Krum(f=1), CORRUPTED)) == [1.0, 1.0, 1.0, 1.0, 1000.0]
+    assert sorted(value(Medoid(), CORRUPTED)) == [1.0, 1.0, 1.0, 1.0, 1000.0]
+
+
+@pytest.mark.parametrize("part", [*ALL, *OTHERS], ids=repr)
+def test_order_of_the_clients_does_not_matter(part):
+    rows = rows_of(9, 6).tolist()
+    base = value(part, rows)
+    for seed in range(3):
+        order = torch.randperm(9, generator=torch.Generator().manual_seed(seed)).tolist()
+        assert value(part, [rows[i] for i in order]) == pytest.approx(base, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("part", ALL, ids=repr)
+def test_shift_and_scale(part):
+    rows = rows_of(9, 6)
+    shift = torch.tensor([3.0, -7.0, 0.5, 100.0, 0.0, -1.0], dtype=torch.float64)
+    base = torch.tensor(value(part, rows.tolist()), dtype=torch.float64)
+    changed = torch.tensor(value(part, (2.5 * rows + shift).tolist()), dtype=torch.float64)
+    assert torch.allclose(changed, 2.5 * base + shift, atol=1e-5)  # the geometric median stops within that
+
+
+@pytest.mark.parametrize("part", [*VECTOR, NearestNeighbours(f=1, inner=Krum(f=1))], ids=repr)
+def test_rotation_turns_the_result(part):
+    rows, turn = rows_of(9, 2), torch.tensor([[math.cos(0.7), -math.sin(0.7)], [math.sin(0.7), math.cos(0.7)]]).double()
+    base = torch.tensor(value(part, rows.tolist())).double()
+    assert torch.allclose(torch.tensor(value(part, (rows @ turn).tolist())).double(), base @ turn, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", COORDINATEWISE, ids=repr)
+def test_rotation_does_not_turn_what_goes_by_coordinates(part):
+    rows, turn = (
+        rows_of(8, 2, seed=5),
+        torch.tensor([[math.cos(0.7), -math.sin(0.7)], [math.sin(0.7), math.cos(0.7)]]).double(),
+    )
+    base = torch.tensor(value(part, rows.tolist())).double()
+    assert float((torch.tensor(value(part, (rows @ turn).tolist())).double() - base @ turn).norm()) > 0.01
+
+
+@pytest.mark.parametrize("part", [*ALL, *OTHERS], ids=repr)
+def test_equal_rows_give_that_row(part):
+    if isinstance(part, CentredClip):
+        assert value(part, [[0.1, 0.7]] * 9) == pytest.approx([0.1, 0.7])  # within its radius
+    else:
+        assert value(part, [[0.1, 0.7]] * 9) == pytest.approx([0.1, 0.7], rel=1e-12)
+
+
+@pytest.mark.parametrize("part", [*ALL, *OTHERS], ids=repr)
+def test_what_is_not_finite_is_dropped_before_the_rule(part):
+    rows = rows_of(9, 3).tolist()
+    for bad in (math.nan, math.inf, -math.inf):
+        assert all(map(math.isfinite, value(part, [*rows, [bad, 1.0, 0.0]])))
+
+
+@pytest.mark.parametrize(
+    "part", [MeanAroundMedian(f=1), Phocas(f=1), Krum(f=1), Bulyan(f=1), NearestNeighbours(f=1), Median()], ids=repr
+)
+def test_more_that_is_not_finite_than_declared_fails_the_round(part):
+    rows = rows_of(3 if isinstance(part, Median) else 9, 2).tolist()
+    bad = [[math.nan, 1.0]] * (4 if isinstance(part, Median) else 2)
+    with pytest.raises(ValueError, match=rf"{type(part).__name__}\(.*\): allows \d faulty among \d+ updates, got \d"):
+        value(part, [*rows, *bad])
+
+
+@pytest.mark.parametrize("part", [Median(min_holders=1), MeanAroundMedian(f=2), Phocas(f=2), TrimmedMean(trim_count=2)])
+def test_stays_between_the_honest(part):
+    """MeaMed and Phocas average near a centre that lies there, so they may leave the range, but not by more."""
+    rng = torch.Generator().manual_seed(4)
+    for trial in range(300):
+        honest = torch.randn(5, 7, generator=rng, dtype=torch.float64)
+        bad = 10 ** float(trial % 10) * torch.randn(2, 7, generator=rng, dtype=torch.float64)
+        got = torch.tensor(value(part, torch.cat([honest, bad]).tolist())).double()
+        low, high = honest.min(0).values, honest.max(0).values
+        slack = (high - low) if isinstance(part, MeanAroundMedian | Phocas) else 1e-12
+        assert bool(((got >= low - slack) & (got <= high + slack)).all())
+
+
+def test_breakdown_of_the_median_is_tight():
+    assert value(Median(), [[0.0], [1.0], [1e9], [1e9]]) == [pytest.approx(5e8, rel=1e-6)]
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e6])
+def test_geometric_median_does_not_follow_two_of_five(size):
+    rows = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [size, size], [size, size]]
+    assert value(GeometricMedian(), rows) == pytest.approx([0.788675] * 2, abs=2e-4)
+    follows = value(GeometricMedian(), [[0.0, 0.0], [1.0, 0.0], [size, size], [size, size]])
+    assert follows[0] > 0.1 * size  # half are faulty: broken
+
+
+def objective(z, rows):
+    return sum(math.dist(z, row) for row in rows)
+
+
+def test_geometric_median_is_optimal():
+    part = GeometricMedian(tolerance=1e-14, max_iterations=20000, smoothing=1e-12)
+    z = value(part, V)
+    assert objective(z, V) == pytest.approx(145.763403782, abs=1e-8)
+    pull = [sum((row[j] - z[j]) / math.dist(row, z) for row in V) for j in range(2)]
+    assert pull == pytest.approx([0.0, 0.0], abs=1e-6)
+    for seed in range(20):
+        rows = rows_of(7, 3, seed).tolist()
+        z = value(part, rows)
+        pull = [sum((row[j] - z[j]) / math.dist(row, z) for row in rows) for j in range(3)]
+        assert math.hypot(*pull) < 1e-5 or any(math.dist(z, row) < 1e-3 for row in rows)
+
+
+def test_geometric_median_at_a_data_point():
+    """The slow case: the objective is compared, not the argument."""
+    rows = [[0.0, 0.0], [10.0, 0.0], [10.0, 1.0], [10.0, -1.0]]
+    assert objective(value(GeometricMedian(), rows), rows) == pytest.approx(objective([10.0, 0.0], rows), rel=1e-3)
+
+
+# ---- submodels ------------------------------------------------------------------------------------------------------
+
+
+def test_absence_is_not_a_zero_vote():
+    """The table of §0.2: only index 2 has three holders."""
+    for part in (Median(), TrimmedMean(trim_count=1), MeanAroundMedian(f=1), Phocas(f=1)):
+        assert set(moved(aggregate(part, partial(SUBMODELS)))) == {2}
+    assert moved(aggregate(Median(), partial(SUBMODELS))) == {2: 6.0}
+    assert moved(aggregate(TrimmedMean(trim_count=1), partial(SUBMODELS))) == {2: 6.0}
+    # 3, 5, 7, 100 around 6: the nearest three are 5, 7 and 3
+    assert moved(aggregate(MeanAroundMedian(f=1), partial(SUBMODELS))) == {2: 5.0}
+
+
+PARTIAL = [
+    *COORDINATEWISE,
+    GeometricMedian(tolerance=1e-14, max_iterations=2000),
+    Krum(f=1, num_selected=4),
+    Bulyan(f=1),
+    NearestNeighbours(f=1),
+    CentredClip(2.0, min_holders=1),
+    FoolsGold(),
+    FlagAggregator(min_holders=1),
+    PrincipalGradients(warm_up=False),
+]
+
+
+def submodels(num, size, held, seed):
+    rng = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(num):
+        at = torch.randperm(size, generator=rng)[:held].sort().values
+        found.append(Update(Coords({"w": (size,)}, {"w": at}), {"w": torch.randn(held, generator=rng).double()}))
+    return found
+
+
+@pytest.mark.parametrize("part", [*PARTIAL, Medoid()], ids=repr)
+def test_full_submodels_give_the_dense_rule(part):
+    """Bit for bit, where the rule's sums go the same way; else to rounding."""
+    rows = rows_of(9, 40)
+    dense = [Update(Coords({"w": (40,)}, {"w": torch.arange(40)}), {"w": row}) for row in rows]
+    got = torch.tensor([moved(aggregate(part, dense))[j] for j in range(40)]).double()
+    expected = torch.tensor(value(part, rows.tolist())).double()
+    exact = (*COORDINATEWISE, Krum(f=1, num_selected=4), Bulyan(f=1), NearestNeighbours(f=1), Medoid())
+    assert torch.equal(got, expected) if part in exact else torch.allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", PARTIAL, ids=repr)
+def test_renumbering_permutes_the_result(part):
+    updates = submodels(9, 40, 30, seed=2)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(7))
+    place = order.argsort()
+    renumbered = []
+    for update in updates:
+        at, by = place[update.index.coords("w")].sort()
+        renumbered.append(Update(Coords({"w": (40,)}, {"w": at}), {"w": update.values()["w"][by]}))
+    base, other = moved(aggregate(part, updates)), moved(aggregate(part, renumbered))
+    assert {int(place[j]): x for j, x in base.items()} == pytest.approx(other, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("part", [Median(), GeometricMedian(), CentredClip(5.0)], ids=repr)
+def test_someone_elsewhere_changes_nothing(part):
+    """A client that holds only what nobody else does."""
+    updates = submodels(9, 40, 30, seed=2)
+    alone = Update(Coords({"w": (50,)}, {"w": torch.tensor([45, 47])}), {"w": torch.tensor([3.0, 5.0]).double()})
+    wide = [Update(Coords({"w": (50,)}, {"w": u.index.coords("w")}), u.value) for u in updates]
+    base, more = moved(aggregate(part, wide)), moved(aggregate(part, [*wide, alone]))
+    for j in base:
+        assert more[j] == pytest.approx(base[j], rel=1e-3, abs=1e-3)
+
+
+def test_what_few_hold_is_held():
+    """The coverage attack: hostile clients pile on what hardly anybody holds, and cannot move it."""
+    honest = [{0: 1.0, 1: 1.1 + 0.1 * i, 2: 0.9} for i in range(6)]
+    crowd = [{3: -1e6}, {3: -1e6}]
+    for part in (Median(), TrimmedMean(trim_count=2), MeanAroundMedian(f=2), Phocas(f=2), GeometricMedian()):
+        assert 3 not in moved(aggregate(part, partial([*honest, *crowd])))
+
+
+# ---- the others -----------------------------------------------------------------------------------------------------
+
+
+def test_bulyan_selects_anew_after_each():
+    """§3.6: a selection of five at once would take 3, 2, 1, 5, 0 instead of 3, 2, 1, 4, 0."""
+    rows = [[1.0, 1.0], [2.0, 1.0], [1.0, 2.5], [2.0, 2.0], [3.0, 3.0], [2.0, 3.5], [1000.0, -1000.0]]
+    for order in itertools.islice(itertools.permutations(rows), 0, 5040, 500):
+        assert value(Bulyan(f=1), list(order)) == pytest.approx([5 / 3, 5.5 / 3])
+
+
+def test_bulyan_against_plain_loops():
+    for seed in range(8):
+        rows = rows_of(11, 4, seed).tolist()
+        left, chosen, f = list(range(11)), [], 2
+        while len(chosen) < 11 - 2 * f:
+            near = max(1, len(left) - f - 2)
+            scores = {i: sum(sorted(math.dist(rows[i], rows[k]) ** 2 for k in left if k != i)[:near]) for i in left}
+            apart = {i: sum(math.dist(rows[i], rows[k]) ** 2 for k in left) for i in left}
+            best = min(left, key=lambda i, s=scores, a=apart: (s[i], a[i]))
+            chosen.append(best)
+            left.remove(best)
+        expected = []
+        for j in range(4):
+            column = sorted(rows[i][j] for i in chosen)
+            middle = column[len(column) // 2]
+            kept = sorted(column, key=lambda x, c=middle: abs(x - c))[: len(chosen) - 2 * f]
+            expected.append(sum(kept) / len(kept))
+        assert value(Bulyan(f=2), rows) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("f", [1, 3, 4])
+def test_means_around_a_centre_against_plain_loops(f):
+    for seed in range(10):
+        rows = rows_of(10, 5, seed).tolist()
+        for part, cut in ((MeanAroundMedian(f), None), (Phocas(f), f)):
+            expected = []
+            for column in (sorted(c) for c in zip(*rows, strict=True)):
+                centre = (column[4] + column[5]) / 2 if cut is None else sum(column[f : 10 - f]) / (10 - 2 * f)
+                expected.append(sum(sorted(column, key=lambda x, c=centre: abs(x - c))[: 10 - f]) / (10 - f))
+            assert value(part, rows) == pytest.approx(expected)
+
+
+def test_equally_near_values_prefer_the_smaller():
+    assert value(MeanAroundMedian(f=1), [[1.0], [2.0], [3.0]]) == [1.5]
+
+
+def test_raising_one_value_never_lowers_the_trimmed_mean():
+    base = [-3.0, -1.0, 0.5, 2.0, 9.0]
+    for i, amount in itertools.product(range(5), (0.1, 4.0, 1e6)):
+        raised = [[x + amount if k == i else x] for k, x in enumerate(base)]
+        assert value(TrimmedMean(trim_count=1), raised) >= value(TrimmedMean(trim_count=1), [[x] for x in base])
+
+
+def test_neighbours_against_plain_loops():
+    rows = rows_of(7, 3).tolist()
+    mixed = []
+    for a in rows:
+        near = sorted(rows, key=lambda b, a=a: math.dist(a, b))[:5]
+        mixed.append([sum(r[j] for r in near) / 5 for j in range(3)])
+    expected = [sorted(m[j] for m in mixed)[3] for j in range(3)]
+    assert value(NearestNeighbours(f=2, inner=Median()), rows) == pytest.approx(expected)
+
+
+def test_buckets_are_all_there_and_differ_by_round():
+    """Each is a mean of two; their mean is that of all, and the next round makes others."""
+    rows = rows_of(8, 3)
+    mean = rows.mean(0)
+    part = Bucketing(TrimmedMean(trim_count=0), size=2)
+    assert value(part, rows.tolist()) == pytest.approx(mean.tolist())
+    params = {"w": torch.zeros(3, dtype=torch.float64)}
+    part = Bucketing(Median(), size=2)
+    first, state = part.reduce(whole(rows.tolist()), part.init(params, None), params)
+    second, _ = part.reduce(whole(rows.tolist()), state, params)
+    assert not torch.equal(first.values()["w"], second.values()["w"])
+    other, _ = Bucketing(Median(), size=2, seed=1).reduce(whole(rows.tolist()), (0, ()), params)
+    assert not torch.equal(first.values()["w"], other.values()["w"])
+    assert value(Bucketing(Median(), size=1), rows.tolist()) == value(Median(), rows.tolist())
+
+
+def test_centred_clipping_by_hand():
+    """c = 0, τ = 2: (3, 4) is cut to (1.2, 1.6); then c is the new centre, and stays one for the next round."""
+    part, params = CentredClip(radius=2.0), {"w": torch.zeros(2, dtype=torch.float64)}
+    rows = [[3.0, 4.0], [0.0, 1.0], [0.0, -1.0]]
+    got, state = part.reduce(whole(rows), part.init(params, None), params)
+    assert got.values()["w"].tolist() == pytest.approx([0.4, 1.6 / 3])
+    again, _ = part.reduce(whole([[0.4, 1.6 / 3]] * 3), state, params)
+    assert again.values()["w"].tolist() == pytest.approx([0.4, 1.6 / 3])
+    far = [[1e9, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    assert value(CentredClip(radius=2.0), far) == pytest.approx([2 / 3, 0.0])  # τ / m, and no farther
+    assert value(CentredClip(radius=2.0, iterations=3), far)[0] < 3 * 2 / 3
+
+
+def test_refusals_name_the_part_and_the_remedy():
+    with pytest.raises(ValueError, match=r"Bulyan\(f=2\): needs at least 4f\+3 = 11 updates, got 5\. Lower f or ask"):
+        value(Bulyan(f=2), V)
+    with pytest.raises(ValueError, match=r"Phocas\(f=3\): needs at least 2f\+1 = 7 updates, got 5\. Lower f or ask"):
+        value(Phocas(f=3), V)
+    with pytest.raises(ValueError, match=r"NearestNeighbours\(f=3\): needs at least 2f\+1 = 7 updates, got 5\."):
+        value(NearestNeighbours(f=3), V)
+    for make, says in (
+        (lambda: Bulyan(f=-1), r"Bulyan\(f=-1\): must be at least 0, got -1\."),
+        (lambda: Phocas(f=-1), r"Phocas\(f=-1\): must be at least 0, got -1\."),
+        (lambda: CentredClip(0.0), r"CentredClip\(radius=0\.0\): must be finite and above 0, got 0\.0\."),
+        (lambda: Bucketing(size=0), r"Bucketing\(size=0\): must be at least 1, got 0\."),
+        (lambda: GeometricMedian(max_iterations=0), r"GeometricMedian\(max_iterations=0\): must be at least 1, got 0"),
+        (lambda: GeometricMedian(tolerance=0.0), r"GeometricMedian\(tolerance=0\.0\): must lie in \(0, 1\), got 0\.0"),
+        (lambda: Medoid(0), r"Medoid\(min_overlap=0\): must be at least 1, got 0\."),
+    ):
+        with pytest.raises(ValueError, match=says):
+            make()

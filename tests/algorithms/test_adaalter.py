@@ -1,0 +1,83 @@
+"""communication.md §3."""
+
+import math
+
+import pytest
+import torch
+
+from partwise.algorithms import AdaAlter
+from partwise.core.program import SERVER
+from partwise.local import SGD, LocalTraining
+from partwise.runtimes import Simulate
+from toy_federation import star
+from toy_slopes import linear, quadratic, states_after, steps, theta_after
+from toy_star import Log
+
+CONSTANT = linear([[(1.0,)], [(3.0,)]], (0.0,))
+
+
+@pytest.mark.parametrize(
+    ("count", "placeholder", "x", "b2"),
+    [(1, True, -0.7071068, 6.0), (2, True, -1.2844571, 11.0), (2, False, -1.4142136, 11.0)],
+    ids=["AdaAlter", "two steps", "released"],
+)
+def test_worked_examples(count, placeholder, x, b2):
+    """Gradients 1 and 3, rate 0.5, eps 1, b_0 1: squares are averaged, not summed, and not averaged before."""
+    streams = states_after(CONSTANT, AdaAlter(steps(0.5, count), placeholder=placeholder), 1)[SERVER].streams
+    assert float(streams["model"]["theta"]) == pytest.approx(x, abs=1e-7)
+    assert float(streams["squares"]["theta"]) == b2
+
+
+def local_adaalter(centres, start, count, rounds):
+    """Quadratics in plain loops."""
+    x, b2 = start, 1.0
+    for _ in range(rounds):
+        ends, squares = [], []
+        for c in centres:
+            y, a2 = x, b2
+            for t in range(1, count + 1):
+                g = y - c
+                y, a2 = y - 0.5 * g / math.sqrt(b2 + t * 0.25), a2 + g * g
+            ends.append(y)
+            squares.append(a2)
+        x, b2 = sum(ends) / len(ends), sum(squares) / len(squares)
+    return x, b2
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_against_loops(count):
+    """To 1e-12 in float64; with one step, synchronous AdaAlter."""
+    centres = (0.0, 4.0, 5.5)
+    streams = states_after(quadratic(centres, 1.0), AdaAlter(steps(0.5, count), eps=0.5), 9)[SERVER].streams
+    x, b2 = local_adaalter(centres, 1.0, count, 9)
+    assert float(streams["model"]["theta"]) == pytest.approx(x, abs=1e-12)
+    assert float(streams["squares"]["theta"]) == pytest.approx(b2, rel=1e-12)
+
+
+def test_one_step_is_adagrad_that_accumulates_afterwards():
+    x, b2 = 1.0, 1.0
+    for _ in range(5):
+        gradients = [x - c for c in (0.0, 4.0)]
+        x, b2 = x - 0.5 * (sum(gradients) / 2) / math.sqrt(b2 + 1), b2 + sum(g * g for g in gradients) / 2
+    assert theta_after(quadratic((0.0, 4.0), 1.0), AdaAlter(steps(0.5)), 5) == pytest.approx([x], abs=1e-12)
+
+
+def test_rows_that_nobody_touches_stay():
+    local = LocalTraining(SGD(0.2), batch_size=4, steps=3)
+    of = star("fedsubavg capped", algorithm=AdaAlter(local, submodel=True), rounds=2)
+    states, reason = Simulate().run(of.programs(), of.population, Log())
+    assert reason == "done"
+    touched = torch.zeros(60, dtype=torch.bool)
+    for client in of.population.clients:
+        touched[of.population.data(client).columns()["words"].flatten()] = True
+    streams, start = states[SERVER].streams, of.initial()["table.weight"]
+    still = ~touched
+    assert still.any()
+    assert torch.equal(streams["model"]["table.weight"][still], start[still])
+    assert bool((streams["squares"]["table.weight"][still] == 1).all())
+    assert bool((streams["squares"]["table.weight"] > 1).any())
+
+
+def test_adaalter_refuses():
+    with pytest.raises(ValueError, match=r"AdaAlter\(eps=0\): must be above 0, got 0\. 1 is usual\."):
+        AdaAlter(eps=0)

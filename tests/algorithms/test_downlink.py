@@ -1,0 +1,129 @@
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from partwise.algorithms import Downlink, FedAvg, FedSubAvg
+from partwise.core.algorithm import Algorithm
+from partwise.core.around import Around
+from partwise.core.errors import CompositionError
+from partwise.core.index import Whole
+from partwise.core.program import SERVER
+from partwise.core.transform import Identity
+from partwise.core.update import Update
+from partwise.runtimes import Processes, Simulate
+from partwise.schedulers import FedBuff, Synchronous
+from partwise.schedulers.staleness import Constant
+from partwise.transforms import ErrorFeedback, Quantize, Sign, Threshold
+from toy_federation import LOCAL, play, star
+from toy_star import Log
+
+EIGHT = Quantize(bucket=8, scale_by="max", rounding="nearest")
+
+
+def test_it_is_two_way_error_feedback():
+    """communication.md §5: what the server sends, and what it owes, of the means of two workers' scaled signs."""
+    part, params = Downlink(FedAvg(), Sign()), {"w": torch.zeros(2)}
+    state = part.init(params, None)
+    expected = [((1.5, -0.5), (1.0, -1.0), (0.5, 0.5)), ((1.5, 1.5), (3.0, 1.0), (0.0, 0.0))]
+    for delta, shadow, owed in expected:
+        total = Update(Whole({"w": (2,)}), {"w": torch.tensor(delta)}, 2.0)
+        state = part.commit(state, {"model": total}, ())
+        assert state["shadow"]["w"].tolist() == list(shadow)
+        assert (state["model"]["w"] - state["shadow"]["w"]).tolist() == list(owed)
+    assert int(state["steps"]["version"]) == 2
+
+
+@dataclass(frozen=True)
+class Watched(Around):
+    """Notes every shadow."""
+
+    inner: Algorithm
+    seen: list = field(default_factory=list, compare=False)
+
+    def init(self, params, census):
+        state = self.inner.init(params, census)
+        self.seen.append({n: t.clone() for n, t in state["shadow"].items()})
+        return state
+
+    def commit(self, state, totals, replies):
+        state = self.inner.commit(state, totals, replies)
+        self.seen.append({n: t.clone() for n, t in state["shadow"].items()})
+        return state
+
+
+SCHEDULERS = {
+    "rounds": Synchronous(cohort=3, rounds=9),
+    "buffer": FedBuff(buffer=2, versions=9, staleness=Constant(), replace="commit", concurrency=4),
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS)
+@pytest.mark.parametrize("keep", [1, 4, 16])
+def test_every_client_holds_the_shadow_of_its_version(scheduler, keep):
+    watched = Watched(Downlink(FedAvg(LOCAL), EIGHT, keep))
+    of, log = star("fedavg", algorithm=watched, scheduler=scheduler), Log()
+    states, reason = Simulate().run(of.programs(), of.population, log)
+    assert (reason, log.of("lost")) == ("done", [])
+    versions = set()
+    for client in of.population.clients:
+        own = states[client].own if client in states else None
+        if own is not None and own.value:
+            versions.add(own.version)
+            assert all(torch.equal(t, watched.seen[own.version][n]) for n, t in own.value.items())
+    assert len(versions) > 1
+    server = states[SERVER].streams
+    assert max(float((server["model"][n] - t).abs().max()) for n, t in server["shadow"].items()) > 0
+
+
+class Traffic(Log):
+    def ended(self, world, reason):
+        super().ended(world, reason)
+        self.bytes = world.traffic.uplink, world.traffic.downlink
+
+
+def test_fewer_bytes_come_down_and_the_model_is_as_good():
+    found = {}
+    for name, algorithm in (("full", FedAvg(LOCAL)), ("less", Downlink(FedAvg(LOCAL), EIGHT))):
+        of, log = star("fedavg", algorithm=algorithm, scheduler=Synchronous(cohort=7, rounds=12)), Traffic()
+        states, _ = Simulate().run(of.programs(), of.population, log)
+        found[name] = states[SERVER].streams["model"], log
+    (one, full), (other, less) = found["full"], found["less"]
+    assert less.bytes[1] < 0.75 * full.bytes[1]
+    apart = max(float((one[n] - other[n]).abs().max()) for n in one)
+    assert 0 < apart < 0.05
+    losses = [log.of("commit")[-1]["loss"] for log in (full, less)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_without_loss_it_is_the_algorithm_inside():
+    of = {n: star("fedavg", algorithm=a) for n, a in (("a", FedAvg(LOCAL)), ("b", Downlink(FedAvg(LOCAL), Identity())))}
+    one, other = (Simulate().run(s.programs(), s.population, Log())[0][SERVER].streams["model"] for s in of.values())
+    assert all(torch.allclose(one[n], other[n], atol=1e-6) for n in one)
+
+
+def test_processes_end_with_the_same_bits():
+    algorithm = Downlink(FedAvg(LOCAL), EIGHT, keep=4)
+    here, _ = play(Simulate(), star("fedavg", algorithm=algorithm))
+    there, _ = play(Processes(), star("fedavg", algorithm=algorithm))
+    assert here == there
+
+
+def test_submodels_fetch_their_rows_in_full_and_keep_nothing():
+    of = star("fedsubavg capped", algorithm=Downlink(FedSubAvg("count", LOCAL), EIGHT))
+    states, reason = Simulate().run(of.programs(), of.population, Log())
+    assert reason == "done"
+    assert all(not states[client].own.value for client in of.population.clients)
+    assert all(states[client].own.inner is None for client in of.population.clients)
+
+
+def test_downlink_refuses():
+    params = {"w": torch.zeros(40)}
+    with pytest.raises(ValueError, match=r"Downlink\(keep=0\): must be at least 1, got 0\. 16 is usual\."):
+        Downlink(FedAvg(), Sign(), keep=0)
+    with pytest.raises(CompositionError, match=r"needs a transform that keeps nothing, got one with memory\."):
+        Downlink(FedAvg(), ErrorFeedback(Sign())).init(params, None)
+    with pytest.raises(CompositionError, match=r"needs a transform whose messages differ in their tensors only"):
+        Downlink(FedAvg(), Threshold(0.5)).init(params, None)
+    with pytest.raises(CompositionError, match=r"has the streams \['shadow', 'steps'\] of its own, got an algorithm"):
+        Downlink(Downlink(FedAvg(), Sign()), Sign()).init(params, None)

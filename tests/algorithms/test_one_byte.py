@@ -1,0 +1,184 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from partwise.algorithms import FedAvg, Ferret, OneByte
+from partwise.algorithms.one_byte import Slopes, from_bytes, to_bytes
+from partwise.channels import Masked, Plain
+from partwise.core.errors import CompositionError
+from partwise.core.model import MeanSquaredError, Model
+from partwise.core.program import SERVER
+from partwise.core.transform import chain
+from partwise.programs.star import Star
+from partwise.runtimes import Processes, Simulate
+from partwise.schedulers import FedBuff, Synchronous
+from partwise.schedulers.staleness import Constant
+from partwise.transforms import Clip
+from toy_federation import LOCAL, model, play, population, star
+from toy_star import Clients, Log
+
+
+def test_bytes():
+    """communication.md §9: the codec."""
+    slopes = torch.tensor([1.0, -0.37, 250.0, 3e-4, 0.0, 1e9, -1e9, -5.5])
+    codes = to_bytes(slopes)
+    assert codes.tolist() == [64, 184, 108, 1, 0, 127, 255, 206]
+    expected = [1.0, -0.367879, 244.692, 3.801e-4, 0.0, 2630.69, -2630.69, -5.754603]
+    assert from_bytes(codes).tolist() == pytest.approx(expected, rel=1e-4)
+    every = torch.arange(256, dtype=torch.uint8)
+    kept = [c for c in range(256) if c & 127]
+    assert to_bytes(from_bytes(every))[kept].tolist() == kept
+    inside = torch.logspace(math.log10(3.9e-4), 3.4, 4001, dtype=torch.float64)
+    worst = float(((from_bytes(to_bytes(inside)).double() - inside).abs() / inside).max())
+    assert 0.06 < worst <= math.exp(1 / 16) - 1 + 1e-6
+    with pytest.raises(ValueError, match=r"Slopes\(\): needs bytes, got torch\.int64\."):
+        Slopes(torch.tensor([1]))
+
+
+class Bowl(nn.Module):
+    """Outputs a x_i, so that half the squared error to 0 is half of a quadratic form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor([1.0, -1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.theta * x  # (n, 2)
+
+
+def test_the_slope_of_a_quadratic_is_exact_for_any_eps():
+    """L = (1/4) sum of (x_j theta_j)²: the gradient is theta_j x_j² / 2."""
+    of = Model(Bowl, MeanSquaredError(), inputs=("x",))
+    clients = Clients([{"x": torch.tensor([[1.0, 3.0]]), "y": torch.zeros(1, 2)}])
+    part = OneByte(1, lr=0.1, eps=0.5, is_coded=False)
+    run = Star(part, Synchronous(1, rounds=1), of, clients, Plain(), seed=3)
+    states, _ = Simulate().run(run.programs(), clients, Log())
+    z = {"theta": torch.zeros(2)}
+    part._direction(z, 0, 0, 0).scatter_add_(z, {"theta": torch.ones(1)})
+    theta = torch.tensor([1.0, -1.0])
+    slope = float(z["theta"] @ (theta * torch.tensor([1.0, 9.0]) / 2))
+    assert states[SERVER].streams["model"]["theta"].tolist() == pytest.approx(
+        (theta - 0.1 * slope * z["theta"]).tolist(), abs=1e-5
+    )
+
+
+PARTS = {
+    "one byte": OneByte(7, samples=3, lr=0.02),
+    "float": OneByte(7, samples=3, lr=0.02, is_coded=False, normaliser="mean"),
+    "ferret": Ferret(60, lr=0.3, local=LOCAL),
+    "short log": Ferret(60, lr=0.3, local=LOCAL, keep=2),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_replica_is_the_server_s_model_of_its_version(name):
+    """Also of those who were away, who made the same steps from the same numbers, to the last bit."""
+    of, log = star("fedavg", algorithm=PARTS[name], scheduler=Synchronous(cohort=3, rounds=8)), Log()
+    states, reason = Simulate().run(of.programs(), of.population, log)
+    assert (reason, log.of("lost")) == ("done", [])
+    by_version = {}
+    for client in of.population.clients:
+        own = states[client].own
+        if own.value:
+            by_version.setdefault(own.version, []).append(own.value)
+    assert max(map(len, by_version.values())) == 3
+    for copies in by_version.values():
+        assert all(torch.equal(copy[n], copies[0][n]) for copy in copies for n in copy)
+    again = star("fedavg", algorithm=PARTS[name], scheduler=Synchronous(cohort=3, rounds=max(by_version)))
+    server = Simulate().run(again.programs(), of.population, Log())[0][SERVER].streams["model"]
+    assert all(torch.equal(t, by_version[max(by_version)][0][n]) for n, t in server.items())
+
+
+@pytest.mark.parametrize("name", ["one byte", "ferret"])
+def test_processes_end_with_the_same_bits(name):
+    here, _ = play(Simulate(), star("fedavg", algorithm=PARTS[name], rounds=3))
+    there, _ = play(Processes(), star("fedavg", algorithm=PARTS[name], rounds=3))
+    assert here == there
+
+
+class Traffic(Log):
+    def ended(self, world, reason):
+        super().ended(world, reason)
+        self.bytes = world.traffic.uplink, world.traffic.downlink
+
+
+def cost(algorithm, rounds=8):
+    of, log = star("fedavg", algorithm=algorithm, scheduler=Synchronous(cohort=7, rounds=rounds)), Traffic()
+    Simulate().run(of.programs(), of.population, log)
+    return log.of("commit")[0]["loss"], log.of("commit")[-1]["loss"], log.bytes
+
+
+def test_ferret_learns_as_federated_averaging_does():
+    start, plain, _ = cost(FedAvg(LOCAL))
+    _, many, _ = cost(Ferret(1000, local=LOCAL))
+    assert many == pytest.approx(plain, rel=0.1)
+    assert plain < 0.97 * start
+
+
+def test_one_byte_a_sample_crosses_the_link():
+    """Uplink: 20 samples instead of one are 19 bytes more a round and client; downlink, seven clients' of them."""
+    one, many = (cost(OneByte(7, samples=s, lr=1e-3), rounds=2)[2] for s in (1, 20))
+    assert many[0] - one[0] == pytest.approx(2 * 7 * 19, abs=2 * 7 * 8)
+    assert many[1] - one[1] <= 7 * 7 * 19 + 2 * 7 * 8
+
+
+def test_bytes_are_as_good_as_floats():
+    losses = []
+    for is_coded in (True, False):
+        part = OneByte(7, samples=4, lr=0.05, is_coded=is_coded)
+        of = star("fedavg", algorithm=part, scheduler=Synchronous(cohort=7, rounds=6))
+        states, _ = Simulate().run(of.programs(), of.population, Log())
+        losses.append(_loss(of, states[SERVER].streams["model"]))
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] < 0.97 * _loss(of, of.initial())
+
+
+def _loss(of, params):
+    total = [of.model.losses(params, d.batch(torch.arange(len(d)))) for d in map(of.population.data, range(7))]
+    return float(torch.cat(total).mean())
+
+
+def test_ferret_under_masks_is_ferret_in_the_clear():
+    part = Ferret(60, lr=0.3, local=LOCAL, weights="uniform")
+    chains = {"numbers": chain(Clip(0.5))}
+    masked = Masked(limit=0.5, bits=24, max_weight=1, min_contributors=3, binds_model=False)
+    found = []
+    for channel in (Plain(), masked):
+        of, log = star("fedavg", algorithm=part, channel=channel, client_chain=chains, rounds=3), Log()
+        states, reason = Simulate().run(of.programs(), of.population, log)
+        assert (reason, log.of("lost"), log.of("skipped")) == ("done", [], [])
+        found.append(states[SERVER].streams["model"])
+    assert all(torch.allclose(found[0][n], found[1][n], atol=1e-3) for n in found[0])
+
+
+def test_the_scale_of_the_release_is_a_third():
+    start = star("fedavg").initial()
+    moved = []
+    for scale in ("unbiased", "release"):
+        of = star("fedavg", algorithm=Ferret(60, local=LOCAL, scale=scale), rounds=1)
+        model_ = Simulate().run(of.programs(), of.population, Log())[0][SERVER].streams["model"]
+        moved.append({n: t - start[n] for n, t in model_.items()})
+    assert all(torch.allclose(moved[0][n], 3 * moved[1][n], atol=1e-5) for n in start)
+
+
+def test_they_refuse():
+    with pytest.raises(
+        ValueError, match=r"OneByte\(num_clients=0, .*needs clients, samples, a rate and an eps above 0"
+    ):
+        OneByte(0)
+    with pytest.raises(ValueError, match=r"OneByte\(normaliser='n'\): must be 'sqrt' or 'mean'\."):
+        OneByte(1, normaliser="n")
+    with pytest.raises(ValueError, match=r"Ferret\(directions=0, .*needs directions, a rate above 0 and two versions"):
+        Ferret(0)
+    with pytest.raises(ValueError, match=r"Ferret\(scale='third'\): must be 'unbiased' or 'release'\."):
+        Ferret(scale="third")
+    few = star("fedavg", algorithm=OneByte(2), rounds=1)
+    log = Log()
+    Simulate().run(few.programs(), few.population, log)
+    assert "must be at least the number of clients, got client" in log.of("lost")[0]["reason"]
+    buffer = FedBuff(buffer=2, versions=3, staleness=Constant(), replace="commit", concurrency=4)
+    late = Star(PARTS["ferret"], buffer, model(), population(), Plain(), seed=3)
+    with pytest.raises(CompositionError, match=r"adds numbers of one version's directions, got replies of versions"):
+        Simulate().run(late.programs(), late.population, Log())

@@ -1,0 +1,156 @@
+"""Outer steps on the worked examples of communication.md §1, §5, §7 and §8."""
+
+import math
+
+import pytest
+import torch
+
+from partwise.algorithms import CO2, LANS, Downlink, FedAvg, FedSubAvg, SignMomentum
+from partwise.core.errors import CompositionError
+from partwise.core.index import Coords, Rows, Whole
+from partwise.core.transform import chain
+from partwise.core.update import Update
+from partwise.transforms import ErrorFeedback, ServerSGD, Sign
+from toy_slopes import linear, quadratic, steps, theta_after
+
+TWO = quadratic((0.0, 4.0), 1.0)
+LOCAL = FedAvg(steps(0.25, 2), "uniform")
+
+
+def path(algorithm, rounds, of=TWO, **more):
+    return [theta_after(of, algorithm, n, **more)[0] for n in range(rounds + 1)]
+
+
+def test_local_sgd_and_diloco():
+    assert path(LOCAL, 4) == pytest.approx([1, 1.4375, 1.68359375, 1.82202148, 1.89988709], abs=1e-8)
+    outer = {"model": chain(ServerSGD(lr=0.7, momentum=0.9, nesterov=True))}
+    assert path(LOCAL, 3, server_chain=outer) == pytest.approx([1, 1.581875, 2.0732340, 2.3575983], abs=1e-7)
+    slowmo = {"model": chain(ServerSGD(lr=1.0, momentum=0.5))}
+    assert path(LOCAL, 4, server_chain=slowmo) == pytest.approx([1, 1.4375, 1.90234375, 2.17749023, 2.23741150])
+    plain = {"model": chain(ServerSGD(lr=1.0, momentum=0.0, nesterov=True))}
+    assert path(LOCAL, 3, server_chain=plain) == pytest.approx(path(LOCAL, 3), abs=1e-12)
+
+
+def test_idle_coordinates_are_frozen():
+    """communication.md §0: A holds {0, 1}, B holds {0}; coordinate 1 keeps value and momentum while nobody holds it."""
+    outer = ServerSGD(lr=0.7, momentum=0.9, nesterov=True)
+    w = {"w": torch.ones(2, dtype=torch.float64)}
+    state = outer.init(w)
+    both = Update(Whole({"w": (2,)}), {"w": -torch.tensor([0.6, 0.2], dtype=torch.float64)})
+    first = Update(Coords({"w": (2,)}, {"w": torch.tensor([0])}), {"w": -torch.tensor([0.1], dtype=torch.float64)})
+    for update, expected in ((both, [0.202, 0.734]), (first, [-0.2712, 0.734])):
+        step, state = outer.apply(update, state, torch.Generator())
+        step.index.scatter_add_(w, step.values())
+        assert w["w"].tolist() == pytest.approx(expected)
+    assert state["m"]["w"].tolist() == pytest.approx([-0.64, -0.2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"beta": 0.0}, [1, 1, 1.4375, 1.875, 2.12109375, 2.17578125, 2.12280273]),
+        ({"beta": 0.2}, [1, 1, 1.4375, 1.9625, 2.31359375, 2.40021875, 2.28034648]),
+        ({"beta": 0.0, "clip": 0.5}, [1, 1, 1.125, 1.25, 1.375]),
+    ],
+    ids=["no momentum", "momentum", "clipped"],
+)
+def test_co2(settings, expected):
+    part = CO2(LOCAL, 0.25, **{"gap": "constant", "clip": math.inf, **settings})
+    assert path(part, len(expected) - 1) == pytest.approx(expected, abs=1e-8)
+
+
+def test_the_gap_holds_back():
+    """Lambda = 1 + |x - x_before| / C in plain numbers, for the first five rounds."""
+    x, moved, pace, m, waiting, expected = 1.0, 0.0, 0.0, 0.0, 0.0, [1.0]
+    for _ in range(5):
+        ends = [c + (x - c) * 0.75**2 for c in (0.0, 4.0)]
+        pace = 0.9 * pace + 0.1 * abs(moved)
+        lag = 1 + abs(moved) / pace if pace else 1.0
+        m = 0.5 * m - waiting / (0.25 * lag)
+        waiting = sum(ends) / 2 - x
+        moved = -0.25 * m
+        x += moved
+        expected.append(x)
+    found = path(CO2(LOCAL, 0.25, beta=0.5, clip=math.inf), 5)
+    assert found == pytest.approx(expected)
+    constant = path(CO2(LOCAL, 0.25, beta=0.5, clip=math.inf, gap="constant"), 5)
+    assert abs(found[3] - 1) < abs(constant[3] - 1)
+
+
+def committed(part, params, *values, index=None):
+    """The model after commits of these aggregates."""
+    state = part.init(params, None)
+    for value in values:
+        update = Update(index or Whole({"w": tuple(params["w"].shape)}), {"w": torch.tensor(value).double()}, 1.0)
+        state = part.commit(state, {"model": update}, ())
+    return state
+
+
+def test_sign_momentum():
+    part, x = SignMomentum(FedAvg(), gamma=0.1), {"w": torch.ones(1, dtype=torch.float64)}
+    one = committed(part, x, [-0.03])
+    two = committed(part, x, [-0.03], [0.12])
+    assert [float(s["model"]["w"]) for s in (one, two)] == pytest.approx([0.89, 0.9811])
+    assert [float(s["momentum"]["w"]) for s in (one, two)] == pytest.approx([0.006, -0.01812])
+    large = committed(part, x, [-30.0], [120.0])
+    assert torch.equal(large["model"]["w"], two["model"]["w"])
+
+
+def test_sign_momentum_is_lion_for_one_step():
+    """Lion in plain numbers: learning rate lr gamma, gradients of (theta - 0)² / 2 and (theta - 4)² / 2."""
+    x, m, expected = 1.0, 0.0, []
+    for _ in range(6):
+        g = ((x - 0.0) + (x - 4.0)) / 2
+        u = 0.95 * m + 0.05 * g
+        x, m = (1 - 0.5 * 0.25 * 0.1) * x - 0.5 * 0.25 * ((u > 0) - (u < 0)), 0.98 * m + 0.02 * g
+        expected.append(x)
+    part = SignMomentum(FedAvg(steps(0.25), "uniform"), gamma=0.25, lr=0.5)
+    assert path(part, 6)[1:] == pytest.approx(expected, abs=1e-12)
+
+
+def test_sign_momentum_leaves_alone_what_nobody_holds():
+    x = {"w": torch.ones(3, dtype=torch.float64)}
+    state = committed(
+        SignMomentum(FedSubAvg("count"), 0.1), x, [-0.3], index=Rows({"w": (3,)}, {"w": torch.tensor([1])})
+    )
+    assert state["model"]["w"].tolist() == [1.0, 0.89, 1.0]
+    assert (state["momentum"]["w"] != 0).tolist() == [False, True, False]
+
+
+def test_lans():
+    part, x = LANS(FedAvg(), lr=0.1), {"w": torch.tensor([3.0, 4.0], dtype=torch.float64)}
+    assert committed(part, x, [-2.0, 2.0])["model"]["w"].tolist() == pytest.approx([2.634236, 4.340906], abs=1e-6)
+    small = committed(part, x, [-0.02, 0.02], [-0.01, 0.03])["model"]["w"]
+    large = committed(part, x, [-20.0, 20.0], [-100.0, 300.0])["model"]["w"]
+    assert small.tolist() == pytest.approx(large.tolist(), rel=1e-3)  # eps beside a length of 0.02
+
+
+def test_clan_compresses_both_ways():
+    """One local step, scaled signs up and down: the slopes of two clients, and a model that still gets there."""
+    of = quadratic((0.0, 4.0), 1.0)
+    part = Downlink(LANS(FedAvg(steps(1.0), "uniform"), lr=0.05, decay=0.0), Sign())
+    clan = theta_after(of, part, 40, client_chain={"model": ErrorFeedback(Sign())})
+    assert clan == pytest.approx([2.0], abs=0.2)
+    plain = linear([[(1.0, -2.0)], [(3.0, 2.0)]], (1.0, 1.0))
+    down = theta_after(plain, Downlink(FedAvg(steps(0.1), "uniform"), Sign()), 5)
+    assert down == pytest.approx(theta_after(plain, FedAvg(steps(0.1), "uniform"), 5), abs=1e-12)
+
+
+def test_they_refuse():
+    for make, message in (
+        (lambda: SignMomentum(FedAvg(), 0.0), r"SignMomentum\(gamma=0\.0\): must be above 0, got 0\.0\."),
+        (lambda: SignMomentum(FedAvg(), 0.1, beta1=1.0), r"SignMomentum\(beta1=1\.0\): must lie in \[0, 1\), got 1\.0"),
+        (lambda: SignMomentum(FedAvg(), 0.1, decay=-1), r"SignMomentum\(decay=-1\): must be at least 0, got -1\."),
+        (lambda: CO2(FedAvg(), 0.1, clip=0.0), r"CO2\(clip=0\.0\): must be above 0, got 0\.0\."),
+        (lambda: CO2(FedAvg(), 0.1, gap="some"), r"CO2\(gap='some'\): must be 'moved' or 'constant', got 'some'\."),
+        (lambda: LANS(FedAvg(), lr=0.0), r"LANS\(lr=0\.0\): must be above 0, got 0\.0\."),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    params = {"w": torch.zeros(2)}
+    with pytest.raises(CompositionError, match=r"has the streams \['momentum'\] of its own, got an algorithm that has"):
+        SignMomentum(SignMomentum(FedAvg(), 0.1), 0.1).init(params, None)
+    part = LANS(FedAvg())
+    held = Update(Rows({"w": (2,)}, {"w": torch.tensor([0])}), {"w": torch.ones(1)})
+    with pytest.raises(CompositionError, match=r"takes lengths of whole parameters, got \['w'\] held in part"):
+        part.commit(part.init(params, None), {"model": held}, ())

@@ -1,0 +1,35 @@
+"""`partwise attack`."""
+
+import json
+
+from toy_cli import call
+
+CLIENTS = ("scheduler.cohort=7", "scheduler.rounds=2")
+GRID = (*CLIENTS, "--rule", "Mean", "--rule", '{name="Krum", f=3}', "--attack", '{name="SignFlip", scale=5.0}')
+
+
+def test_table_of_a_set_up_under_attack(here):
+    told = call("attack", "tiny.toml", *GRID, "--share", "0.3", "--folder", "out")[0]
+    lines = (here / "out" / "table.md").read_text().splitlines()
+    assert lines[0] == "| rule | none | SignFlip, scale=5.0 0.3 |"
+    assert lines[3] == "| Krum, f=3 | refused | refused |"
+    assert "Krum, f=3 / none: refused: Krum(f=3): needs at least 2f+3 = 9 updates, got 7." in told
+    rows = [json.loads(line) for line in (here / "out" / "trials.jsonl").read_text().splitlines()]
+    assert [(r["rule"], r["share"], r["versions"]) for r in rows[:2]] == [("Mean", 0.0, 2), ("Mean", 0.3, 2)]
+    assert rows[0]["score"] != rows[1]["score"]
+    assert (here / "out" / "heat.svg").stat().st_size > 1000
+
+
+def test_it_goes_on_where_it_was(here):
+    call("attack", "tiny.toml", *CLIENTS, "--attack", "SignFlip", "--folder", "out")
+    before = (here / "out" / "trials.jsonl").read_text()
+    call("attack", "tiny.toml", *CLIENTS, "--attack", "SignFlip", "--seeds", "2", "--folder", "out")
+    after = (here / "out" / "trials.jsonl").read_text()
+    assert after.startswith(before)
+    assert len(after.splitlines()) == 4
+
+
+def test_faults_of_what_is_typed_are_told_at_once(here):
+    said = call("attack", "tiny.toml", *CLIENTS, "--attack", "SingFlip", "--folder", "out", code=2)[1]
+    assert "SingFlip" in said
+    assert not (here / "out").exists()

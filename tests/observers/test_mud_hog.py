@@ -1,0 +1,154 @@
+"""MUD-HoG: the sequences of robustness.md §10, and a crowd of four kinds of hostile clients."""
+
+import math
+
+import pytest
+import torch
+
+from partwise.aggregators import Mean, Median, Watch
+from partwise.core.index import Coords
+from partwise.core.update import Update
+from partwise.observers import MUDHoG
+from partwise.observers.clusters import dbscan, gap_threshold, silhouette, two_means
+from partwise.observers.mud_hog import History
+from toy_updates import senders, whole
+
+
+def squared(points):
+    return torch.tensor([[math.dist(a, b) ** 2 for b in points] for a in points], dtype=torch.float64)
+
+
+def test_gap_threshold_by_hand():
+    assert gap_threshold([0.9, 0.1, 0.95, 0.2]) == (pytest.approx(0.55), pytest.approx(0.7))
+
+
+def test_dbscan_by_hand():
+    points = [(0, 0), (0, 1), (1, 0), (10, 10), (10, 11), (11, 10), (50, 0)]
+    assert dbscan(squared(points), eps=1.1, min_samples=3) == [0, 0, 0, 1, 1, 1, -1]
+    chain = [(float(i), 0.0) for i in range(5)]
+    assert dbscan(squared(chain), eps=1.0, min_samples=3) == [0] * 5  # its ends are reached, and no cores
+    assert dbscan(squared(chain), eps=0.5, min_samples=2) == [-1] * 5
+
+
+def test_two_means_and_silhouette():
+    points = [(0, 0), (0, 1), (1, 0), (10, 10), (10, 11), (0.5, 0.5)]
+    second = two_means(squared(points))
+    groups = {tuple(i for i in range(6) if bool(second[i]) == side) for side in (True, False)}
+    assert groups == {(0, 1, 2, 5), (3, 4)}
+    assert silhouette(squared(points), second) > 0.8
+    one = torch.randn(20, 30, generator=torch.Generator().manual_seed(1)).tolist()
+    assert silhouette(squared(one), two_means(squared(one))) < 0.1
+
+
+PARAMS = {"w": torch.zeros(1, dtype=torch.float64)}
+
+
+def histories(part, values):
+    state, found = part.init(PARAMS, None), []
+    for value in values:
+        part._remember_(state.clients.setdefault(0, History()), whole([[float(value)]])[0], PARAMS)
+        history = state.clients[0]
+        found.append((float(part.short(history, PARAMS).values()["w"]), float(history.total.values()["w"])))
+    return found
+
+
+def test_short_and_long_histories_of_the_table():
+    short, long = zip(*histories(MUDHoG(), [1, 2, 3, 10, 20, 30]), strict=True)
+    assert short == (1.0, 1.5, 2.0, 5.0, 11.0, 20.0)
+    assert long == (1.0, 3.0, 6.0, 16.0, 36.0, 66.0)
+
+
+def test_released_code_freezes_the_short_history():
+    short, long = zip(*histories(MUDHoG(legacy_frozen_short=True), [1, 2, 3, 10, 20, 30]), strict=True)
+    assert short == (1.0, 1.5, 2.0, 2.0, 2.0, 2.0)
+    assert long[-1] == 66.0
+
+
+def test_history_of_a_submodel_is_by_the_rounds_in_which_it_was_held():
+    part, params, history = MUDHoG(), {"w": torch.zeros(3).double()}, History()
+    for held, value in (([0, 1], 2.0), ([1, 2], 4.0)):
+        index = Coords({"w": (3,)}, {"w": torch.tensor(held)})
+        part._remember_(history, Update(index, {"w": torch.full((2,), value).double()}), params)
+    assert part.short(history, params).values()["w"].tolist() == [2.0, 3.0, 4.0]
+    assert history.total.values()["w"].tolist() == [2.0, 6.0, 4.0]
+
+
+def watched(part, rounds, state=None):
+    """The verdicts of each round. rounds: rows of each."""
+    params = {"w": torch.zeros(len(rounds[0][0])).double()}
+    state, found = part.init(params, None) if state is None else state, []
+    for rows in rounds:
+        verdicts, state = part.judge(whole(rows), senders(len(rows)), state, params)
+        found.append({v.client: (v.kind, v.is_confirmed) for v in verdicts})
+    return found
+
+
+def test_sign_flip_of_the_table_and_its_confirmation():
+    """Flagged from round 3 on, the first in which anybody is; confirmed in round 4."""
+    rows = [[1.0, 0.2], [0.9, 0.1], [1.1, 0.3], [-1.0, -0.2]]
+    found = watched(MUDHoG(min_overlap=1), [rows] * 4)
+    assert found == [{}, {}, {3: ("sign flip", False)}, {3: ("sign flip", True)}]
+
+
+def crowd(rounds, size=400, seed=0):
+    """40 clients: 21 honest of whom 4 are unreliable, 5 flip signs, 6 add noise, 8 are after a class of their own."""
+    rng = torch.Generator().manual_seed(seed)
+    way, goal = torch.randn(size, generator=rng).double(), torch.randn(size, generator=rng).double()
+    found = []
+    for _ in range(rounds):
+        rows = []
+        for client in range(40):
+            own = way + 0.3 * torch.randn(size, generator=rng).double()
+            if client < 5:
+                own = -own
+            elif client < 11:
+                own = own + 3.0 * torch.randn(size, generator=rng).double()
+            elif client < 19:
+                own = way + 0.6 * goal + 0.3 * torch.randn(size, generator=rng).double()
+            elif client < 23:
+                own = 0.9 * way + 0.8 * torch.randn(size, generator=rng).double()
+            rows.append(own.tolist())
+        found.append(rows)
+    return found
+
+
+def test_19_of_40_hostile_clients_in_their_kinds():
+    last = watched(MUDHoG(eps=0.7), crowd(12))[-1]
+    kinds = {"sign flip": range(5), "noise": range(5, 11), "targeted": range(11, 19), "unreliable": range(19, 23)}
+    for kind, clients in kinds.items():
+        assert {c for c, (k, sure) in last.items() if k == kind and sure} == set(clients), kind
+    assert set(last) == set(range(23))
+
+
+def test_nobody_is_accused_where_all_are_honest():
+    rng = torch.Generator().manual_seed(3)
+    way = torch.randn(200, generator=rng).double()
+    rounds = [(way + 0.4 * torch.randn(15, 200, generator=rng).double()).tolist() for _ in range(10)]
+    assert watched(MUDHoG(), rounds) == [{}] * 10
+
+
+def test_watch_reports_or_excludes():
+    rows = [[1.0, 0.2], [0.9, 0.1], [1.1, 0.3], [-100.0, -0.2]]
+    params, results = {"w": torch.zeros(2).double()}, {}
+    for exclude in (False, True):
+        part = Watch(MUDHoG(min_overlap=1), Mean("holders"), exclude=exclude)
+        state = part.init(params, None)
+        for _ in range(4):
+            got, state = part.reduce(whole(rows), state, params, senders(4))
+        results[exclude] = got.values()["w"].tolist()
+        told = part.told(state)
+        assert told["suspects"][0]["client"] == 3
+        assert told["suspects"][0]["kind"] == "sign flip"
+        assert told["excluded"] == ([3] if exclude else [])
+    assert results[False][0] == pytest.approx((3.0 - 100.0) / 4)
+    assert results[True] == pytest.approx([1.0, 0.2])
+    with pytest.raises(ValueError, match=r"Watch\(MUDHoG\(.*\)\): needs to know who sent each update, got 4"):
+        part.reduce(whole(rows), state, params)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"MUDHoG\(window=0\): must be at least 1, got 0\."):
+        MUDHoG(window=0)
+    with pytest.raises(ValueError, match=r"MUDHoG\(eps=0\.0\): must be above 0, got 0\.0\."):
+        MUDHoG(eps=0.0)
+    assert Watch(MUDHoG(), Median()).inner == Median()

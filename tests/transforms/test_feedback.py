@@ -1,0 +1,171 @@
+import pytest
+import torch
+
+from partwise.core.codec import decode, encode, encoded_size
+from partwise.core.compressor import common
+from partwise.core.index import Coords, Rows, Whole
+from partwise.core.transform import Identity
+from partwise.core.update import Update, scale
+from partwise.testing.examples import example_indices, example_params, example_update
+from partwise.transforms import (
+    Clip,
+    Eden,
+    ErrorFeedback,
+    FedZip,
+    Halved,
+    LowRank,
+    Quantize,
+    RandomK,
+    Sign,
+    Threshold,
+    TopK,
+)
+from toy_sent import RNG, at_coords, dense, whole
+
+
+def owed(state, name="w"):
+    """Position -> what is owed there."""
+    if name not in state.value:
+        return {}
+    value = state.value[name].tolist()
+    at = state.at[name].tolist() if name in state.at else range(len(value))
+    return {i: x for i, x in zip(at, value, strict=True) if x}
+
+
+def test_trace_with_a_constant_gradient():
+    """communication.md §15.1: g = (3, -1, 0.5, -2), rate 0.1, k = 1, w = 0."""
+    part = ErrorFeedback(TopK(k=1))
+    state, w, sends = part.init({}), [0.0] * 4, []
+    for _ in range(3):
+        sent, state = part.apply(scale(whole(3.0, -1.0, 0.5, -2.0), -0.1), state, RNG)
+        ((position,),) = [sent.index.coords("w").tolist()]
+        sends.append((position, float(sent.values()["w"])))
+        w[position] += sends[-1][1]
+        if len(sends) == 2:
+            assert owed(state) == pytest.approx({0: -0.3, 1: 0.2, 2: -0.1}, abs=1e-12)
+    assert [p for p, _ in sends] == [0, 3, 0]
+    assert [x for _, x in sends] == pytest.approx([-0.3, 0.4, -0.6])
+    assert w == pytest.approx([-0.9, 0.0, 0.0, 0.4])
+    virtual = [w[i] + owed(state).get(i, 0.0) for i in range(4)]
+    assert virtual == pytest.approx([-0.9, 0.3, -0.15, 0.6])
+
+
+@pytest.mark.parametrize("when_absent", ["carry", "flush", "drop"])
+def test_trace_with_a_changing_submodel(when_absent):
+    """communication.md §15.1, submodel carry; then coordinate 1 returns."""
+    part = ErrorFeedback(TopK(k=1), when_absent=when_absent)
+    sent, state = part.apply(at_coords(4, [0, 1, 2], [3.0, -1.0, 0.5]), part.init({}), RNG)
+    assert dense(sent, {"w": (4,)}) == {"w": [3.0, 0.0, 0.0, 0.0]}
+    assert owed(state) == {1: -1.0, 2: 0.5}
+    sent, state = part.apply(at_coords(4, [0, 2, 3], [0.1, 0.2, -0.3]), state, RNG)
+    flushed = -1.0 if when_absent == "flush" else 0.0
+    assert dense(sent, {"w": (4,)})["w"] == pytest.approx([0.0, flushed, 0.7, 0.0])
+    assert owed(state) == pytest.approx({0: 0.1, 3: -0.3, **({1: -1.0} if when_absent == "carry" else {})})
+    sent, state = part.apply(at_coords(4, [1], [0.25]), state, RNG)
+    expected = {"carry": [0.0, -0.75, 0.0, 0.0], "flush": [0.1, 0.25, 0.0, -0.3], "drop": [0.0, 0.25, 0.0, 0.0]}
+    assert dense(sent, {"w": (4,)})["w"] == pytest.approx(expected[when_absent])
+    assert owed(state) == pytest.approx({0: 0.1, 3: -0.3} if when_absent == "carry" else {})
+
+
+LOSSY = [
+    TopK(ratio=0.2),
+    TopK(ratio=0.2, sample=9),
+    RandomK(0.3),
+    Threshold(0.4),
+    Sign(),
+    Sign(scaled=False),
+    Quantize(bits=4, bucket=5, scale_by="max", rounding="nearest"),
+    Eden(unbiased=False),
+    LowRank(1),
+    FedZip(ratio=0.3),
+    Halved(),
+    Clip(0.5),
+]
+
+
+@pytest.mark.parametrize("inner", LOSSY, ids=repr)
+@pytest.mark.parametrize("when_absent", ["carry", "flush"])
+def test_what_is_sent_and_what_is_owed_add_up(inner, when_absent):
+    """Residual + sent = owed over 40 rounds in which the submodel changes, per coordinate, in float64."""
+    params = example_params(torch.float64)
+    shapes = {name: tuple(t.shape) for name, t in params.items()}
+    indices = list(example_indices(params).values())
+    part = ErrorFeedback(inner, when_absent)
+    state, wanted = part.init(params), dense(Update(Coords({}, {}), {}), shapes)
+    got = {name: [0.0] * len(flat) for name, flat in wanted.items()}
+    for step in range(40):
+        update = example_update(indices[step % len(indices)], params, seed=step)
+        before = encode(update)
+        sent, state = common(part, step).apply(update, state, RNG)
+        assert encode(update) == before
+        state = decode(bytearray(encode(state)))
+        for total, one in ((wanted, dense(update, shapes)), (got, dense(sent, shapes))):
+            for name, flat in one.items():
+                total[name] = [a + b for a, b in zip(total[name], flat, strict=True)]
+    for name in shapes:
+        balance = [x + owed(state, name).get(i, 0.0) for i, x in enumerate(got[name])]
+        assert balance == pytest.approx(wanted[name], abs=1e-11)
+
+
+def test_residual_is_sparse():
+    """Bytes follow what is held, not the size of the model."""
+    part = ErrorFeedback(TopK(k=1))
+    index = Rows({"E": (1_000_000, 8)}, {"E": torch.tensor([3, 999_999])})
+    _, state = part.apply(Update(index, {"E": torch.ones(2, 8)}), part.init({}), RNG)
+    assert state.at["E"].numel() == 15
+    assert int(state.at["E"][-1]) == 7_999_999
+    assert encoded_size(state) < 500
+
+
+def test_nothing_is_kept_where_nothing_is_owed():
+    part = ErrorFeedback(Identity())
+    _, state = part.apply(whole(3.0, -1.0), part.init({}), RNG)
+    assert (state.at, state.value) == ({}, {})
+
+
+def test_it_corrects_any_loss():
+    part = ErrorFeedback(Clip(1.0))
+    sent, state = part.apply(whole(3.0, -4.0), part.init({}), RNG)
+    assert sent.values()["w"].tolist() == pytest.approx([0.6, -0.8])
+    assert owed(state) == pytest.approx({0: 2.4, 1: -3.2})
+
+
+def test_what_leaves_with_a_whole_parameter_is_flushed():
+    """Its shape is remembered, also through a checkpoint; what is still held stays packed."""
+    part = ErrorFeedback(TopK(k=2), when_absent="flush")
+    index = Whole({"a": (2, 2), "b": (3,)})
+    values = {"a": torch.tensor([[5.0, 0.0], [1.0, 2.0]]), "b": torch.tensor([4.0, 0.25, 3.0])}
+    _, state = part.apply(Update(index, values, 2.0), part.init({}), RNG)
+    state = decode(bytearray(encode(state)))
+    sent, state = part.apply(Update(Whole({"b": (3,)}), {"b": torch.zeros(3)}, 2.0), state, RNG)
+    assert dense(sent, index.shapes) == {"a": [0.0, 0.0, 1.0, 2.0], "b": [0.0, 0.25, 3.0]}
+    assert (sent.weight, owed(state), state.value, state.shapes) == (2.0, {}, {}, {})
+
+
+def test_flush_needs_one_weight():
+    part = ErrorFeedback(TopK(k=1), when_absent="flush")
+    _, state = part.apply(at_coords(4, [0, 1], [3.0, -1.0]), part.init({}), RNG)
+    rows = Update(Rows({"w": (4,)}, {"w": torch.tensor([2])}), {"w": torch.ones(1)}, {"w": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"when_absent='flush'\): needs one weight for an update, got weights per row"):
+        part.apply(rows, state, RNG)
+
+
+class Elsewhere:
+    """Sends a coordinate that the client does not hold."""
+
+    def init(self, params):
+        return ()
+
+    def apply(self, update, state, rng):
+        return at_coords(9, [8], [1.0]), state
+
+
+def test_error_feedback_refuses():
+    with pytest.raises(ValueError, match=r"when_absent='keep'\): must be 'carry', 'flush' or 'drop', got 'keep'\."):
+        ErrorFeedback(Identity(), when_absent="keep")
+    for unbiased in (Quantize(), RandomK(0.1, unbiased=True)):
+        with pytest.raises(ValueError, match=r"ErrorFeedback\(inner=.*needs a compressor that is biased, got one that"):
+            ErrorFeedback(unbiased)
+    part = ErrorFeedback(Elsewhere())
+    with pytest.raises(ValueError, match=r"the inner transform must send held coordinates only, got others of 'w'\."):
+        part.apply(at_coords(9, [1], [2.0]), part.init({}), RNG)

@@ -1,0 +1,120 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from partwise.core.codec import decode, encode, encoded_size
+from partwise.core.errors import ProtocolError
+from partwise.core.index import Whole
+from partwise.core.update import Update
+from partwise.transforms import Eden
+from partwise.transforms.distributed import rotate
+from partwise.transforms.rotation import Turned
+from toy_sent import RNG, sent_by, whole
+
+
+def hadamard(n):
+    """Ones and minus ones, in plain loops: the parity of common bits."""
+    return [[-1.0 if (i & j).bit_count() % 2 else 1.0 for j in range(n)] for i in range(n)]
+
+
+def drive(x, signs, *, unbiased):
+    """DRIVE in plain loops, for a length that is a power of two."""
+    n, h = len(x), hadamard(len(x))
+    turned = [sum(h[i][j] * signs[j] * x[j] for j in range(n)) / math.sqrt(n) for i in range(n)]
+    one = sum(map(abs, turned))
+    scale = sum(a * a for a in x) / one if unbiased else one / n
+    bit = [scale if t >= 0 else -scale for t in turned]
+    return [signs[j] * sum(h[i][j] * bit[i] for i in range(n)) / math.sqrt(n) for j in range(n)]
+
+
+def test_the_oracle_is_the_worked_example():
+    """communication.md §15.5."""
+    x, signs = [3.0, -1.0, 0.5, -2.0], [1.0, -1.0, 1.0, 1.0]
+    found = drive(x, signs, unbiased=True)
+    assert found == pytest.approx([2.192308, -2.192308, 2.192308, -2.192308], abs=1e-6)
+    assert sum((a - b) ** 2 for a, b in zip(found, x, strict=True)) / 14.25 == pytest.approx(0.349112, abs=1e-6)
+    least = drive(x, signs, unbiased=False)
+    assert [abs(a) for a in least] == pytest.approx([1.625] * 4)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 8, 64])
+def test_one_bit_is_drive(size, unbiased):
+    values = torch.randn(size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    sent = sent_by(Eden(unbiased=unbiased), whole(*values.tolist()))
+    seed = sent.value.packed.seed
+    signs = torch.stack([rotate(e, seed) for e in torch.eye(size, dtype=torch.float64)])[:, 0].sign()
+    assert sent.values()["w"].tolist() == pytest.approx(drive(values.tolist(), signs.tolist(), unbiased=unbiased))
+
+
+@pytest.mark.parametrize("bits", [0.3, 1, 1.6, 2, 3, 3.5, 4])
+def test_what_is_decoded_is_as_long_along_the_update(bits):
+    """⟨C(x), x⟩ = ‖x‖² for every draw, also for sizes that are no power of two."""
+    x = torch.randn(777, generator=torch.Generator().manual_seed(3), dtype=torch.float64) ** 3
+    for draw in range(5):
+        rng = torch.Generator().manual_seed(draw)
+        sent, _ = Eden(bits=bits).apply(Update(Whole({"w": (777,)}), {"w": x}), (), rng)
+        assert float(sent.values()["w"] @ x) == pytest.approx(float(x @ x), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("bits", "error"), [(1, math.pi / 2 - 1), (2, 0.1333), (3, 0.0358), (4, 0.00961)], ids=["1", "2", "3", "4"]
+)
+def test_error_of_many_normal_numbers(bits, error):
+    """communication.md §15.5: the limits of many dimensions; 2^16 of them are 2 % off at most."""
+    x = torch.randn(1 << 16, generator=torch.Generator().manual_seed(bits))
+    sent = sent_by(Eden(bits=bits), Update(Whole({"w": (1 << 16,)}), {"w": x}))
+    assert float(((sent.values()["w"] - x) ** 2).sum() / (x**2).sum()) == pytest.approx(error, rel=0.02)
+    if bits == 1:
+        least = sent_by(Eden(bits=1, unbiased=False), Update(Whole({"w": (1 << 16,)}), {"w": x}))
+        lost = float(((least.values()["w"] - x) ** 2).sum() / (x**2).sum())
+        assert lost == pytest.approx(1 - 2 / math.pi, rel=0.02)
+
+
+def test_a_spike_is_recovered_and_three_give_a_third():
+    spike = torch.zeros(1024, dtype=torch.float64)
+    spike[77] = 5.0
+    assert sent_by(Eden(), whole(*spike.tolist())).values()["w"].tolist() == pytest.approx(spike.tolist())
+    spike[[3, 500]] = 5.0
+    got = sent_by(Eden(), whole(*spike.tolist())).values()["w"]
+    assert float(((got - spike) ** 2).sum() / (spike**2).sum()) == pytest.approx(1 / 3)
+
+
+def test_errors_of_many_clients_average_out():
+    x = torch.randn(500, generator=torch.Generator().manual_seed(5))
+    update = Update(Whole({"w": (500,)}), {"w": x})
+    each = [Eden().apply(update, (), torch.Generator().manual_seed(c))[0].values()["w"] for c in range(64)]
+    error = float(((torch.stack(each).mean(0) - x) ** 2).sum() / (x**2).sum())
+    assert error == pytest.approx(0.57 / 64, rel=0.1)
+
+
+def test_bytes():
+    """What is sent is filled up to a power of two."""
+    update = Update(Whole({"w": (513,)}), {"w": torch.randn(513, generator=RNG)})
+    assert sent_by(Eden(bits=4), update).value.packed.low.nbytes == 1024 * 4 // 8
+    halves = sent_by(Eden(bits=2.5), update).value.packed
+    assert abs(halves.low.nbytes * 4 + halves.high.nbytes * 2 - 1024) <= 4 + 3
+    assert encoded_size(sent_by(Eden(), update)) < 1024 / 8 + 300
+
+
+def test_eden_refuses():
+    with pytest.raises(ValueError, match=r"Eden\(bits=5\): must lie in \(0, 4\], got 5\. 1 is DRIVE\."):
+        Eden(bits=5)
+    with pytest.raises(ValueError, match=r"Eden\(.*\): needs a finite update, got NaN or infinity\."):
+        sent_by(Eden(), whole(1.0, math.nan))
+    assert sent_by(Eden(), whole(0.0, 0.0, 0.0)).values()["w"].tolist() == [0.0] * 3
+
+
+def test_what_comes_from_elsewhere_is_checked():
+    packed = sent_by(Eden(bits=2), whole(1.0, -2.0, 0.5)).value.packed
+    assert torch.equal(decode(bytearray(encode(packed))).unpack(), packed.unpack())
+    for wrong in ({"size": 9}, {"size": 2}, {"bits": 9.0}, {"seed": -1}, {"shape": (-3,)}, {"dtype": "int8"}):
+        with pytest.raises(ValueError, match=r"Turned\(.*must be one that `Eden` makes, got another\."):
+            replace(packed, **wrong)
+    with pytest.raises(ValueError, match=r"needs a label for each of 4 coordinates, got 0\."):
+        replace(packed, low=packed.low[:0]).unpack()
+    with pytest.raises(ProtocolError):
+        decode(encode(packed).replace(b"float64", b"floatXX"))
+    assert isinstance(packed, Turned)
