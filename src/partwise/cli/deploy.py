@@ -28,7 +28,7 @@ deploy = typer.Typer(help="A server and nodes on a network, over Flower.", no_ar
 _LOOK_SECONDS = 0.5
 _AGAIN_SECONDS = 5.0  # between two tries of a node to join
 _RESTARTS = 5  # of our part of the run, if its process ends without having said why
-_ENDED = ("done", "target reached", "time is up", "nothing left to do", "interrupted", "client ")
+_ENDED = ("done", "target reached", "time is up", "nothing left to do", "client ")
 
 
 @deploy.callback()
@@ -124,7 +124,7 @@ def _follow(file: ServerFile, link: subprocess.Popen[bytes]) -> str:
             was_there = was_there or is_there
             status = _status(file)
             seen.tell(file)
-            if was_there and not is_there and (_ended(status) or (status and status not in ("running", "failed"))):
+            if not is_there and (_ended(status) or (was_there and status not in ("", "running", "failed"))):
                 return status
             if not is_there and (was_there or time.monotonic() - began > 60.0):
                 typer.echo(f"our part of the run has ended ({status or 'before it began'}); it is started again")
