@@ -13,7 +13,7 @@ DEMO = $(VENV)/bin/partwise demo
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check lint types cover format docs bench bench-peers clean
+.PHONY: help demo test slow network check lint types cover format docs bench bench-peers clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | awk -F ':.*## *' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ test: $(VENV)/.stamp-dev  ## unit tests, doctests and examples
 
 slow: $(VENV)/.stamp-dev  ## the tests that take longer: kills at random moments, published comparisons
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n $(WORKERS) tests
+
+network: $(VENV)-network/.stamp  ## the tests with real nodes over Flower and with Ray's actors, in an environment of their own
+	OMP_NUM_THREADS=1 $(VENV)-network/bin/python -m pytest -m "slow or not slow" tests/deploy tests/runtimes/test_ray.py
 
 check: lint types cover  ## what CI runs: format, lint, types, tests, coverage of at least 90 %
 
@@ -55,7 +58,7 @@ bench-peers: $(VENV)/.stamp-run  ## Partwise beside other frameworks, each in it
 	$(PY) benchmarks/peers/compare.py $(ARGS)
 
 clean:  ## remove the environment, caches and built files
-	rm -rf $(VENV) benchmarks/peers/.envs site build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-network benchmarks/peers/.envs site build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # ---- environment: one stamp per layer, renewed when pyproject.toml or the constraints change ------------------------
 
@@ -77,6 +80,12 @@ $(VENV)/.stamp-run: $(PACKAGE) $(VENV)/.stamp-torch
 $(VENV)/.stamp-dev: $(VENV)/.stamp-run
 	@echo "installing the tools for tests and checks"
 	@$(PIP) -e ".[dev]"
+	@touch $@
+
+$(VENV)-network/.stamp: pyproject.toml constraints/network.txt
+	@$(PYTHON) -m venv $(VENV)-network
+	@$(VENV)-network/bin/python -m pip --disable-pip-version-check install --quiet "$(TORCH)"
+	@$(VENV)-network/bin/python -m pip --disable-pip-version-check install --quiet -c constraints/network.txt -e ".[dev,flower,ray]"
 	@touch $@
 
 $(VENV)/.stamp-docs: $(VENV)/.stamp-run

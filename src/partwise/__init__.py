@@ -188,6 +188,7 @@ if TYPE_CHECKING:
     from partwise.populations import write_folder as write_folder
     from partwise.programs.union import find_union as find_union
     from partwise.runtimes import Processes as Processes
+    from partwise.runtimes import Ray as Ray
     from partwise.runtimes import Simulate as Simulate
     from partwise.runtimes.executors import Auto as Auto
     from partwise.runtimes.executors import Pool as Pool
@@ -400,6 +401,7 @@ _MODULE_OF = {
     "RandomK": "partwise.transforms",
     "RandomRegular": "partwise.channels.graphs",
     "RankVote": "partwise.aggregators",
+    "Ray": "partwise.runtimes",
     "Result": "partwise.experiment",
     "ReversedVote": "partwise.attacks",
     "Rows": "partwise.core.index",

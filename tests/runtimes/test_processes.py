@@ -17,9 +17,9 @@ from partwise.core.errors import ProtocolError
 from partwise.core.program import SERVER
 from partwise.local import LocalTraining
 from partwise.programs.messages import Reply
-from partwise.runtimes import Processes, Simulate, wire, worker
+from partwise.runtimes import Processes, Simulate, transport, wire, worker
 from partwise.runtimes.threads import torch_threads
-from partwise.runtimes.wire import Kind
+from partwise.runtimes.transport import Envelope, Kind
 from partwise.schedulers import Synchronous
 from toy_federation import CASES, LOCAL, outcome, play, population, star
 from toy_star import Log, Saving, everybody, parabolas, workers_end_with
@@ -171,13 +171,13 @@ def swell(parts: list[Any]) -> list[Any]:
     ],
 )
 def test_message_that_cannot_be_read_is_refused_by_name(monkeypatch, spoil, reason):
-    encode_parts = worker.encode_parts
+    encode_parts = transport.encode_parts
 
     def spoiled(body: Any) -> Any:
         is_from_2 = isinstance(body, Reply) and body.examples == 17 and body.id < 7
         return spoil(encode_parts(body)) if is_from_2 else encode_parts(body)
 
-    monkeypatch.setattr(worker, "encode_parts", spoiled)
+    monkeypatch.setattr(transport, "encode_parts", spoiled)
     of, log = odd_star(lambda: None), Log()
     Processes(max_message_bytes=20_000).run(of.programs(), of.population, log)
     (refused,) = log.of("refused")
@@ -193,11 +193,11 @@ def babble(up: Any) -> None:
 
 
 def pretend(up: Any) -> None:
-    SEND(up, Kind.MESSAGE, list(worker.encode_parts("I am client 1")), src=1, dst=SERVER)
+    SEND(up, Envelope(Kind.MESSAGE, 1, SERVER, body=encode("I am client 1")))
 
 
 def overstep(up: Any) -> None:
-    SEND(up, Kind.LOOK)
+    SEND(up, Envelope(Kind.LOOK))
 
 
 def break_off(up: Any) -> None:
@@ -218,14 +218,13 @@ def break_off(up: Any) -> None:
     ],
 )
 def test_worker_that_breaks_the_exchange_is_replaced(monkeypatch, misbehave, reason):
-    original = worker.Worker._send
-
-    def send(self: Any, me: int, to: int, body: Any, after: float) -> None:
+    def send(up: Any, envelope: Envelope) -> None:
+        body = decode(b"".join(envelope.body)) if envelope.kind == Kind.MESSAGE else None
         if isinstance(body, Reply) and body.examples == 17 and body.id < 7:
-            misbehave(self._up)
-        original(self, me, to, body, after)
+            misbehave(up)
+        SEND(up, envelope)
 
-    monkeypatch.setattr(worker.Worker, "_send", send)
+    monkeypatch.setattr(worker, "send", send)
     of, log = odd_star(lambda: None), Log()
     Processes().run(of.programs(), of.population, log)
     lost = log.of("lost")
@@ -261,7 +260,7 @@ def test_worker_that_cannot_start_says_why(monkeypatch, capfd):
         raise OSError("no room at the inn")
 
     monkeypatch.setattr(worker.Worker, "_turn", lambda self: serve(self, None))
-    monkeypatch.setattr(worker, "send", lambda up, kind, *rest, **more: None if kind == 1 else SEND(up, kind, *rest))
+    monkeypatch.setattr(worker, "send", lambda up, envelope: None if envelope.kind == 1 else SEND(up, envelope))
     of = star("fedavg")
     with pytest.raises(ProtocolError, match=r"worker 0: must start, got: OSError: no room at the inn. Look at what"):
         Processes(workers=1).run(of.programs(), of.population, Log())

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from partwise.core.errors import ProtocolError
-from partwise.runtimes.wire import _HEAD, Frame, Kind, Outbox, Reader, send
+from partwise.core.spool import Kept
+from partwise.runtimes.transport import Envelope, Kind
+from partwise.runtimes.wire import _HEAD, Outbox, Reader, send
 
 
 @pytest.fixture
@@ -34,9 +36,9 @@ def test_frames_in_pieces_of_any_size(pair):
             while (frame := reader.read()) is not None:
                 got.append(frame)
         assert got == [
-            Frame(Kind.MESSAGE, 3, -1, 8, 0.5, bytearray(b"hello")),
-            Frame(Kind.READY, 3, -1, 8, 0.5, bytearray()),
-            Frame(Kind.NODE, 3, -1, 8, 0.5, bytearray(b"abc")),
+            Envelope(Kind.MESSAGE, 3, -1, 8, 0.5, bytearray(b"hello")),
+            Envelope(Kind.READY, 3, -1, 8, 0.5, bytearray()),
+            Envelope(Kind.NODE, 3, -1, 8, 0.5, bytearray(b"abc")),
         ]
     assert reader.read() is None
 
@@ -70,7 +72,7 @@ def test_end_of_the_other_side(pair):
     with pytest.raises(EOFError, match="closed"):
         reader.read()
     outbox = Outbox(right)
-    outbox.put(Kind.MESSAGE, lambda: [b"x"])
+    outbox.put(Envelope(Kind.MESSAGE, body=b"x"))
     with pytest.raises(EOFError):
         outbox.flush()
 
@@ -88,15 +90,16 @@ def test_outbox_keeps_order_but_for_what_overtakes(pair):
     big, reader, asked = 4 << 20, Reader(right, 1 << 30), []
     outbox = Outbox(left)
 
-    def body(size: int) -> list[bytes]:
-        asked.append(size)
-        return [b"", bytes(size - 1), b"x"]
+    class Body(Kept):
+        def encoded(self) -> list[bytes]:
+            asked.append(self.tree)
+            return [b"", bytes(self.tree - 1), b"x"]
 
     for size in (big, 11, 12):
-        outbox.put(Kind.MESSAGE, lambda size=size: body(size), number=size)
+        outbox.put(Envelope(Kind.MESSAGE, number=size, body=Body(size)))
     outbox.flush()
     assert asked == [big]  # a body is made when its turn has come
-    assert outbox.numbers() == {11, 12}
+    assert [envelope.number for envelope in outbox.unsent()] == [11, 12]
     outbox.put_first(Kind.LOOK)
     got: list[tuple[Kind, int]] = []
     while len(got) < 2:
@@ -112,8 +115,8 @@ def test_outbox_keeps_order_but_for_what_overtakes(pair):
 
 def test_send_waits_until_all_is_gone(pair):
     left, right = pair
-    send(left, Kind.IDLE, number=17)
-    send(left, Kind.MESSAGE, [bytes(2), memoryview(b"abc")], src=1, dst=2, after=1.5)
+    send(left, Envelope(Kind.IDLE, number=17))
+    send(left, Envelope(Kind.MESSAGE, 1, 2, after=1.5, body=[bytes(2), memoryview(b"abc")]))
     reader = Reader(right, 10)
-    assert reader.read() == Frame(Kind.IDLE, 0, 0, 17, 0.0, bytearray())
-    assert reader.read() == Frame(Kind.MESSAGE, 1, 2, 0, 1.5, bytearray(b"\0\0abc"))
+    assert reader.read() == Envelope(Kind.IDLE, 0, 0, 17, 0.0, bytearray())
+    assert reader.read() == Envelope(Kind.MESSAGE, 1, 2, 0, 1.5, bytearray(b"\0\0abc"))

@@ -6,8 +6,10 @@ from partwise.cli.app import app
 from partwise.cli.attack import attack_command
 from partwise.cli.compare import compare_command
 from partwise.cli.demo import demo_command
+from partwise.cli.deploy import deploy
 from partwise.cli.doctor import doctor_command
 from partwise.cli.look import list_command, parts_command, report_command, show_command
+from partwise.cli.node import node
 from partwise.cli.page import page_command
 from partwise.cli.populations import data
 from partwise.cli.rehearse import rehearse_command
@@ -35,4 +37,6 @@ app.command("replay")(replay_command)
 app.command("union")(union_command)
 app.command("parts")(parts_command)
 app.add_typer(data, name="data")
+app.add_typer(deploy, name="deploy")
+app.add_typer(node, name="node")
 app.command("doctor")(doctor_command)

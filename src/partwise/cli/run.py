@@ -30,6 +30,7 @@ class On(str, enum.Enum):
 
     simulate = "simulate"
     processes = "processes"
+    ray = "ray"
 
 
 def run_command(

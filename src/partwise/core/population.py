@@ -185,6 +185,15 @@ class Population(Protocol):
         """Whether it is sure that nobody takes any time or is ever away, and that no task is lost."""
         return all(getattr(type(self), name) is getattr(Population, name) for name in _OF_TIME)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether what the clients' examples say can be looked at here; how many there are can always."""
+        return True
+
+    def counts(self) -> Counts | None:
+        """Who holds what, where somebody else has counted; None to have every client looked at."""
+        return None
+
     def name(self, client: Client) -> str:
         """What a person would call the client: a module, a role, a row of a table."""
         return str(client)

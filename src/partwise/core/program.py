@@ -20,6 +20,7 @@ __all__ = [
     "Wake",
     "Work",
     "always",
+    "anything",
     "ignore",
     "never",
 ]
@@ -125,6 +126,10 @@ def never(state: Any) -> bool:
     return False
 
 
+def anything(body: Any) -> None:
+    """Take every message: a program that meets nobody from outside."""
+
+
 def ignore(spool: Any) -> None:
     """Take no spool: a program that keeps little."""
 
@@ -137,7 +142,8 @@ class Program(NamedTuple):
     step it gives `attach` the `core.spool.Spool` in which the program may keep what is large. A state that `is_blank`
     may be forgotten: made anew by `init`, it would go on as the old one, so that a node which keeps nothing costs
     nothing. `rework` gives the work that is under way according to a node's state once more, if any is, so that a
-    runtime need not keep it until its time has come.
+    runtime need not keep it until its time has come. `check` raises ProtocolError for a message that nobody who keeps
+    to the exchange would send; a runtime asks it of what comes from elsewhere, and hands over nothing else.
     """
 
     init: Callable[[NodeId], Any]
@@ -146,3 +152,4 @@ class Program(NamedTuple):
     attach: Callable[[Any], None] = ignore
     is_blank: Callable[[Any], bool] = never
     rework: Callable[[NodeId, Any], Work | None] | None = None
+    check: Callable[[Any], None] = anything

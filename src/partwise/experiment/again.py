@@ -26,7 +26,7 @@ from partwise.runtimes.simulate import Simulate
 __all__ = ["Replayed", "replay"]
 
 _AT_THE_ENDS = Checkpointing(every_seconds=1e18, keep=1)
-_MINE = {"executor"}  # events that tell of the machine, not of the run
+_MINE = {"executor", "node", "node_error", "rejected"}  # events that tell of machines, not of the run
 
 
 class Replayed(NamedTuple):

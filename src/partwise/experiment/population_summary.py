@@ -33,7 +33,8 @@ def population_summary(star: Star, limit: int = 20_000) -> dict[str, Any]:
     Returns:
         `clients` N; `names`, `examples`, `test_examples` one each per client, in the order of `numbers`;
         `sampled`, how many clients the rest was counted over; `rows_touched` and `values_held` one per sampled
-        client: rows of the tables that its examples touch, and parameters it holds under the algorithm; `heat`
+        client: rows of the tables that its examples touch, and parameters it holds under the algorithm, and no such
+        list where the population is not open; `heat`
         table -> [holders, rows] pairs, hottest first; `model` with `parameters`, `bytes` and `tables`
         (name -> [V, ...]).
 
@@ -44,8 +45,8 @@ def population_summary(star: Star, limit: int = 20_000) -> dict[str, Any]:
     if limit < 1:
         raise ValueError(f"population_summary(limit={limit}): must be at least 1, got {limit}. 20000 takes seconds.")
     population, clients = star.population, star.population.clients
-    sample = clients[:: -(-len(clients) // limit)] if clients else clients
-    tables = [name for name in star.model.tables if name in star.like]
+    sample = clients[:: -(-len(clients) // limit)] if clients and population.is_open else clients[:0]
+    tables = [name for name in star.model.tables if name in star.like and population.is_open]
     holders = {name: torch.zeros(star.like[name].shape[0], dtype=torch.int64) for name in tables}
     touched, held = [], []
     for client in sample:
@@ -65,7 +66,7 @@ def population_summary(star: Star, limit: int = 20_000) -> dict[str, Any]:
         "test_examples": counts_of_test_examples(population).tolist(),
         "sampled": len(sample),
         "rows_touched": touched if tables else None,
-        "values_held": held,
+        "values_held": held if population.is_open else None,
         "heat": {name: _histogram(count) for name, count in holders.items()},
         "model": _model(star, tables),
     }

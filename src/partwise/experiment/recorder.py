@@ -151,14 +151,18 @@ class Recorder(Observer):
         return None
 
     def settled(self, world: World) -> None:
-        if time.monotonic() - self._shown_at >= _SHOWN_EVERY:  # so that others can follow the run
-            self._store.commit()
-            self._shown_at = time.monotonic()
+        self._show()
         if self._is_due:
             self._is_due = False
             wait = self._checkpointing.every_seconds
             if self.interrupted or self.version == 0 or time.monotonic() - self._saved_at >= wait:
                 self.save(world)
+
+    def _show(self) -> None:
+        """Let others follow the run."""
+        if time.monotonic() - self._shown_at >= _SHOWN_EVERY:
+            self._store.commit()
+            self._shown_at = time.monotonic()
 
     def ended(self, world: World, reason: str) -> None:
         """Evaluate the last version if it was not, and save."""
@@ -233,6 +237,7 @@ class Recorder(Observer):
             strict=True,
         )
         self._store.append_replies(rows)
+        self._show()
 
     def _bytes(self, world: World, client: int) -> tuple[int, int]:
         """What a client has sent and received since its last reply."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partwise.core.errors import DataError
-from partwise.core.population import Batch, Client, Dataset, Examples, Fate, Profile
+from partwise.core.population import Batch, Client, Counts, Dataset, Examples, Fate, Profile
 from partwise.populations.availability import Always, Availability
 from partwise.populations.profiles import Constant, Profiles, Reals
 from partwise.populations.reliability import Reliability, Steady
@@ -130,6 +130,13 @@ class ArrayPopulation:
 
     def fate(self, client: Client, task: int) -> Fate:
         return self.reliability.fate(client, task)
+
+    @property
+    def is_open(self) -> bool:
+        return True
+
+    def counts(self) -> Counts | None:
+        return None
 
     @property
     def is_instant(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from partwise.core.aggregate import Coverage
 from partwise.core.algorithm import Task
 from partwise.core.index import Index, Rows, Whole
-from partwise.core.population import Counts
+from partwise.core.population import Client, Counts
 
 if TYPE_CHECKING:
     from partwise.core.model import Params
@@ -21,13 +22,13 @@ __all__ = ["count"]
 _TOGETHER = 1 << 16  # rows of clients that are counted at once: one by one, a million clients take twice as long
 
 
-def count(star: Star) -> Counts:
-    """Ask every client once which part it would hold at version 0, and add up.
+def count(star: Star, clients: Sequence[Client] | None = None) -> Counts:
+    """Ask every client, or some, once which part it would hold at version 0, and add up.
 
-    A simulation may look; on a network the same numbers come from one secure sum.
+    A simulation may look; on a network every node counts its own clients, and the server adds up.
     """
     tally, total = _Tally(star.like), 0.0
-    for client in star.population.clients:
+    for client in star.population.clients if clients is None else clients:
         site = star.site(client)
         index = star.algorithm.select(Task(-1, 0, 0, 0), star.algorithm.client_init(site), site)
         amount = star.algorithm.weight(site)

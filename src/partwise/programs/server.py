@@ -32,7 +32,7 @@ from partwise.core.schedule import (
 )
 from partwise.core.spool import Spool
 from partwise.core.summing import Outcome
-from partwise.core.update import Update, check_update, is_finite, scale
+from partwise.core.update import Update, is_finite, scale
 from partwise.programs.coverage import coverage
 from partwise.programs.messages import (
     Answer,
@@ -47,6 +47,7 @@ from partwise.programs.messages import (
     Reply,
     Trouble,
 )
+from partwise.programs.schema import MISFITS, check_fit
 from partwise.programs.server_node import InFlight, ServerNode, Waiting
 from partwise.programs.session import TIMERS, Session
 from partwise.programs.sums import Sums
@@ -248,13 +249,13 @@ class ServerProgram:
             return f"a reply must hold the streams {sorted(expected)}, got {sorted(reply.updates)}. Send all of them."
         try:
             for stream, update in reply.updates.items():
-                check_update(update, node.streams.get(stream, {}))
                 if not is_finite(update):
                     return (
                         f"stream {stream!r} must be finite, got NaN or infinity. "
                         "Lower the client's learning rate or look at its data."
                     )
-        except ProtocolError as error:
+                check_fit(update, node.streams.get(stream, {}))
+        except (ProtocolError, *MISFITS) as error:
             return str(error)
         if not all(map(math.isfinite, reply.report.values())):
             return f"a report must be of finite numbers, got {dict(reply.report)}. Look at the client's data."

@@ -26,6 +26,7 @@ from partwise.programs.census import count
 from partwise.programs.client import ClientProgram
 from partwise.programs.hostile import Attacked
 from partwise.programs.relay import RelayProgram
+from partwise.programs.schema import check_from_client, check_from_server
 from partwise.programs.server import ServerProgram
 
 __all__ = ["Star"]
@@ -220,7 +221,7 @@ class Star:
     @cached_property
     def census(self) -> Census:
         """What the server knows about the population."""
-        return Census(len(self.population.clients), lambda: count(self))
+        return Census(len(self.population.clients), lambda: self.population.counts() or count(self))
 
     @cached_property
     def like(self) -> Params:
@@ -260,11 +261,17 @@ _SITES_KEPT = 2048
 
 class _Programs(Mapping[NodeId, Program]):
     def __init__(self, star: Star, *, is_relayed: bool) -> None:
-        server, client, relay = ServerProgram(star, is_relayed=is_relayed), ClientProgram(star), RelayProgram(star)
-        self._server = Program(server.init, server.step, server.is_settled, server.attach)
-        self._client = Program(client.init, client.step, is_blank=client.is_blank, rework=client.rework)
-        self._relay = Program(relay.init, relay.step, is_blank=relay.is_blank)
-        self._clients = star.population.clients
+        server, client = ServerProgram(star, is_relayed=is_relayed), ClientProgram(star)
+        self._server = Program(server.init, server.step, server.is_settled, server.attach, check=check_from_client)
+        self._client = Program(
+            client.init, client.step, is_blank=client.is_blank, rework=client.rework, check=check_from_server
+        )
+        self._star, self._clients = star, star.population.clients
+
+    @cached_property
+    def _relay(self) -> Program:
+        relay = RelayProgram(self._star)
+        return Program(relay.init, relay.step, is_blank=relay.is_blank)
 
     def __getitem__(self, node: NodeId) -> Program:
         return self._server if node == SERVER else self._relay if node == RELAY else self._client

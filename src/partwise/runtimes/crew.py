@@ -1,24 +1,25 @@
-"""Worker processes seen from outside: what is on its way to them, what they send, and what becomes of them."""
+"""Worker processes seen from outside: a transport over sockets, and what becomes of those who die."""
 
 from __future__ import annotations
 
 import math
 import select
 import socket
-from collections.abc import Iterator
-from functools import partial
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from partwise.core.errors import ProtocolError
 from partwise.core.population import Client
-from partwise.core.spool import Kept
 from partwise.runtimes import child
-from partwise.runtimes.parcel import Parcel
-from partwise.runtimes.wire import Frame, Kind, Outbox, Part, Reader
-from partwise.runtimes.worker import Worker, WorkerPlan
+from partwise.runtimes.host import HostPlan
+from partwise.runtimes.transport import Envelope, Kind, joined
+from partwise.runtimes.wire import Outbox, Reader
+from partwise.runtimes.worker import Worker
 
 __all__ = ["Crew", "Hand"]
 
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
+_THEIRS = frozenset({Kind.MESSAGE, Kind.RECORD, Kind.HALT, Kind.NODE, Kind.HELD})  # what a worker may send of clients
 
 
 class Hand:
@@ -31,7 +32,7 @@ class Hand:
         max_bytes: limit of a message from it.
     """
 
-    def __init__(self, number: int, of: int, plan: WorkerPlan, max_bytes: int) -> None:
+    def __init__(self, number: int, of: int, plan: HostPlan, max_bytes: int) -> None:
         self.number, self.of, self.max_bytes = number, of, max_bytes
         self.starts = 0
         self._plan = plan
@@ -41,7 +42,6 @@ class Hand:
         self.process, self.socket = child.start(self._serve, closing=closing)
         self.starts += 1
         self.reader, self.outbox = Reader(self.socket, self.max_bytes), Outbox(self.socket)
-        self.unsent: dict[int, Parcel] = {}
         self.outstanding: set[Client] = set()  # clients who got a message since the worker had nothing to do
         self.is_ready = self.is_dead = self.is_looking = False
         self.fault = self.fatal = ""
@@ -62,24 +62,21 @@ class Hand:
     def is_idle(self) -> bool:
         return not self.outbox.has_more() and self._sent == self._handled
 
-    def send(self, parcel: Parcel, state: Kept | None) -> None:
+    def send(self, envelope: Envelope) -> None:
         """Put a message on its way, behind the client's state if the process does not know the client yet."""
-        client = parcel.to
-        if client not in self._knows and state is not None:
-            self.outbox.put(Kind.NODE, lambda: list(state.encoded()), to=client)
+        client = envelope.to
+        if client not in self._knows and envelope.state is not None:
+            self.outbox.put(Envelope(Kind.NODE, to=client, body=envelope.state))
         self._knows.add(client)
         self.outstanding.add(client)
-        self.unsent[parcel.number] = parcel
         self._sent += 1
-        parts = partial(self._parts, parcel.number)
-        self.outbox.put(Kind.MESSAGE, parts, src=parcel.src, to=client, number=parcel.number)
+        self.outbox.put(envelope)
 
-    def _parts(self, number: int) -> list[Part]:
-        parcel = self.unsent.pop(number)
-        assert parcel.body is not None
-        return list(parcel.body.encoded())
+    def unsent(self) -> list[Envelope]:
+        """The messages of which nothing has left this process, as HELD."""
+        return [envelope._replace(kind=Kind.HELD) for envelope in self.outbox.unsent()]
 
-    def exchange(self, event: int) -> list[Frame]:
+    def exchange(self, event: int) -> list[Envelope]:
         """Send and receive what the socket is ready for: at most one frame."""
         try:
             if event & select.POLLOUT:
@@ -102,7 +99,7 @@ class Hand:
         """Have no more to do with a process that does not keep to the exchange."""
         self.is_dead, self.fault = True, fault
 
-    def _sort(self, frame: Frame) -> list[Frame]:
+    def _sort(self, frame: Envelope) -> list[Envelope]:
         """The frame, unless it is about the process itself."""
         match frame.kind:
             case Kind.READY:
@@ -114,7 +111,11 @@ class Hand:
             case Kind.LOOKED:
                 self.is_looking = False
             case Kind.FATAL:
-                self.fatal = frame.body.decode(errors="replace")
+                self.fatal = bytes(joined(frame.body)).decode(errors="replace")
+            case Kind.MESSAGE if not self.hosts(frame.src):
+                self.condemn(f"sent a message of node {frame.src}, which it does not host")
+            case kind if kind not in _THEIRS:
+                self.condemn(f"sent a frame that is not its to send ({kind.name})")
             case _:
                 return [frame]
         return []
@@ -129,7 +130,7 @@ class Hand:
 
 
 class Crew:
-    """All workers of a run.
+    """All workers of a run: a `Transport`.
 
     Args:
         workers: how many.
@@ -138,10 +139,13 @@ class Crew:
         max_restarts: how often each may be started again.
     """
 
-    def __init__(self, workers: int, plan: WorkerPlan, *, max_bytes: int, max_restarts: int) -> None:
-        self.max_bytes, self.max_restarts = max_bytes, max_restarts
+    def __init__(self, workers: int, plan: HostPlan, *, max_bytes: int, max_restarts: int) -> None:
+        self.max_restarts = max_restarts
+        self._plan = plan
         self._hands = [Hand(number, workers, plan, max_bytes) for number in range(workers)]
         self._started: list[Hand] = []
+        self._arrived: list[Envelope] = []
+        self._is_looking = False
 
     def start(self) -> None:
         """Start all of them, and wait until they are there.
@@ -152,8 +156,7 @@ class Crew:
         for hand in self._hands:
             self._start(hand)
         while not all(hand.is_ready for hand in self._hands):
-            for _ in self.pump(None):
-                pass
+            self._move(self._hands, None)
             self._refuse_dead()
 
     def _start(self, hand: Hand) -> None:
@@ -171,51 +174,71 @@ class Crew:
             if hand.is_dead:
                 raise ProtocolError(f"{hand}: must start, got: {hand.fatal or hand.why()}. Look at what it is given.")
 
-    def is_idle(self) -> bool:
-        """Whether nothing is on its way and no worker has anything to do."""
-        return all(hand.is_idle for hand in self._hands)
+    # What the server's process calls
 
-    def send(self, parcel: Parcel, state: Kept | None) -> None:
-        """Put a message to a client on its way; state: what a client goes on from whose worker does not know it."""
-        self._hands[parcel.to % len(self._hands)].send(parcel, state)
+    def nodes(self) -> Collection[Client]:
+        return [client for client in self._plan.programs if client >= 0]
 
-    def unsent(self) -> list[Parcel]:
-        """The messages of which nothing has left this process."""
-        return [parcel for hand in self._hands for parcel in hand.unsent.values()]
+    def push(self, envelopes: Iterable[Envelope]) -> None:
+        for envelope in envelopes:
+            if envelope.kind == Kind.LOOK:
+                self._look()
+            else:
+                self._hands[envelope.to % len(self._hands)].send(envelope)
 
-    def pump(self, timeout: float | None) -> Iterator[tuple[Hand, Frame]]:
-        """Wait until something can be moved, move it, and give what came: at most one frame of each worker."""
-        poller, hands = select.poll(), {}
-        for hand in self._hands:
-            if not hand.is_dead:
-                more = hand.outbox.has_more(only_first=hand.is_looking)
-                poller.register(hand.socket, select.POLLIN | (select.POLLOUT if more else 0))
-                hands[hand.socket.fileno()] = hand
-        for fd, event in poller.poll(None if timeout is None else math.ceil(max(0.0, timeout) * 1000)):
-            for frame in hands[fd].exchange(event):
-                yield hands[fd], frame
-
-    def look(self) -> Iterator[tuple[Hand, Frame]]:
-        """Have every worker tell how things stand with it; nothing else moves until all have."""
-        for hand in self._hands:
-            if not hand.is_dead:
-                hand.is_looking = True
-                hand.outbox.put_first(Kind.LOOK)
-        while asked := [hand for hand in self._hands if hand.is_looking and not hand.is_dead]:
-            poller, hands = select.poll(), {hand.socket.fileno(): hand for hand in asked}
-            for hand in asked:
-                more = hand.outbox.has_more(only_first=True)
-                poller.register(hand.socket, select.POLLIN | (select.POLLOUT if more else 0))
-            for fd, event in poller.poll():
-                for frame in hands[fd].exchange(event):
-                    yield hands[fd], frame
-
-    def replace_dead(self) -> Iterator[tuple[list[Client], str]]:
-        """Start dead workers again; the clients whose messages died with each, and what became of it.
+    def pull(self) -> list[Envelope]:
+        """What has come; the loss of the clients whose worker has died, for which another takes its place.
 
         Raises:
             ProtocolError: a program's error ended it, or it has died too often.
         """
+        arrived, self._arrived = self._arrived, []
+        # Not before all that was told has been taken, since that may be pushed on to another client.
+        if self._is_looking and not arrived and not any(hand.is_looking for hand in self._alive()):
+            self._is_looking = False
+            arrived += [envelope for hand in self._alive() for envelope in hand.unsent()]
+            arrived.append(Envelope(Kind.LOOKED))
+        return [*arrived, *self._replace_dead()]
+
+    def wait(self, seconds: float | None, minimum: int = 1) -> bool:
+        end = math.inf if seconds is None else time.monotonic() + seconds
+        while len(self._arrived) < minimum:
+            alive = self._alive()
+            if len(alive) < len(self._hands):
+                break  # the others are told of with the next pull
+            if self._is_looking:  # nothing else moves until all have told
+                alive = [hand for hand in alive if hand.is_looking]
+                if not alive:
+                    break
+            elif seconds is None and all(hand.is_ready and hand.is_idle for hand in alive):
+                return False
+            left = end - time.monotonic()
+            self._move(alive, None if seconds is None else max(0.0, left))
+            if left <= 0:
+                break
+        return True
+
+    def _alive(self) -> list[Hand]:
+        return [hand for hand in self._hands if not hand.is_dead]
+
+    def _move(self, hands: Sequence[Hand], seconds: float | None) -> None:
+        """Wait until something can be moved, and move it: at most one envelope of each worker."""
+        poller, by_fd = select.poll(), {hand.socket.fileno(): hand for hand in hands}
+        for hand in hands:
+            more = hand.outbox.has_more(only_first=hand.is_looking)
+            poller.register(hand.socket, select.POLLIN | (select.POLLOUT if more else 0))
+        for fd, event in poller.poll(None if seconds is None else math.ceil(seconds * 1000)):
+            self._arrived += by_fd[fd].exchange(event)
+
+    def _look(self) -> None:
+        """Have every worker tell how things stand with it."""
+        self._is_looking = True
+        for hand in self._alive():
+            hand.is_looking = True
+            hand.outbox.put_first(Kind.LOOK)
+
+    def _replace_dead(self) -> Iterator[Envelope]:
+        """Start dead workers again; the loss of the clients whose messages died with each."""
         for hand in self._hands:
             if not hand.is_dead:
                 continue
@@ -229,4 +252,5 @@ class Crew:
                 )
             hand.end()
             self._start(hand)
-            yield clients, f"worker {hand.number} {why}"
+            for client in clients:
+                yield Envelope(Kind.LOST, client, fault=f"worker {hand.number} {why}")

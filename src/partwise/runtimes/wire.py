@@ -9,62 +9,17 @@ from __future__ import annotations
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
-from enum import IntEnum
-from typing import NamedTuple
 
 from partwise.core.errors import ProtocolError
+from partwise.runtimes.transport import Envelope, Kind, Part, parts_of
 
-__all__ = ["Frame", "Kind", "Outbox", "Part", "Reader", "send"]
+__all__ = ["Outbox", "Reader", "send"]
 
 _MAGIC = b"PTWF"
 _HEAD = struct.Struct("<4sBqqqdQ")
 _CHUNK = 1 << 16
 _MAX_PARTS = 512  # per system call; systems allow 1024
 _WITHOUT_WAITING = getattr(socket, "MSG_DONTWAIT", 0)
-
-Part = bytes | bytearray | memoryview
-
-
-class Kind(IntEnum):
-    """What a frame is."""
-
-    READY = 1  # worker: is there
-    MESSAGE = 2  # both ways: from one program to another
-    RECORD = 3  # worker: a fact for the run's record
-    HALT = 4  # worker: a program stops the run
-    IDLE = 5  # worker: has handled `number` messages, and has nothing to do
-    LOOK = 6  # to a worker: say how things stand
-    NODE = 7  # a client's state: the answer to LOOK, or what the client goes on from
-    HELD = 8  # worker, answering LOOK: a message that it has not handled yet
-    LOOKED = 9  # worker: that was all
-    FATAL = 10  # worker: an error that no program caught
-
-
-class Frame(NamedTuple):
-    """What came.
-
-    Args:
-        kind: what it is.
-        src: sending node.
-        to: receiving node.
-        number: of the message, or how many were handled.
-        after: seconds to wait before it is delivered.
-        body: the encoded message, not looked at yet.
-        fault: why there is no body.
-    """
-
-    kind: Kind
-    src: int
-    to: int
-    number: int
-    after: float
-    body: bytearray
-    fault: str = ""
-
-
-def _head(kind: Kind, src: int, to: int, number: int, after: float, length: int) -> bytes:
-    return _HEAD.pack(_MAGIC, kind, src, to, number, after, length)
 
 
 def _views(parts: list[Part]) -> list[memoryview]:
@@ -78,21 +33,19 @@ def _advance(views: list[memoryview], sent: int) -> None:
         views[0] = views[0][sent:]
 
 
-def send(
-    to: socket.socket,
-    kind: Kind,
-    body: list[Part] | None = None,
-    *,
-    src: int = 0,
-    dst: int = 0,
-    number: int = 0,
-    after: float = 0.0,
-) -> None:
+def send(to: socket.socket, envelope: Envelope) -> None:
     """Send one frame, waiting as long as that takes."""
-    parts = body or []
-    views = _views([_head(kind, src, dst, number, after, sum(len(part) for part in parts)), *parts])
+    views = _framed(envelope)
     while views:
         _advance(views, to.sendmsg(views[:_MAX_PARTS]))
+
+
+def _framed(envelope: Envelope) -> list[memoryview]:
+    """The head and the body's parts."""
+    parts = parts_of(envelope.body)
+    length = sum(len(part) for part in parts)
+    head = _HEAD.pack(_MAGIC, envelope.kind, envelope.src, envelope.to, envelope.number, envelope.after, length)
+    return _views([head, *parts])
 
 
 class Reader:
@@ -108,11 +61,11 @@ class Reader:
         self._begin()
 
     def _begin(self) -> None:
-        self._frame: Frame | None = None
+        self._frame: Envelope | None = None
         self._buffer, self._filled = bytearray(_HEAD.size), 0
         self._left_out = 0
 
-    def read(self) -> Frame | None:
+    def read(self) -> Envelope | None:
         """The next frame, or None if it is not all there yet.
 
         Raises:
@@ -161,16 +114,8 @@ class Reader:
                 "Raise max_message_bytes if it is meant to."
             )
             self._left_out, length = length, 0
-        self._frame = Frame(Kind(kind), src, to, number, after, bytearray(), fault)
+        self._frame = Envelope(Kind(kind), src, to, number, after, bytearray(), fault)
         self._buffer, self._filled = bytearray(length), 0
-
-
-class _Outgoing(NamedTuple):
-    kind: Kind
-    src: int
-    to: int
-    number: int
-    parts: Callable[[], list[Part]]  # called when its turn has come, so that what lies on disk stays there till then
 
 
 class Outbox:
@@ -178,25 +123,25 @@ class Outbox:
 
     def __init__(self, to: socket.socket) -> None:
         self._to = to
-        self._queue: deque[_Outgoing] = deque()
+        self._queue: deque[Envelope] = deque()  # what is in them is encoded when their turn has come
         self._views: list[memoryview] = []
-        self._first: _Outgoing | None = None
+        self._first: Envelope | None = None
 
-    def put(self, kind: Kind, parts: Callable[[], list[Part]], *, src: int = 0, to: int = 0, number: int = 0) -> None:
+    def put(self, envelope: Envelope) -> None:
         """Add a frame at the end."""
-        self._queue.append(_Outgoing(kind, src, to, number, parts))
+        self._queue.append(envelope)
 
     def put_first(self, kind: Kind) -> None:
         """Add a frame without a body, which overtakes all that have not begun."""
-        self._first = _Outgoing(kind, 0, 0, 0, list)
+        self._first = Envelope(kind)
 
     def has_more(self, *, only_first: bool = False) -> bool:
         """Whether there is something to send."""
         return bool(self._views or self._first or (self._queue and not only_first))
 
-    def numbers(self) -> set[int]:
-        """The numbers of the messages of which nothing was sent yet."""
-        return {item.number for item in self._queue if item.kind == Kind.MESSAGE}
+    def unsent(self) -> list[Envelope]:
+        """The messages of which nothing was sent yet."""
+        return [envelope for envelope in self._queue if envelope.kind == Kind.MESSAGE]
 
     def flush(self, *, only_first: bool = False) -> None:
         """Send what the socket takes without waiting. only_first: nothing that `put` added begins now.
@@ -206,10 +151,8 @@ class Outbox:
         """
         while self._views or self.has_more(only_first=only_first):
             if not self._views:
-                item, self._first = (self._first, None) if self._first else (self._queue.popleft(), None)
-                parts = item.parts()
-                length = sum(len(part) for part in parts)
-                self._views = _views([_head(item.kind, item.src, item.to, item.number, 0.0, length), *parts])
+                envelope, self._first = (self._first, None) if self._first else (self._queue.popleft(), None)
+                self._views = _framed(envelope)
             try:
                 _advance(self._views, self._to.sendmsg(self._views[:_MAX_PARTS], (), _WITHOUT_WAITING))
             except (BlockingIOError, InterruptedError):

@@ -1,0 +1,163 @@
+"""What a message must be made of, checked where it arrives from another process or machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from partwise.core.algorithm import Task
+from partwise.core.errors import ProtocolError
+from partwise.core.index import Index
+from partwise.core.program import Failed
+from partwise.core.update import Packed, Update, check_update
+from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
+
+__all__ = ["MISFITS", "check_fit", "check_from_client", "check_from_server"]
+
+MISFITS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError)  # of what a peer made up
+
+_TEXT = 10_000  # characters of a reason
+_LARGEST = 1 << 53  # of a count, so that it is the same number as a float
+
+
+def check_from_client(body: Any) -> None:
+    """Refuse what no client sends to a server.
+
+    Whether an update fits the model, and is finite, the server's program looks at: this is about kinds and ranges.
+
+    Raises:
+        ProtocolError: it names what is wrong.
+    """
+    match body:
+        case Fetch(id, index, streams):
+            _count("Fetch.id", id)
+            _is("Fetch.index", index, Index, "an index")
+            for name, part in _mapping("Fetch.streams", streams or {}):
+                _is(f"Fetch.streams[{name!r}]", part, Index, "an index")
+        case Reply():
+            _reply(body)
+        case Trouble(id, stage, reason):
+            _count("Trouble.id", id)
+            _text("Trouble.stage", stage)
+            _text("Trouble.reason", reason)
+        case Answer(session, turn, _):
+            _count("Answer.session", session)
+            _count("Answer.turn", turn)
+        case Refusal(session, turn, reason):
+            _count("Refusal.session", session)
+            _count("Refusal.turn", turn)
+            _text("Refusal.reason", reason)
+        case Failed(stage, reason, seed):
+            _text("Failed.stage", stage)
+            _text("Failed.reason", reason)
+            _is("Failed.seed", seed, int | None, "a whole number")
+        case _:
+            raise _fail("a client's message", "Fetch, Reply, Trouble, Answer, Refusal or Failed", body)
+
+
+def check_from_server(body: Any) -> None:
+    """Refuse what no server sends to a client.
+
+    Raises:
+        ProtocolError: it names what is wrong.
+    """
+    match body:
+        case Task():
+            for name in ("id", "version", "attempt", "steps"):
+                _count(f"Task.{name}", getattr(body, name))
+            _is("Task.committed", body.committed, Sequence, "a sequence")
+            for id in body.committed:
+                _count("Task.committed", id)
+        case Held(id, streams):
+            _count("Held.id", id)
+            for stream, values in _mapping("Held.streams", streams):
+                for name, value in _mapping(f"Held.streams[{stream!r}]", values):
+                    _is(f"Held.streams[{stream!r}][{name!r}]", value, Tensor, "a tensor")
+        case Ask(session, turn, id, stream, _):
+            for name, number in (("session", session), ("turn", turn), ("id", id)):
+                _count(f"Ask.{name}", number)
+            _text("Ask.stream", stream)
+        case Released(id):
+            _count("Released.id", id)
+        case _:
+            raise _fail("a server's message", "Task, Held, Ask or Released", body)
+
+
+def check_fit(update: Update, params: Mapping[str, Tensor]) -> None:
+    """Refuse an update that does not fit `params`, in its shapes or in its types: it could not be added up.
+
+    Raises:
+        ProtocolError: it says what does not fit.
+    """
+    check_update(update, params)
+    for name, value in update.values().items():
+        if name in params and value.dtype != params[name].dtype:
+            raise ProtocolError(
+                f"Update({name!r}): the value must have the parameter's type {params[name].dtype}, got {value.dtype}. "
+                "Client and server must build the same model."
+            )
+
+
+def _reply(reply: Reply) -> None:
+    for name in ("id", "steps", "examples"):
+        _count(f"Reply.{name}", getattr(reply, name))
+    for name in ("loss", "fetched", "trained"):
+        _number(f"Reply.{name}", getattr(reply, name))
+    _is("Reply.has_state", reply.has_state, bool, "a bool")
+    for name, number in _mapping("Reply.report", reply.report):
+        _number(f"Reply.report[{name!r}]", number)
+    for stream, update in _mapping("Reply.updates", reply.updates):
+        _update(f"Reply.updates[{stream!r}]", update)
+
+
+def _update(what: str, update: Any) -> None:
+    _is(what, update, Update, "an update")
+    _is(f"{what}.index", update.index, Index, "an index")
+    shapes = {}
+    for name, value in _mapping(f"{what}.value", update.value):
+        _is(f"{what}.value[{name!r}]", value, (Tensor, Packed), "a tensor")
+        shapes[name] = tuple(value.shape)
+    if not isinstance(update.weight, Mapping):
+        _number(f"{what}.weight", update.weight)
+        return
+    for name, weight in _mapping(f"{what}.weight", update.weight):
+        _is(f"{what}.weight[{name!r}]", weight, Tensor, "a tensor")
+        held = shapes.get(name, ())[: weight.dim()]
+        if name not in shapes or any(w not in (1, h) for w, h in zip(weight.shape, held, strict=False)):
+            raise _fail(f"{what}.weight[{name!r}]", f"broadcastable to {shapes.get(name)}", tuple(weight.shape))
+        if weight.dim() > len(shapes[name]):
+            raise _fail(f"{what}.weight[{name!r}]", f"broadcastable to {shapes[name]}", tuple(weight.shape))
+
+
+def _mapping(what: str, value: Any) -> Sequence[tuple[str, Any]]:
+    _is(what, value, Mapping, "a mapping")
+    for name in value:
+        _is(f"a key of {what}", name, str, "text")
+    return list(value.items())
+
+
+def _count(what: str, value: Any) -> None:
+    if type(value) is not int or not 0 <= value < _LARGEST:
+        raise _fail(what, "a whole number from 0 on", value)
+
+
+def _number(what: str, value: Any) -> None:
+    if type(value) not in (int, float):
+        raise _fail(what, "a number", value)
+
+
+def _text(what: str, value: Any) -> None:
+    if type(value) is not str or len(value) > _TEXT:
+        raise _fail(what, f"text of at most {_TEXT} characters", value)
+
+
+def _is(what: str, value: Any, kind: Any, said: str) -> None:
+    if not isinstance(value, kind):
+        raise _fail(what, said, value)
+
+
+def _fail(what: str, rule: str, got: Any) -> ProtocolError:
+    shown = repr(got) if isinstance(got, int | float | tuple) else type(got).__name__
+    return ProtocolError(f"{what}: must be {rule}, got {shown[:80]}. Use the same Partwise on both sides.")

@@ -1,0 +1,165 @@
+"""The folder of a deployment, the two files in it, and what a site is told before it joins."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from partwise.core.errors import DataError, SpecError
+from partwise.deploy.files import NodeFile, ServerFile
+from partwise.deploy.local import check, star_of
+from partwise.deploy.prepare import prepare
+from partwise.experiment.spec import load
+from partwise.populations.files import from_files
+from toy_cli import call
+
+pytest.importorskip("cryptography")
+
+SPEC = """
+seed = 4
+[workload]
+name = "LeafSynthetic"
+num_clients = 7
+num_features = 5
+classes = 3
+max_examples = 60
+[algorithm]
+name = "FedAvg"
+[scheduler]
+cohort = 5
+rounds = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    folder = tmp_path_factory.mktemp("deployment")
+    (folder / "spec.toml").write_text(SPEC)
+    net = folder / "net"
+    return net, prepare(folder / "spec.toml", net, nodes=3, address="127.0.0.1:9443", overrides=["scheduler.rounds=3"])
+
+
+def test_every_node_gets_its_own_clients_and_nobody_elses(made):
+    net, (server, *nodes) = made
+    whole = load(net.parent / "spec.toml").workload.build(4).population
+    file = ServerFile.read(server)
+    assert [m.clients for m in file.members] == [range(2), range(2, 4), range(4, 7)]
+    for folder, member in zip(nodes, file.members, strict=True):
+        data = from_files(folder / "data")
+        assert [len(data.data(c)) for c in data.clients] == list(member.examples)
+        for here, there in enumerate(member.clients):
+            for name, column in whole.data(there).columns().items():
+                assert torch.equal(data.data(here).columns()[name], column)
+    test = from_files(file.test).data(0)
+    assert len(test) == sum(len(whole.test_data(c) or ()) for c in whole.clients)
+    assert load(file.spec).scheduler.rounds == 3
+
+
+def test_keys_are_readable_by_their_owner_alone(made):
+    net, _ = made
+    secrets = [path for path in net.rglob("*") if path.is_file() and b"PRIVATE KEY" in path.read_bytes()]
+    assert {path.relative_to(net).as_posix() for path in secrets} == {
+        "authority/authority.key",
+        "server/keys/server.key",
+        *(f"node-{n}/keys/node" for n in (1, 2, 3)),
+    }
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in secrets)
+
+
+def test_certificate_is_the_servers_and_of_the_authority(made):
+    _, (server, *_) = made
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(server / "keys" / "server.pem", server / "keys" / "server.key")
+    left, right = socket.socketpair()
+    client = ssl.create_default_context(cafile=str(server / "keys" / "authority.pem"))
+    held: list[ssl.SSLSocket] = []
+    done = threading.Thread(target=lambda: held.append(context.wrap_socket(left, server_side=True)))
+    done.start()
+    with client.wrap_socket(right, server_hostname="127.0.0.1") as line:
+        assert line.version() == "TLSv1.3"
+        done.join()
+    held[0].close()
+
+
+def test_node_trains_as_the_client_it_stands_for(made):
+    _, (_, one, *_) = made
+    star, _ = star_of(NodeFile.read(one))
+    assert list(star.population.clients) == list(range(7))
+    assert star.population.owners()["node-1"] == range(2)
+
+
+def test_check_says_what_is_right_and_what_is_not(made):
+    _, (_, one, two, three) = made
+    found = {finding.what: finding for finding in check(NodeFile.read(one))}
+    assert [name for name, finding in found.items() if not finding.is_right] == ["server"]  # there is none
+    examples = list(ServerFile.read(made[1][0]).members[0].examples)
+    assert f"clients 0 to 1 of 7; the server's file says: examples = {examples}" in found["specification and data"].said
+    assert "trains" in found["one local step"].said
+    (two / "keys" / "node").chmod(0o644)
+    found = {finding.what: finding for finding in check(NodeFile.read(two))}
+    assert found["keys"].said.endswith(f"got mode 644. Run: chmod 600 {two / 'keys' / 'node'}")
+    (two / "keys" / "node").chmod(0o600)
+    (three / "data" / "offsets.npy").unlink()
+    found = {finding.what: finding for finding in check(NodeFile.read(three))}
+    assert "needs offsets" in found["specification and data"].said
+    assert not found["one local step"].is_right
+
+
+def test_commands(made, tmp_path):
+    _, (server, one, *_) = made
+    out, err = call("node", "check", one, code=1)
+    assert "ok     keys: a pair; the server must know" in out
+    assert "node-1: not ready to join: server." in err
+    out, _ = call("deploy", "status", server)
+    assert out.splitlines()[0] == "not begun, version 0; 0 tasks lost, 0 messages refused"
+    out, _ = call("deploy", "init", one / "spec.toml", "--folder", tmp_path / "net", "--nodes", "2")
+    assert f"partwise deploy server {tmp_path / 'net' / 'server'}" in out
+    _, err = call("deploy", "init", one / "spec.toml", "--folder", tmp_path / "net", code=2)
+    assert "needs a new or empty folder" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("address = 1", "address must be text, got 1."),
+        ('address = "a:1"', "there must be at least one [[nodes]], got none."),
+        ('address = "a:1"\nadress = "b"', "knows no 'adress'. Leave it out."),
+        ('address = "a:1"\n[[nodes]]\nname = "a b"\nexamples = [1]', "a name of its own of letters, digits, - and _"),
+        ('address = "a:1"\n[[nodes]]\nname = "a"\nexamples = [0]', "one whole number from 1 on per client, got [0]"),
+        ("address = ", "must be TOML, got"),
+    ],
+)
+def test_servers_file_says_all_that_is_wrong(tmp_path, text, fault):
+    (tmp_path / "server.toml").write_text(text)
+    with pytest.raises(SpecError) as caught:
+        ServerFile.read(tmp_path)
+    assert fault in str(caught.value)
+
+
+def test_nodes_file_says_all_that_is_wrong(tmp_path):
+    (tmp_path / "node.toml").write_text('name = 3\nfirst = -1\nsocket = "' + "s" * 120 + '"')
+    with pytest.raises(SpecError) as caught:
+        NodeFile.read(tmp_path)
+    said = str(caught.value)
+    for fault in (
+        "name must be text, got 3",
+        "server must be text, got None",
+        "first must be a number from 0 on, got -1",
+    ):
+        assert fault in said
+    assert "socket: a path must have at most 100 characters" in said
+
+
+def test_more_nodes_than_clients_and_an_address_that_is_none(tmp_path):
+    (tmp_path / "spec.toml").write_text(SPEC)
+    with pytest.raises(DataError, match=r"^prepare\(nodes=8\): every node must have a client, got 7 of them\."):
+        prepare(tmp_path / "spec.toml", tmp_path / "net", nodes=8, address="127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"must be host:port, got 'here'\. Use 127\.0\.0\.1:9443\."):
+        prepare(tmp_path / "spec.toml", tmp_path / "net", nodes=2, address="here")
+    assert os.listdir(tmp_path) == ["spec.toml"]  # noqa: PTH208 - nothing was made
