@@ -15,11 +15,16 @@ import torch
 from torch import nn
 
 from partwise.algorithms import (
+    CO2,
+    CSER,
+    LANS,
     MCPSGD,
     MMPSGD,
+    AdaAlter,
     AdaptiveClip,
     CrossTier,
     Deniable,
+    Downlink,
     FedAMD,
     FedAvg,
     FederatedDropout,
@@ -27,11 +32,13 @@ from partwise.algorithms import (
     FedLaAvg,
     FedProx,
     FedSubAvg,
+    Ferret,
     FjORD,
     HeteroFL,
     LocalOnly,
     Mixing,
     Scaffold,
+    SignMomentum,
     Utility,
 )
 from partwise.channels import Plain as InTheClear
@@ -46,6 +53,7 @@ from partwise.programs.star import Star
 from partwise.runtimes import Simulate
 from partwise.runtimes.executors import Auto, Plain, Pool, Stacked
 from partwise.schedulers import Synchronous
+from partwise.transforms import Sign, TopK
 from partwise.workloads import (
     CIFAR10,
     MNIST,
@@ -53,6 +61,7 @@ from partwise.workloads import (
     FashionMNIST,
     LeafSynthetic,
     Shakespeare,
+    ShakespeareGPT,
     SparseLogistic,
     StdlibCode,
 )
@@ -85,6 +94,13 @@ def _last(model: Model) -> tuple[str, ...]:
 
 
 ALGORITHMS: Mapping[str, Callable[[Model], Algorithm]] = {
+    "AdaAlter": lambda model: AdaAlter(LOCAL),
+    "CO2": lambda model: CO2(FedAvg(LOCAL), 0.1),
+    "CSER": lambda model: CSER(TopK(ratio=0.2), every=2, local=LOCAL),
+    "Downlink": lambda model: Downlink(FedAvg(LOCAL), Sign()),
+    "Ferret": lambda model: Ferret(16, 0.1, LOCAL),
+    "LANS": lambda model: LANS(FedAvg(LOCAL)),
+    "SignMomentum, rows": lambda model: SignMomentum(FedSubAvg("count", LOCAL), 0.1),
     "FedAMD": lambda model: FedAMD(LOCAL, anchor_prob=0.0),  # anchors in the first round, miners in the second
     "FedAMD, rows": lambda model: FedAMD(LOCAL, anchor_prob=0.0, submodel=True),
     "FedAvg": lambda model: FedAvg(LOCAL),
@@ -165,6 +181,9 @@ WORKLOADS: Mapping[str, Callable[[Path], WorkloadSource]] = {
     "Shakespeare, characters": lambda folder: Shakespeare(
         folder, window=5, stride=6, min_chars=50, embedding=4, hidden=5, layers=2, test_share=0
     ),
+    "ShakespeareGPT": lambda folder: ShakespeareGPT(
+        folder, context=6, width=8, heads=2, layers=1, min_chars=50, test_share=0
+    ),
     "SparseLogistic": lambda folder: SparseLogistic(5, 60, 12, 30, 3),
     "StdlibCode": lambda folder: StdlibCode(3, 4, 4, min_names=20, cache=False, folder=folder),
 }
@@ -175,6 +194,7 @@ _FILES: Mapping[str, Callable[[Path], None]] = {
     "MNIST": lambda folder: _npz(folder, "mnist"),
     "Shakespeare": _play,
     "Shakespeare, characters": _play,
+    "ShakespeareGPT": _play,
     "StdlibCode": _library,
 }
 # The same networks with fewer units.
