@@ -6,7 +6,7 @@ evaluated on every client. `run` is such a run of FedSubAvg as it is, with its r
 without evaluation, and with one that an engineer would add: each client's test set in one pass, its loss, accuracy and
 area under the curve.
 
-    python benchmarks/demo_speed.py [--passes 3] [--rounds 30] [--threads 0]
+    python benchmarks/demo_speed.py [--passes 3] [--rounds 31] [--threads 0]
 
 Every variant runs in a process of its own, and they take turns; the mean over rounds after the first is taken, for
 evaluations are not in every round. threads: of torch in the run, 0 for torch's own choice; the loop is given one, with

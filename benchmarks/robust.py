@@ -80,7 +80,7 @@ RULES: dict[str, Callable[[int], Aggregator]] = {
     "FoolsGold": lambda _: pw.FoolsGold(names=("head.weight",)),
     "FedLD": lambda _: pw.PrincipalGradients(),
     "Zeno": pw.Zeno,
-    "Zeno++": lambda _: pw.ZenoPlusPlus(rate=1.0),
+    "Zeno++": lambda _: pw.ZenoPlusPlus(rate=0.5),
 }
 JUDGED = ("Zeno", "Zeno++")
 FALLEN = ("Mean", "Median", "TrimmedMean", "Krum"), ("IPM 0.1", "IPM 0.5", "ALIE")

@@ -56,3 +56,19 @@ def test_no_formatter_has_touched_a_snippet():
     pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
     assert len(pages) > 5
     assert [page.name for page in pages if re.search(r"--8 |< --", page.read_text())] == []
+
+
+def test_the_hostile_clients_of_a_specification():
+    from partwise.aggregators import Mean, TrimmedMean, Watch
+    from partwise.attacks import AfterRounds, ALittleIsEnough, Hostile
+    from partwise.experiment.spec import loads
+    from partwise.experiment.trusted import Trusted
+    from partwise.observers import MUDHoG
+
+    blocks = re.findall(r"```toml\n(.*?)```", (HOW_TO / "hostile-clients.md").read_text(), re.DOTALL)
+    head = '[workload]\nname = "LeafSynthetic"\n[algorithm]\nname = "FedAvg"\n'
+    attacked, judged, watched = (loads(head + block) for block in blocks)
+    assert attacked.hostile == Hostile(ALittleIsEnough(), 0.2, when=AfterRounds(10))
+    assert attacked.aggregator == TrimmedMean(trim_count=4)
+    assert watched.aggregator == Watch(MUDHoG(), Mean(), exclude=True)
+    assert judged.trusted == Trusted(100)

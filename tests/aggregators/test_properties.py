@@ -372,3 +372,15 @@ def test_refusals_name_the_part_and_the_remedy():
     ):
         with pytest.raises(ValueError, match=says):
             make()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("part", [*ALL, *OTHERS], ids=repr)
+def test_half_precision_stays_what_it_is(part, dtype):
+    """Worked on in float32, and as near to float64 as the type has digits; selection may differ in near ties."""
+    rows = rows_of(9, 30).to(dtype)
+    got = aggregate(part, whole(rows.tolist(), dtype)).values()["w"]
+    assert got.dtype == dtype
+    exact = torch.tensor(value(part, rows.double().tolist()))
+    if not isinstance(part, Bucketing):  # its order is by what the bytes say
+        assert torch.allclose(got.float(), exact, rtol=0.02, atol=0.02)

@@ -94,7 +94,7 @@ def star(client=(), server=(NOISE,), aggregator=None, algorithm=None):
         ({"client": [Clip(1.0), CapWeight()], "aggregator": Krum(f=1)}, "whose divisor does not depend on who"),
         (
             {"client": [Clip(1.0), CapWeight()], "server": [ServerSGD(), NOISE]},
-            "must come first in the server chain of stream 'model', got ServerSGD(lr=1.0, momentum=0.9, lazy=True) in",
+            "must come first in the server chain of stream 'model', got ServerSGD(lr=1.0, momentum=0.9, lazy=True, ",
         ),
         ({"client": [NOISE], "server": []}, "needs a clip in front of it"),
         ({"client": [Clip(2.0), NOISE], "server": []}, "got sensitivity 0.5 where it is 2"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from partwise.aggregators import Mean, Median, Zeno
+from partwise.aggregators import Mean, Median, Zeno, ZenoPlusPlus
 from partwise.algorithms import FedAvg, FedSubAvg
 from partwise.attacks import AfterRounds, Backdoor, Hostile, InnerProduct, LabelFlip, SignFlip
 from partwise.channels import Plain
@@ -153,6 +153,25 @@ def test_zeno_learns_where_most_are_hostile():
         losses[name] = float(of.model.losses(params, trusted.columns(), training=False).mean())
         before = float(of.model.losses(of.initial(), trusted.columns(), training=False).mean())
     assert losses["zeno"] < before < losses["median"]
+
+
+def test_zeno_plus_plus_judges_every_reply_as_it_comes():
+    """Asynchronous, with more than half hostile: it takes the honest ones and learns."""
+    data = population()
+    trusted = Examples({n: torch.cat([data.data(c).columns()[n] for c in range(3)]) for n in ("words", "y")})
+    of = star(
+        "fedavg",
+        scheduler=FedAsync(versions=80, concurrency=4),
+        hostile=Hostile(SignFlip(10.0), share=0.6),
+        trusted=trusted,
+        aggregators={"model": ZenoPlusPlus(rate=0.3, examples=0)},
+    )
+    states, _ = Simulate().run(of.programs(), of.population, Log())
+    judged = states[SERVER].reducers["model"]
+    assert (judged.judged, judged.draws) == (80, 8)
+    assert 0 < judged.accepted < 80
+    loss = [float(of.model.losses(p, trusted.columns(), training=False).mean()) for p in (of.initial(), end(of))]
+    assert loss[1] < 0.9 * loss[0]
 
 
 def test_attack_needs_to_see_updates(monkeypatch):

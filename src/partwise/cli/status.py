@@ -31,7 +31,7 @@ def status_command(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of words; a line for every change.")] = False,
     every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")] = 1.0,
 ) -> None:
-    """How a run stands: versions, scores, bytes, clients, errors.
+    """How a run stands: scores, bytes, clients, errors.
 
     While it goes on, or when it is over. `partwise page` shows the same in a browser.
     """

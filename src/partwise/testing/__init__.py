@@ -84,6 +84,7 @@ def check(part: Any) -> None:
         check_attack(part)
     else:
         raise TypeError(
-            f"check({part!r}): needs a transform, aggregator, index, algorithm, local optimiser or scheduler, got a "
-            f"{type(part).__name__} with the methods of none. Compare its methods with the protocols in partwise.core."
+            f"check({part!r}): needs a transform, aggregator, index, algorithm, attack, local optimiser or scheduler, "
+            f"got a {type(part).__name__} with the methods of none. Compare its methods with the protocols in "
+            "partwise.core."
         )

@@ -48,12 +48,14 @@ def test_batches_are_those_of_plain():
 
 def test_a_batch_of_everything_is_gathered_once_for_the_same_clients():
     jobs = MLP.jobs((6, 4), batch_size=0)
-    feed = Feed(jobs, [3, 2], torch.zeros((), dtype=torch.float64))
+    feed = Feed(jobs, [3, 2], torch.zeros((), dtype=torch.float64), is_kept=True)
     first, second, third = feed.batch(0), feed.batch(1), feed.batch(2)
     assert second[0] is first[0]
     assert second[1] is first[1]
     assert len(first[1]) == 2
     assert torch.equal(third[0]["x"], jobs[0].data.columns()["x"])
+    others = Feed(jobs, [3, 2], torch.zeros((), dtype=torch.float64))
+    assert others.batch(0)[0]["x"] is not others.batch(1)[0]["x"]  # a model may write into it
 
 
 def test_data_that_are_slices_of_one_column_are_not_copied():

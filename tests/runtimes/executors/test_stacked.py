@@ -150,9 +150,9 @@ def test_clients_trained_together_are_bounded(monkeypatch):
     sizes: list[int] = []
     original = Feed.__init__
 
-    def noted(self: Feed, jobs: Sequence[Job], steps: Sequence[int], like: Tensor) -> None:
+    def noted(self: Feed, jobs: Sequence[Job], steps: Sequence[int], like: Tensor, **more: bool) -> None:
         sizes.append(len(jobs))
-        original(self, jobs, steps, like)
+        original(self, jobs, steps, like, **more)
 
     monkeypatch.setattr(Feed, "__init__", noted)
     jobs = MLP.jobs([5] * 10)
@@ -178,10 +178,10 @@ def test_clients_are_divided_among_threads(monkeypatch, threads, clients, expect
     sizes: dict[int, list[int]] = {}
     original, barrier = Feed.__init__, threading.Barrier(len(expected), timeout=10)
 
-    def noted(self: Feed, jobs: Sequence[Job], steps: Sequence[int], like: Tensor) -> None:
+    def noted(self: Feed, jobs: Sequence[Job], steps: Sequence[int], like: Tensor, **more: bool) -> None:
         sizes.setdefault(threading.get_ident(), []).append(len(jobs))
         barrier.wait()  # nobody is through before all have begun
-        original(self, jobs, steps, like)
+        original(self, jobs, steps, like, **more)
 
     jobs = DIN.jobs([5 + n % 3 for n in range(clients)], epochs=3)
     executor = Stacked()
@@ -236,9 +236,9 @@ def test_large_and_small_clients_are_trained_apart(monkeypatch):
     widths: list[list[int]] = []
     original = Feed.__init__
 
-    def noted(self: Feed, jobs: Sequence[Job], steps: Sequence[int], like: Tensor) -> None:
+    def noted(self: Feed, jobs: Sequence[Job], steps: Sequence[int], like: Tensor, **more: bool) -> None:
         widths.append([len(job.data) for job in jobs])
-        original(self, jobs, steps, like)
+        original(self, jobs, steps, like, **more)
 
     monkeypatch.setattr(Feed, "__init__", noted)
     jobs = MLP.jobs((200, 2, 3, 190, 2), batch_size=0, steps=2)

@@ -38,15 +38,16 @@ class Feed:
         jobs: equal columns.
         steps: of each job; must not ascend.
         like: the shares' type and device.
+        is_kept: whether a batch that stays the same is given again, to somebody who does not write into it.
     """
 
-    def __init__(self, jobs: Sequence[Job], steps: Sequence[int], like: Tensor) -> None:
+    def __init__(self, jobs: Sequence[Job], steps: Sequence[int], like: Tensor, *, is_kept: bool = False) -> None:
         self._columns, starts = _joined([job.data.columns() for job in jobs])
         self._like, device = like, next(iter(self._columns.values())).device
         counts = [len(job.data) for job in jobs]
         kinds = [_kind(job.plan, n, many) for job, n, many in zip(jobs, counts, steps, strict=True)]
         long, wide = max(k[0] for k in kinds), max(k[1] for k in kinds)
-        self._is_constant = long == 1
+        self._is_constant, self._is_kept = long == 1, is_kept
         at = np.zeros((long, len(jobs), wide), np.int64)
         self._widths = np.ones((steps[0], len(jobs)), np.int64)
         restarts = Restarts()
@@ -76,7 +77,7 @@ class Feed:
         at = self._at[0 if self._is_constant else step, :active, :width].reshape(-1)
         found = {name: column.index_select(0, at) for name, column in self._columns.items()}
         shares = self._shares(widths, width)
-        if self._is_constant:
+        if self._is_constant and self._is_kept:
             self._last = active, found, shares
         return found, shares
 

@@ -180,7 +180,8 @@ def _loop(unit: Unit, chunk: _Chunk, values: Values, engine: _Engine) -> Tensor:
     """Train the values in place; the losses, (T, C) float64, 0 where a client has finished."""
     rule = chunk.jobs[0].plan.optimizer
     like = next(iter(values.values()))
-    feed, terms_of = Feed(chunk.jobs, chunk.steps, like), stacked_terms(chunk.jobs, chunk.rows)
+    feed = Feed(chunk.jobs, chunk.steps, like, is_kept=isinstance(engine, Taped))
+    terms_of = stacked_terms(chunk.jobs, chunk.rows)
     lr = rule.lr if unit.is_plain else 0.0
     state = None if lr else rule.init({n: values[n] for n in unit.names})
     losses = like.new_zeros(chunk.steps[0], len(chunk.jobs), dtype=torch.float64)
