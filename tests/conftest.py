@@ -24,6 +24,7 @@ collect_ignore = [
     "toy_federation.py",
     "toy_jobs.py",
     "toy_parts.py",
+    "toy_post.py",
     "toy_roster.py",
     "toy_runs.py",
     "toy_stack.py",
