@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from partwise.core.codec import decode, encode
-from partwise.core.errors import CompositionError
+from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.population import Counts
 from partwise.core.program import SERVER, Wake
 from partwise.core.update import map_values
@@ -157,6 +157,24 @@ def test_census_waits_for_every_node_and_says_who_is_missing():
     with pytest.raises(CompositionError, match=r"got no answer from \['middle'\] in 0.1 s\. Start them, or use a part"):
         replace(runtime, timing=Timing(0.001, 0.001, 0.0, 0.1)).run(of.programs(), of.population, Log())
     assert {kind for _, kind, _ in post.sent} == {"query"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda c: [1], "node south: must answer a census with finite counts from 0 on"),
+        (lambda c: c._replace(total_weight=float("nan")), "node south: must answer a census with finite counts"),
+        (lambda c: c._replace(heat={n: -h for n, h in c.heat.items()}), "node south: must answer a census with finite"),
+        (lambda c: c._replace(weight={}), r"node south: must count the same parameters as the others, got \[\]"),
+    ],
+)
+def test_census_that_is_none_is_refused_by_name(change, reason):
+    def spoil(node: str, number: int, got: Collected) -> Collected:
+        return got._replace(data=encode(change(decode(got.data)))) if node == "south" else got
+
+    of, runtime, _ = deployed(star("fedsubavg capped"), spoil=spoil)
+    with pytest.raises(ProtocolError, match=reason):
+        runtime.run(of.programs(), of.population, Log())
 
 
 def test_census_is_that_of_the_whole_population():

@@ -7,9 +7,11 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from partwise.core.codec import decode, encode_parts
 from partwise.core.errors import CompositionError, ProtocolError
@@ -159,7 +161,7 @@ class Network:
                     "such as FedSubAvg('count')."
                 )
             time.sleep(self._timing.poll_seconds)
-        return _total([counts[node] for node in self._owners])
+        return _total({node: counts[node] for node in self._owners})
 
     # Out
 
@@ -276,16 +278,36 @@ def _last_line(text: str) -> str:
 
 def _checked(node: str, data: bytes, max_bytes: int) -> Counts:
     counts = decode(data, max_bytes=max_bytes)
-    if type(counts) is not Counts or type(counts.total_weight) not in (int, float):
-        raise ProtocolError(f"node {node}: must answer a census with counts, got {type(counts).__name__}.")
-    return counts
+    is_right = type(counts) is Counts and type(counts.total_weight) in (int, float) and counts.total_weight >= 0
+    for covers in (counts.heat, counts.weight) if is_right else ():
+        is_right = is_right and isinstance(covers, dict) and all(map(_is_count, covers.values()))
+    if not is_right:
+        raise ProtocolError(
+            f"node {node}: must answer a census with finite counts from 0 on, got others. Use the same Partwise there."
+        )
+    return counts  # type: ignore[no-any-return]
 
 
-def _total(counts: Sequence[Counts]) -> Counts:
+def _is_count(cover: Any) -> bool:
+    return isinstance(cover, Tensor) and cover.is_floating_point() and bool(((cover >= 0) & cover.isfinite()).all())
+
+
+def _total(counts: Mapping[str, Counts]) -> Counts:
     """The sum over the nodes, in their order."""
+    first = next(iter(counts.values()))
 
-    def added(which: str) -> dict[str, Any]:
-        first = getattr(counts[0], which)
-        return {name: sum((getattr(c, which)[name] for c in counts[1:]), first[name]) for name in first}
+    def added(which: str) -> dict[str, Tensor]:
+        total = {name: cover.clone() for name, cover in getattr(first, which).items()}
+        for node, found in list(counts.items())[1:]:
+            covers = getattr(found, which)
+            shapes = {name: cover.shape for name, cover in covers.items()}
+            if shapes != {name: cover.shape for name, cover in total.items()}:
+                raise ProtocolError(
+                    f"node {node}: must count the same parameters as the others, got {sorted(covers)}. "
+                    "All nodes must build the same model."
+                )
+            for name, cover in covers.items():
+                total[name] += cover
+        return total
 
-    return Counts(added("heat"), added("weight"), sum(float(c.total_weight) for c in counts))
+    return Counts(added("heat"), added("weight"), sum(float(found.total_weight) for found in counts.values()))
