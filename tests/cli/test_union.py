@@ -91,3 +91,12 @@ def test_what_cannot_be(clicks):
     assert "must be writable, got: No such file or directory" in " ".join(error.split())
     _, error = call("union", "clicks.toml", "universe.npz", "--contributors", "9", code=2)
     assert "needs 9 clients that" in " ".join(error.split())
+
+
+def test_a_round_that_comes_to_nothing_is_told_and_the_run_goes_on(clicks):
+    """A third of the uploads are lost: in some rounds fewer than five are left, and nothing is opened."""
+    call("union", "clicks.toml", "universe.npz")
+    flaky = 'workload.reliability={name="Unreliable", upload=0.25, seed=1}'
+    said, _ = call("run", "clicks.toml", flaky, "scheduler.rounds=3", "--folder", "ran")
+    assert "a round was skipped at version" in said
+    assert "Nothing was opened" in said

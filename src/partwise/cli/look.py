@@ -171,22 +171,26 @@ def _over_clients(run: Run) -> list[str]:
 
 
 def _troubles(run: Run) -> list[str]:
+    from partwise.experiment.words import printable
+
     gone = [t for t in run.troubles if t.kind != "suspected"]
-    shown = [f"  {run.client_name(t.client)} {t.kind} at version {t.version}: {t.reason}" for t in gone[:10]]
+    shown = [f"  {run.client_name(t.client)} {t.kind} at version {t.version}: {printable(t.reason)}" for t in gone[:10]]
     more = [f"  and {len(gone) - 10:,} more"] if len(gone) > 10 else []
     return [*(["", f"clients lost or refused: {len(gone):,}"] if gone else []), *shown, *more, *_suspects(run)]
 
 
 def _suspects(run: Run) -> list[str]:
     """Whom an observer suspected, of what, in which rounds and why; the longest suspected first."""
+    from partwise.experiment.words import printable
+
     found: dict[tuple[int, str, str], list[int]] = {}
     for t in run.troubles:
         if t.kind == "suspected":
             found.setdefault((t.client, t.stage, t.reason), []).append(t.version)
     ordered = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
     lines = [
-        f"  {run.client_name(client)}: {what}, {len(versions):,} rounds from version {versions[0]} on: {reason}"
-        for (client, what, reason), versions in ordered[:20]
+        f"  {run.client_name(client)}: {what}, {len(seen):,} rounds from version {seen[0]} on: {printable(reason)}"
+        for (client, what, reason), seen in ordered[:20]
     ]
     more = [f"  and {len(ordered) - 20:,} more"] if len(ordered) > 20 else []
     return ["", f"clients suspected: {len({c for c, _, _ in found}):,}", *lines, *more] if found else []

@@ -77,15 +77,17 @@ class Snapshot(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """A client that was lost or refused, by name where it has one."""
+    """A client that was lost or refused, by name where it has one; or a round that committed nothing, and no client."""
 
     kind: str
-    client: int
+    client: int | None
     name: str
     version: int
     reason: str
 
     def __str__(self) -> str:
+        if self.client is None:
+            return f"a round was {self.kind} at version {self.version}: {self.reason}"
         who = f"client {self.client}" if self.name == str(self.client) else f"client {self.client} ({self.name})"
         return f"{who} {self.kind} at version {self.version}: {self.reason}"
 
@@ -180,12 +182,16 @@ class Watcher:
         self._view.show(self.last)
 
     def noticed(self, record: Record) -> None:
+        from partwise.experiment.words import printable
+
         fields = record.fields
         self._counts[record.kind] = self._counts.get(record.kind, 0) + 1
-        client, reason = int(fields["client"]), str(fields["reason"])
+        reason = printable(str(fields["reason"]))
         if fields.get("stage"):
             reason = f"in {fields['stage']}: {reason}"
-        self._view.notice(Notice(record.kind, client, self._name(client), int(fields["version"]), reason))
+        client = int(fields["client"]) if "client" in fields else None  # a round is nobody's
+        name = "" if client is None else self._name(client)
+        self._view.notice(Notice(record.kind, client, name, int(fields["version"]), reason))
 
     def finished(self, reason: str) -> None:
         self.reason = reason
