@@ -41,7 +41,9 @@ def attack_command(
         "attacked"
     ),
 ) -> None:
-    """Attack a set-up: each attack against each rule, as a table and a heat map.
+    """Attack a set-up: attacks against rules, as a table.
+
+    Each attack meets each rule; a heat map comes with the table.
 
     Trials that were made are kept and not made again, so that the same command goes on after Ctrl-C.
     """
