@@ -301,7 +301,7 @@ CASES = {
     "[evaluation]\nname = 'Eval'": "7: evaluation.name: can only be 'Evaluation' here, got 'Eval'. Leave it out.",
     "client = 1": "6: algorithm.client: FedAvg has no parameter 'client', got 1. It has 'local' or 'weights'.",
     "[aggregator]\nby = 'x'": (f"6: aggregator: must have a name, got none. Choose {all_of('aggregators')}."),
-    "[runtime]\nname = 3": "6: runtime: must have a name, got 3. Choose 'Processes' or 'Simulate'.",
+    "[runtime]\nname = 3": "6: runtime: must have a name, got 3. Choose 'Processes', 'Ray' or 'Simulate'.",
     "[client]\nname = 'Clip'\nmax_norm = 1.0": (
         "6: client: must be an array of parts, got a table named 'Clip'. Write [[client]] instead of [client]."
     ),
