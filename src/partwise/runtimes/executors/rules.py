@@ -35,9 +35,8 @@ _aten = torch.ops.aten
 class Op(Protocol):
     """An operation.
 
-    Args:
-        takes_parameters: all it is given but the first are parameters, `Held`.
-        is_differentiable: whether it has a `backward`.
+    `takes_parameters`: all it is given but the first are parameters, `Held`. `is_differentiable`: whether it has a
+    `backward`.
     """
 
     takes_parameters: bool = False
