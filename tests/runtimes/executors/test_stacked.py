@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,20 +25,17 @@ from partwise.algorithms import (
 )
 from partwise.channels import Plain as PlainChannel
 from partwise.core.algorithm import Algorithm, Site, Task
-from partwise.core.index import Whole, shapes_of
 from partwise.core.model import CrossEntropy, Model, Values, like
 from partwise.core.plan import Executor, Job, LocalPlan
 from partwise.core.population import Census, Counts, Examples
 from partwise.core.program import SERVER
 from partwise.core.runtime import Observer
-from partwise.core.summing import Share, SumJob
 from partwise.core.workload import Workload
 from partwise.local import SGD, AdamW, ClipGradient, Decay, LocalTraining, Proximal, Shift
 from partwise.programs.star import Star
 from partwise.runtimes import Simulate
-from partwise.runtimes.executors import Plain, Stacked, stacked
+from partwise.runtimes.executors import Plain, Stacked
 from partwise.runtimes.executors.feed import Feed
-from partwise.runtimes.threads import torch_threads
 from partwise.schedulers import Synchronous
 from partwise.testing.examples import example_model, example_sites
 from partwise.workloads import ClickLog, LeafSynthetic, SparseLogistic
@@ -171,67 +167,6 @@ def test_clients_trained_together_are_bounded(monkeypatch):
     assert max(sizes) == 3
 
 
-@pytest.mark.parametrize(
-    ("threads", "clients", "expected"), [(1, 9, [9]), (3, 13, [4, 4, 5]), (3, 7, [7]), (9, 17, [4, 4, 4, 5])]
-)
-def test_clients_are_divided_among_threads(monkeypatch, threads, clients, expected):
-    sizes: dict[int, list[int]] = {}
-    original, barrier = Feed.__init__, threading.Barrier(len(expected), timeout=10)
-
-    def noted(self: Feed, jobs: Sequence[Job], steps: Sequence[int], like: Tensor, **more: bool) -> None:
-        sizes.setdefault(threading.get_ident(), []).append(len(jobs))
-        barrier.wait()  # nobody is through before all have begun
-        original(self, jobs, steps, like, **more)
-
-    jobs = DIN.jobs([5 + n % 3 for n in range(clients)], epochs=3)
-    executor = Stacked()
-    executor.explain(jobs)
-    monkeypatch.setattr(Feed, "__init__", noted)
-    with torch_threads(threads):
-        agree(jobs, executor)
-    assert sorted(n for own in sizes.values() for n in own) == expected
-    assert len(sizes) == len(expected)
-
-
-def test_what_modules_are_needed_for_stays_in_one_thread(monkeypatch):
-    """A module's parameters are put in their places for each call: two threads would take each other's."""
-    monkeypatch.setattr(stacked, "at_once", lambda calls: [call() for call in calls] if len(calls) < 2 else None)
-    with torch_threads(2):
-        agree(SCALED.jobs([5] * 12), Stacked())
-
-
-def test_one_bad_job_among_several_threads():
-    jobs = DIN.jobs([6] * 12)
-    columns = dict(jobs[7].data.columns())
-    columns["candidate"] = columns["candidate"] + 500
-    jobs[7] = jobs[7]._replace(data=Examples(columns))
-    with torch_threads(3):
-        found = Stacked().run(jobs)
-    assert [n for n, result in enumerate(found) if isinstance(result, Exception)] == [7]
-    good = [n for n in range(12) if n != 7]
-    for n, expected in zip(good, Plain().run([jobs[n] for n in good]), strict=True):
-        for name, change in expected.change.items():  # type: ignore[union-attr]
-            torch.testing.assert_close(found[n].change[name], change, rtol=0, atol=1e-9)
-
-
-def test_sums_of_several_threads():
-    """A weight that is kept as factors, and others; every client has a weight of its own."""
-    jobs = WIDE.jobs([6 + n % 4 for n in range(13)], batch_size=3)
-    start = WIDE.start(5, torch.float64)
-    jobs = [job._replace(start=start) for job in jobs]
-    index = Whole(shapes_of(start))
-    job = SumJob(lambda: iter([Share(j, index, 1.0 + n) for n, j in enumerate(jobs)]), start)
-    with torch_threads(3):
-        found = Stacked().add(job)
-    results = Plain().run(jobs)
-    assert found.sums.total == sum(range(1, 14))
-    assert [outcome.steps for outcome in found.outcomes] == [result.steps for result in results]  # type: ignore[union-attr]
-    for name in start:
-        expected = sum((1.0 + n) * result.change[name] for n, result in enumerate(results))  # type: ignore[union-attr]
-        near = 1e-9 * float(expected.abs().max())
-        torch.testing.assert_close(found.sums.value[name], expected, rtol=0, atol=near)
-
-
 def test_large_and_small_clients_are_trained_apart(monkeypatch):
     widths: list[list[int]] = []
     original = Feed.__init__
@@ -256,7 +191,6 @@ def test_results_do_not_overlap():
     assert all(bool((t == number).all()) for number, t in enumerate(found))
 
 
-WIDE = Case(Model(lambda: ImageMLP(64, 256, 4), CrossEntropy()), images)
 BIG = Case(Model(lambda: ImageMLP(64, 4000, 4), CrossEntropy()), images)
 
 

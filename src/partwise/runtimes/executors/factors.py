@@ -33,7 +33,6 @@ class Factors:
     lr: float
     clients: int
     past: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    _sum: tuple[list[float], Tensor] | None = None  # of what weights, and for whoever asks next
 
     def forward(self, x: Tensor) -> Tensor:
         """x W_c^T: (A, n, i) -> (A, n, o)."""
@@ -60,15 +59,8 @@ class Factors:
             found[: len(x)].baddbmm_(grad.transpose(1, 2), x, alpha=-self.lr)
         return found
 
-    def sum_up(self, weights: Sequence[float]) -> None:
-        """Make the sum that will be asked for, in the thread that has made the steps."""
-        self._sum = list(weights), self.weighted(weights)
-
     def weighted(self, weights: Sequence[float]) -> Tensor:
         """Sum over clients of weight, C of them, times W_c - W, (o, i)."""
-        if self._sum is not None and self._sum[0] == list(weights):
-            found, self._sum = self._sum[1], None
-            return found
         found, factors = torch.empty_like(self.start), -self.lr * self.start.new_tensor(weights)
         for number, (grad, x) in enumerate(self.past):
             scaled = grad * factors[: len(x), None, None]

@@ -6,7 +6,6 @@ import mmap
 import weakref
 from collections.abc import Mapping
 from math import prod
-from threading import Lock
 
 import torch
 from torch import Tensor
@@ -33,7 +32,6 @@ class Scratch:
 
     def __init__(self) -> None:
         self._free: list[mmap.mmap] = []
-        self._lock = Lock()  # for whoever takes a block; one may come back at any moment
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Scratch, ()
@@ -60,14 +58,13 @@ class Scratch:
         return found
 
     def _view(self, size: int) -> memoryview:
-        with self._lock:
-            fitting = [b for b in self._free if size <= len(b) <= 2 * size]
-            block = min(fitting, key=len, default=None)
-            if block is not None:
-                self._free.remove(block)
+        fitting = [b for b in self._free if size <= len(b) <= 2 * size]
+        block = min(fitting, key=len, default=None)
         if block is None:
             grain = _HUGE if size >= _HUGE else _GRAIN
             block = _block(-(-size // grain) * grain)
+        else:
+            self._free.remove(block)
         view = memoryview(block)  # what torch keeps as long as there is a tensor; the block outlives it
         weakref.finalize(view, _give_back, self._free, block).atexit = False
         return view

@@ -9,10 +9,7 @@ import logging
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
-
-import torch
 
 from partwise.core.aggregate import Accumulator
 from partwise.core.plan import Job, Trained
@@ -23,14 +20,11 @@ from partwise.runtimes.executors.groups import Unit, are_alike, unit_of
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.executors.scratch import Scratch
 from partwise.runtimes.executors.together import FAILURES, Together, Way, train, way_of
-from partwise.runtimes.threads import at_once
 
 __all__ = ["Stacked"]
 
 _log = logging.getLogger("partwise")
 
-_MOST_THREADS = 4  # Python runs in one at a time, for a fifth to a third of what a small model's step takes
-_LEAST_CLIENTS = 4  # of each thread: a step takes some time however few there are
 _CPU_BYTES, _STREAMED_BYTES, _OTHER_BYTES = 8 << 20, 32 << 20, 1 << 30
 
 
@@ -43,10 +37,9 @@ class Stacked:
 
     - the clients are folded into the batch of one forward pass, where parameters are used by linear maps, embeddings,
       layer norms, sums and products; plain SGD is applied within the backward pass. A model that consists of
-      operations whose gradients are known here, as most small ones do, is run without autograd, its clients divided
-      among the threads that torch has, up to four. Where only the sum of what they change is wanted, a large weight
-      that is used by one linear map is not copied for each client, but kept as one matrix and the factors of its
-      changes;
+      operations whose gradients are known here, as most small ones do, is run without autograd. Where only the sum of
+      what they change is wanted, a large weight that is used by one linear map is not copied for each client, but kept
+      as one matrix and the factors of its changes;
     - `torch.func.vmap` over the clients;
     - one after another, as `Plain` does it: convolutions on a CPU, dropout, buffers such as running means, optimisers
       and gradient terms of other makes, losses that draw at random.
@@ -55,9 +48,9 @@ class Stacked:
     after another, otherwise with the second way. A group in which anything raises is run again one client after
     another, so that every job has its own exception. The results are those of `Plain` but for rounding: within 1e-9 of
     the largest value in float64 and 1e-4 in float32, whose products are summed in another order, after a few dozen
-    steps; so who is trained together, and with it the number of threads, may change the last digits. A rule that jumps
-    where its argument is nothing but rounding (cautious decay, Adam where a gradient should be 0) may differ by more in
-    entries on which the loss does not depend.
+    steps; so who is trained together may change the last digits. A rule that jumps where its argument is nothing but
+    rounding (cautious decay, Adam where a gradient should be 0) may differ by more in entries on which the loss does
+    not depend.
 
     Args:
         max_clients: clients trained together at most, > 0.
@@ -113,49 +106,32 @@ class Stacked:
         if isinstance(unit, str) or way.name == "alone":
             return Plain().run(jobs)
         results: dict[int, Trained | Exception] = {}
-        for at, together in self._chunk_by_chunk(unit, jobs, way):
+        for at in _chunks(unit, way, jobs, _Bounds(self.max_clients, self.max_bytes)):
             chunk = [jobs[i] for i in at]
+            together = self._together(unit, chunk, way)
             found = Plain().run(chunk) if together is None else together.each(chunk)
             results.update(zip(at, found, strict=True))
         return [results[i] for i in range(len(jobs))]
 
-    def _chunk_by_chunk(
-        self, unit: Unit, jobs: Sequence[Job], way: Way, weights: Sequence[float] | None = None
-    ) -> Iterator[tuple[list[int], Together | None]]:
-        """The numbers of jobs that were trained together, and what came of it; as many chunks at a time as threads.
-
-        weights: of the jobs, where only the sum of their changes is wanted.
-        """
-        threads = _num_threads(way, jobs)
-        most = min(self.max_clients, -(-len(jobs) // threads))
-        chunks = list(_chunks(unit, way, jobs, _Bounds(most, self.max_bytes, weights is not None)))
-        for first in range(0, len(chunks), threads):
-            some = chunks[first : first + threads]
-            calls = [partial(self._together, unit, jobs, way, at, weights) for at in some]
-            yield from zip(some, at_once(calls), strict=True)
-
-    def _together(
-        self, unit: Unit, jobs: Sequence[Job], way: Way, at: Sequence[int], weights: Sequence[float] | None
-    ) -> Together | None:
+    def _together(self, unit: Unit, jobs: Sequence[Job], way: Way, *, is_summed: bool = False) -> Together | None:
         """The results of a chunk; None where anything raises, so that each job must be run by itself."""
-        chunk, own = [jobs[i] for i in at], None if weights is None else [weights[i] for i in at]
         try:
-            return train(unit, chunk, way, self._scratch, weights=own)
+            return train(unit, jobs, way, self._scratch, is_summed=is_summed)
         except FAILURES as error:
-            _log.info("stacked: %d jobs are run one after another: %s", len(at), error)
+            _log.info("stacked: %d jobs are run one after another: %s", len(jobs), error)
             return None
 
     def _add(self, shares: Sequence[Share], total: Accumulator) -> Sequence[Outcome | Exception]:
         outcomes: dict[int, Outcome | Exception] = {}
-        jobs, weights = [share.job for share in shares], [share.weight for share in shares]
+        jobs, bounds = [share.job for share in shares], _Bounds(self.max_clients, self.max_bytes, is_summed=True)
         for unit, at in _groups(jobs):
             way = self._way(unit, [jobs[i] for i in at])
             if isinstance(unit, str) or way.name == "alone":
                 outcomes.update((i, add_one_(total, shares[i], *Plain().run([jobs[i]]))) for i in at)
                 continue
-            own = [jobs[i] for i in at]
-            for chunk, together in self._chunk_by_chunk(unit, own, way, [weights[i] for i in at]):
+            for chunk in _chunks(unit, way, [jobs[i] for i in at], bounds):
                 some = [at[i] for i in chunk]
+                together = self._together(unit, [jobs[i] for i in some], way, is_summed=True)
                 outcomes.update(zip(some, _add_together(total, [shares[i] for i in some], together), strict=True))
         return [outcomes[i] for i in range(len(shares))]
 
@@ -253,13 +229,6 @@ def _chunks(unit: Unit, way: Way, jobs: Sequence[Job], bounds: _Bounds) -> Itera
             many = many * 3 // 4  # one alone is never padded
         yield order[:many]
         order = order[many:]
-
-
-def _num_threads(way: Way, jobs: Sequence[Job]) -> int:
-    """How many chunks to train at once: a tape, and nothing else, may be run by several threads."""
-    if way.tape is None or not all(t.is_cpu for t in jobs[0].start.values()):
-        return 1
-    return max(1, min(torch.get_num_threads(), _MOST_THREADS, len(jobs) // _LEAST_CLIENTS))
 
 
 class _Size(NamedTuple):

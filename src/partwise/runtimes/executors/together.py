@@ -136,9 +136,7 @@ class Together(NamedTuple):
         return cast(list[Trained], found)
 
 
-def train(
-    unit: Unit, jobs: Sequence[Job], way: Way, scratch: Scratch, *, weights: Sequence[float] | None = None
-) -> Together:
+def train(unit: Unit, jobs: Sequence[Job], way: Way, scratch: Scratch, *, is_summed: bool = False) -> Together:
     """Train jobs of one group.
 
     Args:
@@ -146,7 +144,7 @@ def train(
         jobs: the jobs.
         way: how.
         scratch: where the changes lie.
-        weights: of each job, where the sum of the changes is all that is wanted of them.
+        is_summed: whether the sum of the changes is all that is wanted of them.
 
     Raises:
         IndexError: an id outside the rows of its client.
@@ -154,16 +152,13 @@ def train(
     steps = [job.plan.num_steps(len(job.data)) for job in jobs]
     order = sorted(range(len(jobs)), key=lambda i: -steps[i])
     chunk = _chunk(unit, [jobs[i] for i in order], sorted(steps, reverse=True))
-    kept = {} if weights is None else _kept(unit, chunk, way)
+    kept = _kept(unit, chunk, way) if is_summed else {}
     engine = _engine(unit, way, chunk.num_rows, kept)
     own = scratch.empty({name: t for name, t in chunk.start.items() if name not in kept})
     values = {name: own[name].copy_(t) if name in own else t for name, t in chunk.start.items()}
     losses = _loop(unit, chunk, values, engine)
     check_ids(engine.bad)
     means = [total / many for total, many in zip(losses.sum(0).tolist(), chunk.steps, strict=True)]
-    if weights is not None:
-        for factors in kept.values():
-            factors.sum_up([weights[i] for i in order])
     changes = {name: kept[name] if name in kept else t.sub_(chunk.start[name]) for name, t in values.items()}
     return Together(order, chunk.steps, means, changes, chunk.rows)
 
