@@ -45,41 +45,37 @@ def gap(one: Any, other: Any) -> float:
 MASKED = Masked(limit=0.5, bits=20, max_weight=1, min_contributors=3)
 
 
-def oracle(rare: int) -> Any:
-    """The plain run in which rows that fewer than so many of the cohort hold do not move."""
+@dataclass(frozen=True)
+class HeldByThree:
+    """In the clear, of each update the coordinates that three of the cohort send."""
 
-    @dataclass(frozen=True)
-    class Rare:
-        reveals = "each"
-        exchanges = True
-        limit = None
-        patience_seconds = 9.0
+    reveals = "each"
+    exchanges = True
+    limit = None
+    patience_seconds = 9.0
 
-        def server(self, cohort: Any, params: Any, session: int) -> Any:
-            updates = yield dict.fromkeys(cohort)
-            counts = {n: torch.zeros_like(t) for n, t in params.items()}
-            for update in updates.values():
-                update.index.cover_(counts, 1.0)
-            found = []
-            for client in sorted(updates):
-                update = updates[client]
-                at = update.index.rows["table.weight"]
-                kept = counts["table.weight"][at, 0] >= rare
-                index = type(update.index)(update.index.shapes, {**update.index.rows, "table.weight": at[kept]})
-                value = {**update.value, "table.weight": update.value["table.weight"][kept]}
-                found.append(type(update)(index, value, update.weight))
-            return found
+    def server(self, cohort: Any, params: Any, session: int) -> Any:
+        updates = yield dict.fromkeys(cohort)
+        counts = {n: torch.zeros_like(t) for n, t in params.items()}
+        for update in updates.values():
+            update.index.cover_(counts, 1.0)
+        found = []
+        for client in sorted(updates):
+            index, value = updates[client].index, updates[client].values()
+            at = {n: index.coords(n) for n in index.shapes}
+            kept = {n: counts[n].reshape(-1)[a] >= 3 for n, a in at.items()}
+            index = Coords(index.shapes, {n: a[kept[n]] for n, a in at.items()})
+            found.append(Update(index, {n: v.reshape(-1)[kept[n]] for n, v in value.items()}, updates[client].weight))
+        return found
 
-        def client(self, update: Any, params: Any, seat: Any) -> Any:
-            yield
-            yield update
-
-    return Rare()
+    def client(self, update: Any, params: Any, seat: Any) -> Any:
+        yield
+        yield update
 
 
 @pytest.mark.parametrize("layout", ["union", "sparse"])
 def test_masked_run_is_the_plain_one_but_for_rounding(layout):
-    plain, _, _ = run(oracle(3))
+    plain, _, _ = run(HeldByThree())
     masked, log, reason = run(Masked(limit=0.5, bits=20, max_weight=1, min_contributors=3, layout=layout))
     assert reason == "done"
     assert log.of("lost") == log.of("skipped") == []
@@ -91,7 +87,7 @@ def test_masked_run_is_the_plain_one_but_for_rounding(layout):
 def test_numbers_of_clients_do_not_travel():
     _, log, _ = run(MASKED)
     assert {(r["examples"], r["loss"]) for r in log.of("reply")} == {(0, 0.0)}
-    _, open_log, _ = run(oracle(3))
+    _, open_log, _ = run(HeldByThree())
     for commit, other in zip(log.of("commit"), open_log.of("commit"), strict=True):
         assert commit["loss"] == pytest.approx(other["loss"], abs=2e-3)
         assert commit["examples"] > COHORT
@@ -229,34 +225,6 @@ def test_what_cannot_be_summed_as_it_is_sent_is_refused(part):
     with pytest.raises(CompositionError, match=rule):
         run(MASKED, client_chain={"model": chain(part, Clip(0.5))})
     run(Plain(), rounds=1, client_chain={"model": chain(part, Clip(0.5))})
-
-
-@dataclass(frozen=True)
-class HeldByThree:
-    """In the clear, of each update the coordinates that three of the cohort send."""
-
-    reveals = "each"
-    exchanges = True
-    limit = None
-    patience_seconds = 9.0
-
-    def server(self, cohort: Any, params: Any, session: int) -> Any:
-        updates = yield dict.fromkeys(cohort)
-        counts = {n: torch.zeros_like(t) for n, t in params.items()}
-        for update in updates.values():
-            update.index.cover_(counts, 1.0)
-        found = []
-        for client in sorted(updates):
-            index, value = updates[client].index, updates[client].values()
-            at = {n: index.coords(n) for n in index.shapes}
-            kept = {n: counts[n].reshape(-1)[a] >= 3 for n, a in at.items()}
-            index = Coords(index.shapes, {n: a[kept[n]] for n, a in at.items()})
-            found.append(Update(index, {n: v[kept[n]] for n, v in value.items()}, updates[client].weight))
-        return found
-
-    def client(self, update: Any, params: Any, seat: Any) -> Any:
-        yield
-        yield update
 
 
 @pytest.mark.parametrize("algorithm", [FedAvg(LOCAL, "uniform"), FedSubAvg("count", LOCAL)], ids=["whole", "rows"])

@@ -19,6 +19,7 @@ from partwise.aggregators.geometry import distances
 from partwise.aggregators.krum import krum_scores, ranked
 from partwise.aggregators.nearest import nearest_mean
 from partwise.core.aggregate import Sum
+from partwise.core.checks import at_least
 from partwise.core.model import Params
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
@@ -58,10 +59,7 @@ class Bulyan:
     needs: ClassVar[Literal["sum", "each"]] = "each"
 
     def __post_init__(self) -> None:
-        for name, least in (("f", 0), ("min_overlap", 1)):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"Bulyan({name}={value}): must be at least {least}, got {value}. Raise it.")
+        at_least(self, f=0, min_overlap=1)
 
     def init(self, params: Params, census: Census) -> Any:
         return ()

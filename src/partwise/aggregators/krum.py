@@ -16,6 +16,7 @@ from torch import Tensor
 from partwise.aggregators.columns import finite, mean_of, reduce_columns
 from partwise.aggregators.geometry import distances
 from partwise.core.aggregate import Sum
+from partwise.core.checks import at_least
 from partwise.core.model import Params
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
@@ -57,10 +58,7 @@ class Krum:
     needs: ClassVar[Literal["sum", "each"]] = "each"
 
     def __post_init__(self) -> None:
-        for name, least in (("f", 0), ("num_selected", 1), ("min_overlap", 1)):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"Krum({name}={value}): must be at least {least}, got {value}. Raise it.")
+        at_least(self, f=0, num_selected=1, min_overlap=1)
 
     def init(self, params: Params, census: Census) -> Any:
         return ()

@@ -18,6 +18,7 @@ from partwise.aggregators.columns import finite, mean_of, reduce_columns, sender
 from partwise.aggregators.coordinatewise import TrimmedMean
 from partwise.aggregators.geometry import distances
 from partwise.core.aggregate import Aggregator, Sum, sum_updates
+from partwise.core.checks import at_least
 from partwise.core.model import Params
 from partwise.core.population import Census
 from partwise.core.probe import MakeProbe, probed
@@ -62,10 +63,7 @@ class NearestNeighbours:
     needs: ClassVar[Literal["sum", "each"]] = "each"
 
     def __post_init__(self) -> None:
-        for name, least in (("f", 0), ("min_overlap", 1)):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"NearestNeighbours({name}={value}): must be at least {least}, got {value}. Raise it.")
+        at_least(self, f=0, min_overlap=1)
 
     def init(self, params: Params, census: Census) -> Any:
         return self.inner.init(params, census)

@@ -16,6 +16,7 @@ from partwise.algorithms.memory import NOTHING, PopulationMean, blank
 from partwise.algorithms.twins import Twins, firsts, second, second_names, seconds
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
+from partwise.core.checks import at_least
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
 from partwise.core.mean import Mean
@@ -125,9 +126,7 @@ class FedAMD(Algorithm):
             raise ValueError(
                 f"FedAMD(anchor_prob={self.anchor_prob}): must lie in [0, 1], got {self.anchor_prob}. 0.2 is usual."
             )
-        for name, least in (("period", 1), ("large_batch", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"FedAMD({name}={value}): must be at least {least}, got {value}. Raise it.")
+        at_least(self, period=1, large_batch=0)
         rule = self.local.optimizer
         if not isinstance(rule, SGD) or rule.momentum or rule.weight_decay or self.local.max_norm:
             raise CompositionError(

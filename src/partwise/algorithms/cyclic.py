@@ -17,6 +17,7 @@ from partwise.algorithms.memory import NOTHING
 from partwise.algorithms.twins import Apart, Paired, Twins, second, second_names, seconds
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
+from partwise.core.checks import at_least
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index, Rows, Whole
 from partwise.core.mean import Mean
@@ -65,8 +66,7 @@ class MMPSGD(Algorithm):
 
     def __post_init__(self) -> None:
         check_weights("MMPSGD", self.weights)
-        _at_least("MMPSGD", "num_blocks", self.num_blocks, 1)
-        _at_least("MMPSGD", "avg_from_round", self.avg_from_round, 0)
+        at_least(self, num_blocks=1, avg_from_round=0)
 
     def init(self, params: Params, census: Census) -> ServerState:
         return _state(params, self.num_blocks)
@@ -153,9 +153,7 @@ class MCPSGD(Algorithm):
             raise ValueError(
                 f"MCPSGD(weights={self.weights!r}): must be 'uniform' or 'samples', got {self.weights!r}. Choose one."
             )
-        _at_least("MCPSGD", "num_blocks", self.num_blocks, 1)
-        _at_least("MCPSGD", "avg_from_round", self.avg_from_round, 0)
-        _at_least("MCPSGD", "separate_lr", self.separate_lr, 0)
+        at_least(self, num_blocks=1, avg_from_round=0, separate_lr=0)
 
     @property
     def reads_rate(self) -> bool:
@@ -323,8 +321,3 @@ def _mean_loss(site: Site, values: Values) -> float:
         for at in torch.arange(len(data)).split(_CHUNK):
             total += float(site.model.losses(values, data.batch(at), training=False).double().sum())
     return total / len(data)
-
-
-def _at_least(part: str, name: str, value: float, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{part}({name}={value}): must be at least {least}, got {value}. Raise it.")

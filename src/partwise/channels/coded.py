@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from partwise.channels.coding import FIELD, Code, open_coded, seal_coded
 from partwise.channels.crypto import require
 from partwise.channels.layout import Encoding, Sender, UpdatePlanner, sum_of, told_of
-from partwise.channels.protocol import FLOOR, Rules
+from partwise.channels.protocol import FLOOR, Rules, check_patience
 from partwise.channels.ring import FixedPoint
 from partwise.core.channel import ClientSession, Opened, Seat, ServerSession
 from partwise.core.model import Params
@@ -77,13 +77,7 @@ class Coded:
                 f"Coded(corrupt={self.corrupt}, lost={self.lost}): shares of the clients, which must stay below 1 "
                 f"together, got {self.corrupt + self.lost}. 0.5 and 0.3 are usual."
             )
-        if self.min_contributors < FLOOR:
-            raise ValueError(
-                f"Coded(min_contributors={self.min_contributors}): must be at least {FLOOR}, got "
-                f"{self.min_contributors}: of two, each can work out the other. 5 is usual."
-            )
-        if not self.patience_seconds > 0:
-            raise ValueError(f"Coded(patience_seconds={self.patience_seconds}): must be above 0. 60 is usual.")
+        check_patience(self, self.min_contributors, self.patience_seconds)
         largest = self._encoding.point.levels * self.max_weight * self.max_cohort
         if largest >= FIELD.prime:
             raise ValueError(
@@ -94,12 +88,11 @@ class Coded:
     @property
     def step(self) -> float:
         """How far apart two values are that words can tell."""
-        return 2 * self.limit / self._encoding.point.levels
+        return self._encoding.point.step
 
     @property
     def _encoding(self) -> Encoding:
-        # An even number of steps: zero has a level of its own.
-        point = FixedPoint(self.limit, 2**self.bits - 2)
+        point = FixedPoint.of_bits(self.limit, self.bits)
         return Encoding(point, self.max_weight, self.min_contributors, binds_model=self.binds_model)
 
     @property

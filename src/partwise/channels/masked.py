@@ -12,7 +12,7 @@ from partwise.channels.graphs import Complete, Graph
 from partwise.channels.identities import Identities
 from partwise.channels.layout import Encoding, Sender, UpdatePlanner, sum_of, told_of
 from partwise.channels.opening import open_sum
-from partwise.channels.protocol import FLOOR, Rules
+from partwise.channels.protocol import Rules, check_patience
 from partwise.channels.ring import FixedPoint, fitting_ring
 from partwise.channels.sealing import seal_sum
 from partwise.core.channel import ClientSession, Opened, Seat, ServerSession
@@ -81,13 +81,7 @@ class Masked:
             )
         if self.layout not in ("union", "sparse"):
             raise ValueError(f"Masked(layout={self.layout!r}): must be 'union' or 'sparse'. 'union' is a safe choice.")
-        if self.min_contributors < FLOOR:
-            raise ValueError(
-                f"Masked(min_contributors={self.min_contributors}): must be at least {FLOOR}, got "
-                f"{self.min_contributors}: of two, each can work out the other. 5 is usual."
-            )
-        if not self.patience_seconds > 0:
-            raise ValueError(f"Masked(patience_seconds={self.patience_seconds}): must be above 0. 60 is usual.")
+        check_patience(self, self.min_contributors, self.patience_seconds)
         fitting_ring(self._encoding.point.levels, self.max_weight, _LARGEST_COHORT)
         self._check_trust()
 
@@ -111,12 +105,11 @@ class Masked:
     @property
     def step(self) -> float:
         """How far apart two values are that words can tell."""
-        return 2 * self.limit / self._encoding.point.levels
+        return self._encoding.point.step
 
     @property
     def _encoding(self) -> Encoding:
-        # An even number of steps: zero has a level of its own.
-        point = FixedPoint(self.limit, 2**self.bits - 2)
+        point = FixedPoint.of_bits(self.limit, self.bits)
         return Encoding(point, self.max_weight, self.min_contributors, self.layout == "sparse", self.binds_model)
 
     @property

@@ -40,6 +40,7 @@ __all__ = [
     "Rules",
     "Vector",
     "advertisement",
+    "check_patience",
     "digest",
     "is_well_formed",
     "model_digest",
@@ -214,6 +215,18 @@ def _is_common(found: Any) -> bool:
 def _is_layout(layout: MaskLayout) -> bool:
     tables = isinstance(layout.tables, tuple) and all(isinstance(t, tuple) and len(t) == 2 for t in layout.tables)
     return tables and type(layout.bits) is int and type(layout.dense) is int and _are(str, layout.given)
+
+
+def check_patience(part: object, min_contributors: int, patience_seconds: float) -> None:
+    """Refuse settings by which a sum would tell of one client, or by which nobody is waited for."""
+    name = type(part).__name__
+    if min_contributors < FLOOR:
+        raise ValueError(
+            f"{name}(min_contributors={min_contributors}): must be at least {FLOOR}, got {min_contributors}: of two, "
+            "each can work out the other. 5 is usual."
+        )
+    if not patience_seconds > 0:
+        raise ValueError(f"{name}(patience_seconds={patience_seconds}): must be above 0. 60 is usual.")
 
 
 # Derivations

@@ -168,6 +168,16 @@ class FixedPoint:
     limit: float
     levels: int
 
+    @classmethod
+    def of_bits(cls, limit: float, bits: int) -> FixedPoint:
+        """With the most levels that so many bits have and that are even: zero has one of its own."""
+        return cls(limit, 2**bits - 2)
+
+    @property
+    def step(self) -> float:
+        """How far apart two levels are."""
+        return 2 * self.limit / self.levels
+
     def __post_init__(self) -> None:
         if not self.limit > 0 or self.levels < 1:
             raise ValueError(

@@ -120,7 +120,7 @@ class ClientDP:
         parts = parts._replace(client={**empty, **parts.client}, server={**empty, **parts.server})
         offer = self.offer(scheduler, workload)
         self.mechanism.check_channel(channel, offer)
-        dim = sum(t.numel() for t in workload.model.init(0).values()) if isinstance(channel, Rounding) else 0
+        dim = _dim(workload) if isinstance(channel, Rounding) else 0
         setting = self.setting(scheduler, offer, seed)._replace(rounding=rounding_of(channel, dim))
         return self.mechanism.compose(parts, setting, offer)
 
@@ -166,7 +166,7 @@ class ClientDP:
                 f"{self._name}: a cohort of {sampling.size:g} is a sample of the whole population only while all are "
                 "available, got clients that come and go. Use Synchronous(choice=Poisson()), or amplification='none'."
             )
-        dim = sum(t.numel() for t in workload.model.init(0).values()) if self.mechanism.needs_dim else 0
+        dim = _dim(workload) if self.mechanism.needs_dim else 0
         return Offer(sampling, num_clients, self.delta, self.accountant, dim)
 
     def account(self, scheduler: Scheduler, workload: Workload) -> Account:
@@ -214,6 +214,11 @@ class ClientDP:
 @lru_cache(maxsize=32)
 def _multiplier(mechanism: Mechanism, epsilon: float, offer: Offer, commits: int) -> float:
     return multiplier_for(epsilon, lambda z: mechanism.foresee(z, offer, commits))
+
+
+def _dim(workload: Workload) -> int:
+    """How many coordinates the model has."""
+    return sum(t.numel() for t in workload.model.init(0).values())
 
 
 def _all_always_there(population: Population) -> bool:

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from partwise.core.checks import at_least
 from partwise.core.codec import DEFAULT_MAX_BYTES
 from partwise.core.errors import CompositionError
 from partwise.core.plan import Executor, Resident
@@ -56,10 +57,7 @@ class Processes:
     relays: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name, least in (("workers", 1), ("memory_bytes", 0), ("max_message_bytes", 1), ("max_restarts", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise ValueError(f"Processes({name}={value}): must be at least {least}, got {value}. Raise it.")
+        at_least(self, workers=1, memory_bytes=0, max_message_bytes=1, max_restarts=0)
         if isinstance(self.executor, Resident):
             raise CompositionError(
                 f"Processes(executor={self.executor!r}): its workers are processes already and open no executor, "

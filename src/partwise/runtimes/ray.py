@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
+from partwise.core.checks import at_least
 from partwise.core.codec import DEFAULT_MAX_BYTES
 from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.plan import Executor, Resident
@@ -68,11 +69,7 @@ class Ray:
     relays: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        least = {"workers": 1, "memory_bytes": 0, "max_message_bytes": 1, "max_restarts": 0, "cpus": 0, "gpus": 0}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value < bound:
-                raise ValueError(f"Ray({name}={value}): must be at least {bound}, got {value}. Raise it.")
+        at_least(self, workers=1, memory_bytes=0, max_message_bytes=1, max_restarts=0, cpus=0, gpus=0)
         if isinstance(self.executor, Resident):
             raise CompositionError(
                 f"Ray(executor={self.executor!r}): its actors are processes already and open no executor, got one "
