@@ -1,6 +1,7 @@
 """Robust rules under attack on MNIST: 20 clients, every rule against every attack, by one command.
 
-    python benchmarks/robust.py [--seeds 5] [--grid full|small|smoke] [--folder FOLDER] [--workers 2]
+    python benchmarks/robust.py [--seeds 5] [--grid full|small|smoke] [--settings NAME ...] [--folder FOLDER]
+        [--workers 2]
 
 What was made is kept in FOLDER/trials.jsonl and not made again, so that the same command goes on. At the end tables and
 heat maps of each setting are written to FOLDER, and what all of it took.
@@ -25,7 +26,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from itertools import product
@@ -139,10 +140,9 @@ def experiment(folder: Path, trial: Trial) -> pw.Experiment:
     )
 
 
-def grid(size: str, seeds: int) -> Iterator[Trial]:
+def grid(size: str, seeds: int, settings: Sequence[str]) -> Iterator[Trial]:
     """Seed by seed, so that what is there after an hour is the whole table once."""
     shares = {"full": (0.1, 0.2, 0.3, 0.4, 0.45), "small": (0.2, 0.4), "smoke": (0.4,)}[size]
-    settings = list(SETTINGS) if size != "smoke" else ["IID", "IID, half"]
     attacks = list(ATTACKS) if size != "smoke" else ["sign flip x10", "IPM 0.1"]
     rules = list(RULES) if size != "smoke" else ["Mean", "Median", "Krum", "Zeno"]
     for seed, setting in product(range(1, seeds + 1), settings):
@@ -154,19 +154,21 @@ def grid(size: str, seeds: int) -> Iterator[Trial]:
             yield from (Trial(setting, rule, attack, share, seed) for attack, share in some)
 
 
-def made(folder: Path, out: Path, part: tuple[int, int], size: str, seeds: int) -> list[dict[str, Any]]:
-    """The trials of one worker, in a file of its own: those of one seed and partition follow one another."""
-    mine = [t for at, t in enumerate(grid(size, seeds)) if at % part[1] == part[0]]
+def made(
+    folder: Path, out: Path, part: tuple[int, int], size: str, seeds: int, settings: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The trials of one worker: those of one seed and partition follow one another."""
+    mine = [t for at, t in enumerate(grid(size, seeds, settings)) if at % part[1] == part[0]]
     torch.set_num_threads(1)
     say = partial(print, flush=True)
-    keep = out / f"trials-{part[0]}-of-{part[1]}.jsonl"
-    return make_trials(mine, partial(experiment, folder), keep, about=ABOUT, said=say)
+    return make_trials(mine, partial(experiment, folder), out / "trials.jsonl", about=ABOUT, said=say)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--grid", choices=("full", "small", "smoke"), default="small")
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS))
     parser.add_argument("--folder", type=Path, default=Path("robust"))
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
@@ -174,14 +176,16 @@ def main() -> None:
     if data is None:
         raise SystemExit("needs MNIST: set PARTWISE_SHARED to the folder that holds data/mnist.npz")
     began = time.monotonic()
-    work = [(data, args.folder, (at, args.workers), args.grid, args.seeds) for at in range(args.workers)]
+    settings = args.settings or (list(SETTINGS) if args.grid != "smoke" else ["IID", "IID, half"])
+    asked = args.grid, args.seeds, settings
+    work = [(data, args.folder, (at, args.workers), *asked) for at in range(args.workers)]
     if args.workers == 1:
         parts = [made(*work[0])]
     else:
         with ProcessPoolExecutor(args.workers) as pool:
             parts = list(pool.map(made, *zip(*work, strict=True)))
     rows = [row for part in parts for row in part]
-    order = {trial: at for at, trial in enumerate(grid(args.grid, args.seeds))}
+    order = {trial: at for at, trial in enumerate(grid(*asked))}
     rows.sort(key=lambda row: order[Trial(*(row[name] for name in Trial._fields))])
     print(f"\n{describe(seed=1)}; {args.seeds} seeds, {args.workers} workers\n")
     for setting in dict.fromkeys(row["setting"] for row in rows):

@@ -277,8 +277,8 @@ class Grid:
             sizes = zip(target[name].shape, self.shapes[name], strict=True)
             is_fine = [size == full for size, full in sizes]
             at = tuple(a if fine else torch.zeros_like(a[:1]) for a, fine in zip(self._at(name), is_fine, strict=True))
-            held = torch.broadcast_shapes(*(a.shape for a in at))
-            target[name][at] = target[name][at] + _weight_of(weight, name, tuple(held), target[name])
+            held = tuple(map(len, at))  # of each, the first axis is its own; torch.broadcast_shapes is slow
+            target[name][at] = target[name][at] + _weight_of(weight, name, held, target[name])
 
     def grain(self, name: str) -> int:
         return max((axis + 1 for axis, at in enumerate(self.axes[name]) if at is not None), default=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from partwise.core.model import BinaryCrossEntropy, CrossEntropy, Model
+from partwise.local import SGD, Rescaled
 from partwise.runtimes.executors import Stacked
 from partwise.runtimes.executors.folded import UnstackableError
 from partwise.runtimes.executors.tape import Taped, recorded
@@ -79,6 +81,17 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 @pytest.mark.parametrize("name", KNOWN)
 def test_gradients_are_those_of_autograd(name, dtype):
     jobs = case(KNOWN[name]).jobs(dtype=dtype, epochs=2)
+    (line,) = Stacked().explain(jobs)
+    assert "without autograd" in line
+    agree(jobs, Stacked())
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_parameters_that_the_loss_multiplies(is_plain):
+    factors = {"inner.weight": 2.0, "inner.bias": 0.5, "outer.bias": 3.0}
+    rule = SGD(0.1) if is_plain else SGD(0.1, momentum=0.9)
+    jobs = case(torch.tanh).jobs(epochs=2)
+    jobs = [j._replace(plan=replace(j.plan, loss=Rescaled(j.plan.loss, factors), optimizer=rule)) for j in jobs]
     (line,) = Stacked().explain(jobs)
     assert "without autograd" in line
     agree(jobs, Stacked())
@@ -191,7 +204,7 @@ def test_a_tape_serves_batches_of_any_size():
     values = {n: torch.stack([job.start[n] for job in jobs]) for n in names}
     batch = {n: torch.cat([job.data.columns()[n][:5] for job in jobs]) for n in jobs[0].data.columns()}
     shares = torch.full((2, 5), 0.2, dtype=torch.float64)
-    means, grads = Taped(tape, names, {})(values, batch, shares, 0.0)
+    means, grads = Taped(tape, {}, names, {})(values, batch, shares, 0.0)
     assert grads is not None
     for c, job in enumerate(jobs):
         params = {n: t.clone().requires_grad_() for n, t in job.start.items()}

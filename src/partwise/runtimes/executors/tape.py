@@ -137,6 +137,7 @@ class Taped:
 
     Args:
         tape: of the model.
+        factors: on parameters, in the loss.
         names: what gets a gradient.
         num_rows: table -> rows of every client, (C,), where they may differ.
         kept: name -> what is kept as factors.
@@ -144,6 +145,7 @@ class Taped:
     """
 
     tape: Tape
+    factors: Mapping[str, float]
     names: Sequence[str]
     num_rows: Mapping[str, Tensor]
     kept: Mapping[str, Factors] = field(default_factory=dict)
@@ -154,7 +156,10 @@ class Taped:
         """Losses (A,) and gradients; where `lr` is not 0, plain SGD has been applied and there are none."""
         clients, width = shares.shape
         fold = Fold(clients, width, lr, shares)
-        held = {n: Held(fold, t, n in self.names, 1.0, n in self.num_rows, self.kept.get(n)) for n, t in values.items()}
+        held = {
+            n: Held(fold, t, n in self.names, self.factors.get(n, 1.0), n in self.num_rows, self.kept.get(n))
+            for n, t in values.items()
+        }
         with torch.no_grad():
             losses = self._run(held, batch, shares)
             means = (losses.view(clients, width) * shares).sum(1)

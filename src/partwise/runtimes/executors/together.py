@@ -105,7 +105,7 @@ def _engine(
     if way.name == "vmap":
         return Vmapped(of_model(unit.model, unit.factors), unit.names, num_rows)
     if way.tape is not None:
-        return Taped(way.tape, unit.names, num_rows, kept)
+        return Taped(way.tape, unit.factors, unit.names, num_rows, kept)
     return Folded(unit.model, unit.factors, unit.names, num_rows, kept)
 
 
@@ -232,7 +232,7 @@ def way_of(unit: Unit, jobs: Sequence[Job]) -> tuple[Way, bool]:
 
 def _taped(unit: Unit, jobs: Sequence[Job]) -> Way | None:
     """By a tape, if the gradient of all that the model does is known, and comes to what autograd finds."""
-    if unit.model is None or unit.factors:
+    if unit.model is None:
         return None
     try:
         way = Way("folded", tape=recorded(unit.model, jobs[0].start, jobs[0].data.columns(), unit.names))
