@@ -197,6 +197,7 @@ if TYPE_CHECKING:
     from partwise.schedulers import FedBuff as FedBuff
     from partwise.schedulers import FedCompass as FedCompass
     from partwise.schedulers import FedFix as FedFix
+    from partwise.schedulers import Overlapped as Overlapped
     from partwise.schedulers import Synchronous as Synchronous
     from partwise.schedulers import Tiered as Tiered
     from partwise.schedulers.choices import Oort as Oort
@@ -381,6 +382,7 @@ _MODULE_OF = {
     "NegatedCrowd": "partwise.attacks",
     "OneByte": "partwise.algorithms",
     "Oort": "partwise.schedulers.choices",
+    "Overlapped": "partwise.schedulers",
     "PartwiseError": "partwise.core.errors",
     "Perplexity": "partwise.core.metrics",
     "Phocas": "partwise.aggregators",

@@ -93,11 +93,14 @@ class Dispatch(NamedTuple):
         client: whom.
         steps: local steps; 0 leaves it to the algorithm's plan.
         group: told to the client and back with its reply; what it means is between scheduler and algorithm.
+        is_followed: another task comes before this one is answered, as the only one: the client fetches what it begins
+            from while it trains, and this one's reply goes when the next begins, or comes to nothing.
     """
 
     client: int
     steps: int = 0
     group: int = 0
+    is_followed: bool = False
 
 
 class Accept(NamedTuple):

@@ -65,7 +65,7 @@ class Reply(NamedTuple):
 
     Args:
         updates: stream -> update; empty where a channel exchanges them later.
-        fetched: when training began, on the client's clock.
+        fetched: when it had what it trains, on the client's clock.
         trained: when it ended.
         report: as in `ReplyInfo`.
         has_state: whether the algorithm keeps anything at the client, which is then told what was committed.

@@ -70,6 +70,7 @@ def check_from_server(body: Any) -> None:
             _is("Task.committed", body.committed, Sequence, "a sequence")
             for id in body.committed:
                 _count("Task.committed", id)
+            _is("Task.is_followed", body.is_followed, bool, "true or false")
         case Held(id, streams):
             _count("Held.id", id)
             for stream, values in _mapping("Held.streams", streams):

@@ -338,7 +338,7 @@ class ServerProgram:
         version, times = node.attempts.get(client, (-1, 0))
         attempt = times if version == node.version else 0
         node.attempts[client] = (node.version, attempt + 1)
-        task = Task(node.next_id, node.version, attempt, wanted.steps, node.told.get(client, ()), wanted.group)
+        task = Task(node.next_id, node.version, attempt, wanted.steps, node.told.get(client, ()), *wanted[2:])
         node.in_flight[task.id] = InFlight(task, client, now, node.version)
         self._sums.asked(client, task.id)
         node.next_id += 1

@@ -129,7 +129,8 @@ def rehearse(
         max_events: after so many it ends; 0 for no bound.
 
     Raises:
-        CompositionError: the scheduler asks a client that is busy, or acts without end at one instant.
+        CompositionError: the scheduler asks a client that is busy, or for two tasks at once, or acts without end at one
+            instant.
 
     Example:
         >>> from partwise.populations import ArrayPopulation, Constant
@@ -230,8 +231,13 @@ class _Rehearsal:
 
     def _dispatch(self, task: Dispatch, now: float, cost: Cost | None = None, course: _Course | None = None) -> None:
         """Decide at once what becomes of a task, and when the scheduler hears of it."""
-        client, _, group = task
+        client, _, group, is_followed = task
         found, id = self.found, self.found.dispatched
+        if is_followed:
+            raise CompositionError(
+                f"{self._scheduler!r}: asks clients for the next task while they are at one, which is not rehearsed, "
+                f"got client {client}. Run it; its times do not depend on what is trained."
+            )
         if client in self._flights:
             raise CompositionError(
                 f"{self._scheduler!r}: must ask clients that are free, got client {client}, which is at a task. "

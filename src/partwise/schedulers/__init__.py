@@ -4,7 +4,8 @@ from partwise.schedulers.fedasync import FedAsync
 from partwise.schedulers.fedbuff import FedBuff
 from partwise.schedulers.fedcompass import FedCompass
 from partwise.schedulers.fedfix import FedFix
+from partwise.schedulers.overlapped import Overlapped
 from partwise.schedulers.synchronous import Synchronous
 from partwise.schedulers.tiered import Tiered
 
-__all__ = ["FedAsync", "FedBuff", "FedCompass", "FedFix", "Synchronous", "Tiered"]
+__all__ = ["FedAsync", "FedBuff", "FedCompass", "FedFix", "Overlapped", "Synchronous", "Tiered"]
