@@ -63,7 +63,7 @@ class Overlapped(Scheduler):
     when it begins round t, and are committed while all train. So an update meets a model that has moved on by one
     round, one transfer is under way at a time, and a round takes as long as its training or as its transfers (the
     reply, then the next round's part), whichever is longer. The first two rounds begin from the same model; the last
-    reply leaves as soon as it is there. `CO2(..., delay=0)` is made for it; any algorithm may be used that does not mind.
+    reply leaves as soon as it is there. `CO2(..., delay=0)` is made for it; other algorithms may be used too.
 
     For few clients that are there all the time, such as clusters: all are asked in every round.
 
