@@ -1,6 +1,6 @@
 """The law of local SGD: does loss fall as a power of model size, and alike however seldom clusters exchange?
 
-    python benchmarks/local_sgd_law.py --folder PLAYS [--tokens 768000] [--clusters 2] [--seeds 3] [--rate 0.5]
+    python benchmarks/local_sgd_law.py --folder PLAYS [--tokens 409600] [--clusters 2] [--seeds 3] [--rate 0.5]
 
 Small GPTs of several sizes are trained on half of the plays, in `--clusters` clusters that take H steps of SGD between
 two exchanges, H = 1 (data parallel), 10 and 50, on equally many characters. For each H a line is fitted to ln L over
@@ -8,8 +8,8 @@ ln N, L the loss a character on held-out text and N the parameters without embed
 interval from a bootstrap over seeds. The line through all sizes but the largest is then asked for the largest, and so
 is the mean of the smaller ones, which says that size does not matter.
 
-Source: He, Zhuang, Wu, 2024, arXiv:2409.13198. `--sizes` says how many of the sizes (6 thousand to 3 million
-parameters), the smallest first: the default of 4 takes some 15 minutes of one core, all six many hours. `--runs FILE`
+Source: He, Zhuang, Wu, 2024, arXiv:2409.13198. `--sizes` says how many of the sizes (2 thousand to 3 million
+parameters), the smallest first: the default of 4 takes some 6 minutes of one core, all seven many hours. `--runs FILE`
 keeps every training's loss, seed after seed, and goes on from there. `--sizes 2 --seeds 1 --tokens 20480 --steps 10` is
 a smoke run.
 """
@@ -28,7 +28,7 @@ from machine import describe
 
 import partwise as pw
 
-SIZES = [(16, 2), (32, 2), (64, 2), (64, 4), (128, 4), (256, 4)]  # width and layers
+SIZES = [(8, 2), (16, 2), (32, 2), (64, 2), (64, 4), (128, 4), (256, 4)]  # width and layers
 CONTEXT = 64
 
 
@@ -112,7 +112,7 @@ def row(counts: list[int], runs: list[list[float]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=768_000)
+    parser.add_argument("--tokens", type=int, default=409_600)
     parser.add_argument("--clusters", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)

@@ -110,6 +110,7 @@ FURTHER = [
     CSER(RandomK(0.5, block=2), TopK(ratio=0.5), every=2),
     SignMomentum(FedSubAvg("count"), 0.1),
     CO2(FedSubAvg("count"), 0.1, gap="constant"),
+    CO2(FedSubAvg("count"), 0.1, delay=0),
     Ferret(directions=30, scale="release", weights="uniform"),
     OneByte(num_clients=9, is_coded=False, normaliser="mean"),
     Downlink(Scaffold(), Quantize(scale_by="max", rounding="nearest"), keep=2),
