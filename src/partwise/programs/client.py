@@ -11,7 +11,7 @@ import torch
 from partwise.core.algorithm import ClientState, Site, Task
 from partwise.core.channel import ClientSession, Seat, fingerprint
 from partwise.core.codec import register
-from partwise.core.compressor import common
+from partwise.core.compressor import chosen, common
 from partwise.core.errors import CompositionError, DataError, PartwiseError
 from partwise.core.index import Index, Whole
 from partwise.core.model import Params, Values
@@ -160,7 +160,8 @@ class ClientProgram:
         if ready is None:
             return effects
         if was_asked and (node.open is None or node.open.held is not None):
-            return [Send(SERVER, ready[0], after=ready[1]), *effects]
+            reply = ready[0]._replace(turns=(ready[0].turns[0], message.now))
+            return [Send(SERVER, reply, after=ready[1]), *effects]
         node.ready = ready
         return effects
 
@@ -263,8 +264,9 @@ class ClientProgram:
 
     def _finish(self, node: ClientNode, site: Site, trained: Trained, now: float) -> list[Effect]:
         assert node.open is not None and node.open.held is not None
-        task, index, fate, fetched = node.open.task, node.open.index, node.open.fate, node.open.fetched
-        if self._star.population.available_until(site.client, node.open.began) < now:
+        task, index, fate = node.open.task, node.open.index, node.open.fate
+        fetched, began = node.open.fetched, node.open.began
+        if self._star.population.available_until(site.client, began) < now:
             return self._lose(node, "train")
         algorithm, held = self._star.algorithm, node.open.held
         report = algorithm.report(node.open.held, trained, task, node.own, site)
@@ -273,7 +275,8 @@ class ClientProgram:
         updates, node.own = algorithm.finish(node.open.held, trained, index, task, node.own, site)
         for stream, update in updates.items():
             # What all clients of a version draw alike follows from the version alone.
-            transform = common(self._star.chain("client", stream), derive(site.seed, f"common {stream}", task.version))
+            transform = chosen(self._star.chain("client", stream), task.group)
+            transform = common(transform, derive(site.seed, f"common {stream}", task.version))
             state = node.chains[stream] if stream in node.chains else transform.init(site.like)
             rng = generator(site.seed, f"client chain {stream}", site.client, task.version, task.attempt)
             updates[stream], node.chains[stream] = transform.apply(update, state, rng)
@@ -290,7 +293,8 @@ class ClientProgram:
             if channel.reveals == "sum":  # numbers of one client say what the sum is to hide
                 examples, loss = 0, 0.0
         has_state = node.own is not None
-        reply = Reply(task.id, trained.steps, examples, loss, updates, fetched, now, report, has_state)
+        turns = () if began == fetched and not task.is_followed else (began, now)
+        reply = Reply(task.id, trained.steps, examples, loss, updates, fetched, now, report, has_state, turns)
         if task.is_followed:
             node.ready = reply, fate.late_seconds
             return []

@@ -107,6 +107,11 @@ def _reply(reply: Reply) -> None:
     for name in ("loss", "fetched", "trained"):
         _number(f"Reply.{name}", getattr(reply, name))
     _is("Reply.has_state", reply.has_state, bool, "a bool")
+    _is("Reply.turns", reply.turns, Sequence, "a sequence")
+    if len(reply.turns) not in (0, 2):
+        raise _fail("Reply.turns", "two moments, or none", tuple(reply.turns))
+    for moment in reply.turns:
+        _number("Reply.turns", moment)
     for name, number in _mapping("Reply.report", reply.report):
         _number(f"Reply.report[{name!r}]", number)
     for stream, update in _mapping("Reply.updates", reply.updates):

@@ -212,7 +212,7 @@ class _Rehearsal:
         if fetched > began and len(commits) > version:
             version = bisect_right(commits, fetched, version)  # those that were made before it had fetched
         # Made as tuples, without a NamedTuple's own way, which takes as long again.
-        reply = _new(ReplyInfo, (id, client, version, cost[0], cost[1], 0.0, group, _NO_REPORT))
+        reply = _new(ReplyInfo, (id, client, version, cost[0], cost[1], 0.0, group, _NO_REPORT, 0, 0.0, 0.0))
         return _new(Arrived, (now, reply, began))
 
     def _without_tasks(self, actions: Sequence[Action], now: float) -> Iterator[Action]:

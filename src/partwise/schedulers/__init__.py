@@ -1,5 +1,6 @@
 """Who works, when, how much, and what is committed together."""
 
+from partwise.schedulers.by_link import ByLink
 from partwise.schedulers.fedasync import FedAsync
 from partwise.schedulers.fedbuff import FedBuff
 from partwise.schedulers.fedcompass import FedCompass
@@ -8,4 +9,4 @@ from partwise.schedulers.overlapped import Overlapped
 from partwise.schedulers.synchronous import Synchronous
 from partwise.schedulers.tiered import Tiered
 
-__all__ = ["FedAsync", "FedBuff", "FedCompass", "FedFix", "Overlapped", "Synchronous", "Tiered"]
+__all__ = ["ByLink", "FedAsync", "FedBuff", "FedCompass", "FedFix", "Overlapped", "Synchronous", "Tiered"]
