@@ -222,6 +222,7 @@ if TYPE_CHECKING:
     from partwise.transforms import HyperRate as HyperRate
     from partwise.transforms import LowRank as LowRank
     from partwise.transforms import Menu as Menu
+    from partwise.transforms import Momentum as Momentum
     from partwise.transforms import Quantize as Quantize
     from partwise.transforms import RandomK as RandomK
     from partwise.transforms import Scale as Scale
@@ -380,6 +381,7 @@ _MODULE_OF = {
     "Mixing": "partwise.algorithms",
     "Mixture": "partwise.attacks",
     "Model": "partwise.core.model",
+    "Momentum": "partwise.transforms",
     "MultiLabelFlip": "partwise.attacks",
     "NaturalKey": "partwise.populations",
     "NearestNeighbours": "partwise.aggregators",

@@ -1,10 +1,14 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
+from partwise.aggregators import MajorityVote
+from partwise.algorithms import FedAvg
 from partwise.core.codec import decode, encode, encoded_size
 from partwise.core.compressor import common
 from partwise.core.index import Coords, Rows, Whole
-from partwise.core.transform import Identity
+from partwise.core.transform import Identity, chain
 from partwise.core.update import Update, scale
 from partwise.testing.examples import example_indices, example_params, example_update
 from partwise.transforms import (
@@ -14,13 +18,16 @@ from partwise.transforms import (
     FedZip,
     Halved,
     LowRank,
+    Momentum,
     Quantize,
     RandomK,
+    Scale,
     Sign,
     Threshold,
     TopK,
 )
 from toy_sent import RNG, at_coords, dense, whole
+from toy_slopes import quadratic, steps, theta_after
 
 
 def owed(state, name="w"):
@@ -169,3 +176,51 @@ def test_error_feedback_refuses():
     part = ErrorFeedback(Elsewhere())
     with pytest.raises(ValueError, match=r"the inner transform must send held coordinates only, got others of 'w'\."):
         part.apply(at_coords(9, [1], [2.0]), part.init({}), RNG)
+
+
+# Momentum
+
+
+def test_signum_in_plain_numbers():
+    """Three clients with (theta - c)² / 2: each keeps m, sends its sign, and the majority decides."""
+    centres, lr, beta = (0.3, 4.1, 1.7), 0.15, 0.8
+    x, m, expected = 1.0, [0.0] * 3, []
+    for _ in range(25):
+        m = [beta * mi + (1 - beta) * (x - c) for mi, c in zip(m, centres, strict=True)]
+        vote = sum(1 if mi > 0 else -1 for mi in m)
+        x -= lr * (1 if vote > 0 else -1)
+        expected.append(x)
+    assert len({round(b - a, 3) for a, b in pairwise(expected)}) == 2  # it turns back, and later than signSGD would
+    found = [
+        theta_after(
+            quadratic(centres, 1.0),
+            FedAvg(steps(0.25), "uniform"),
+            n,
+            client_chain={"model": chain(Momentum(beta), Sign(scaled=False))},
+            aggregators={"model": MajorityVote()},
+            server_chain={"model": chain(Scale(lr))},
+        )[0]
+        for n in (1, 7, 18, 25)
+    ]
+    assert found == pytest.approx([expected[n - 1] for n in (1, 7, 18, 25)], abs=1e-12)
+
+
+def test_momentum_belongs_to_coordinates():
+    """Rows that are not held keep theirs, in plain numbers."""
+    part, dim, beta = Momentum(0.6), 2, 0.6
+    state, m = part.init({"w": torch.empty(5, dim, device="meta")}), torch.zeros(5, dim, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(5)
+    for rows in ([0, 3], [1, 3, 4], None, [3], [0, 1, 2, 4]):
+        index = Whole({"w": (5, dim)}) if rows is None else Rows({"w": (5, dim)}, {"w": torch.tensor(rows)})
+        at = list(range(5)) if rows is None else rows
+        x = torch.randn(len(at), dim, generator=rng, dtype=torch.float64)
+        m[at] = beta * m[at] + (1 - beta) * x
+        sent, state = part.apply(Update(index, {"w": x}, 3.0), state, rng)
+        assert torch.allclose(sent.values()["w"], m[at], atol=1e-12)
+        assert sent.weight == 3.0
+
+
+def test_momentum_refuses():
+    for beta in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"Momentum\(beta=.*\): must lie in \(0, 1\), got"):
+            Momentum(beta)

@@ -2,7 +2,7 @@
 
 from partwise.transforms.clip import Clip, Scale
 from partwise.transforms.distributed import DiscreteNoise, FromGrid
-from partwise.transforms.feedback import ErrorFeedback
+from partwise.transforms.feedback import ErrorFeedback, Momentum
 from partwise.transforms.halved import Halved
 from partwise.transforms.hyper import HyperRate
 from partwise.transforms.lowrank import LowRank
@@ -32,6 +32,7 @@ __all__ = [
     "HyperRate",
     "LowRank",
     "Menu",
+    "Momentum",
     "Quantize",
     "RandomK",
     "Scale",

@@ -1,4 +1,4 @@
-"""Error feedback: what was not sent is remembered, and sent later."""
+"""What a client remembers of its updates, coordinate by coordinate: what was not sent, and their momentum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from partwise.core.transform import State, Transform
 from partwise.core.update import Update
 from partwise.transforms.bits import places
 
-__all__ = ["ErrorFeedback", "Residual", "WhenAbsent"]
+__all__ = ["ErrorFeedback", "Momentum", "Residual", "WhenAbsent"]
 
 WhenAbsent = Literal["carry", "drop", "flush"]
 
@@ -107,6 +107,51 @@ class ErrorFeedback:
         if self.when_absent == "flush" and absent:
             sent = _with_flushed(sent, {n: _sparse(absent_at, absent, n) for n in absent}, shapes)
         return sent, Residual(kept_at, kept, {name: shapes[name] for name in kept}, inner)
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """m <- beta m + (1 - beta) x, of which m is sent: the client's own mean of its updates, the last ones first.
+
+    What is not held now keeps its momentum. With a sign behind it, one local step, a vote and a step on the server it
+    is Signum: `client=(Momentum(), Sign(scaled=False))`, `aggregator=MajorityVote()`, `server=(Scale(lr),)`.
+
+    Args:
+        beta: in (0, 1).
+
+    Source: Bernstein et al., "signSGD with majority vote is communication efficient and fault tolerant", ICLR 2019,
+        arXiv:1810.05291, algorithm 1.
+    Differs: weight decay on the server's side is not part of it.
+
+    Example:
+        >>> from partwise.core.index import Whole
+        >>> update = Update(Whole({"w": (1,)}), {"w": torch.tensor([1.0])})
+        >>> part = Momentum(0.5)
+        >>> _, state = part.apply(update, part.init({}), torch.Generator())
+        >>> part.apply(update, state, torch.Generator())[0].value["w"]
+        tensor([0.7500])
+    """
+
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < 1:
+            raise ValueError(f"Momentum(beta={self.beta}): must lie in (0, 1), got {self.beta}. 0.9 is usual.")
+
+    def init(self, params: Params) -> State:
+        return Residual({}, {}, {}, ())
+
+    def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
+        positions = {name: _positions(update.index, name) for name in update.index.shapes}
+        kept_at, kept = _absent(state, positions)
+        sent: Values = {}
+        for name, held in update.values().items():
+            share = held.reshape(-1) * ((1 - self.beta) / self.beta)
+            mean = _with_debt(share, state, name, positions[name]).mul_(self.beta)
+            sent[name] = mean.reshape(held.shape)
+            _keep_(kept_at, kept, name, positions[name], mean.clone())
+        shapes = {**state.shapes, **{name: tuple(shape) for name, shape in update.index.shapes.items()}}
+        return replace(update, value=sent), Residual(kept_at, kept, {name: shapes[name] for name in kept}, ())
 
 
 def _positions(index: Index, name: str) -> Tensor | None:
