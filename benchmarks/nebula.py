@@ -66,7 +66,7 @@ def row(name: str, args: argparse.Namespace, folder: Path) -> list[str]:
         pw.FedAvg(local, weights="uniform"),
         scheduler,
         client=() if isinstance(way, Identity) else (pw.ErrorFeedback(way),),
-        evaluation=pw.Evaluation(every=10, per_client=False),
+        evaluation=pw.Evaluation(every=10),
         checkpointing=pw.Checkpointing(every_seconds=1e9),
         seed=args.seed,
     )
