@@ -86,8 +86,8 @@ def test_another_specification(tmp_path):
     made.run(tmp_path / "run")
     other = experiment("residuals", Simulate(), client=())
     found = replay(tmp_path / "run", experiment=other)
-    assert "message 6 must be what the run comes to, got a message of client 0 at 0.97463" in found.difference
-    assert "but what comes next is a message of client 0 at 1.42352" in found.difference
+    assert "message 6 must be what the run comes to, got a message of client 0 at 0.97488" in found.difference
+    assert "but what comes next is a message of client 0 at 1.42377" in found.difference
     fewer = experiment("residuals", Simulate(), scheduler=Synchronous(cohort=4, rounds=3))
     assert "but the run is over: done" in replay(tmp_path / "run", experiment=fewer).difference
 

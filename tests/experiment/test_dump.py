@@ -48,7 +48,7 @@ from partwise.randomizers import Randomizer
 from partwise.schedulers import Synchronous
 from partwise.schedulers.choices import Choice
 from partwise.schedulers.staleness import Staleness
-from partwise.transforms import Clip, TopK
+from partwise.transforms import Clip, Sign, TopK
 from partwise.workloads import LeafSynthetic, StdlibCode
 
 PROTOCOLS: dict[str, Any] = {
@@ -88,7 +88,9 @@ SAMPLES: dict[Any, Any] = {
     tuple[Attack, ...]: (SignFlip(), SignFlip(2.0)),
     tuple[tuple[int, ...], ...]: ((3, 5), (4,)),
     Identities: SimulatedIdentities(),
+    Scheduler: Synchronous(cohort=3),
     Transform: TopK(k=5),
+    tuple[Transform, ...]: (TopK(k=5), Sign()),
     ExampleLoss: CrossEntropy("z"),
 }
 PARTS = [p for p in catalog() if is_writable(p.cls) and any(fits(p.cls, m) for m in union_members(PROTOCOLS[p.family]))]

@@ -101,7 +101,7 @@ def _in_turn(spans: list[Span]) -> list[Span]:
             continue
         before = last.get(span.client)
         last[span.client] = at
-        if before is not None and spans[before].ended > span.began:
+        if before is not None and spans[before].ended > span.began and spans[before].trained < span.trained:
             started = max(span.fetched, spans[before].trained)
             sent = min(started, spans[before].ended)
             spans[at] = span._replace(started=started)
