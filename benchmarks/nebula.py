@@ -83,12 +83,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--phase", type=float, default=40.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--ways", nargs="+", default=[*WAYS, "chosen by link"], help="the rows")
     args = parser.parse_args()
     print(f"{describe(args.seed)}; phases of {args.phase:g} s\n")
     print("| way | rounds: good | bad | fair | loss: good | bad | fair | up |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for name in (*WAYS, "chosen by link"):
+        for name in args.ways:
             print(f"| {name} | " + " | ".join(row(name, args, Path(folder))) + " |", flush=True)
 
 
