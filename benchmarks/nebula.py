@@ -23,6 +23,7 @@ from machine import describe
 import partwise as pw
 from partwise.core.population import Profile
 from partwise.core.transform import Identity
+from partwise.experiment.runs import read_run
 from partwise.populations.profiles import Profiles
 
 STEPS, PACE, CLUSTERS = 5, 0.2, 2
@@ -70,12 +71,15 @@ def row(name: str, args: argparse.Namespace, folder: Path) -> list[str]:
         checkpointing=pw.Checkpointing(every_seconds=1e9),
         seed=args.seed,
     )
-    table = experiment.run(folder / name.replace(" ", "-")).table("loss", "pooled")
-    ends = [max((line for line in table if line["time"] <= args.phase * (i + 1)), key=lambda line: line["version"])
-            for i in range(len(RATES))]  # fmt: skip
-    done = [int(line["version"]) for line in ends]
-    rounds = [str(after - before) for before, after in zip([0, *done], done, strict=False)]
-    return [*rounds, *(f"{line['value']:.3f}" for line in ends), f"{table[-1]['uplink_bytes'] / 1e6:.2f} MB"]
+    result = experiment.run(folder / name.replace(" ", "-"))
+    table, commits = result.table("loss", "pooled"), read_run(result.folder).commits
+    cells, losses = [], []
+    for i in range(len(RATES)):
+        begin, end = args.phase * i, args.phase * (i + 1)
+        cells.append(str(sum(begin < commit.time <= end for commit in commits)))
+        last = max((line for line in table if line["time"] <= end), key=lambda line: line["version"])
+        losses.append(f"{last['value']:.3f}")
+    return [*cells, *losses, f"{table[-1]['uplink_bytes'] / 1e6:.2f} MB"]
 
 
 def main() -> None:
