@@ -37,6 +37,7 @@ from partwise.core.schedule import Scheduler
 from partwise.core.transform import Identity, Transform, chain
 from partwise.local import SGD, HyperStep, LocalTraining
 from partwise.observers import MUDHoG
+from partwise.schedulers import ByLink, Overlapped, Synchronous
 from partwise.testing import check, check_transform
 from partwise.testing.examples import example_indices, example_params, example_probe
 from partwise.transforms import (
@@ -45,8 +46,10 @@ from partwise.transforms import (
     Eden,
     ErrorFeedback,
     FedZip,
+    Halved,
     HyperRate,
     LowRank,
+    Menu,
     Quantize,
     RandomK,
     Scale,
@@ -77,6 +80,8 @@ NEEDED |= {"FromGrid": {"granularity": 0.01, "rotation_seed": 3}}
 NEEDED |= {"Downlink": {"inner": FedAvg(), "compress": Sign()}}
 NEEDED |= {"OneByte": {"num_clients": 9, "samples": 2}}
 NEEDED |= {"CO2": {"inner": FedAvg(), "gamma": 0.1}, "SignMomentum": {"inner": FedAvg(), "gamma": 0.1}}
+NEEDED |= {"Menu": {"options": (Identity(), Halved(), Sign())}}
+NEEDED |= {"ByLink": {"inner": Synchronous(cohort=5, rounds=3), "sizes": (4000, 500), "steps": 3}}
 NEEDED |= {"LANS": {"inner": FedAvg()}}
 NEEDED |= {"RandomK": {"ratio": 0.4}, "Threshold": {"above": 0.3}}
 NEEDED |= {"FedHyper": {"inner": FedAvg()}, "Utility": {"inner": FedAvg()}}
@@ -104,12 +109,16 @@ FURTHER = [
     ErrorFeedback(Sign(), when_absent="flush"),
     ErrorFeedback(RandomK(0.3)),
     ErrorFeedback(LowRank(1)),
+    ErrorFeedback(Menu((Identity(), LowRank(1), TopK(ratio=0.3), RandomK(0.3)), at=1)),
+    Menu((RandomK(0.5, unbiased=True), Quantize(bits=4, bucket=7)), at=1),
+    ByLink(Overlapped(4), (900, 800), 2, overhead=1.0, patience=1),
     Downlink(FedSubAvg("count"), Sign()),
     ServerSGD(lr=0.7, nesterov=True),
     AdaAlter(submodel=True, placeholder=False),
     CSER(RandomK(0.5, block=2), TopK(ratio=0.5), every=2),
     SignMomentum(FedSubAvg("count"), 0.1),
     CO2(FedSubAvg("count"), 0.1, gap="constant"),
+    CO2(FedSubAvg("count"), 0.1, delay=0),
     Ferret(directions=30, scale="release", weights="uniform"),
     OneByte(num_clients=9, is_coded=False, normaliser="mean"),
     Downlink(Scaffold(), Quantize(scale_by="max", rounding="nearest"), keep=2),

@@ -193,10 +193,12 @@ if TYPE_CHECKING:
     from partwise.runtimes.executors import Auto as Auto
     from partwise.runtimes.executors import Pool as Pool
     from partwise.runtimes.executors import Stacked as Stacked
+    from partwise.schedulers import ByLink as ByLink
     from partwise.schedulers import FedAsync as FedAsync
     from partwise.schedulers import FedBuff as FedBuff
     from partwise.schedulers import FedCompass as FedCompass
     from partwise.schedulers import FedFix as FedFix
+    from partwise.schedulers import Overlapped as Overlapped
     from partwise.schedulers import Synchronous as Synchronous
     from partwise.schedulers import Tiered as Tiered
     from partwise.schedulers.choices import Oort as Oort
@@ -219,6 +221,7 @@ if TYPE_CHECKING:
     from partwise.transforms import Halved as Halved
     from partwise.transforms import HyperRate as HyperRate
     from partwise.transforms import LowRank as LowRank
+    from partwise.transforms import Menu as Menu
     from partwise.transforms import Quantize as Quantize
     from partwise.transforms import RandomK as RandomK
     from partwise.transforms import Scale as Scale
@@ -276,6 +279,7 @@ _MODULE_OF = {
     "Bloom": "partwise.channels.unions",
     "Bucketing": "partwise.aggregators",
     "Bulyan": "partwise.aggregators",
+    "ByLink": "partwise.schedulers",
     "CapWeight": "partwise.transforms",
     "Census": "partwise.core.population",
     "Central": "partwise.experiment.mechanisms",
@@ -371,6 +375,7 @@ _MODULE_OF = {
     "MeanSquaredError": "partwise.core.model",
     "Median": "partwise.aggregators",
     "Medoid": "partwise.aggregators",
+    "Menu": "partwise.transforms",
     "Metric": "partwise.core.metrics",
     "Mixing": "partwise.algorithms",
     "Mixture": "partwise.attacks",
@@ -381,6 +386,7 @@ _MODULE_OF = {
     "NegatedCrowd": "partwise.attacks",
     "OneByte": "partwise.algorithms",
     "Oort": "partwise.schedulers.choices",
+    "Overlapped": "partwise.schedulers",
     "PartwiseError": "partwise.core.errors",
     "Perplexity": "partwise.core.metrics",
     "Phocas": "partwise.aggregators",

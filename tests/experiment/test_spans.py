@@ -54,6 +54,20 @@ def test_tasks_that_overlap_are_busy_once():
     assert (use.download, use.train, use.upload, use.idle) == (2.5, 2.0, 8.0, 1.0)
 
 
+def test_a_client_that_is_asked_at_work_trains_in_turn(tmp_path):
+    """It had what it trains at 2 and 5, while it was training until 4 and 7; replies leave when the next begins."""
+    spans = [(1, 0.0, 1.0, 4.0, 5.5), (1, 0.5, 2.0, 7.0, 10.0), (1, 5.5, 9.0, 12.0, 13.0), (2, 0.0, 1.0, 4.0, 5.0)]
+    found = read_spans(write_run(tmp_path / "run", curve(0.01, 10), spans=spans))
+    assert [span.stages for span in found if span.client == 1] == [
+        ((0.0, 1.0), (1.0, 4.0), (4.0, 5.5)),
+        ((0.5, 2.0), (4.0, 7.0), (9.0, 10.0)),
+        ((5.5, 9.0), (9.0, 12.0), (12.0, 13.0)),
+    ]
+    one = uses(found, 15.0)[1]
+    assert (one.download, one.train, one.upload, one.idle) == (6.0, 9.0, 3.5, 2.0)
+    assert [span.started for span in found if span.client == 2] == [None]
+
+
 def test_how_evenly(folder):
     assert shares(read_commits(folder), 6) == [0, 0, 0, 0, 1, 3]
     x = [0, 0, 0, 0, 1, 3]

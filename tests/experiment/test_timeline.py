@@ -14,6 +14,7 @@ from partwise.experiment.timeline_svg import timeline_svg
 from partwise.experiment.timeline_text import timeline_text
 from toy_runs import NASTY, POPULATION, curve, write_run
 
+COLOURS = ("#0072b2", "#3d9fd6", "#d08f00")  # training, download, upload
 SVG = "{http://www.w3.org/2000/svg}"
 # (client, began, fetched, trained, arrived); a round takes 10 s
 SPANS = [
@@ -79,6 +80,21 @@ def test_nothing_to_show(tmp_path, run):
     for wrong in ({"rows": 0}, {"begin": -1.0}, {"begin": 5.0, "end": 5.0}):
         with pytest.raises(DataError, match=r"needs a row at least and a stretch that ends after it begins"):
             timeline_of(run, **wrong)
+
+
+def test_transfers_beside_training_have_a_lane_of_their_own(tmp_path):
+    spans = [(1, 0.0, 10.0, 40.0, 50.0), (1, 0.0, 10.0, 70.0, 80.0), (1, 50.0, 60.0, 100.0, 110.0)]
+    found = timeline_of(read_run(write_run(tmp_path / "run", curve(0.01, 110), spans=spans)), end=110.0)
+    first, below = timeline_text(found, width=120).splitlines()[1:3]
+    assert first[10:120] == "·" * 10 + "█" * 90 + "·" * 10
+    assert below[10:120] == "░" * 10 + "·" * 30 + "▒" * 10 + "░" * 10 + "·" * 10 + "▒" * 10 + "·" * 20 + "▒" * 10
+    places = {}
+    for path in ET.fromstring(timeline_svg(found)).iter(f"{SVG}path"):
+        places.setdefault(path.get("fill"), path.get("d"))  # the legend is last
+    lanes = {colour: re.match(r"M[\d.]+ ([\d.]+)h[\d.]+v([\d.]+)", places[colour]).groups() for colour in COLOURS}
+    training, download, upload = ([float(number) for number in lanes[colour]] for colour in COLOURS)
+    assert download == upload
+    assert training[0] + training[1] < download[0]
 
 
 # As a picture

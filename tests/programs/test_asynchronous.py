@@ -23,7 +23,7 @@ from partwise.core.update import Update
 from partwise.local import SGD, LocalTraining
 from partwise.programs.star import Star
 from partwise.runtimes import Simulate
-from partwise.schedulers import FedAsync, FedBuff, FedCompass, FedFix, Synchronous, Tiered
+from partwise.schedulers import FedAsync, FedBuff, FedCompass, FedFix, Overlapped, Synchronous, Tiered
 from partwise.schedulers.fedbuff import Buffered
 from partwise.schedulers.flights import Flights
 from partwise.schedulers.staleness import Constant, Polynomial
@@ -158,6 +158,7 @@ SCHEDULERS: Mapping[str, Scheduler] = {
     "FedCompass": FedCompass(2, 8, versions=15, patience_seconds=3.0),
     "normalized": FedCompass(2, 8, normalize=True, versions=15, patience_seconds=3.0),
     "Tiered": Tiered(tiers=3, cohort=2, versions=12, patience_seconds=3.0),
+    "Overlapped": Overlapped(8, deadline_seconds=3.0),
 }
 
 

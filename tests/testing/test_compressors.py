@@ -6,7 +6,7 @@ import torch
 from partwise.core.compressor import Claims
 from partwise.core.update import map_values
 from partwise.testing.compressors import check_compressor
-from partwise.transforms import Eden, FedZip, Halved, LowRank, Quantize, RandomK, Sign, Threshold, TopK
+from partwise.transforms import Eden, FedZip, Halved, LowRank, Menu, Quantize, RandomK, Sign, Threshold, TopK
 
 NEAREST = {"scale_by": "max", "rounding": "nearest"}
 COMPRESSORS = [
@@ -38,6 +38,7 @@ COMPRESSORS = [
     Halved(),
     FedZip(),
     FedZip(ratio=1.0, centres=8),
+    Menu((Sign(), TopK(k=5), Halved()), at=1),
 ]
 
 

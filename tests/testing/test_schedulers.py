@@ -105,6 +105,9 @@ class Broken(Scheduler):
             actions += [After(1e5, -1)] * 4
         if self.fault == "asks twice":
             actions += [wanted]
+        if self.fault == "asks thrice":
+            actions[0] = wanted._replace(is_followed=True)
+            actions += [actions[0], wanted]
         last = object() if self.fault == "unsaved" else state.last
         return state._replace(number=turn, waiting=client, last=last), actions
 
@@ -124,9 +127,13 @@ class Broken(Scheduler):
         ("unsaved", "the state must have an encoding"),
         ("word", "acts by Dispatch, Accept, Commit, Discard, GiveUp, After and Stop, got wait"),
         ("versions", "must commit at most as often as `versions` says, 2, got 3"),
-        ("steps", r"must ask for a whole number of steps from 0 on, .*, got Dispatch\(client=1, steps=-1, group=0\)"),
-        ("group", r"in a group with a whole number, got Dispatch\(client=1, steps=0, group=0.5\)"),
-        ("asks twice", "must not ask a client again that is still at work, got 1. Wait for it, or GiveUp before."),
+        ("steps", r"must ask for a whole number of steps from 0 on, .*, got Dispatch\(client=1, steps=-1, group=0, is"),
+        ("group", r"in a group with a whole number, got Dispatch\(client=1, steps=0, group=0.5, is"),
+        (
+            "asks twice",
+            "must not ask a client again that is still at work, but once after .*, got 1. Wait for it, GiveUp",
+        ),
+        ("asks thrice", "must not ask a client again that is still at work, but once after .*, got 1. Wait for it"),
         ("gives up who answered", r"must give up only clients that it waits for, once each, got \[1\]"),
         ("two scales", "must give each reply of a commit a scale, or none, got 2 for 1"),
         ("wild scale", r"must scale by finite numbers from 0 on, got \[nan\]"),

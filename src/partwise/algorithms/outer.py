@@ -12,11 +12,12 @@ from typing import Literal, Protocol
 
 import torch
 
+from partwise.core.aggregate import Coverage
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
 from partwise.core.around import Around
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index, Whole, shapes_of
-from partwise.core.model import Params
+from partwise.core.model import Params, Values
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
@@ -107,14 +108,16 @@ class SignMomentum(_Outer):
 
 @dataclass(frozen=True)
 class CO2(_Outer):
-    """The outer step is made with the mean change of the round before, whose transfer the round's training may hide.
+    """The outer step is made with the mean change of the round before, whose transfer the round's training hides.
 
-    m <- beta m + D / Lambda; m <- clip(m, -phi, phi); x <- x - alpha gamma m, with D that of the round before; the
-    first commit moves nothing. Lambda = 1 + |x - x_before| / C, with C a running mean of how far a round moves, holds
-    back what has moved much since D was measured.
+    m <- beta m + D / Lambda; m <- clip(m, -phi, phi); x <- x - alpha gamma m, with D of the round before. Lambda = 1 +
+    |x - x_before| / C, with C a running mean of how far a round moves, holds back what has moved much since D was
+    measured.
 
-    Here it is the rule alone: the server commits once all have answered. That a transfer runs beside the next round's
-    training takes a scheduler that asks before the last answers are in.
+    Behind `Overlapped` the answers are a round late by themselves (`delay=0`): clients train round t from x_t while
+    those of round t - 1 travel, and the commit of these makes x_{t+1}. Behind a scheduler that waits for its answers,
+    the server may keep each D for a round (`delay=1`): the same models without the gain in time; the first commit
+    moves nothing then. Neither late nor kept, without gap and clip, it is SlowMo, and local SGD for beta = 0.
 
     Args:
         inner: what clients do; its updates are changes of the model.
@@ -123,11 +126,12 @@ class CO2(_Outer):
         alpha: of the outer step, > 0.
         clip: phi, > 0; inf for none.
         gap: `moved` is Lambda as above; `constant` is 1, as in the release.
+        delay: rounds for which the server keeps D, 0 or 1.
 
     Source: Sun et al., "CO2: efficient distributed training with full communication-computation overlap", ICLR 2024,
         arXiv:2401.16265.
     Differs: C <- 0.9 C + 0.1 mean |x - x_before| is ours, since the paper's was not found; the release clips nothing
-        in fact.
+        in fact. What nobody held in the round of D keeps value and momentum.
     """
 
     inner: Algorithm
@@ -136,29 +140,40 @@ class CO2(_Outer):
     alpha: float = 1.0
     clip: float = 1.0
     gap: Literal["moved", "constant"] = "moved"
+    delay: int = 1
 
     def __post_init__(self) -> None:
         _above("CO2", gamma=self.gamma, alpha=self.alpha, clip=self.clip)
         _shares("CO2", beta=self.beta)
         if self.gap not in ("moved", "constant"):
             raise ValueError(f"CO2(gap={self.gap!r}): must be 'moved' or 'constant', got {self.gap!r}. Choose one.")
+        if self.delay not in (0, 1):
+            raise ValueError(f"CO2(delay={self.delay}): must be 0 or 1, got {self.delay}. 0 behind Overlapped.")
 
     def init(self, params: Params, census: Census) -> ServerState:
-        state = _with_streams(self, params, census, "momentum", "waiting", "moved")
+        state = _with_streams(self, params, census, "momentum", "moved", *(["waiting"] if self.delay else []))
+        if self.delay:
+            state["holders"] = {name: torch.zeros_like(t, dtype=torch.bool) for name, t in params.items()}
         return {**state, "pace": {name: torch.zeros(1, dtype=torch.float64) for name in params}}
 
     def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
-        momentum, waiting, moved, pace = (state.pop(s) for s in ("momentum", "waiting", "moved", "pace"))
-        now = {name: torch.zeros_like(t) for name, t in waiting.items()}
-        totals["model"].index.scatter_add_(now, totals["model"].values())
-        step, held = {}, {}
-        for name, change in waiting.items():
+        momentum, moved, pace = (state.pop(s) for s in ("momentum", "moved", "pace"))
+        change = {name: torch.zeros_like(t) for name, t in momentum.items()}
+        totals["model"].index.scatter_add_(change, totals["model"].values())
+        holders = _held(totals["model"].index, change)
+        kept = {}
+        if self.delay:
+            kept = {"waiting": change, "holders": holders}
+            change, holders = state.pop("waiting"), state.pop("holders")
+        step, after = {}, {}
+        for name, late in change.items():
             lag, pace[name] = self._lag(moved[name], pace[name])
-            held[name] = (momentum[name] * self.beta - change / (self.gamma * lag)).clamp(-self.clip, self.clip)
-            step[name] = held[name] * (-self.alpha * self.gamma)
-        late = Update(Whole(shapes_of(step)), step, totals["model"].weight)
-        state = self.inner.commit(state, {**totals, "model": late}, replies)
-        return {**state, "momentum": held, "waiting": now, "moved": step, "pace": pace}
+            m = (momentum[name] * self.beta - late / (self.gamma * lag)).clamp(-self.clip, self.clip)
+            after[name] = torch.where(holders[name], m, momentum[name])
+            step[name] = torch.where(holders[name], m * (-self.alpha * self.gamma), 0.0)
+        total = Update(Whole(shapes_of(step)), step, totals["model"].weight)
+        state = self.inner.commit(state, {**totals, "model": total}, replies)
+        return {**state, **kept, "momentum": after, "moved": step, "pace": pace}
 
     def _lag(self, moved: torch.Tensor, pace: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor]:
         """Lambda, and the next C."""
@@ -166,6 +181,15 @@ class CO2(_Outer):
         if self.gap == "constant" or not float(pace):
             return 1.0, pace
         return 1 + moved.abs() / float(pace), pace
+
+
+def _held(index: Index, params: Params) -> Values:
+    """Name -> whether somebody held it, per coordinate."""
+    cover = Coverage(params)
+    cover.add_(index, 1.0)
+    for name in params:
+        cover.allocate_(name, 0)
+    return {name: (weight > 0).expand(params[name].shape).clone() for name, weight in cover.weights.items()}
 
 
 @dataclass(frozen=True)

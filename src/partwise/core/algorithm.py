@@ -40,6 +40,7 @@ class Task(NamedTuple):
         committed: numbers of this client's earlier tasks whose replies were committed, until it has answered a task
             that told it so: client state that must agree with the server's counts a change from then on.
         group: as in the scheduler's `Dispatch`.
+        is_followed: likewise.
     """
 
     id: int
@@ -48,6 +49,7 @@ class Task(NamedTuple):
     steps: int
     committed: tuple[int, ...] = ()
     group: int = 0
+    is_followed: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from partwise.core.model import Params
 from partwise.core.rng import Rng
-from partwise.core.transform import Chain, Common, State, Transform
+from partwise.core.transform import Chain, Choosing, Common, State, Transform
 from partwise.core.update import Update
 
-__all__ = ["Claims", "Compressor", "Correcting", "common", "compressors"]
+__all__ = ["Claims", "Compressor", "Correcting", "chosen", "common", "compressors"]
 
 
 class Claims(NamedTuple):
@@ -53,6 +53,11 @@ def common(transform: Transform, seed: int) -> Transform:
         RandomK(ratio=0.1, unbiased=False, block=1, seed=7)
     """
     return transform.common(seed) if isinstance(transform, Common) else transform
+
+
+def chosen(transform: Transform, number: int) -> Transform:
+    """The transform that does what a task of this group asks for; most do the same for all."""
+    return transform.chosen(number) if isinstance(transform, Choosing) else transform
 
 
 @runtime_checkable

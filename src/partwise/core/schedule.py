@@ -41,6 +41,9 @@ class ReplyInfo(NamedTuple):
         loss: its mean training loss.
         group: as in its `Dispatch`.
         report: what else the algorithm has the client tell.
+        uplink_bytes: of the message, for a scheduler that `measures`; 0 for others, as the next two.
+        upload_seconds: how long it was under way, on the clocks of server and client.
+        train_seconds: how long its client trained.
     """
 
     id: int
@@ -51,6 +54,9 @@ class ReplyInfo(NamedTuple):
     loss: float = 0.0
     group: int = 0
     report: Mapping[str, float] = {}
+    uplink_bytes: int = 0
+    upload_seconds: float = 0.0
+    train_seconds: float = 0.0
 
 
 class Started(NamedTuple):
@@ -93,11 +99,14 @@ class Dispatch(NamedTuple):
         client: whom.
         steps: local steps; 0 leaves it to the algorithm's plan.
         group: told to the client and back with its reply; what it means is between scheduler and algorithm.
+        is_followed: another task comes before this one is answered, as the only one: the client fetches what it begins
+            from while it trains, and this one's reply goes when the next begins, or comes to nothing.
     """
 
     client: int
     steps: int = 0
     group: int = 0
+    is_followed: bool = False
 
 
 class Accept(NamedTuple):
@@ -192,8 +201,12 @@ class Scheduler(Protocol):
     saved. `versions`: how many commits it makes before it stops; 0 where it cannot tell. `commits_together`: whether
     the clients that it asks in one step are committed together, as many of them as answer, or not at all. `sampling`:
     how those are drawn who take part in a commit; None where it cannot tell, or where they are chosen by what they keep
-    private.
+    private. `measures`: whether it is told the bytes of replies and how long they took.
     """
+
+    @property
+    def measures(self) -> bool:
+        return False
 
     @property
     def state_types(self) -> tuple[type, ...]:

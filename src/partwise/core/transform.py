@@ -9,7 +9,7 @@ from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.update import Update
 
-__all__ = ["Bounded", "Chain", "Common", "Identity", "State", "Transform", "bound_of", "chain"]
+__all__ = ["Bounded", "Chain", "Choosing", "Common", "Identity", "State", "Transform", "bound_of", "chain"]
 
 State = Any
 
@@ -48,6 +48,15 @@ class Common(Protocol):
         ...
 
 
+@runtime_checkable
+class Choosing(Protocol):
+    """A transform that does one of several things, as the task at hand says by its `group`."""
+
+    def chosen(self, number: int) -> Transform:
+        """The transform that does that of this number."""
+        ...
+
+
 @dataclass(frozen=True)
 class Identity:
     """Leaves the update as it is."""
@@ -71,6 +80,9 @@ class Chain:
 
     def common(self, seed: int) -> Chain:
         return Chain(tuple(stage.common(seed) if isinstance(stage, Common) else stage for stage in self.stages))
+
+    def chosen(self, number: int) -> Chain:
+        return Chain(tuple(stage.chosen(number) if isinstance(stage, Choosing) else stage for stage in self.stages))
 
     def init(self, params: Params) -> State:
         return tuple(stage.init(params) for stage in self.stages)

@@ -23,6 +23,8 @@ class Span(NamedTuple):
         trained: when it had trained; of one that was lost, `began`.
         ended: when the reply arrived, or the loss was noticed.
         lost: "" for a reply, else the stage in which it was lost, or `refused`.
+        started: when training began, where the task before was still under way; by default `fetched`.
+        sent: when the reply left, where the task after had to begin first; by default `trained`.
     """
 
     client: int
@@ -32,6 +34,15 @@ class Span(NamedTuple):
     trained: float
     ended: float
     lost: str = ""
+    started: float | None = None
+    sent: float | None = None
+
+    @property
+    def stages(self) -> Sequence[tuple[float, float]]:
+        """Download, training, upload: when each began and ended."""
+        started = self.fetched if self.started is None else self.started
+        sent = self.trained if self.sent is None else self.sent
+        return (self.began, self.fetched), (started, self.trained), (sent, self.ended)
 
 
 class Committed(NamedTuple):
@@ -50,8 +61,8 @@ class Use(NamedTuple):
         client: whose; -1 for the mean over those that were asked.
         tasks: how many it was asked to do and are over.
         download: until it had what it trained.
-        train: until it had trained.
-        upload: until its reply was in.
+        train: training; where tasks overlap, beside download and upload.
+        upload: from the end of training, or the beginning of the next task's, until its reply was in.
         lost: with tasks that came to nothing, until that was noticed.
         idle: with none.
     """
@@ -79,7 +90,23 @@ def read_spans(folder: str | Path) -> list[Span]:
                 began = body.get("began", now)
                 stage = str(body.get("stage", kind)) if kind == "lost" else kind
                 found.append(Span(body["client"], body.get("id", -1), began, began, began, now, stage))
-    return sorted(found, key=lambda span: (span.began, span.client, span.id))
+    return _in_turn(sorted(found, key=lambda span: (span.began, span.client, span.id)))
+
+
+def _in_turn(spans: list[Span]) -> list[Span]:
+    """A client that was asked while it was at a task trains one after another, and replies once the next has begun."""
+    last: dict[int, int] = {}  # client -> where its last reply is
+    for at, span in enumerate(spans):
+        if span.lost:
+            continue
+        before = last.get(span.client)
+        last[span.client] = at
+        if before is not None and spans[before].ended > span.began:
+            started = max(span.fetched, spans[before].trained)
+            sent = min(started, spans[before].ended)
+            spans[at] = span._replace(started=started)
+            spans[before] = spans[before]._replace(sent=sent)
+    return spans
 
 
 def read_commits(folder: str | Path) -> list[Committed]:
@@ -115,15 +142,16 @@ def uses(spans: Iterable[Span], end: float) -> list[Use]:
 def _use(client: int, spans: Sequence[Span], end: float) -> Use:
     kept = [span for span in spans if not span.lost]
     busy, until = 0.0, 0.0
-    for span in spans:  # those of a client that was asked again too soon overlap
+    for span in spans:  # those of a client that was asked again before they were over overlap
         busy += max(0.0, span.ended - max(until, span.began))
         until = max(until, span.ended)
+    download, train, upload = (sum(span.stages[i][1] - span.stages[i][0] for span in kept) for i in range(3))
     return Use(
         client,
         len(spans),
-        sum(span.fetched - span.began for span in kept),
-        sum(span.trained - span.fetched for span in kept),
-        sum(span.ended - span.trained for span in kept),
+        download,
+        train,
+        upload,
         sum(span.ended - span.began for span in spans if span.lost),
         max(0.0, end - busy),
     )

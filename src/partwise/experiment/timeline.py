@@ -24,6 +24,11 @@ class Line(NamedTuple):
     name: str
     spans: Sequence[Span]
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether it was asked for a task while it was at another."""
+        return any(span.started is not None for span in self.spans)
+
 
 class Timeline(NamedTuple):
     """Who did what when.

@@ -150,10 +150,9 @@ def _rows(timeline: Timeline, paint: Paint, head: float) -> Iterator[str]:
                     where = f"translate({_num(x(span.ended))} {_num(thin + _THIN / 2)})"
                     marks.setdefault(_mark(span), []).append(where)
                 continue
-            ends = (span.began, span.fetched, span.trained, span.ended)
-            for what, (begin, end) in zip(STAGES, pairwise(ends), strict=True):
+            for what, (begin, end) in zip(STAGES, span.stages, strict=True):
                 if end > begin and end >= timeline.begin and begin <= timeline.end:
-                    paths[what].append(_bar(x, begin, end, top, _BAR))
+                    paths[what].append(_bar(x, begin, end, *_lane(top, what) if line.overlaps else (top, _BAR)))
     for what, bars in paths.items():
         if bars:
             colour = paint("fill", STAGES.get(what, "line"))
@@ -162,6 +161,11 @@ def _rows(timeline: Timeline, paint: Paint, head: float) -> Iterator[str]:
         yield f'<g{paint("stroke", _LOST)} fill="none" stroke-width="1.8">'
         yield from (f'<path d="{_MARKS[stage]}" transform="{where}"/>' for where in places)
         yield "</g>"
+
+
+def _lane(top: float, what: str) -> tuple[float, float]:
+    """Top and height of a bar in a row where transfers run beside training: below it."""
+    return (top, 0.6 * _BAR) if what == "training" else (top + 0.65 * _BAR, 0.45 * _BAR)
 
 
 def _mark(span: Span) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from partwise.experiment.timeline import Line, Timeline
 from partwise.experiment.words import moment_text, time_ticks
 
@@ -19,7 +17,7 @@ def timeline_text(timeline: Timeline, width: int = 100) -> str:
 
     A letter stands for what the client did longest in the time that it covers, and for idling only where it did next to
     nothing, so that short tasks are seen. A version is a `│` in the first line, or the number of them that fall
-    together, `+` for more than nine.
+    together, `+` for more than nine. A client whose transfers ran beside its training has a line for them below.
 
     Args:
         timeline: what is shown.
@@ -28,7 +26,12 @@ def timeline_text(timeline: Timeline, width: int = 100) -> str:
     longest = min(16, max([len("versions"), *(len(line.name) for line in timeline.lines)]))
     columns = max(40, width) - longest - 2
     lines = [_padded("versions", longest) + _versions(timeline, columns)]
-    lines += [_padded(line.name, longest) + _row(timeline, line, columns) for line in timeline.lines]
+    for line in timeline.lines:
+        if line.overlaps:
+            lines.append(_padded(line.name, longest) + _row(timeline, line, columns, f"{_TRAIN}{_LOST}"))
+            lines.append(_padded("", longest) + _row(timeline, line, columns, f"{_DOWNLOAD}{_UPLOAD}"))
+        else:
+            lines.append(_padded(line.name, longest) + _row(timeline, line, columns))
     lines.append(" " * (longest + 2) + _axis(timeline, columns))
     is_lost = any(span.lost for line in timeline.lines for span in line.spans)
     lines.append(f"{_LEGEND}  {_LOST}{_GONE} lost" if is_lost else _LEGEND)
@@ -52,16 +55,16 @@ def _versions(timeline: Timeline, columns: int) -> str:
     return "".join(" " if not n else "│" if n == 1 else str(n) if n < 10 else "+" for n in counts)
 
 
-def _row(timeline: Timeline, line: Line, columns: int) -> str:
-    """What there is most of in each column; a loss is shown in any case."""
+def _row(timeline: Timeline, line: Line, columns: int, shown: str = f"{_DOWNLOAD}{_TRAIN}{_UPLOAD}{_LOST}") -> str:
+    """What there is most of in each column, of what is shown; a loss in any case."""
     filled: list[dict[str, float]] = [{} for _ in range(columns)]
     gone: list[int] = []
     for span in line.spans:
-        ends = (span.began, span.fetched, span.trained, span.ended)
-        parts = [(_LOST, (span.began, span.ended))] if span.lost else list(zip("░█▒", pairwise(ends), strict=True))
+        parts = [(_LOST, (span.began, span.ended))] if span.lost else list(zip("░█▒", span.stages, strict=True))
         for letter, (begin, end) in parts:
-            _fill(filled, letter, *(_at(timeline, moment, columns) for moment in (begin, end)))
-        if span.lost and timeline.begin <= span.ended <= timeline.end:
+            if letter in shown:
+                _fill(filled, letter, *(_at(timeline, moment, columns) for moment in (begin, end)))
+        if span.lost and _LOST in shown and timeline.begin <= span.ended <= timeline.end:
             gone.append(min(columns - 1, int(_at(timeline, span.ended, columns))))
     letters = [_most(cell) for cell in filled]
     for at in gone:

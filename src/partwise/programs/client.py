@@ -11,7 +11,7 @@ import torch
 from partwise.core.algorithm import ClientState, Site, Task
 from partwise.core.channel import ClientSession, Seat, fingerprint
 from partwise.core.codec import register
-from partwise.core.compressor import common
+from partwise.core.compressor import chosen, common
 from partwise.core.errors import CompositionError, DataError, PartwiseError
 from partwise.core.index import Index, Whole
 from partwise.core.model import Params, Values
@@ -43,8 +43,11 @@ class OpenTask:
         index: the part of the model that was asked for.
         held: stream -> what came.
         seed: of the job.
-        fetched: when it began.
+        fetched: when that came.
+        began: when training began.
         fate: what will become of it.
+        came: what came while the task before was under way.
+        asker: the client's state when it asked for that, if another task was under way; of length 1 then.
     """
 
     task: Task
@@ -52,7 +55,10 @@ class OpenTask:
     held: dict[str, Values] | None = None
     seed: int = 0
     fetched: float = 0.0
+    began: float = 0.0
     fate: Fate = _THROUGH
+    came: dict[str, Values] | None = None
+    asker: tuple[ClientState, ...] = ()
 
 
 @register
@@ -83,6 +89,8 @@ class ClientNode:
         met: whether that state has been made.
         chains: stream -> state of the client chain.
         open: the task under way, if any.
+        next: the one that follows it, if it has been asked already.
+        ready: the reply to the one before, and how late it will be, until the open one begins.
         kept: reply -> what is held back for a channel's exchange.
         memory: stream -> what the channel keeps from one exchange to the next.
     """
@@ -91,6 +99,8 @@ class ClientNode:
     met: bool = False
     chains: dict[str, State] = field(default_factory=dict)
     open: OpenTask | None = None
+    next: OpenTask | None = None
+    ready: tuple[Reply, float] | None = None
     kept: dict[int, Withheld] = field(default_factory=dict)
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -110,26 +120,69 @@ class ClientProgram:
 
     def is_blank(self, node: ClientNode) -> bool:
         """Whether nothing is under way, and neither the algorithm nor a chain keeps anything."""
-        return node.open is None and not node.kept and node.own is None and not node.memory and _is_empty(node.chains)
+        is_idle = node.open is None and node.ready is None and not node.kept
+        return is_idle and node.own is None and not node.memory and _is_empty(node.chains)
 
     def step(self, node: ClientNode, message: Message) -> tuple[ClientNode, list[Effect]]:
         """One message in; a failure of any stage becomes a message to the server."""
         body = message.body
+        if isinstance(body, Task):
+            if node.open is not None and node.open.task.is_followed and node.next is None:
+                return node, self._ahead(node, node.open, message)
+            node.next = None
+        if isinstance(body, Held) and node.next is not None and body.id == node.next.task.id:
+            node.next.came, node.next.fetched = dict(body.streams), message.now
+            return node, []
+        effects = self._told(node, message)
+        while node.open is None and node.next is not None:
+            node.open, node.next = node.next, None
+            if node.open.came is not None:
+                held = Held(node.open.task.id, node.open.came)
+                effects += self._told(node, message._replace(src=SERVER, body=held))
+        return node, effects
+
+    def _ahead(self, node: ClientNode, first: OpenTask, message: Message) -> list[Effect]:
+        """Begin the task that follows the one under way."""
+        node.open = None
+        effects = self._one(node, message)
+        node.open, node.next = first, node.open
+        if node.next is None:
+            first.task = first.task._replace(is_followed=False)
+        else:
+            node.next.asker = (node.own,)
+        return effects
+
+    def _told(self, node: ClientNode, message: Message) -> list[Effect]:
+        """One message; the reply to the task before goes when the open one has begun, or come to nothing."""
+        was_asked = node.open is not None or isinstance(message.body, Task)
+        ready, node.ready = node.ready, None
+        effects = self._one(node, message)
+        if ready is None:
+            return effects
+        if was_asked and (node.open is None or node.open.held is not None):
+            reply = ready[0]._replace(turns=(ready[0].turns[0], message.now))
+            return [Send(SERVER, reply, after=ready[1]), *effects]
+        node.ready = ready
+        return effects
+
+    def _one(self, node: ClientNode, message: Message) -> list[Effect]:
+        """What a message about the open task, or about none, comes to."""
+        body = message.body
         stage = {Task: "select", Held: "train", Trained: "finish"}.get(type(body), "exchange")
         if isinstance(body, Failed):
             is_old = body.seed is not None and (node.open is None or body.seed != node.open.seed)
-            return (node, []) if is_old else self._give_up(node, body.stage, body.reason)
+            return [] if is_old else self._give_up(node, body.stage, body.reason)
         try:
-            return node, self._effects(node, message)
+            return self._effects(node, message)
         except FAILURES as error:
             return self._give_up(node, stage, f"{type(error).__name__}: {error}")
 
-    def _give_up(self, node: ClientNode, stage: str, reason: str) -> tuple[ClientNode, list[Effect]]:
+    def _give_up(self, node: ClientNode, stage: str, reason: str) -> list[Effect]:
         if node.open is None:
-            return node, []
+            return []
         trouble = Trouble(node.open.task.id, stage, reason)
         node.open = None
-        return node, [Send(SERVER, trouble)]
+        return [Send(SERVER, trouble)]
 
     def _effects(self, node: ClientNode, message: Message) -> list[Effect]:
         me, now, body = message.me, message.now, message.body
@@ -166,9 +219,12 @@ class ClientProgram:
     def _train(self, node: ClientNode, site: Site, held: Held, now: float) -> list[Effect]:
         assert node.open is not None
         came = {stream: dict(values) for stream, values in held.streams.items()}
-        received = self._star.algorithm.receive(came, node.open.index, node.open.task, node.own, site)
-        node.open.held = {stream: dict(values) for stream, values in received.items()}
-        node.open.fetched = now
+        (asker,) = node.open.asker or (node.own,)
+        received = self._star.algorithm.receive(came, node.open.index, node.open.task, asker, site)
+        if node.open.came is None:
+            node.open.fetched = now
+        node.open.held, node.open.came, node.open.asker = {s: dict(values) for s, values in received.items()}, None, ()
+        node.open.began = now
         work = self._work(node, site)
         node.open.seed = work.job.seed
         population, fate = self._star.population, node.open.fate
@@ -208,8 +264,9 @@ class ClientProgram:
 
     def _finish(self, node: ClientNode, site: Site, trained: Trained, now: float) -> list[Effect]:
         assert node.open is not None and node.open.held is not None
-        task, index, fate, fetched = node.open.task, node.open.index, node.open.fate, node.open.fetched
-        if self._star.population.available_until(site.client, fetched) < now:
+        task, index, fate = node.open.task, node.open.index, node.open.fate
+        fetched, began = node.open.fetched, node.open.began
+        if self._star.population.available_until(site.client, began) < now:
             return self._lose(node, "train")
         algorithm, held = self._star.algorithm, node.open.held
         report = algorithm.report(node.open.held, trained, task, node.own, site)
@@ -218,7 +275,8 @@ class ClientProgram:
         updates, node.own = algorithm.finish(node.open.held, trained, index, task, node.own, site)
         for stream, update in updates.items():
             # What all clients of a version draw alike follows from the version alone.
-            transform = common(self._star.chain("client", stream), derive(site.seed, f"common {stream}", task.version))
+            transform = chosen(self._star.chain("client", stream), task.group)
+            transform = common(transform, derive(site.seed, f"common {stream}", task.version))
             state = node.chains[stream] if stream in node.chains else transform.init(site.like)
             rng = generator(site.seed, f"client chain {stream}", site.client, task.version, task.attempt)
             updates[stream], node.chains[stream] = transform.apply(update, state, rng)
@@ -235,7 +293,11 @@ class ClientProgram:
             if channel.reveals == "sum":  # numbers of one client say what the sum is to hide
                 examples, loss = 0, 0.0
         has_state = node.own is not None
-        reply = Reply(task.id, trained.steps, examples, loss, updates, fetched, now, report, has_state)
+        turns = () if began == fetched and not task.is_followed else (began, now)
+        reply = Reply(task.id, trained.steps, examples, loss, updates, fetched, now, report, has_state, turns)
+        if task.is_followed:
+            node.ready = reply, fate.late_seconds
+            return []
         return [Send(SERVER, reply, after=fate.late_seconds)]
 
     def _answer(self, node: ClientNode, me: NodeId, ask: Ask) -> list[Effect]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from partwise.core.aggregate import Running
 from partwise.core.algorithm import Task
-from partwise.core.codec import register
+from partwise.core.codec import encoded_size, register
 from partwise.core.index import Index
 from partwise.core.model import Values
 from partwise.core.schedule import ReplyInfo
@@ -28,6 +28,7 @@ __all__ = [
     "Released",
     "Reply",
     "Trouble",
+    "measured_of",
 ]
 
 
@@ -65,10 +66,11 @@ class Reply(NamedTuple):
 
     Args:
         updates: stream -> update; empty where a channel exchanges them later.
-        fetched: when training began, on the client's clock.
+        fetched: when it had what it trains, on the client's clock.
         trained: when it ended.
         report: as in `ReplyInfo`.
         has_state: whether the algorithm keeps anything at the client, which is then told what was committed.
+        turns: when training began and when this left, where that may not be at `fetched` and `trained`.
     """
 
     id: int
@@ -80,6 +82,16 @@ class Reply(NamedTuple):
     trained: float = 0.0
     report: Mapping[str, float] = {}
     has_state: bool = True
+    turns: tuple[float, ...] = ()
+
+
+def measured_of(reply: Reply, now: float) -> tuple[int, float, float]:
+    """Of a reply that arrives now: its bytes, how long it was under way, how long its client trained.
+
+    The second is right where the clocks of server and client agree.
+    """
+    began, left = reply.turns or (reply.fetched, reply.trained)
+    return encoded_size(reply), now - left, reply.trained - began
 
 
 @register

@@ -70,6 +70,7 @@ def check_from_server(body: Any) -> None:
             _is("Task.committed", body.committed, Sequence, "a sequence")
             for id in body.committed:
                 _count("Task.committed", id)
+            _is("Task.is_followed", body.is_followed, bool, "true or false")
         case Held(id, streams):
             _count("Held.id", id)
             for stream, values in _mapping("Held.streams", streams):
@@ -106,6 +107,11 @@ def _reply(reply: Reply) -> None:
     for name in ("loss", "fetched", "trained"):
         _number(f"Reply.{name}", getattr(reply, name))
     _is("Reply.has_state", reply.has_state, bool, "a bool")
+    _is("Reply.turns", reply.turns, Sequence, "a sequence")
+    if len(reply.turns) not in (0, 2):
+        raise _fail("Reply.turns", "two moments, or none", tuple(reply.turns))
+    for moment in reply.turns:
+        _number("Reply.turns", moment)
     for name, number in _mapping("Reply.report", reply.report):
         _number(f"Reply.report[{name!r}]", number)
     for stream, update in _mapping("Reply.updates", reply.updates):

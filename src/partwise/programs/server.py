@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from partwise.core.aggregate import Aggregator, Sum, Telling, sum_updates
+from partwise.core.aggregate import Sum, Telling
 from partwise.core.algorithm import ServerState, Task
 from partwise.core.errors import CompositionError, DivergedError, ProtocolError
 from partwise.core.index import Index
@@ -46,11 +46,12 @@ from partwise.programs.messages import (
     Released,
     Reply,
     Trouble,
+    measured_of,
 )
 from partwise.programs.schema import MISFITS, check_fit
 from partwise.programs.server_node import InFlight, ServerNode, Waiting
 from partwise.programs.session import TIMERS, Session
-from partwise.programs.sums import Sums
+from partwise.programs.sums import Sums, fitting
 
 if TYPE_CHECKING:
     from partwise.programs.star import Star
@@ -189,7 +190,8 @@ class ServerProgram:
         if fault:
             return self._refused(node, now, flight, fault, effects)
         told = reply.steps, reply.examples, reply.loss, flight.task.group, reply.report
-        info = ReplyInfo(reply.id, src, flight.version, *told)
+        measured = measured_of(reply, now) if self._star.scheduler.measures else ()
+        info = ReplyInfo(reply.id, src, flight.version, *told, *measured)
         updates = {stream: self._spool.keep(update) for stream, update in reply.updates.items()}
         node.inbox[reply.id] = Waiting(src, reply.loss, updates)
         fields = {
@@ -338,7 +340,7 @@ class ServerProgram:
         version, times = node.attempts.get(client, (-1, 0))
         attempt = times if version == node.version else 0
         node.attempts[client] = (node.version, attempt + 1)
-        task = Task(node.next_id, node.version, attempt, wanted.steps, node.told.get(client, ()), wanted.group)
+        task = Task(node.next_id, node.version, attempt, wanted.steps, node.told.get(client, ()), *wanted[2:])
         node.in_flight[task.id] = InFlight(task, client, now, node.version)
         self._sums.asked(client, task.id)
         node.next_id += 1
@@ -453,7 +455,7 @@ class ServerProgram:
         totals: dict[str, Update] = {}
         for stream, aggregator in self._star.all_aggregators().items():
             params = node.streams[stream]
-            got = _fit(opened[stream], aggregator, params)
+            got = fitting(opened[stream], aggregator, params)
             total, node.reducers[stream] = aggregator.reduce(got, node.reducers[stream], params, infos)
             facts = dict(aggregator.told(node.reducers[stream])) if isinstance(aggregator, Telling) else {}
             more = {} if isinstance(got, Sum) else coverage(got, total, params)
@@ -489,12 +491,3 @@ def _replies(now: float, version: int, told: Iterable[tuple[InFlight, Outcome | 
         "staleness": [version - flight.version for flight, _ in found],
     }
     return Record("replies", fields)
-
-
-def _fit(
-    got: Sum | Iterable[Update], aggregator: Aggregator, params: dict[str, torch.Tensor]
-) -> Sum | Sequence[Update]:
-    """Updates as the aggregator wants them: summed, or each without packing."""
-    if isinstance(got, Sum):
-        return got
-    return sum_updates(got, params) if aggregator.needs == "sum" else [u.unpacked() for u in got]

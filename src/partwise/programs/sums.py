@@ -6,13 +6,15 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from partwise.core.aggregate import Accumulator, Running, Sum
+from partwise.core.aggregate import Accumulator, Aggregator, Running, Sum, sum_updates
+from partwise.core.model import Params
 from partwise.core.schedule import ReplyInfo
+from partwise.core.update import Update
 
 if TYPE_CHECKING:
     from partwise.programs.server_node import ServerNode
 
-__all__ = ["Sums"]
+__all__ = ["Sums", "fitting"]
 
 
 class Sums:
@@ -132,3 +134,10 @@ def _heaps(node: ServerNode) -> tuple[list[tuple[int, int]], list[tuple[int, int
 
 def _may_come(node: ServerNode, id: int) -> bool:
     return id in node.in_flight or (id in node.inbox and id not in node.accepted and id not in node.added)
+
+
+def fitting(got: Sum | Iterable[Update], aggregator: Aggregator, params: Params) -> Sum | Sequence[Update]:
+    """Updates as the aggregator wants them: summed, or each without packing."""
+    if isinstance(got, Sum):
+        return got
+    return sum_updates(got, params) if aggregator.needs == "sum" else [u.unpacked() for u in got]

@@ -129,7 +129,8 @@ def rehearse(
         max_events: after so many it ends; 0 for no bound.
 
     Raises:
-        CompositionError: the scheduler asks a client that is busy, or acts without end at one instant.
+        CompositionError: the scheduler asks a client that is busy, or for two tasks at once, or acts without end at one
+            instant.
 
     Example:
         >>> from partwise.populations import ArrayPopulation, Constant
@@ -211,7 +212,7 @@ class _Rehearsal:
         if fetched > began and len(commits) > version:
             version = bisect_right(commits, fetched, version)  # those that were made before it had fetched
         # Made as tuples, without a NamedTuple's own way, which takes as long again.
-        reply = _new(ReplyInfo, (id, client, version, cost[0], cost[1], 0.0, group, _NO_REPORT))
+        reply = _new(ReplyInfo, (id, client, version, cost[0], cost[1], 0.0, group, _NO_REPORT, 0, 0.0, 0.0))
         return _new(Arrived, (now, reply, began))
 
     def _without_tasks(self, actions: Sequence[Action], now: float) -> Iterator[Action]:
@@ -230,8 +231,13 @@ class _Rehearsal:
 
     def _dispatch(self, task: Dispatch, now: float, cost: Cost | None = None, course: _Course | None = None) -> None:
         """Decide at once what becomes of a task, and when the scheduler hears of it."""
-        client, _, group = task
+        client, _, group, is_followed = task
         found, id = self.found, self.found.dispatched
+        if is_followed:
+            raise CompositionError(
+                f"{self._scheduler!r}: asks clients for the next task while they are at one, which is not rehearsed, "
+                f"got client {client}. Run it; its times do not depend on what is trained."
+            )
         if client in self._flights:
             raise CompositionError(
                 f"{self._scheduler!r}: must ask clients that are free, got client {client}, which is at a task. "

@@ -140,6 +140,7 @@ class _Flight(NamedTuple):
     client: int
     began: float
     info: ReplyInfo
+    is_followed: bool
 
 
 @dataclass
@@ -284,12 +285,11 @@ class _Run:
         expect(self.num_commits <= most, self.part, rule, got=self.num_commits, remedy=remedy)
 
     def _give_up(self, clients: Sequence[int]) -> None:
-        waited = {flight.client: id for id, flight in self.flights.items()}
-        is_waited = set(clients) <= waited.keys() and len(clients) == len(set(clients))
+        waited = {flight.client for flight in self.flights.values()}
+        is_waited = set(clients) <= waited and len(clients) == len(set(clients))
         rule, remedy = "must give up only clients that it waits for, once each", "Forget who has answered or is lost"
         expect(is_waited, self.part, rule, got=list(clients), remedy=remedy)
-        for client in clients:
-            del self.flights[waited[client]]
+        self.flights = {id: flight for id, flight in self.flights.items() if flight.client not in clients}
 
     def _after(self, now: float, seconds: float, tag: int) -> None:
         is_time = math.isfinite(seconds) and seconds >= 0 and isinstance(tag, int)
@@ -302,19 +302,21 @@ class _Run:
         expect(is_few, self.part, rule, got=f"{self.num_timers} that have not run out", remedy=remedy)
 
     def _dispatch(self, now: float, wanted: Dispatch) -> None:
-        client, steps, group = wanted
+        client, steps, group, is_followed = wanted
         is_known = client in range(self.num_clients)
         expect(is_known, self.part, "must ask clients of the roster", got=client, remedy="Draw from roster.clients")
         is_whole = isinstance(steps, int) and isinstance(group, int) and steps >= 0
         rule, remedy = "must ask for a whole number of steps from 0 on, in a group with a whole number", "Round it"
         expect(is_whole, self.part, rule, got=wanted, remedy=remedy)
-        is_free = all(flight.client != client for flight in self.flights.values())
-        rule, remedy = "must not ask a client again that is still at work", "Wait for it, or GiveUp before"
+        at_work = [flight for flight in self.flights.values() if flight.client == client]
+        is_free = not at_work or (len(at_work) == 1 and at_work[0].is_followed)
+        rule = "must not ask a client again that is still at work, but once after a task that says so"
+        remedy = "Wait for it, GiveUp before, or say is_followed of the task before"
         expect(is_free, self.part, rule, got=client, remedy=remedy)
         id, self.num_dispatches = self.num_dispatches, self.num_dispatches + 1
         report = {"utility": 1.0 + client % 3}
         info = ReplyInfo(id, client, self.num_commits, steps or 3, 10 + client, 2.0 + id % 3, group, report)
-        self.flights[id] = _Flight(client, now, info)
+        self.flights[id] = _Flight(client, now, info, is_followed)
         if not self.accepted:
             self.asked.add(id)
         seconds, is_lost = self.world.course(id, client)

@@ -6,6 +6,7 @@ from partwise.transforms.feedback import ErrorFeedback
 from partwise.transforms.halved import Halved
 from partwise.transforms.hyper import HyperRate
 from partwise.transforms.lowrank import LowRank
+from partwise.transforms.menu import Menu
 from partwise.transforms.noise import GaussianNoise
 from partwise.transforms.optimize import Adagrad, Adam, ServerSGD, Yogi
 from partwise.transforms.quantize import Quantize
@@ -30,6 +31,7 @@ __all__ = [
     "Halved",
     "HyperRate",
     "LowRank",
+    "Menu",
     "Quantize",
     "RandomK",
     "Scale",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from partwise.core.codec import register
-from partwise.core.compressor import Compressor, common
+from partwise.core.compressor import Compressor, chosen, common
 from partwise.core.index import Coords, Index, Joint, Shapes
 from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
@@ -85,6 +85,9 @@ class ErrorFeedback:
 
     def common(self, seed: int) -> ErrorFeedback:
         return replace(self, inner=common(self.inner, seed))
+
+    def chosen(self, number: int) -> ErrorFeedback:
+        return replace(self, inner=chosen(self.inner, number))
 
     def init(self, params: Params) -> State:
         return Residual({}, {}, {}, self.inner.init(params))
