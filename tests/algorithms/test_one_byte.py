@@ -56,7 +56,7 @@ def test_the_slope_of_a_quadratic_is_exact_for_any_eps():
     run = Star(part, Synchronous(1, rounds=1), of, clients, Plain(), seed=3)
     states, _ = Simulate().run(run.programs(), clients, Log())
     z = {"theta": torch.zeros(2)}
-    part._direction(z, 0, 0, 0).scatter_add_(z, {"theta": torch.ones(1)})
+    part._moved_(z, 0, 0, torch.ones(1))
     theta = torch.tensor([1.0, -1.0])
     slope = float(z["theta"] @ (theta * torch.tensor([1.0, 9.0]) / 2))
     assert states[SERVER].streams["model"]["theta"].tolist() == pytest.approx(
