@@ -94,6 +94,7 @@ FURTHER = [
     Quantize(bits=4, bucket=5, scale_by="max", rounding="nearest", smooth=2),
     Quantize(bits=8, bucket=7, scale_by="max", rounding="nearest"),
     RandomK(0.3, unbiased=True, block=4),
+    RandomK(0.3, by_row=True),
     Sign(scope="layer"),
     Sign(scaled=False),
     Eden(bits=2.5, unbiased=False, scope="layer"),
