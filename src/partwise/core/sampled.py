@@ -93,7 +93,7 @@ class Sampled:
 
     def grain(self, name: str) -> int:
         shape = tuple(self.shapes[name])
-        return 1 if self.by_row and self.base.grain(name) <= 1 and prod(shape) else max(1, len(shape))
+        return 1 if self.by_row and self.base.grain(name) <= 1 and prod(shape) > 0 else max(1, len(shape))
 
     def held_shape(self, name: str) -> tuple[int, ...]:
         return self._plain(name).held_shape(name)
