@@ -12,7 +12,8 @@ part in every version:
 - `FedSGD`: one step of plain SGD on 64 examples a group and version, the change in float32;
 - `FedAvg`: 20 such steps.
 
-Rates were chosen on seed 0, which is not among those reported. The loss is that of the tuned half's test parts, all
+Rates were chosen on seed 0, which is not among those reported: the best of 0.003, 0.006, 0.012 and 0.03 for slopes
+(0.03 rises) and of 0.03, 0.1 and 0.3 for FedSGD, in 60 versions. The loss is that of the tuned half's test parts, all
 groups together, a character. Bytes are those of encoded messages, all groups together; `numbers` are those that the
 method needs, without headers: N n_s slopes a version, or N d values.
 
@@ -53,8 +54,8 @@ def algorithm(name: str, lr: float, seed: int) -> Any:
 METHODS: dict[str, tuple[float, float, int, int]] = {
     "one byte": (0.012, 1.0, 20, GROUPS * SAMPLES),
     "float slopes": (0.012, 1.0, 20, 4 * GROUPS * SAMPLES),
-    "FedSGD": (0.05, 1.0, 20, 4 * GROUPS * PARAMETERS),
-    "FedAvg": (0.05, 0.05, 1, 4 * GROUPS * PARAMETERS),
+    "FedSGD": (0.1, 1.0, 20, 4 * GROUPS * PARAMETERS),
+    "FedAvg": (0.1, 0.05, 1, 4 * GROUPS * PARAMETERS),
 }
 
 
