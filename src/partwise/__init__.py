@@ -224,6 +224,7 @@ if TYPE_CHECKING:
     from partwise.transforms import Scale as Scale
     from partwise.transforms import ServerSGD as ServerSGD
     from partwise.transforms import Sign as Sign
+    from partwise.transforms import Smooth as Smooth
     from partwise.transforms import Threshold as Threshold
     from partwise.transforms import TopK as TopK
     from partwise.transforms import TreeNoise as TreeNoise
@@ -419,6 +420,7 @@ _MODULE_OF = {
     "SimulatedIdentities": "partwise.channels.identities",
     "SimulatedRandomness": "partwise.core.randomness",
     "Site": "partwise.core.algorithm",
+    "Smooth": "partwise.transforms",
     "SomeRounds": "partwise.attacks",
     "SparseLogistic": "partwise.workloads",
     "SpecError": "partwise.core.errors",
