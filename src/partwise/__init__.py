@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from partwise.attacks import SomeRounds as SomeRounds
     from partwise.attacks import Sybils as Sybils
     from partwise.channels import Coded as Coded
+    from partwise.channels import LowRankSum as LowRankSum
     from partwise.channels import Masked as Masked
     from partwise.channels import Plain as Plain
     from partwise.channels.graphs import Complete as Complete
@@ -362,6 +363,7 @@ _MODULE_OF = {
     "LogNormal": "partwise.populations",
     "Loss": "partwise.core.metrics",
     "LowRank": "partwise.transforms",
+    "LowRankSum": "partwise.channels",
     "MUDHoG": "partwise.observers",
     "MajorityVote": "partwise.aggregators",
     "Markov": "partwise.populations",
