@@ -90,7 +90,8 @@ class OneByte(Algorithm):
 
     n is the number of samples in a version. Each client measures along directions of its own, new in every version,
     which all the others make from its number; all slopes come back to everybody. A client keeps its model and makes
-    the steps that it missed; no gradient is taken. With one client and one sample it is MeZO. It is for models without
+    the steps that it missed, half of `keep` versions back, as long as their slopes are fewer bytes than the model; no
+    gradient is taken. With one client and one sample it is MeZO. It is for models without
     running statistics, which would be moved like weights; on the clock, measuring takes no time.
 
     Args:
