@@ -96,4 +96,5 @@ class Sampled:
         return 1 if self.by_row and self.base.grain(name) <= 1 and prod(shape) > 0 else max(1, len(shape))
 
     def held_shape(self, name: str) -> tuple[int, ...]:
-        return self._plain(name).held_shape(name)
+        shape, count = tuple(self.shapes[name]), len(self.coords(name))
+        return (count // prod(shape[1:]), *shape[1:]) if self.grain(name) < len(shape) else (count,)
