@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from partwise.attacks import SomeRounds as SomeRounds
     from partwise.attacks import Sybils as Sybils
     from partwise.channels import Coded as Coded
+    from partwise.channels import LowRankSum as LowRankSum
     from partwise.channels import Masked as Masked
     from partwise.channels import Plain as Plain
     from partwise.channels.graphs import Complete as Complete
@@ -227,6 +228,7 @@ if TYPE_CHECKING:
     from partwise.transforms import Scale as Scale
     from partwise.transforms import ServerSGD as ServerSGD
     from partwise.transforms import Sign as Sign
+    from partwise.transforms import Smooth as Smooth
     from partwise.transforms import Threshold as Threshold
     from partwise.transforms import TopK as TopK
     from partwise.transforms import TreeNoise as TreeNoise
@@ -365,6 +367,7 @@ _MODULE_OF = {
     "LogNormal": "partwise.populations",
     "Loss": "partwise.core.metrics",
     "LowRank": "partwise.transforms",
+    "LowRankSum": "partwise.channels",
     "MUDHoG": "partwise.observers",
     "MajorityVote": "partwise.aggregators",
     "Markov": "partwise.populations",
@@ -425,6 +428,7 @@ _MODULE_OF = {
     "SimulatedIdentities": "partwise.channels.identities",
     "SimulatedRandomness": "partwise.core.randomness",
     "Site": "partwise.core.algorithm",
+    "Smooth": "partwise.transforms",
     "SomeRounds": "partwise.attacks",
     "SparseLogistic": "partwise.workloads",
     "SpecError": "partwise.core.errors",

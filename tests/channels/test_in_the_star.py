@@ -242,6 +242,30 @@ def test_a_linear_compressor_under_masks_is_the_one_in_the_clear(algorithm):
     assert 0 < sum(moved["out.weight"]) < sum(later["out.weight"]) <= 15
 
 
+@pytest.mark.parametrize("layout", ["union", "sparse"])
+def test_rows_drawn_alike_under_masks_are_those_in_the_clear(layout):
+    """One weight a row is masked with it, where single values have one each: the message is shorter."""
+    masked = Masked(limit=0.5, bits=20, max_weight=1, min_contributors=3, layout=layout)
+    parts = {"client_chain": {"model": chain(RandomK(0.5, by_row=True), Clip(0.5))}}
+    plain, _, _ = run(HeldByThree(), **parts)
+    got, log, reason = run(masked, **parts)
+    assert (reason, log.of("lost"), log.of("skipped")) == ("done", [], [])
+    assert 0 < gap(got, plain) < 3 * 3 * masked.step
+
+
+def test_single_values_are_refused_where_each_sends_its_own_rows():
+    """Which row a value is of is seen when it is drawn: every client says so, and the round is without a sum."""
+    masked = Masked(limit=0.5, bits=20, max_weight=1, min_contributors=3, layout="sparse")
+    _, log, _ = run(masked, rounds=1, client_chain={"model": chain(RandomK(0.5), Clip(0.5))})
+    assert len(log.of("lost")) == COHORT
+    rule = (
+        r"Masked\(layout='sparse'\): sums whole parameters and rows, got single coordinates of \[.*Use layout='union'"
+    )
+    assert all(
+        re.search(rule + r", or draw whole rows: RandomK\(by_row=True\)\.", lost["reason"]) for lost in log.of("lost")
+    )
+
+
 def test_what_clients_report_is_not_for_the_server():
     with pytest.raises(
         CompositionError, match=r"has clients report numbers of their own, which Masked\(.* must not tell"

@@ -119,8 +119,8 @@ class Quantize:
     Source: Alistarh et al., "QSGD", NeurIPS 2017, arXiv:1610.02132, §3; `max` is common in implementations; Jia et al.,
         "SDP4Bit", NeurIPS 2024, arXiv:2410.15526 (`max` with 4 bits, bucket 2048 for differences of weights, 128 and
         `smooth=5` for gradients).
-    Differs: fixed-width levels instead of Elias codes; of SDP4Bit, one level of quantisation instead of two, since
-        there is no node between a client and the server.
+    Differs: fixed-width levels instead of Elias codes; of SDP4Bit, one level of quantisation. For its two levels, with
+        sums between them, put `Smooth` around instead of `smooth=5`.
 
     Example:
         >>> from partwise.core.index import Whole
