@@ -138,6 +138,7 @@ if TYPE_CHECKING:
     from partwise.experiment import Checkpointing as Checkpointing
     from partwise.experiment import Evaluation as Evaluation
     from partwise.experiment import Experiment as Experiment
+    from partwise.experiment import Journaling as Journaling
     from partwise.experiment import Result as Result
     from partwise.experiment import Trusted as Trusted
     from partwise.experiment import load as load
@@ -346,6 +347,7 @@ _MODULE_OF = {
     "InnerProduct": "partwise.attacks",
     "Intervals": "partwise.populations",
     "Joint": "partwise.core.index",
+    "Journaling": "partwise.experiment",
     "KeyFolder": "partwise.channels.identities",
     "Krum": "partwise.aggregators",
     "LabelFlip": "partwise.attacks",
