@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from partwise.aggregators import Phocas as Phocas
     from partwise.aggregators import PrincipalGradients as PrincipalGradients
     from partwise.aggregators import RankVote as RankVote
+    from partwise.aggregators import SybilWall as SybilWall
     from partwise.aggregators import TrimmedMean as TrimmedMean
     from partwise.aggregators import Watch as Watch
     from partwise.aggregators import Zeno as Zeno
@@ -429,6 +430,7 @@ _MODULE_OF = {
     "StdlibCode": "partwise.workloads",
     "Steady": "partwise.populations",
     "Sum": "partwise.core.aggregate",
+    "SybilWall": "partwise.aggregators",
     "Sybils": "partwise.attacks",
     "Synchronous": "partwise.schedulers",
     "SystemRandomness": "partwise.core.randomness",
