@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "workloads": {"core", "populations"},
     "programs": {"core"},
     "runtimes": {"core", "local", "programs"},  # executors know the local rules that they can apply to many clients
-    "experiment": BELOW_EXPERIMENT,
+    "experiment": {*BELOW_EXPERIMENT, "journal"},
     "testing": BELOW_EXPERIMENT,
     "deploy": {*BELOW_EXPERIMENT, "experiment"},
     "monitor": {"core", "experiment"},

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from partwise.aggregators import Phocas as Phocas
     from partwise.aggregators import PrincipalGradients as PrincipalGradients
     from partwise.aggregators import RankVote as RankVote
+    from partwise.aggregators import SybilWall as SybilWall
     from partwise.aggregators import TrimmedMean as TrimmedMean
     from partwise.aggregators import Watch as Watch
     from partwise.aggregators import Zeno as Zeno
@@ -139,6 +140,7 @@ if TYPE_CHECKING:
     from partwise.experiment import Checkpointing as Checkpointing
     from partwise.experiment import Evaluation as Evaluation
     from partwise.experiment import Experiment as Experiment
+    from partwise.experiment import Journaling as Journaling
     from partwise.experiment import Result as Result
     from partwise.experiment import Trusted as Trusted
     from partwise.experiment import load as load
@@ -352,6 +354,7 @@ _MODULE_OF = {
     "InnerProduct": "partwise.attacks",
     "Intervals": "partwise.populations",
     "Joint": "partwise.core.index",
+    "Journaling": "partwise.experiment",
     "KeyFolder": "partwise.channels.identities",
     "Krum": "partwise.aggregators",
     "LabelFlip": "partwise.attacks",
@@ -437,6 +440,7 @@ _MODULE_OF = {
     "StdlibCode": "partwise.workloads",
     "Steady": "partwise.populations",
     "Sum": "partwise.core.aggregate",
+    "SybilWall": "partwise.aggregators",
     "Sybils": "partwise.attacks",
     "Synchronous": "partwise.schedulers",
     "SystemRandomness": "partwise.core.randomness",

@@ -14,6 +14,7 @@ from partwise.aggregators.principal import PrincipalGradients
 from partwise.aggregators.rank_vote import RankVote
 from partwise.aggregators.scored import Zeno, ZenoPlusPlus
 from partwise.aggregators.slsgd import SLSGD
+from partwise.aggregators.sybilwall import SybilWall
 from partwise.aggregators.vote import MajorityVote
 from partwise.aggregators.watch import Watch
 from partwise.core.latest import Latest
@@ -39,6 +40,7 @@ __all__ = [
     "Phocas",
     "PrincipalGradients",
     "RankVote",
+    "SybilWall",
     "TrimmedMean",
     "Watch",
     "Zeno",
