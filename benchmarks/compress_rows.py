@@ -4,9 +4,9 @@
 
 `FedSubAvg("count")` as in `demo_seeds.py`: a client holds the rows of the names that its module uses and the dense
 layers, 30 clients a round, 20 steps. Each method has the same cohorts, batches and initial parameters for a seed; what
-is a contraction has error feedback. Under masks only what is linear may stand; for the others the script prints why the
-experiment is refused. There, a row that fewer than five of the cohort hold is not sent, which costs AUC by itself: the
-masked row without a compressor says how much.
+is a contraction has error feedback, and what is `times 4` is unbiased and has none. Under masks only what is linear may
+stand; for the others the script prints why the experiment is refused. There, a row that fewer than five of the cohort
+hold is not sent, which costs AUC by itself: the masked row without a compressor says how much.
 
 Bytes are those of encoded messages, keys, shares and layouts included. `down` is what a client is sent, its rows and,
 under masks, the exchange. What a run found is kept in `--root`, so that a second call goes on where the first stopped.
@@ -46,6 +46,7 @@ IN_THE_CLEAR: dict[str, tuple[Any, ...]] = {
     "rank 2": fed_back(pw.LowRank(2)),
     "random values, 25 %": fed_back(pw.RandomK(0.25)),
     "random rows, 25 %": fed_back(pw.RandomK(0.25, by_row=True)),
+    "random rows, 25 %, times 4": (pw.RandomK(0.25, by_row=True, unbiased=True),),
 }
 
 
@@ -53,13 +54,17 @@ def masked(limit: float, bits: int, layout: str) -> pw.Masked:
     return pw.Masked(limit, bits, max_weight=1, layout=layout)  # type: ignore[arg-type]
 
 
-# Client chain and channel. What error feedback owes makes updates longer, and so needs a higher limit.
+# Client chain and channel. What error feedback owes, and what is multiplied, is longer, and needs a higher limit.
 UNDER_MASKS: dict[str, tuple[tuple[Any, ...], Any]] = {
     "none, 16 bits": ((pw.Clip(2.0),), masked(2.0, 16, "union")),
     "none, 16 bits, each its own rows": ((pw.Clip(2.0),), masked(2.0, 16, "sparse")),
     "none, 8 bits, each its own rows": ((pw.Clip(2.0),), masked(2.0, 8, "sparse")),
     "random values, 25 %": ((*IN_THE_CLEAR["random values, 25 %"], pw.Clip(4.0)), masked(4.0, 16, "union")),
     "random rows, 25 %": ((*IN_THE_CLEAR["random rows, 25 %"], pw.Clip(4.0)), masked(4.0, 16, "union")),
+    "random rows, 25 %, times 4, each its own": (
+        (*IN_THE_CLEAR["random rows, 25 %, times 4"], pw.Clip(8.0)),
+        masked(8.0, 16, "sparse"),
+    ),
     "random rows, 25 %, each its own": ((*IN_THE_CLEAR["random rows, 25 %"], pw.Clip(4.0)), masked(4.0, 16, "sparse")),
 }
 

@@ -21,7 +21,19 @@ from partwise.experiment.spec import dump, loads
 from partwise.runtimes import Processes, Simulate
 from partwise.schedulers import FedBuff, Synchronous
 from partwise.schedulers.staleness import Constant
-from partwise.transforms import Clip, ErrorFeedback, Quantize, RandomK, TopK
+from partwise.transforms import (
+    Clip,
+    Eden,
+    ErrorFeedback,
+    FedZip,
+    Halved,
+    LowRank,
+    Quantize,
+    RandomK,
+    Sign,
+    Threshold,
+    TopK,
+)
 from toy_federation import LOCAL, star
 from toy_star import Log
 
@@ -218,13 +230,30 @@ def test_a_masked_sum_needs_a_bound(chains, got):
         run(MASKED, client_chain=chains)
 
 
-@pytest.mark.parametrize("part", [Quantize(), ErrorFeedback(TopK(9))], ids=repr)
+NEAREST = {"scale_by": "max", "rounding": "nearest"}
+NOT_LINEAR = [
+    Quantize(),
+    Eden(1),
+    Halved(),
+    Threshold(0.01),
+    ErrorFeedback(TopK(9)),
+    ErrorFeedback(Quantize(4, 128, smooth=5, **NEAREST)),
+    ErrorFeedback(Sign()),
+    ErrorFeedback(LowRank(1)),
+    ErrorFeedback(FedZip(0.1)),
+]
+
+
+@pytest.mark.parametrize("part", NOT_LINEAR, ids=repr)
 def test_what_cannot_be_summed_as_it_is_sent_is_refused(part):
     inner = getattr(part, "inner", part)
     rule = rf"{re.escape(repr(inner))}: cannot be summed as it is sent, got Masked\(.*stream 'model'.*Use RandomK"
     with pytest.raises(CompositionError, match=rule):
         run(MASKED, client_chain={"model": chain(part, Clip(0.5))})
-    run(Plain(), rounds=1, client_chain={"model": chain(part, Clip(0.5))})
+    states, log, _ = run(Plain(), rounds=1, client_chain={"model": chain(part, Clip(0.5))})  # rows, compressed
+    assert log.of("lost") == []
+    start = star("fedavg").initial()
+    assert any(not torch.equal(states[SERVER].streams["model"][n], t) for n, t in start.items())
 
 
 @pytest.mark.parametrize("algorithm", [FedAvg(LOCAL, "uniform"), FedSubAvg("count", LOCAL)], ids=["whole", "rows"])

@@ -221,6 +221,12 @@ def test_those_who_do_not_all_have_a_base_begin_anew():
     assert [it.asked[1][1].of for it in found] == [0, 1]
 
 
+def test_weights_of_nothing_have_no_sum():
+    it = play(LowRankSum(), updates_of(0, weights=(0.0,) * 4), params=PARAMS)
+    assert it.failure == "span: somebody of a weight above 0 must answer, got nobody. Nothing was opened."
+    assert all("owed" not in memory for memory in it.memories.values())
+
+
 def test_what_is_too_long_is_left_over():
     """The limit bounds update and what is owed together."""
     inner = Masked(limit=1.0, bits=32, max_weight=1, min_contributors=3)
@@ -255,6 +261,7 @@ def test_clients_refuse():
     at = 2
     for wrong in ({"w": torch.zeros(12, 3)}, {"v": torch.zeros(12, 2)}, {"w": torch.full((12, 2), math.nan)}, None):
         assert "factors are finite and as wide as the parameters, got others" in tampered(of=wrong)
+    assert "the columns of a basis have length 1, got 3.4641" in tampered(of={"w": torch.ones(12, 2)})
     assert "'factor' comes next, got end" in tampered(stage="end")
     at = 3
     assert "factor is over, got another message of it" in tampered(stage="factor")

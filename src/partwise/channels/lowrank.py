@@ -31,7 +31,7 @@ from partwise.core.update import Update
 
 __all__ = ["LowRankStage", "LowRankSum"]
 
-_PATIENCE = 60.0
+_PATIENCE, _UNIT = 60.0, 1.01
 _BASE, _SPAN, _FACTOR, _END = "base", "span", "factor", "end"
 
 
@@ -176,7 +176,7 @@ class _Client:
         )
         factor = min(1.0, part.limit / length) if part.limit is not None and length else 1.0
         self._sent = {n: v * factor for n, v in self._all.items()}
-        self._number, self._given, self._spans = 0, dict[str, bytes](), dict[str, Tensor]()
+        self._given, self._spans = dict[str, bytes](), dict[str, Tensor]()
 
     def refusal(self, rule: str, got: object) -> ProtocolError:
         return ProtocolError(f"client {self._seat.client} refuses: {rule}, got {got}. Follow the protocol.")
@@ -200,13 +200,16 @@ class _Client:
         if stage == _SPAN:
             if type(of) is not int or of not in (0, memory.get("number", 0)):
                 raise self.refusal("the base is a new one, or the one it has", of)
-            self._number, value = of, {}
+            value = {}
             for name, (_, m) in self.thin.items():
                 base = memory["base"][name] if of else _drawn(name, m, self._rank, self._seat.session)
                 value[name] = self._matrix(name) @ _basis(base.to(self._matrix(name)))
             self._bind(of)
         else:
             self._spans = self._read(of, {n: (rows, self._rank) for n, (rows, _) in self.thin.items()})
+            longest = max((float(p.double().norm(dim=0).max()) for p in self._spans.values()), default=0.0)
+            if longest > _UNIT:  # what comes of it would not fit the words of a sum
+                raise self.refusal("the columns of a basis have length 1", f"{longest:g}")
             spans = self._spans.items()
             value = {**self._sent, **{n: self._matrix(n).T @ p.to(self._matrix(n)) for n, p in spans}}
             value = {n: v for n, v in value.items() if n in self._spans or n not in self.thin}
@@ -262,12 +265,11 @@ def _passed(
         except StopIteration as end:
             found = end.value
             break
-    if isinstance(found, Opened):
-        return found
-    got = found if isinstance(found, Sum) else sum_updates(found, parts)
-    if not got.count:
-        raise ProtocolError(f"{stage}: somebody must answer, got nobody. Nothing was opened.")
-    return Opened(got, clients)
+    if not isinstance(found, Opened):
+        found = Opened(found if isinstance(found, Sum) else sum_updates(found, parts), clients)
+    if not _sum(found).total:
+        raise ProtocolError(f"{stage}: somebody of a weight above 0 must answer, got nobody. Nothing was opened.")
+    return found
 
 
 def _sum(found: Opened) -> Sum:
