@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from partwise.aggregators import Bucketing as Bucketing
     from partwise.aggregators import Bulyan as Bulyan
     from partwise.aggregators import CentredClip as CentredClip
+    from partwise.aggregators import DefenceAwareMerging as DefenceAwareMerging
     from partwise.aggregators import FixedMean as FixedMean
     from partwise.aggregators import FlagAggregator as FlagAggregator
     from partwise.aggregators import FoolsGold as FoolsGold
@@ -300,6 +301,7 @@ _MODULE_OF = {
     "Daily": "partwise.populations",
     "DataError": "partwise.core.errors",
     "Dataset": "partwise.core.population",
+    "DefenceAwareMerging": "partwise.aggregators",
     "Deniable": "partwise.algorithms",
     "Dirichlet": "partwise.populations",
     "DiscreteNoise": "partwise.transforms",
