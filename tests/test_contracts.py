@@ -90,7 +90,7 @@ NEEDED |= {"Bulyan": {"f": 2}, "MeanAroundMedian": {"f": 3}, "Phocas": {"f": 3},
 NEEDED |= {"CentredClip": {"radius": 2.0}, "NearestNeighbours": {"f": 3}, "Zeno": {"f": 3, "probe": example_probe()}}
 NEEDED |= {"Mixture": {"attacks": (SignFlip(), AdditiveNoise()), "clients": ((0,), (1,))}}
 NEEDED |= {"Watch": {"detector": MUDHoG()}}
-NEEDED |= {"ZenoPlusPlus": {"probe": example_probe()}}
+NEEDED |= {"ZenoPlusPlus": {"probe": example_probe()}, "DefenceAwareMerging": {"steps": 2, "probe": example_probe()}}
 FURTHER = [
     Identity(),
     chain(Clip(2.0), ErrorFeedback(TopK(k=3, scope="layer"), when_absent="drop"), Quantize(bits=4, bucket=7)),

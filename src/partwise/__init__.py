@@ -68,6 +68,7 @@ _MODULE_OF = {
     "Daily": "partwise.populations",
     "DataError": "partwise.core.errors",
     "Dataset": "partwise.core.population",
+    "DefenceAwareMerging": "partwise.aggregators",
     "Deniable": "partwise.algorithms",
     "Dirichlet": "partwise.populations",
     "DiscreteNoise": "partwise.transforms",

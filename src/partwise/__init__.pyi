@@ -4,6 +4,7 @@ from partwise.aggregators import SLSGD as SLSGD
 from partwise.aggregators import Bucketing as Bucketing
 from partwise.aggregators import Bulyan as Bulyan
 from partwise.aggregators import CentredClip as CentredClip
+from partwise.aggregators import DefenceAwareMerging as DefenceAwareMerging
 from partwise.aggregators import FixedMean as FixedMean
 from partwise.aggregators import FlagAggregator as FlagAggregator
 from partwise.aggregators import FoolsGold as FoolsGold

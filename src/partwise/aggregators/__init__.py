@@ -8,6 +8,7 @@ from partwise.aggregators.flag import FlagAggregator
 from partwise.aggregators.foolsgold import FoolsGold
 from partwise.aggregators.geometric_median import GeometricMedian, Medoid
 from partwise.aggregators.krum import Krum
+from partwise.aggregators.merging import DefenceAwareMerging
 from partwise.aggregators.mixing import Bucketing, NearestNeighbours
 from partwise.aggregators.nearest import MeanAroundMedian, Phocas
 from partwise.aggregators.principal import PrincipalGradients
@@ -25,6 +26,7 @@ __all__ = [
     "Bucketing",
     "Bulyan",
     "CentredClip",
+    "DefenceAwareMerging",
     "FixedMean",
     "FlagAggregator",
     "FoolsGold",

@@ -112,8 +112,10 @@ class _Parameter:
         self._holders = {i: _held(u, u.values()[name], name) for i, u in enumerate(updates) if name in u.value}
         self._is_full = len(self._holders) == self._num and all(held.at is None for held in self._holders.values())
         here = self._like.device
-        self._is_plain = self._is_full and all(
-            (held.flat.dtype, held.flat.device) == (self._dtype, here) for held in self._holders.values()
+        self._is_plain = (
+            bool(self._holders)
+            and self._is_full
+            and all((held.flat.dtype, held.flat.device) == (self._dtype, here) for held in self._holders.values())
         )
         self._width = max(1, _ELEMENTS // max(1, self._num))
 
