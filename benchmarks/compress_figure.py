@@ -1,31 +1,40 @@
 """One figure for all: quality against bytes sent up, and against time on thin links, of every compressor.
 
-    python benchmarks/compress_figure.py mnist [--rounds 100] [--seeds 3] [--out docs/results]
-    python benchmarks/compress_figure.py plays --folder PLAYS [--rounds 100] [--seeds 3] [--out docs/results]
+    python benchmarks/compress_figure.py mnist [--folder FOLDER] [--seeds 3] [--out docs/results]
+    python benchmarks/compress_figure.py plays [--folder FOLDER] [--seeds 3] [--out docs/results]
 
-`mnist`: 50 clients, Dirichlet 0.3, widths 1, 1/2 and 1/4 in equal shares (HeteroFL), 10 a round, 20 steps; a CNN.
-`plays`: a GPT of 0.2 million parameters, tuned by FedAvg across plays that it was not pretrained on, if `--weights`
-names what it is to begin with; 8 a round, 20 steps. Links of 10 Mb/s up and 50 Mb/s down, 20 ms a local step. Every
-method has the same cohorts, seeds and settings but for its compressor; what needs error feedback has it.
+`mnist`: 50 clients, Dirichlet 0.3, widths 1, 1/2 and 1/4 in equal shares (HeteroFL), 10 a round, 20 steps, 60 rounds;
+a CNN. `plays`: a GPT of 0.2 million parameters, pretrained for 1,000 steps on every second play and tuned by FedAvg
+across the others, a client each; 8 a round, 10 steps of AdamW, 30 rounds. Links of 10 Mb/s up and 50 Mb/s down, 20 ms
+a local step. Every method has the same cohorts, seeds and settings but for its compressor; what needs error feedback
+has it.
 
-Writes a table (mean over seeds, and the range) and a figure. A full run of 12 methods, 100 rounds and 3 seeds takes
-about 12 x 3 x 100 rounds of 1 to 2 seconds: one to two hours on two cores for each task.
+What was made is kept in FOLDER, a file for each task, and not made again, so that the same command goes on. A table
+(mean over seeds, standard deviation, and whether the mean is within one standard deviation, the larger of the two, of
+that without a compressor) and a figure are written to OUT. Needs MNIST, or the plays, in the folder `data` of
+PARTWISE_SHARED.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import statistics
 import tempfile
+import time
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-from machine import describe, mnist_folder
+from machine import describe, mnist_folder, plays_folder
 
 import partwise as pw
 from partwise.runtimes.executors import Plain
+from partwise.workloads.plays import save_weights
 
 mpl.use("svg")
 NEAREST = {"scale_by": "max", "rounding": "nearest"}
@@ -46,34 +55,71 @@ METHODS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def experiment(args: argparse.Namespace, chain: tuple[Any, ...], seed: int) -> pw.Experiment:
+Curve = list[tuple[float, float, float]]  # quality, megabytes up, seconds; at every evaluation
+
+
+def experiment(task: str, rounds: int, chain: tuple[Any, ...], seed: int, weights: Path | None) -> pw.Experiment:
     common = {
-        "evaluation": pw.Evaluation(every=max(1, args.rounds // 10), per_client=args.task == "plays"),
+        "evaluation": pw.Evaluation(every=max(1, rounds // 6), per_client=task == "plays"),
         "checkpointing": pw.Checkpointing(every_seconds=1e9),
         "runtime": pw.Simulate(executor=Plain()),
         "client": chain,
         "seed": seed,
     }
-    if args.task == "mnist":
+    if task == "mnist":
         widths = pw.Widths((1.0, 0.5, 0.25), base=LINKS)
-        split = pw.Dirichlet(args.clients or 50, alpha=0.3)
-        workload: Any = pw.MNIST(folder=args.folder or mnist_folder(), partition=split, profiles=widths)
+        workload: Any = pw.MNIST(folder=mnist_folder(), partition=pw.Dirichlet(50, alpha=0.3), profiles=widths)
         local = pw.LocalTraining(pw.SGD(0.05), batch_size=20, steps=20, max_norm=5.0)
-        return pw.Experiment(workload, pw.HeteroFL(local), pw.Synchronous(args.cohort or 10, args.rounds), **common)
-    workload = pw.ShakespeareGPT(args.folder, half="tune", clients="play", weights=args.weights, profiles=LINKS)
-    local = pw.LocalTraining(pw.SGD(0.3), batch_size=16, steps=20, max_norm=1.0)
-    return pw.Experiment(workload, pw.FedAvg(local), pw.Synchronous(args.cohort or 8, args.rounds), **common)
+        return pw.Experiment(workload, pw.HeteroFL(local), pw.Synchronous(10, rounds), **common)
+    workload = pw.ShakespeareGPT(
+        plays_folder(), half="tune", clients="play", test_share=0.03, weights=weights, profiles=LINKS
+    )
+    local = pw.LocalTraining(pw.AdamW(3e-4), batch_size=16, steps=10, max_norm=1.0)
+    return pw.Experiment(workload, pw.FedAvg(local), pw.Synchronous(8, rounds), **common)
 
 
-def curve(args: argparse.Namespace, chain: tuple[Any, ...], seed: int) -> list[tuple[float, float, float]]:
-    """Quality, megabytes up, seconds; at every evaluation."""
+def pretrained(folder: Path) -> Path:
+    """The GPT's weights to begin with, made once: one client has every second play."""
+    path = folder / "pretrained.safetensors"
+    if not path.exists():
+        workload = pw.ShakespeareGPT(plays_folder(), half="pretrain", clusters=1, test_share=0.03)
+        local = pw.LocalTraining(pw.AdamW(1e-3), batch_size=16, steps=1000, max_norm=1.0)
+        federation = pw.FedAvg(local), pw.Synchronous(1, rounds=1)
+        result = pw.Experiment(workload, *federation, seed=1, runtime=pw.Simulate(executor=Plain())).run(
+            folder / "pretraining"
+        )
+        print(f"pretrained: {result.table('loss', 'pooled')[-1]['value']:.4f} a character", flush=True)
+        save_weights(result.params, path)
+    return path
+
+
+def curve(task: str, rounds: int, chain: tuple[Any, ...], seed: int, weights: Path | None) -> Curve:
     with tempfile.TemporaryDirectory() as folder:
-        result = experiment(args, chain, seed).run(Path(folder) / "run")
-        rows = result.table("accuracy", "central") if args.task == "mnist" else result.table("loss", "pooled")
+        result = experiment(task, rounds, chain, seed, weights).run(Path(folder) / "run")
+        rows = result.table("accuracy", "central") if task == "mnist" else result.table("loss", "pooled")
         return [(row["value"], row["uplink_bytes"] / 1e6, row["time"]) for row in rows]
 
 
-def draw(args: argparse.Namespace, found: dict[str, list[list[tuple[float, float, float]]]], path: Path) -> None:
+def curves(args: argparse.Namespace, chosen: Iterable[str]) -> dict[str, list[Curve]]:
+    """Seed by seed, so that what is there after a while is the whole table once."""
+    args.folder.mkdir(parents=True, exist_ok=True)
+    keep = args.folder / f"{args.task}.jsonl"
+    lines = [json.loads(line) for line in keep.read_text().splitlines()] if keep.exists() else []
+    known = {(row["method"], row["seed"]): row["curve"] for row in lines if row["rounds"] == args.rounds}
+    weights = pretrained(args.folder) if args.task == "plays" else None
+    for seed, name in product(range(1, args.seeds + 1), chosen):
+        if (name, seed) in known:
+            continue
+        began = time.process_time()
+        known[name, seed] = curve(args.task, args.rounds, METHODS[name], seed, weights)
+        row = {"method": name, "seed": seed, "rounds": args.rounds, "curve": known[name, seed]}
+        with keep.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{name:26} seed {seed} {known[name, seed][-1]} {time.process_time() - began:.0f} s", flush=True)
+    return {name: [known[name, seed] for seed in range(1, args.seeds + 1)] for name in chosen}
+
+
+def draw(args: argparse.Namespace, found: dict[str, list[Curve]], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True)
     for number, (name, runs) in enumerate(found.items()):
         points = list(zip(*runs, strict=True))  # of one evaluation, over seeds
@@ -91,36 +137,40 @@ def draw(args: argparse.Namespace, found: dict[str, list[list[tuple[float, float
     figure.savefig(path)
 
 
-def table(found: dict[str, list[list[tuple[float, float, float]]]]) -> list[str]:
-    lines = ["| compressor | at the end | range | up, MB | times less | seconds |", "|---|---|---|---|---|---|"]
+def table(found: dict[str, list[Curve]]) -> list[str]:
+    lines = [
+        "| compressor | at the end | sd | within one | up, MB | times less | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     full = statistics.mean(run[-1][1] for run in found["none"])
+    whole = [run[-1][0] for run in found["none"]]
     for name, runs in found.items():
         ends = [run[-1] for run in runs]
         q, up, seconds = (statistics.mean(e[i] for e in ends) for i in range(3))
-        low, high = min(e[0] for e in ends), max(e[0] for e in ends)
-        lines.append(f"| {name} | {q:.4f} | {low:.4f} to {high:.4f} | {up:.2f} | {full / up:.1f} | {seconds:.0f} |")
+        deviations = [statistics.stdev(x) if len(x) > 1 else math.nan for x in ([e[0] for e in ends], whole)]
+        near = "yes" if abs(q - statistics.mean(whole)) <= max(deviations) else "no"
+        lines.append(
+            f"| {name} | {q:.4f} | {deviations[0]:.4f} | {near} | {up:.2f} | {full / up:.1f} | {seconds:.0f} |"
+        )
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["mnist", "plays"])
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--folder", type=Path, default=Path("compress"))
+    parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--clients", type=int, default=0)
-    parser.add_argument("--cohort", type=int, default=0)
     parser.add_argument("--only", nargs="*", help="methods whose names begin so; `none` is always there")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    chosen = {n: c for n, c in METHODS.items() if n == "none" or not args.only or n.startswith(tuple(args.only))}
+    args.rounds = args.rounds or {"mnist": 60, "plays": 30}[args.task]
+    chosen = [n for n in METHODS if n == "none" or not args.only or n.startswith(tuple(args.only))]
+    if (mnist_folder() if args.task == "mnist" else plays_folder()) is None:
+        raise SystemExit(f"needs {args.task}: set PARTWISE_SHARED to the folder that holds data")
     where = describe(seed=1)
     print(where, flush=True)
-    found: dict[str, list[list[tuple[float, float, float]]]] = {}
-    for name, chain in chosen.items():
-        found[name] = [curve(args, chain, seed) for seed in range(1, args.seeds + 1)]
-        print(f"{name:26} {found[name][0][-1]}", flush=True)
+    found = curves(args, chosen)
     lines = table(found)
     print("\n".join(lines))
     if args.out:

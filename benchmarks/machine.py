@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["describe", "mnist_folder"]
+__all__ = ["describe", "mnist_folder", "plays_folder"]
 
 
 def _processor() -> str:
@@ -40,5 +40,14 @@ def describe(seed: int) -> str:
 
 def mnist_folder() -> Path | None:
     """Where MNIST is: `data` in $PARTWISE_SHARED or in `shared` beside the repository; None without it."""
-    shared = Path(os.environ.get("PARTWISE_SHARED", Path(__file__).parents[2] / "shared"))
-    return shared / "data" if (shared / "data" / "mnist.npz").is_file() else None
+    return _data() if (_data() / "mnist.npz").is_file() else None
+
+
+def plays_folder() -> Path | None:
+    """Where Shakespeare's plays are: `shakespeare` beside MNIST; None without them."""
+    found = _data() / "shakespeare"
+    return found if found.is_dir() else None
+
+
+def _data() -> Path:
+    return Path(os.environ.get("PARTWISE_SHARED", Path(__file__).parents[2] / "shared")) / "data"

@@ -55,6 +55,7 @@ from partwise.transforms import (
     Scale,
     ServerSGD,
     Sign,
+    Smooth,
     TopK,
     TreeNoise,
     Yogi,
@@ -89,7 +90,7 @@ NEEDED |= {"Bulyan": {"f": 2}, "MeanAroundMedian": {"f": 3}, "Phocas": {"f": 3},
 NEEDED |= {"CentredClip": {"radius": 2.0}, "NearestNeighbours": {"f": 3}, "Zeno": {"f": 3, "probe": example_probe()}}
 NEEDED |= {"Mixture": {"attacks": (SignFlip(), AdditiveNoise()), "clients": ((0,), (1,))}}
 NEEDED |= {"Watch": {"detector": MUDHoG()}}
-NEEDED |= {"ZenoPlusPlus": {"probe": example_probe()}}
+NEEDED |= {"ZenoPlusPlus": {"probe": example_probe()}, "DefenceAwareMerging": {"steps": 2, "probe": example_probe()}}
 FURTHER = [
     Identity(),
     chain(Clip(2.0), ErrorFeedback(TopK(k=3, scope="layer"), when_absent="drop"), Quantize(bits=4, bucket=7)),
@@ -99,7 +100,9 @@ FURTHER = [
     Quantize(bits=4, bucket=5, scale_by="max", rounding="nearest", smooth=2),
     Quantize(bits=8, bucket=7, scale_by="max", rounding="nearest"),
     RandomK(0.3, unbiased=True, block=4),
+    RandomK(0.3, by_row=True),
     Sign(scope="layer"),
+    Smooth(order=1),
     Sign(scaled=False),
     Eden(bits=2.5, unbiased=False, scope="layer"),
     Eden(bits=0.4),

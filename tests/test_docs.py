@@ -67,8 +67,10 @@ def test_the_hostile_clients_of_a_specification():
 
     blocks = re.findall(r"```toml\n(.*?)```", (HOW_TO / "hostile-clients.md").read_text(), re.DOTALL)
     head = '[workload]\nname = "LeafSynthetic"\n[algorithm]\nname = "FedAvg"\n'
-    attacked, judged, watched = (loads(head + block) for block in blocks)
+    attacked, judged, watched, noted = (loads(head + block) for block in blocks)
     assert attacked.hostile == Hostile(ALittleIsEnough(), 0.2, when=AfterRounds(10))
     assert attacked.aggregator == TrimmedMean(trim_count=4)
     assert watched.aggregator == Watch(MUDHoG(), Mean(), exclude=True)
     assert judged.trusted == Trusted(100)
+    assert noted.journal is not None
+    assert noted.journal.payout == 1_000_000

@@ -36,8 +36,11 @@ class Tagger(nn.Module):
         return self.out(self.table(words).mean(1))
 
 
+WIDTHS = {"table.weight": (None, "dim"), "out.weight": (None, "dim"), "out.bias": (None,)}
+
+
 def model() -> Model:
-    return Model(Tagger, CrossEntropy(), inputs=("words",), tables={"table.weight": ("words",)})
+    return Model(Tagger, CrossEntropy(), inputs=("words",), tables={"table.weight": ("words",)}, widths=WIDTHS)
 
 
 def population(clients: int = 7) -> Clients:

@@ -6,245 +6,10 @@ Importing the package is quick: the first use of a public name loads its module,
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    # Type checkers read these lines, the interpreter reads _MODULE_OF; a test keeps them equal.
-    from partwise.aggregators import SLSGD as SLSGD
-    from partwise.aggregators import Bucketing as Bucketing
-    from partwise.aggregators import Bulyan as Bulyan
-    from partwise.aggregators import CentredClip as CentredClip
-    from partwise.aggregators import FixedMean as FixedMean
-    from partwise.aggregators import FlagAggregator as FlagAggregator
-    from partwise.aggregators import FoolsGold as FoolsGold
-    from partwise.aggregators import GeometricMedian as GeometricMedian
-    from partwise.aggregators import Krum as Krum
-    from partwise.aggregators import Latest as Latest
-    from partwise.aggregators import MajorityVote as MajorityVote
-    from partwise.aggregators import Mean as Mean
-    from partwise.aggregators import MeanAroundMedian as MeanAroundMedian
-    from partwise.aggregators import Median as Median
-    from partwise.aggregators import Medoid as Medoid
-    from partwise.aggregators import NearestNeighbours as NearestNeighbours
-    from partwise.aggregators import Phocas as Phocas
-    from partwise.aggregators import PrincipalGradients as PrincipalGradients
-    from partwise.aggregators import RankVote as RankVote
-    from partwise.aggregators import TrimmedMean as TrimmedMean
-    from partwise.aggregators import Watch as Watch
-    from partwise.aggregators import Zeno as Zeno
-    from partwise.aggregators import ZenoPlusPlus as ZenoPlusPlus
-    from partwise.algorithms import CO2 as CO2
-    from partwise.algorithms import CSER as CSER
-    from partwise.algorithms import LANS as LANS
-    from partwise.algorithms import MCPSGD as MCPSGD
-    from partwise.algorithms import MMPSGD as MMPSGD
-    from partwise.algorithms import AdaAlter as AdaAlter
-    from partwise.algorithms import AdaptiveClip as AdaptiveClip
-    from partwise.algorithms import CrossTier as CrossTier
-    from partwise.algorithms import Deniable as Deniable
-    from partwise.algorithms import Downlink as Downlink
-    from partwise.algorithms import FedAMD as FedAMD
-    from partwise.algorithms import FedAvg as FedAvg
-    from partwise.algorithms import FederatedDropout as FederatedDropout
-    from partwise.algorithms import FedHyper as FedHyper
-    from partwise.algorithms import FedLaAvg as FedLaAvg
-    from partwise.algorithms import FedProx as FedProx
-    from partwise.algorithms import FedSubAvg as FedSubAvg
-    from partwise.algorithms import Ferret as Ferret
-    from partwise.algorithms import FjORD as FjORD
-    from partwise.algorithms import HeteroFL as HeteroFL
-    from partwise.algorithms import LocalOnly as LocalOnly
-    from partwise.algorithms import Mixing as Mixing
-    from partwise.algorithms import OneByte as OneByte
-    from partwise.algorithms import Scaffold as Scaffold
-    from partwise.algorithms import SignMomentum as SignMomentum
-    from partwise.algorithms import Utility as Utility
-    from partwise.algorithms.answers import Level as Level
-    from partwise.algorithms.deniable import write_universe as write_universe
-    from partwise.attacks import AdditiveNoise as AdditiveNoise
-    from partwise.attacks import AfterRounds as AfterRounds
-    from partwise.attacks import ALittleIsEnough as ALittleIsEnough
-    from partwise.attacks import Backdoor as Backdoor
-    from partwise.attacks import CoverageAttack as CoverageAttack
-    from partwise.attacks import GaussianReplace as GaussianReplace
-    from partwise.attacks import Hostile as Hostile
-    from partwise.attacks import InnerProduct as InnerProduct
-    from partwise.attacks import LabelFlip as LabelFlip
-    from partwise.attacks import LabelSwap as LabelSwap
-    from partwise.attacks import Mixture as Mixture
-    from partwise.attacks import MultiLabelFlip as MultiLabelFlip
-    from partwise.attacks import NegatedCrowd as NegatedCrowd
-    from partwise.attacks import PoorData as PoorData
-    from partwise.attacks import ReversedVote as ReversedVote
-    from partwise.attacks import SignFlip as SignFlip
-    from partwise.attacks import SomeRounds as SomeRounds
-    from partwise.attacks import Sybils as Sybils
-    from partwise.channels import Coded as Coded
-    from partwise.channels import Masked as Masked
-    from partwise.channels import Plain as Plain
-    from partwise.channels.graphs import Complete as Complete
-    from partwise.channels.graphs import RandomRegular as RandomRegular
-    from partwise.channels.identities import KeyFolder as KeyFolder
-    from partwise.channels.identities import SimulatedIdentities as SimulatedIdentities
-    from partwise.channels.identities import write_keys as write_keys
-    from partwise.channels.unions import Bitmap as Bitmap
-    from partwise.channels.unions import Bloom as Bloom
-    from partwise.channels.unions import MaskedUnion as MaskedUnion
-    from partwise.core.aggregate import Aggregator as Aggregator
-    from partwise.core.aggregate import Sum as Sum
-    from partwise.core.algorithm import Algorithm as Algorithm
-    from partwise.core.algorithm import Site as Site
-    from partwise.core.algorithm import Task as Task
-    from partwise.core.channel import Channel as Channel
-    from partwise.core.errors import CheckpointError as CheckpointError
-    from partwise.core.errors import CompositionError as CompositionError
-    from partwise.core.errors import DataError as DataError
-    from partwise.core.errors import DivergedError as DivergedError
-    from partwise.core.errors import PartwiseError as PartwiseError
-    from partwise.core.errors import ProtocolError as ProtocolError
-    from partwise.core.errors import SpecError as SpecError
-    from partwise.core.index import Coords as Coords
-    from partwise.core.index import Grid as Grid
-    from partwise.core.index import Index as Index
-    from partwise.core.index import Joint as Joint
-    from partwise.core.index import Rows as Rows
-    from partwise.core.index import Whole as Whole
-    from partwise.core.metrics import AUC as AUC
-    from partwise.core.metrics import Accuracy as Accuracy
-    from partwise.core.metrics import Loss as Loss
-    from partwise.core.metrics import Metric as Metric
-    from partwise.core.metrics import Perplexity as Perplexity
-    from partwise.core.metrics import TopKAccuracy as TopKAccuracy
-    from partwise.core.model import BinaryCrossEntropy as BinaryCrossEntropy
-    from partwise.core.model import CrossEntropy as CrossEntropy
-    from partwise.core.model import MeanSquaredError as MeanSquaredError
-    from partwise.core.model import Model as Model
-    from partwise.core.plan import GradientTerm as GradientTerm
-    from partwise.core.plan import LocalOptimizer as LocalOptimizer
-    from partwise.core.plan import LocalPlan as LocalPlan
-    from partwise.core.population import Census as Census
-    from partwise.core.population import Dataset as Dataset
-    from partwise.core.population import Examples as Examples
-    from partwise.core.population import Population as Population
-    from partwise.core.population import Profile as Profile
-    from partwise.core.randomness import SimulatedRandomness as SimulatedRandomness
-    from partwise.core.randomness import SystemRandomness as SystemRandomness
-    from partwise.core.rng import derive as derive
-    from partwise.core.schedule import Scheduler as Scheduler
-    from partwise.core.transform import Transform as Transform
-    from partwise.core.transform import chain as chain
-    from partwise.core.update import Update as Update
-    from partwise.core.workload import Workload as Workload
-    from partwise.experiment import Checkpointing as Checkpointing
-    from partwise.experiment import Evaluation as Evaluation
-    from partwise.experiment import Experiment as Experiment
-    from partwise.experiment import Result as Result
-    from partwise.experiment import Trusted as Trusted
-    from partwise.experiment import load as load
-    from partwise.experiment import write_report as write_report
-    from partwise.experiment.compare import compare as compare
-    from partwise.experiment.dump import dump as dump
-    from partwise.experiment.mechanisms import Adaptive as Adaptive
-    from partwise.experiment.mechanisms import Central as Central
-    from partwise.experiment.mechanisms import Distributed as Distributed
-    from partwise.experiment.mechanisms import Tree as Tree
-    from partwise.experiment.privacy import ClientDP as ClientDP
-    from partwise.local import SGD as SGD
-    from partwise.local import AdamW as AdamW
-    from partwise.local import LocalTraining as LocalTraining
-    from partwise.observers import FedInfluence as FedInfluence
-    from partwise.observers import MUDHoG as MUDHoG
-    from partwise.populations import IID as IID
-    from partwise.populations import Always as Always
-    from partwise.populations import ArrayPopulation as ArrayPopulation
-    from partwise.populations import Bernoulli as Bernoulli
-    from partwise.populations import Blocks as Blocks
-    from partwise.populations import ClassPartition as ClassPartition
-    from partwise.populations import Constant as Constant
-    from partwise.populations import Daily as Daily
-    from partwise.populations import Dirichlet as Dirichlet
-    from partwise.populations import Drawn as Drawn
-    from partwise.populations import Drift as Drift
-    from partwise.populations import DualDirichlet as DualDirichlet
-    from partwise.populations import Intervals as Intervals
-    from partwise.populations import LinearSizes as LinearSizes
-    from partwise.populations import LogNormal as LogNormal
-    from partwise.populations import Markov as Markov
-    from partwise.populations import NaturalKey as NaturalKey
-    from partwise.populations import ProfileArrays as ProfileArrays
-    from partwise.populations import ProfileTable as ProfileTable
-    from partwise.populations import QuantitySkew as QuantitySkew
-    from partwise.populations import Shards as Shards
-    from partwise.populations import Steady as Steady
-    from partwise.populations import Trace as Trace
-    from partwise.populations import Unreliable as Unreliable
-    from partwise.populations import Widths as Widths
-    from partwise.populations import from_arrays as from_arrays
-    from partwise.populations import from_dataset as from_dataset
-    from partwise.populations import from_files as from_files
-    from partwise.populations import from_hugging_face as from_hugging_face
-    from partwise.populations import from_partition as from_partition
-    from partwise.populations import from_table as from_table
-    from partwise.populations import write_folder as write_folder
-    from partwise.programs.union import find_union as find_union
-    from partwise.runtimes import Processes as Processes
-    from partwise.runtimes import Ray as Ray
-    from partwise.runtimes import Simulate as Simulate
-    from partwise.runtimes.executors import Auto as Auto
-    from partwise.runtimes.executors import Pool as Pool
-    from partwise.runtimes.executors import Stacked as Stacked
-    from partwise.schedulers import ByLink as ByLink
-    from partwise.schedulers import FedAsync as FedAsync
-    from partwise.schedulers import FedBuff as FedBuff
-    from partwise.schedulers import FedCompass as FedCompass
-    from partwise.schedulers import FedFix as FedFix
-    from partwise.schedulers import Overlapped as Overlapped
-    from partwise.schedulers import Synchronous as Synchronous
-    from partwise.schedulers import Tiered as Tiered
-    from partwise.schedulers.choices import Oort as Oort
-    from partwise.schedulers.choices import Poisson as Poisson
-    from partwise.schedulers.choices import Stalest as Stalest
-    from partwise.schedulers.choices import Uniform as Uniform
-    from partwise.schedulers.choices import Weighted as Weighted
-    from partwise.schedulers.staleness import Hinge as Hinge
-    from partwise.schedulers.staleness import Polynomial as Polynomial
-    from partwise.transforms import Adagrad as Adagrad
-    from partwise.transforms import Adam as Adam
-    from partwise.transforms import CapWeight as CapWeight
-    from partwise.transforms import Clip as Clip
-    from partwise.transforms import DiscreteNoise as DiscreteNoise
-    from partwise.transforms import Eden as Eden
-    from partwise.transforms import ErrorFeedback as ErrorFeedback
-    from partwise.transforms import FedZip as FedZip
-    from partwise.transforms import FromGrid as FromGrid
-    from partwise.transforms import GaussianNoise as GaussianNoise
-    from partwise.transforms import Halved as Halved
-    from partwise.transforms import HyperRate as HyperRate
-    from partwise.transforms import LowRank as LowRank
-    from partwise.transforms import Menu as Menu
-    from partwise.transforms import Momentum as Momentum
-    from partwise.transforms import Quantize as Quantize
-    from partwise.transforms import RandomK as RandomK
-    from partwise.transforms import Scale as Scale
-    from partwise.transforms import ServerSGD as ServerSGD
-    from partwise.transforms import Sign as Sign
-    from partwise.transforms import Threshold as Threshold
-    from partwise.transforms import TopK as TopK
-    from partwise.transforms import TreeNoise as TreeNoise
-    from partwise.transforms import Yogi as Yogi
-    from partwise.workloads import CIFAR10 as CIFAR10
-    from partwise.workloads import MNIST as MNIST
-    from partwise.workloads import ClickLog as ClickLog
-    from partwise.workloads import FashionMNIST as FashionMNIST
-    from partwise.workloads import LeafSynthetic as LeafSynthetic
-    from partwise.workloads import Shakespeare as Shakespeare
-    from partwise.workloads import ShakespeareGPT as ShakespeareGPT
-    from partwise.workloads import SparseLogistic as SparseLogistic
-    from partwise.workloads import StdlibCode as StdlibCode
-    from partwise.workloads.plays import save_weights as save_weights
 
 __version__ = "0.1.0"
 
+# Type checkers read `__init__.pyi` instead; a test keeps them equal.
 _MODULE_OF = {
     "AUC": "partwise.core.metrics",
     "CIFAR10": "partwise.workloads",
@@ -303,6 +68,7 @@ _MODULE_OF = {
     "Daily": "partwise.populations",
     "DataError": "partwise.core.errors",
     "Dataset": "partwise.core.population",
+    "DefenceAwareMerging": "partwise.aggregators",
     "Deniable": "partwise.algorithms",
     "Dirichlet": "partwise.populations",
     "DiscreteNoise": "partwise.transforms",
@@ -351,6 +117,7 @@ _MODULE_OF = {
     "InnerProduct": "partwise.attacks",
     "Intervals": "partwise.populations",
     "Joint": "partwise.core.index",
+    "Journaling": "partwise.experiment",
     "KeyFolder": "partwise.channels.identities",
     "Krum": "partwise.aggregators",
     "LabelFlip": "partwise.attacks",
@@ -366,6 +133,7 @@ _MODULE_OF = {
     "LogNormal": "partwise.populations",
     "Loss": "partwise.core.metrics",
     "LowRank": "partwise.transforms",
+    "LowRankSum": "partwise.channels",
     "MUDHoG": "partwise.observers",
     "MajorityVote": "partwise.aggregators",
     "Markov": "partwise.populations",
@@ -427,6 +195,7 @@ _MODULE_OF = {
     "SimulatedIdentities": "partwise.channels.identities",
     "SimulatedRandomness": "partwise.core.randomness",
     "Site": "partwise.core.algorithm",
+    "Smooth": "partwise.transforms",
     "SomeRounds": "partwise.attacks",
     "SparseLogistic": "partwise.workloads",
     "SpecError": "partwise.core.errors",
@@ -435,6 +204,7 @@ _MODULE_OF = {
     "StdlibCode": "partwise.workloads",
     "Steady": "partwise.populations",
     "Sum": "partwise.core.aggregate",
+    "SybilWall": "partwise.aggregators",
     "Sybils": "partwise.attacks",
     "Synchronous": "partwise.schedulers",
     "SystemRandomness": "partwise.core.randomness",
@@ -482,14 +252,14 @@ _MODULE_OF = {
 
 __all__ = [*_MODULE_OF, "__version__"]  # noqa: PLE0604 - the keys are strings
 
-if not TYPE_CHECKING:  # a checker that saw this function would accept every name
 
-    def __getattr__(name: str) -> object:
-        if name not in _MODULE_OF:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(_MODULE_OF[name]), name)
-        globals()[name] = value  # the next use does not come here
-        return value
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value  # the next use does not come here
+    return value
 
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *_MODULE_OF})
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

@@ -180,10 +180,25 @@ def test_memory_is_a_block_of_columns(monkeypatch):
     params, updates = example_params(), example_updates(example_params(), 7)
     expected, _ = TrimmedMean(trim_count=2).reduce(updates, (), params)
     monkeypatch.setattr(columns, "_ELEMENTS", 35)
-    blocks = list(columns.columns(updates, params, "E", torch.float32))
-    assert [(b.start, *b.table.shape) for b in blocks] == [(i, 7, min(5, 21 - i)) for i in range(0, 21, 5)]
+    blocks = columns.of_stretches(
+        updates, params, "E", torch.float32, lambda some: [(b.start, *b.table.shape) for b in some]
+    )
+    assert [start for some in blocks for start in some] == [(i, 7, min(5, 21 - i)) for i in range(0, 21, 5)]
     got, _ = TrimmedMean(trim_count=2).reduce(updates, (), params)
     assert all(torch.equal(got.values()[n], v) for n, v in expected.values().items())
+
+
+def test_threads_are_as_they_were_whatever_a_rule_does(monkeypatch):
+    params, updates = example_params(), example_updates(example_params(), 7)
+    monkeypatch.setattr(columns, "_ELEMENTS", 35)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            columns.reduce_columns(updates, params, lambda block: block.table[0] * (1 // (block.start - 10)), least=1)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_update_that_is_not_finite_counts_as_faulty():

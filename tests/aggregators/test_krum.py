@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from partwise.aggregators import Krum
+from partwise.aggregators import Krum, columns
 from partwise.aggregators.geometry import distances
 from partwise.core.index import Coords, Rows, Whole
 from partwise.core.update import Update
@@ -108,6 +108,46 @@ def test_distances_keep_their_digits():
         assert float(got[i, k]) == pytest.approx(exact, rel=1e-12)
     far = [*updates, Update(updates[0].index, {"w": torch.full((10,), 1e20)})]
     assert torch.equal(distances(far, {"w": torch.zeros(10)})[:6, :6], got)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("num", [1, 2, 15, 16, 31, 32, 50])
+def test_distances_of_any_number_against_plain_loops(num, is_whole, monkeypatch):
+    """In many blocks and stretches; bits are the same for one thread and for more."""
+    monkeypatch.setattr(columns, "_ELEMENTS", 7 * num)
+    size, rng = 200, torch.Generator().manual_seed(num)
+    rows = torch.randn(num, size, generator=rng, dtype=torch.float64) + torch.arange(num).unsqueeze(1)
+    held = torch.ones(num, size, dtype=torch.bool) if is_whole else torch.rand(num, size, generator=rng) < 0.7
+    held[:, 0] = True
+    index = [Coords({"w": (size,)}, {"w": at.nonzero().reshape(-1)}) for at in held]
+    index = [Whole({"w": (size,)})] * num if is_whole else index
+    updates = [Update(i, {"w": row[at]}) for i, row, at in zip(index, rows, held, strict=True)]
+    got = distances(updates, {"w": torch.zeros(size, dtype=torch.float64)})
+    union = int(held.any(0).sum())
+    for i, k in itertools.product(range(num), range(num)):
+        both = [j for j in range(size) if held[i, j] and held[k, j]]
+        expected = union / len(both) * sum((float(rows[i, j]) - float(rows[k, j])) ** 2 for j in both)
+        assert float(got[i, k]) == pytest.approx(expected, rel=1e-11)
+        assert float(got[i, k]) == float(got[k, i])
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(distances(updates, {"w": torch.zeros(size, dtype=torch.float64)}), got)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_values_whose_squares_run_over():
+    """Of float32 they are multiplied in float64, also where clients hold different coordinates."""
+    whole_ones = whole([[1e20, 0.0], [0.0, 2e20], [0.0, 0.0]])
+    got = distances(whole_ones, {"w": torch.zeros(2)})
+    assert [float(got[i, k]) for i, k in ((0, 1), (0, 2), (1, 2))] == pytest.approx([5e40, 1e40, 4e40])
+    shape = {"w": (3,)}
+    two = Coords(shape, {"w": torch.tensor([0, 1])})
+    parts = [Update(two, {"w": torch.tensor(row)}) for row in ([1e20, 0.0], [0.0, 2e20])]
+    parts.append(Update(Whole(shape), {"w": torch.tensor([0.0, 0.0, 3e20])}))
+    got = distances(parts, {"w": torch.zeros(3)}, min_overlap=1)
+    assert [float(got[i, k]) for i, k in ((0, 1), (0, 2), (1, 2))] == pytest.approx([7.5e40, 1.5e40, 6e40])
 
 
 def test_distances_over_the_overlap():

@@ -6,7 +6,10 @@ from torch import Tensor, nn
 
 from partwise.algorithms import FedAvg, Ferret, OneByte
 from partwise.algorithms.one_byte import Slopes, from_bytes, to_bytes
+from partwise.algorithms.replica import Replica
 from partwise.channels import Masked, Plain
+from partwise.core.algorithm import Task
+from partwise.core.codec import encode
 from partwise.core.errors import CompositionError
 from partwise.core.model import MeanSquaredError, Model
 from partwise.core.program import SERVER
@@ -56,7 +59,7 @@ def test_the_slope_of_a_quadratic_is_exact_for_any_eps():
     run = Star(part, Synchronous(1, rounds=1), of, clients, Plain(), seed=3)
     states, _ = Simulate().run(run.programs(), clients, Log())
     z = {"theta": torch.zeros(2)}
-    part._direction(z, 0, 0, 0).scatter_add_(z, {"theta": torch.ones(1)})
+    part._moved_(z, 0, 0, torch.ones(1))
     theta = torch.tensor([1.0, -1.0])
     slope = float(z["theta"] @ (theta * torch.tensor([1.0, 9.0]) / 2))
     assert states[SERVER].streams["model"]["theta"].tolist() == pytest.approx(
@@ -89,6 +92,36 @@ def test_every_replica_is_the_server_s_model_of_its_version(name):
     again = star("fedavg", algorithm=PARTS[name], scheduler=Synchronous(cohort=3, rounds=max(by_version)))
     server = Simulate().run(again.programs(), of.population, Log())[0][SERVER].streams["model"]
     assert all(torch.equal(t, by_version[max(by_version)][0][n]) for n, t in server.items())
+
+
+def late(keep, versions, missed=None):
+    """A client that was never asked: what it fetches after so many versions, and its model and the server's."""
+    part = OneByte(7, samples=3, lr=0.02, keep=keep)
+    of = star("fedavg", algorithm=part, scheduler=Synchronous(cohort=3, rounds=versions))
+    streams = Simulate().run(of.programs(), of.population, Log())[0][SERVER].streams
+    site, task = of.site(6), Task(900, versions if missed is None else missed, 0, 0, (), 0)
+    asked = part.fetch(part.select(task, Replica(), site), task, Replica(), site)
+    if missed is not None:
+        return asked
+    held = {stream: index.gather(streams[stream]) for stream, index in asked.items()}
+    values = part.receive(held, site.whole(), task, Replica(), site)["model"]
+    return len(encode(held)), len(encode(streams["model"])), values, streams["model"]
+
+
+def test_a_late_client_makes_the_steps_that_it_missed_instead_of_fetching_the_model():
+    told, model_, values, right = late(keep=64, versions=20)
+    assert told < 0.7 * model_  # 20 versions of 21 slopes and a count
+    assert all(torch.equal(values[n], t) for n, t in right.items())
+    told, model_, values, right = late(keep=32, versions=20)  # more than half of what is kept
+    assert told > model_
+    assert all(torch.equal(values[n], t) for n, t in right.items())
+
+
+def test_it_fetches_the_model_where_that_is_shorter():
+    size = sum(t.nbytes for t in star("fedavg").initial().values())
+    row = 7 * 3 + 4
+    for missed, shapes in ((-(-size // row) - 1, 0), (-(-size // row), len(star("fedavg").initial()))):
+        assert len(late(keep=4096, versions=1, missed=missed)["model"].shapes) == shapes
 
 
 @pytest.mark.parametrize("name", ["one byte", "ferret"])

@@ -21,7 +21,19 @@ from partwise.experiment.spec import dump, loads
 from partwise.runtimes import Processes, Simulate
 from partwise.schedulers import FedBuff, Synchronous
 from partwise.schedulers.staleness import Constant
-from partwise.transforms import Clip, ErrorFeedback, Quantize, RandomK, TopK
+from partwise.transforms import (
+    Clip,
+    Eden,
+    ErrorFeedback,
+    FedZip,
+    Halved,
+    LowRank,
+    Quantize,
+    RandomK,
+    Sign,
+    Threshold,
+    TopK,
+)
 from toy_federation import LOCAL, star
 from toy_star import Log
 
@@ -218,13 +230,30 @@ def test_a_masked_sum_needs_a_bound(chains, got):
         run(MASKED, client_chain=chains)
 
 
-@pytest.mark.parametrize("part", [Quantize(), ErrorFeedback(TopK(9))], ids=repr)
+NEAREST = {"scale_by": "max", "rounding": "nearest"}
+NOT_LINEAR = [
+    Quantize(),
+    Eden(1),
+    Halved(),
+    Threshold(0.01),
+    ErrorFeedback(TopK(9)),
+    ErrorFeedback(Quantize(4, 128, smooth=5, **NEAREST)),
+    ErrorFeedback(Sign()),
+    ErrorFeedback(LowRank(1)),
+    ErrorFeedback(FedZip(0.1)),
+]
+
+
+@pytest.mark.parametrize("part", NOT_LINEAR, ids=repr)
 def test_what_cannot_be_summed_as_it_is_sent_is_refused(part):
     inner = getattr(part, "inner", part)
     rule = rf"{re.escape(repr(inner))}: cannot be summed as it is sent, got Masked\(.*stream 'model'.*Use RandomK"
     with pytest.raises(CompositionError, match=rule):
         run(MASKED, client_chain={"model": chain(part, Clip(0.5))})
-    run(Plain(), rounds=1, client_chain={"model": chain(part, Clip(0.5))})
+    states, log, _ = run(Plain(), rounds=1, client_chain={"model": chain(part, Clip(0.5))})  # rows, compressed
+    assert log.of("lost") == []
+    start = star("fedavg").initial()
+    assert any(not torch.equal(states[SERVER].streams["model"][n], t) for n, t in start.items())
 
 
 @pytest.mark.parametrize("algorithm", [FedAvg(LOCAL, "uniform"), FedSubAvg("count", LOCAL)], ids=["whole", "rows"])
@@ -240,6 +269,30 @@ def test_a_linear_compressor_under_masks_is_the_one_in_the_clear(algorithm):
     moved = {n: (one[SERVER].streams["model"][n] != t).flatten().tolist() for n, t in start.items()}
     later = {n: (got[SERVER].streams["model"][n] != t).flatten().tolist() for n, t in start.items()}
     assert 0 < sum(moved["out.weight"]) < sum(later["out.weight"]) <= 15
+
+
+@pytest.mark.parametrize("layout", ["union", "sparse"])
+def test_rows_drawn_alike_under_masks_are_those_in_the_clear(layout):
+    """One weight a row is masked with it, where single values have one each: the message is shorter."""
+    masked = Masked(limit=0.5, bits=20, max_weight=1, min_contributors=3, layout=layout)
+    parts = {"client_chain": {"model": chain(RandomK(0.5, by_row=True), Clip(0.5))}}
+    plain, _, _ = run(HeldByThree(), **parts)
+    got, log, reason = run(masked, **parts)
+    assert (reason, log.of("lost"), log.of("skipped")) == ("done", [], [])
+    assert 0 < gap(got, plain) < 3 * 3 * masked.step
+
+
+def test_single_values_are_refused_where_each_sends_its_own_rows():
+    """Which row a value is of is seen when it is drawn: every client says so, and the round is without a sum."""
+    masked = Masked(limit=0.5, bits=20, max_weight=1, min_contributors=3, layout="sparse")
+    _, log, _ = run(masked, rounds=1, client_chain={"model": chain(RandomK(0.5), Clip(0.5))})
+    assert len(log.of("lost")) == COHORT
+    rule = (
+        r"Masked\(layout='sparse'\): sums whole parameters and rows, got single coordinates of \[.*Use layout='union'"
+    )
+    assert all(
+        re.search(rule + r", or draw whole rows: RandomK\(by_row=True\)\.", lost["reason"]) for lost in log.of("lost")
+    )
 
 
 def test_what_clients_report_is_not_for_the_server():

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from partwise.core.metrics import AUC, Accuracy, Loss, Perplexity, TopKAccuracy
+from partwise.core.metrics import AUC, Accuracy, Loss, Perplexity, TopKAccuracy, reduced_each
 from partwise.core.model import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 
 
@@ -34,6 +34,38 @@ def test_auc_is_undefined_for_one_class_and_for_scores_that_are_not_finite():
     metric = AUC()
     assert math.isnan(metric.reduce(metric.measure(torch.tensor([1.0, 2.0]), {"y": torch.tensor([1, 1])})))
     assert math.isnan(metric.reduce(metric.measure(torch.tensor([1.0, math.nan]), {"y": torch.tensor([1, 0])})))
+
+
+class Largest:
+    """A metric of the user's own, which takes one group at a time."""
+
+    name, higher_is_better = "largest", False
+
+    def measure(self, outputs, batch):
+        return {"largest": outputs.abs().amax(1)}
+
+    def reduce(self, columns):
+        return float(columns["largest"].max())
+
+
+ONE_LOGIT = (AUC(), Accuracy(), Loss(BinaryCrossEntropy()))
+SEVERAL = (Accuracy(), TopKAccuracy(2), Loss(CrossEntropy()), Perplexity(CrossEntropy()), Largest())
+
+
+@pytest.mark.parametrize("metric", [*ONE_LOGIT, *SEVERAL], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("sizes", [[30], [1] * 30, [3, 7, 1, 12, 2, 5]])
+def test_groups_one_after_another_are_measured_as_each_by_itself(metric, sizes):
+    rng = torch.Generator().manual_seed(7)
+    outputs, y = torch.randn(30, 4, generator=rng), torch.randint(0, 4, (30,), generator=rng)
+    if metric in ONE_LOGIT:
+        outputs, y = outputs[:, 0], y % 2
+        outputs[13] = math.nan if isinstance(metric, AUC) else outputs[13]
+    columns = metric.measure(outputs, {"y": y})
+    expected, start = [], 0
+    for size in sizes:
+        expected.append(metric.reduce({n: c[start : start + size] for n, c in columns.items()}))
+        start += size
+    assert reduced_each(metric, columns, sizes) == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
 def test_metrics_merge_whatever_the_grouping():

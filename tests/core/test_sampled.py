@@ -19,8 +19,9 @@ BASES = [
 
 @pytest.mark.parametrize("base", BASES, ids=lambda base: type(base).__name__)
 @pytest.mark.parametrize("share", [0.4, 1.0])
-def test_it_is_an_index(base, share):
-    check(Sampled(base, 7, share))
+@pytest.mark.parametrize("by_row", [False, True])
+def test_it_is_an_index(base, share, by_row):
+    check(Sampled(base, 7, share, by_row=by_row))
 
 
 @pytest.mark.parametrize("base", BASES[1:4], ids=lambda base: type(base).__name__)
@@ -28,6 +29,23 @@ def test_a_part_of_the_draw_is_the_draw_of_the_part(base):
     drawn = set(Sampled(Whole(SHAPES), 7, 0.4, block=2).coords("E").tolist())
     held = base.coords("E").tolist()
     assert Sampled(base, 7, 0.4, block=2).coords("E").tolist() == [i for i in held if i in drawn]
+
+
+@pytest.mark.parametrize("base", [*BASES[:4], Rows({"E": (40, 5)}, {"E": torch.arange(40)})])
+@pytest.mark.parametrize("block", [1, 3])
+def test_rows_are_drawn_whole(base, block):
+    """A row of a part is drawn where that of the model is; what is made of whole rows is held by rows."""
+    index = Sampled(base, 7, 0.4, block, by_row=True)
+    drawn = Sampled(Whole(SHAPES), 7, 0.4, block, by_row=True).coords("E").reshape(-1, 5)
+    rows = (drawn[:, 0] // 5).tolist()
+    assert drawn.tolist() == [[5 * row + i for i in range(5)] for row in rows]
+    assert 0 < len(rows) < 40
+    assert all((row // block * block in rows) for row in rows)
+    assert index.coords("E").tolist() == [i for i in base.coords("E").tolist() if i // 5 in rows]
+    is_of_rows = isinstance(base, Whole | Rows)
+    assert index.grain("E") == (1 if is_of_rows else 2)
+    held = len(index.coords("E"))
+    assert index.held_shape("E") == ((held // 5, 5) if is_of_rows else (held,))
 
 
 def test_its_size_does_not_grow():

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from partwise.core.population import Examples, Population
 from partwise.core.workload import Workload
 from partwise.experiment import evaluate as module
 from partwise.experiment.evaluate import ClientScore, evaluate, summarize
+from partwise.populations import ArrayPopulation
 
 
 @dataclass(frozen=True)
@@ -152,20 +153,30 @@ def test_scores_of_workloads_are_those_of_each_client_by_itself(name, chunk, num
         assert row.value == pytest.approx(expected[row.client][row.name], rel=1e-12, nan_ok=True)
 
 
-def test_what_lies_in_a_row_is_not_copied_and_what_does_not_is():
-    column = torch.arange(24.0).reshape(8, 3)
-    joined = module._in_a_row([column[1:3], column[3:4], column[4:8]])
-    assert joined.data_ptr() == column[1:].data_ptr()
-    assert torch.equal(joined, column[1:])
-    for parts in (
-        [column[1:3], column[4:8]],
-        [column[4:8], column[1:4]],
-        [column[:4, 1:], column[4:, 1:]],
-        [column[:1], torch.ones(2, 3)],
-    ):
-        apart = module._in_a_row(parts)
-        assert torch.equal(apart, torch.cat(parts))
-        assert apart.untyped_storage().data_ptr() != column.untyped_storage().data_ptr()
+@pytest.mark.parametrize("chunk", [1, 8, 8192])
+def test_clients_in_a_row_are_measured_as_each_by_itself(chunk, monkeypatch):
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    rng = torch.Generator().manual_seed(5)
+    sizes = torch.tensor([0, 0, 3, 7, 0, 1, 0, 12, 0])
+    total, ends = int(sizes.sum()), torch.tensor([0, *sizes]).cumsum(0)
+    tests = {"x": torch.randn(total, 3, generator=rng), "y": torch.randint(0, 4, (total,), generator=rng)}
+    data = {"x": torch.zeros(9, 3), "y": torch.zeros(9, dtype=torch.int64)}
+    population = ArrayPopulation(data, torch.arange(10), tests, ends)
+    work = replace(workload(), population=population)
+    params = work.model.init(3)
+    _, rows = evaluate(work, FedAvg(), params, {}, per_client=True)
+    expected = one_after_another(work, params)
+    assert [(r.client, r.examples) for r in rows if r.name == "loss"] == [(c, int(sizes[c])) for c in expected]
+    for row in rows:
+        assert row.value == pytest.approx(expected[row.client][row.name], rel=1e-6)
+
+
+def test_tests_between_two_clients_are_not_copied():
+    tests = {"x": torch.arange(12.0).reshape(6, 2)}
+    population = ArrayPopulation({"x": torch.zeros(4, 2)}, torch.arange(5), tests, torch.tensor([0, 2, 2, 5, 6]))
+    found = population.tests_between(1, 2).data["x"]
+    assert found.tolist() == [[4.0, 5.0], [6.0, 7.0], [8.0, 9.0]]
+    assert found.data_ptr() == tests["x"][2:].data_ptr()
 
 
 def test_a_batch_is_aligned_as_a_tensor_of_its_own():

@@ -1,54 +1,16 @@
 """A run with hostile clients and an observer: what is recorded and shown, and that it is resumed to the last bit."""
 
-import os
-import signal
-
 import pytest
 import torch
 
-from partwise.aggregators import Mean, Watch, Zeno
-from partwise.algorithms import FedAvg
-from partwise.attacks import Hostile, SignFlip
+from partwise.aggregators import Zeno
 from partwise.core.errors import CompositionError
-from partwise.core.metrics import Accuracy
-from partwise.core.model import CrossEntropy, Model
-from partwise.core.population import Examples
-from partwise.core.workload import Workload
-from partwise.experiment.experiment import Experiment
-from partwise.experiment.recorder import Checkpointing, Silent
 from partwise.experiment.report import write_report
 from partwise.experiment.runs import read_run
 from partwise.experiment.store import RunStore
 from partwise.experiment.trusted import Trusted
-from partwise.local import SGD, LocalTraining
-from partwise.observers import MUDHoG
-from partwise.populations.arrays import ArrayPopulation
-from partwise.schedulers import Synchronous
 from toy_cli import call
-
-
-def images(n, seed):
-    rng = torch.Generator().manual_seed(seed)
-    y = torch.randint(4, (n,), generator=rng)
-    x = 0.1 * torch.randn(n, 1, 6, 6, generator=rng)
-    x[torch.arange(n), 0, y] += 1.0
-    return {"x": x, "y": y}
-
-
-def experiment(rounds=5, **more):
-    population = ArrayPopulation(images(160, 1), torch.arange(0, 161, 20), central=Examples(images(80, 2)))
-    model = Model(lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 4)), CrossEntropy())
-    parts = {
-        "aggregator": Watch(MUDHoG(), Mean("holders"), exclude=True),
-        "hostile": Hostile(SignFlip(), clients=(2, 6)),
-    }
-    return Experiment(
-        Workload(model, population, (Accuracy(),)),
-        FedAvg(LocalTraining(SGD(0.2), batch_size=10)),
-        Synchronous(cohort=8, rounds=rounds),
-        checkpointing=Checkpointing(every_seconds=0.0),
-        **{**parts, **more},
-    )
+from toy_hostile import Stops, experiment, images
 
 
 def test_record_and_report_name_whom_the_server_suspected(tmp_path):
@@ -68,14 +30,6 @@ def test_record_and_report_name_whom_the_server_suspected(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert " clients suspected" in page
     assert "suspected in sign flip" in page
-
-
-class Stops(Silent):
-    """Presses Ctrl-C after the third version."""
-
-    def committed(self, version, loss, world, scores):
-        if version == 3:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_resumed_run_ends_in_the_same_bits(tmp_path):

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
-import shutil
 import time
-import warnings
 from pathlib import Path
 
 import pytest
@@ -17,9 +13,10 @@ from partwise.core.runtime import Runtime
 from partwise.experiment.checkpoint import Checkpoints
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.log import read_log
-from partwise.experiment.store import RECORD, RunStore
+from partwise.experiment.store import RunStore
 from partwise.runtimes import Processes, Simulate
 from toy_experiments import ASYNCHRONOUS, experiment
+from toy_killed import attempt
 
 
 def everything(folder: Path, *, of_time: bool) -> dict[str, object]:
@@ -42,29 +39,6 @@ def everything(folder: Path, *, of_time: bool) -> dict[str, object]:
         elif of_time and not name.startswith("recorder"):
             found[name] = encode(entries[name])
     return {**found, **tables, "model": (folder / "model.safetensors").read_bytes()}
-
-
-def attempt(made: Experiment, folder: Path, seconds: float | None) -> bool:
-    """Run, or go on, in a process that is killed after so many seconds; whether it was through by then."""
-    process = multiprocessing.get_context("fork").Process(target=go_on, args=(made, folder))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # other threads of the test run: the child needs none
-        process.start()
-    process.join(seconds)
-    process.kill()
-    process.join()
-    code = process.exitcode
-    process.close()
-    assert code in {0, -9}
-    return code == 0
-
-
-def go_on(made: Experiment, folder: Path) -> None:
-    has_begun = (folder / RECORD).exists()
-    if folder.exists() and not has_begun:
-        shutil.rmtree(folder)  # killed before there was a record: the run has not begun
-    made.run(folder, resume=has_begun)
-    os._exit(0)  # at once: what a measuring of coverage does at the end of a process is not the run's business
 
 
 def killed_often(made: Experiment, folder: Path, moments: list[float]) -> int:

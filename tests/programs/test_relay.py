@@ -11,7 +11,16 @@ import pytest
 import torch
 
 from partwise.aggregators import Krum
-from partwise.algorithms import FedAvg, FedHyper, FedProx, FedSubAvg, HeteroFL, Scaffold, Utility
+from partwise.algorithms import (
+    FedAvg,
+    FederatedDropout,
+    FedHyper,
+    FedProx,
+    FedSubAvg,
+    HeteroFL,
+    Scaffold,
+    Utility,
+)
 from partwise.core.errors import DataError
 from partwise.core.plan import LocalPlan
 from partwise.core.program import RELAY, SERVER
@@ -31,6 +40,7 @@ RELAYED = {
     "FedSubAvg capped": FedSubAvg("capped", LOCAL),
     "epochs": FedAvg(LocalTraining(SGD(0.2, momentum=0.5), batch_size=5, epochs=2)),
     "HeteroFL": HeteroFL(local=LOCAL),
+    "FederatedDropout": FederatedDropout(0.5, LOCAL),
 }
 
 
@@ -178,6 +188,7 @@ OTHERWISE = {
     "each update": {"aggregators": {"model": Krum(f=0)}},
     "over-selection": {"scheduler": Synchronous(cohort=4, rounds=5, extra=1)},
     "a buffer": {"scheduler": FedBuff(buffer=2, concurrency=4, versions=5)},
+    "scaled updates": {"algorithm": FederatedDropout(0.5, LOCAL, estimator="heat")},
 }
 
 

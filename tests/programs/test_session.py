@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -15,6 +17,7 @@ from partwise.aggregators import Median
 from partwise.algorithms import FedAvg
 from partwise.core.aggregate import Sum, sum_updates
 from partwise.core.errors import CompositionError
+from partwise.core.index import Whole
 from partwise.core.population import Profile
 from partwise.core.program import SERVER, Message, Wake
 from partwise.core.schedule import ReplyInfo
@@ -138,6 +141,26 @@ def test_client_whose_process_dies_is_not_waited_for():
     assert [w for w, _ in log.seen] == pytest.approx([oracle([(0, 2)]), oracle([(0, 2), (0, 1, 2)])], abs=1e-12)
 
 
+@dataclass(frozen=True)
+class DeadlyLater(Deadly):
+    """Client 1 does not survive the pause after its first answer, once: client 0 keeps the others waiting."""
+
+    def client(self, update: Update, params: Any, *seat: Any) -> Any:
+        moved = float(update.values()["w"])
+        if abs(moved - oracle_move(1)) < 1e-12:
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        if abs(moved - oracle_move(0)) < 1e-12:
+            time.sleep(1.0)
+        return TwoMessages().client(update, params, *seat)
+
+
+def test_client_whose_process_dies_idle_is_not_asked_again():
+    """The answer that client 1 had given is there, but not what it would have to remember for the next one."""
+    _, log, reason = play(DeadlyLater(), runtime=Processes())
+    assert reason == "done"
+    assert [w for w, _ in log.seen] == pytest.approx([oracle([(0, 2)]), oracle([(0, 2), (0, 1, 2)])], abs=1e-12)
+
+
 def slow_clients(seconds: float, slow: Mapping[int, float]) -> Clients:
     """Local steps take so long in all; a client's uplink is so many bytes per second."""
     clients = parabolas(A, B, SIZES)
@@ -224,6 +247,29 @@ def test_lost_client_is_not_waited_for():
     assert answer(it, 5, 2, 1.0) == []  # not asked
     assert it.lose(3) == []
     assert it.is_done  # nobody is left: the sum of nothing
+    assert it.opened["model"].count == 0
+
+
+def test_client_that_is_gone_after_its_answer_is_not_asked_again():
+    it = session()
+    it.open(40)
+    assert answer(it, 5, 1, 64.0) == []
+    assert it.lose(5) == []
+    assert [s.to for s in answer(it, 3, 1, 64.0)] == [3, SERVER]
+    assert it.silent == {5}
+    update = Update(Whole({"w": (1,)}), {"w": torch.ones(1, dtype=torch.float64) + 64.0}, 1.0)
+    assert answer(it, 3, 2, update) == []
+    assert it.is_done
+    assert (it.lost, it.opened["model"].count) == ({5}, 1)
+
+
+def test_exchange_goes_on_when_all_it_would_ask_are_gone():
+    it = session()
+    it.open(40)
+    assert answer(it, 5, 1, 64.0) == []
+    assert it.lose(5) == it.lose(3) == []
+    assert it.is_done
+    assert it.silent == {3, 5}
     assert it.opened["model"].count == 0
 
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
-from partwise.core.algorithm import Algorithm
+from partwise.core.algorithm import Algorithm, Task
 from partwise.core.codec import decode, encode
 from partwise.core.errors import ProtocolError
 from partwise.core.program import SERVER
+from partwise.core.spool import Kept
 from partwise.local import LocalTraining
 from partwise.programs.messages import Reply
 from partwise.runtimes import Processes, Simulate, transport, wire, worker
+from partwise.runtimes.crew import Crew
+from partwise.runtimes.executors import Plain
+from partwise.runtimes.host import HostPlan
 from partwise.runtimes.threads import torch_threads
 from partwise.runtimes.transport import Envelope, Kind
 from partwise.schedulers import Synchronous
@@ -104,6 +109,22 @@ def test_killed_worker_loses_its_clients_tasks_and_nothing_else():
     assert log.of("commit")[1]["replies"] == 7 - len(lost)
     assert log.of("commit")[2]["replies"] == 7
     assert set(states) == {SERVER}  # clients of federated averaging keep nothing
+
+
+def test_worker_that_dies_idle_loses_the_clients_that_it_knew():
+    """They may be in the middle of something: the server knows, and lets those be who are not."""
+    of = star("fedavg")
+    with closing(Crew(2, HostPlan(of.programs(), Plain(), 0, None, 0.0), max_bytes=1 << 20, max_restarts=1)) as crew:
+        crew.start()
+        crew.push([Envelope(Kind.MESSAGE, SERVER, client, 0, body=Kept(Task(client, 0, 0, 0))) for client in (1, 4)])
+        found: list[Envelope] = []
+        while crew.wait(None):  # until both workers have nothing to do: their clients wait for what they have asked for
+            found += crew.pull()
+        assert sorted((envelope.src, envelope.kind) for envelope in found) == [(1, Kind.MESSAGE), (4, Kind.MESSAGE)]
+        os.kill(next(hand.process.pid for hand in crew._hands if hand.hosts(4)), signal.SIGKILL)
+        crew.wait(10.0)
+        (lost,) = crew.pull()
+        assert (lost.kind, lost.src, lost.fault) == (Kind.LOST, 4, "worker 0 was killed by SIGKILL")
 
 
 def test_worker_that_dies_too_often_ends_the_run():

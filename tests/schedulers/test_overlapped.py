@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from partwise.algorithms import CO2, Downlink, FedAvg, Scaffold
+from partwise.core.codec import encoded_size
 from partwise.core.errors import CompositionError
+from partwise.core.index import Whole
 from partwise.core.population import Fate, Profile
 from partwise.core.program import SERVER
 from partwise.core.schedule import (
@@ -27,6 +29,8 @@ from partwise.core.schedule import (
     Started,
     Stop,
 )
+from partwise.core.update import Update
+from partwise.programs.messages import Fetch, Reply
 from partwise.runtimes import Processes, Simulate
 from partwise.runtimes.rehearse import Cost, rehearse
 from partwise.schedulers import Overlapped, Synchronous
@@ -66,7 +70,7 @@ def round_bytes():
 # Time
 
 
-@pytest.mark.parametrize("ratio", [0.1, 0.9, 1.0])
+@pytest.mark.parametrize("ratio", [0.1, 0.9, 0.999])
 def test_the_whole_transfer_is_hidden_where_training_takes_as_long(ratio):
     transfer = ratio * STEPS * PACE
     rows, log = seen(Overlapped(6), linked(round_bytes() / transfer))
@@ -75,16 +79,22 @@ def test_the_whole_transfer_is_hidden_where_training_takes_as_long(ratio):
     trained = [record["trained"] for record in log.of("reply") if record["client"] == 0]
     assert [b - a for a, b in pairwise(trained)] == pytest.approx([STEPS * PACE] * 5, abs=1e-9)
     waiting, _ = seen(Synchronous(3, rounds=6), linked(round_bytes() / transfer))
-    assert waiting[3][0] - waiting[2][0] == pytest.approx(STEPS * PACE + transfer, rel=0.02)
+    assert waiting[3][0] - waiting[2][0] == pytest.approx(
+        STEPS * PACE + transfer, rel=0.03
+    )  # whose replies are shorter
 
 
 @pytest.mark.parametrize("ratio", [1.5, 3.0])
 def test_what_is_not_hidden_is_added(ratio):
-    """max(tau t_c, comm): training is hidden then. The last reply waits for nobody."""
+    """max(tau t_c, comm): training is hidden then. The last reply waits for nobody, and need not say when it left."""
     transfer = ratio * STEPS * PACE
-    rows, _ = seen(Overlapped(6), linked(round_bytes() / transfer))
+    rate = round_bytes() / transfer
+    rows, _ = seen(Overlapped(6), linked(rate))
     times = [row[0] for row in rows]
-    assert [b - a for a, b in pairwise(times)] == pytest.approx([transfer] * 4 + [STEPS * PACE], rel=1e-9)
+    sent = Update(Whole({"theta": (1,)}), {"theta": torch.zeros(1, dtype=torch.float64)}, 1.0)
+    reply = Reply(9, 2, 1, 0.5, {"model": sent}, 1.5, 2.5, has_state=False)
+    last = STEPS * PACE - (encoded_size(reply._replace(turns=(1.5, 2.5))) - encoded_size(reply)) / rate
+    assert [b - a for a, b in pairwise(times)] == pytest.approx([transfer] * 4 + [last], rel=1e-9)
 
 
 def test_clients_that_differ_wait_for_the_slowest_reply_alone():
@@ -94,8 +104,7 @@ def test_clients_that_differ_wait_for_the_slowest_reply_alone():
     rows, _ = seen(Overlapped(7), linked(1e9))
     up, down = (rows[3][side] - rows[2][side] for side in (2, 3))
     theirs = [[r for r in log.of("reply") if r["client"] == i] for i in range(3)]
-    # The last reply leaves as soon as it is there; what else a client sends in a round is its request.
-    reply = ([now for now, src, _ in log.rows if src == 0][-1] - theirs[0][-1]["trained"]) * profiles[0].uplink
+    reply = up - encoded_size(Fetch(9, Whole({"theta": (1,)})))  # all that a client sends in a round
     work = [STEPS * p.seconds_per_step for p in profiles]
     begin = [[theirs[i][0]["fetched"] for i in range(3)]]
     begin.append([begin[0][i] + work[i] for i in range(3)])

@@ -16,6 +16,7 @@ COMPRESSORS = [
     Threshold(0.3),
     RandomK(0.3),
     RandomK(0.25, unbiased=True, block=8),
+    RandomK(0.3, by_row=True),
     Sign(),
     Sign(scope="layer"),
     Sign(scaled=False),

@@ -217,11 +217,26 @@ def test_quantize_refuses():
         Quantize(smooth=11)
     with pytest.raises(ValueError, match=r"Quantize\(scale_by='mean'\): must be 'norm' or 'max', got 'mean'\."):
         Quantize(scale_by="mean")
-    for bad in (math.nan, math.inf):
-        with pytest.raises(ValueError, match=r"Quantize\(bits=8, .*\): needs a finite update, got NaN or infinity\."):
-            Quantize().apply(update_of(1.0, bad), (), torch.Generator())
     with pytest.raises(TypeError, match=r"needs a floating dtype, got torch\.int64\."):
         Quantize().apply(update_of(1, 2, dtype=torch.int64), (), torch.Generator())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 511, 512, 1029])
+@pytest.mark.parametrize(
+    "part",
+    [
+        Quantize(),
+        Quantize(scale_by="max"),
+        Quantize(scale_by="max", rounding="nearest"),
+        Quantize(4, 128, scale_by="max", rounding="nearest", smooth=5),
+    ],
+)
+def test_an_update_that_is_not_finite_is_refused_wherever_that_is(part, place, bad):
+    values = torch.linspace(-1, 1, 1030)
+    values[place] = bad
+    with pytest.raises(ValueError, match=r"Quantize\(bits=.*\): needs a finite update, got NaN or infinity\."):
+        part.apply(update_of(*values.tolist()), (), torch.Generator())
 
 
 def test_levels_from_elsewhere_are_checked():

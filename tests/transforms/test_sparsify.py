@@ -150,6 +150,23 @@ def test_blocks_go_together():
     assert at == [i for i in range(100) if i // 8 in {j // 8 for j in at}]
 
 
+def test_rows_go_together_with_their_weights():
+    rows = torch.tensor([0, 2, 3, 17, 40])
+    values = {"E": torch.arange(1.0, 11.0).reshape(5, 2), "b": torch.arange(4.0)}
+    index = Rows({"E": (60, 2), "b": (4,)}, {"E": rows, "b": None})
+    part = RandomK(0.5, by_row=True, seed=4)
+    by_row = {"E": torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0]]), "b": torch.tensor(7.0)}
+    sent = sent_by(part, Update(index, values, by_row))
+    kept = (sent.index.coords("E")[::2] // 2).tolist()
+    assert 0 < len(kept) < 5
+    assert sent.index.grain("E") == 1
+    assert sent.values()["E"].tolist() == [values["E"][rows.tolist().index(row)].tolist() for row in kept]
+    assert sent.weight["E"].tolist() == [[1.0 + rows.tolist().index(row)] for row in kept]
+    assert sent.weight["b"].tolist() == [7.0] * len(sent.values()["b"])
+    fine = {"E": torch.arange(10.0).reshape(5, 2), "b": torch.arange(4.0)}
+    assert torch.equal(sent_by(part, Update(index, values, fine)).weight["E"] + 1, sent.values()["E"])
+
+
 def test_positions_are_not_sent():
     update = Update(Whole({"w": (100_000,)}), {"w": torch.ones(100_000)})
     sent = sent_by(RandomK(0.01, seed=5), update)

@@ -8,12 +8,14 @@ from partwise.aggregators.flag import FlagAggregator
 from partwise.aggregators.foolsgold import FoolsGold
 from partwise.aggregators.geometric_median import GeometricMedian, Medoid
 from partwise.aggregators.krum import Krum
+from partwise.aggregators.merging import DefenceAwareMerging
 from partwise.aggregators.mixing import Bucketing, NearestNeighbours
 from partwise.aggregators.nearest import MeanAroundMedian, Phocas
 from partwise.aggregators.principal import PrincipalGradients
 from partwise.aggregators.rank_vote import RankVote
 from partwise.aggregators.scored import Zeno, ZenoPlusPlus
 from partwise.aggregators.slsgd import SLSGD
+from partwise.aggregators.sybilwall import SybilWall
 from partwise.aggregators.vote import MajorityVote
 from partwise.aggregators.watch import Watch
 from partwise.core.latest import Latest
@@ -24,6 +26,7 @@ __all__ = [
     "Bucketing",
     "Bulyan",
     "CentredClip",
+    "DefenceAwareMerging",
     "FixedMean",
     "FlagAggregator",
     "FoolsGold",
@@ -39,6 +42,7 @@ __all__ = [
     "Phocas",
     "PrincipalGradients",
     "RankVote",
+    "SybilWall",
     "TrimmedMean",
     "Watch",
     "Zeno",

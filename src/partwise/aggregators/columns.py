@@ -6,7 +6,7 @@ Shapes: m updates, V coordinates in one parameter, c of them in a block, n prese
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,18 +25,19 @@ __all__ = [
     "Columns",
     "Rule",
     "at_least_one",
-    "columns",
     "combine",
     "finite",
     "mean_of",
     "num_held",
     "num_union",
+    "of_stretches",
     "reduce_columns",
     "senders",
     "window_mean",
 ]
 
 _ELEMENTS = 1 << 19  # of one block, m × c: what is in memory at a time, and in the cache
+_STRETCHES = 16  # at most, of a parameter's blocks: so many results wait to be added, whatever its size
 Rule = Callable[["Columns"], Tensor]
 _T = TypeVar("_T")
 
@@ -110,6 +111,12 @@ class _Parameter:
         self._dtype = torch.promote_types(dtype, torch.float32)
         self._holders = {i: _held(u, u.values()[name], name) for i, u in enumerate(updates) if name in u.value}
         self._is_full = len(self._holders) == self._num and all(held.at is None for held in self._holders.values())
+        here = self._like.device
+        self._is_plain = (
+            bool(self._holders)
+            and self._is_full
+            and all((held.flat.dtype, held.flat.device) == (self._dtype, here) for held in self._holders.values())
+        )
         self._width = max(1, _ELEMENTS // max(1, self._num))
 
     def starts(self) -> range:
@@ -124,15 +131,22 @@ class _Parameter:
                 torch.empty(count, dtype=self._dtype, device=device) for _ in range(2)
             )  # the first block is the largest
         table = room.table[:count].view(self._num, size)
-        if not self._is_full:
-            table.fill_(torch.inf)
-        for i, held in self._holders.items():
-            held.fill_(table[i], start)
+        self._fill_(table, start)
         if self._is_full:
             present = torch.full((size,), self._num, dtype=torch.int64, device=device)
         else:
             present = (table < torch.inf).sum(0)
         return Columns(start, table, present, room.ordered)
+
+    def _fill_(self, table: Tensor, start: int) -> None:
+        if self._is_plain:  # one call for all rows, in a third of the time of one for each
+            stop = start + table.shape[1]
+            torch.cat([held.flat[start:stop] for held in self._holders.values()], out=table.view(-1))
+            return
+        if not self._is_full:
+            table.fill_(torch.inf)
+        for i, held in self._holders.items():
+            held.fill_(table[i], start)
 
 
 class _Room(threading.local):
@@ -142,19 +156,36 @@ class _Room(threading.local):
     ordered: Tensor | None = None
 
 
-def columns(updates: Sequence[Update], params: Params, name: str, dtype: torch.dtype) -> Iterator[Columns]:
-    """The blocks of one parameter, in order; each is overwritten by the next. Memory is m × c, whatever the size."""
-    parameter = _Parameter(updates, params, name, dtype)
-    return map(partial(parameter.block, _Room()), parameter.starts())
+def of_stretches(
+    updates: Sequence[Update],
+    params: Params,
+    name: str,
+    dtype: torch.dtype,
+    function: Callable[[Iterable[Columns]], _T],
+) -> list[_T]:
+    """A function of each of a few stretches of one parameter's blocks, in order; they are the same for any threads."""
+    parameter, room = _Parameter(updates, params, name, dtype), _Room()
+    starts = parameter.starts()
+    step = max(1, -(-len(starts) // _STRETCHES))
+
+    def of(first: int) -> _T:
+        return function(map(partial(parameter.block, room), starts[first : first + step]))
+
+    return _threaded(of, range(0, len(starts), step))
 
 
 def _threaded(function: Callable[[int], _T], starts: Sequence[int]) -> list[_T]:
     """A function of every block, as many at once as torch may use threads: one block is too small for several."""
-    workers = min(torch.get_num_threads(), len(starts))
+    threads = torch.get_num_threads()
+    workers = min(threads, len(starts))
     if workers < 2:
         return [function(start) for start in starts]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(function, starts))
+    torch.set_num_threads(1)  # of each thread that begins now; else each would wait for a team of its own
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(function, starts))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def finite(updates: Sequence[Update], allowed: int, part: object) -> list[Update]:

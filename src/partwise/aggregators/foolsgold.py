@@ -6,7 +6,7 @@ Shapes and notation: m updates; H_i is the sum of all updates of client i; cs (m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,32 +21,77 @@ from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["FoolsGold", "foolsgold_weights"]
+__all__ = ["FoolsGold", "Histories", "check_settings", "foolsgold_weights", "told_who", "with_histories"]
 
 _NONE = 1e-12  # of a largest weight, below which all clients are alike
 
 
-def foolsgold_weights(cosines: Tensor, kappa: float = 1.0) -> tuple[Tensor, bool]:
-    """The weight of each client in 0..1, (m,), and whether all are so alike that they cannot be told apart.
+Histories = dict[int, Update]  # client -> the sum of its updates
+
+
+def foolsgold_weights(cosines: Tensor, kappa: float = 1.0, num: int | None = None) -> tuple[Tensor, bool]:
+    """The weight of each client in 0..1, and whether all are so alike that they cannot be told apart.
 
     Args:
         cosines: (m, m) float64, of the clients' summed updates.
         kappa: κ, steepness.
+        num: how many get a weight, the first ones; the others are only compared with. All by default.
 
     Example:
         >>> foolsgold_weights(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).double())[0]
         tensor([0., 0., 1.], dtype=torch.float64)
     """
     if len(cosines) < 2:
-        return torch.ones(len(cosines), dtype=torch.float64), False
+        return torch.ones(len(cosines), dtype=torch.float64)[:num], False
     alike = cosines.clone().fill_diagonal_(0.0)
     most = alike.max(1).values
     pardon = torch.where(most.unsqueeze(1) < most, most.unsqueeze(1) / most.clamp(min=_NONE), 1.0)
-    raw = (1 - (alike * pardon).max(1).values).clamp(0.0, 1.0)
+    raw = (1 - (alike * pardon).max(1).values).clamp(0.0, 1.0)[:num]
     if float(raw.max()) < _NONE:
         return torch.ones_like(raw), True
     share = (raw / raw.max()).clamp(max=0.99)
     return (kappa * ((share / (1 - share)).log() + 0.5)).clamp(0.0, 1.0), False
+
+
+def check_settings(part: object, kappa: float, **at_least_one: int) -> None:
+    """Refuse a steepness that is not above 0, and settings below 1."""
+    kind = type(part).__name__
+    if not 0 < kappa < math.inf:
+        raise ValueError(f"{kind}(kappa={kappa}): must be finite and above 0, got {kappa}. Use 1.")
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"{kind}({name}={value}): must be at least 1, got {value}. Raise it.")
+
+
+def told_who(
+    part: object, got: Sequence[Update], replies: Sequence[ReplyInfo], names: Sequence[str], params: Params
+) -> tuple[list[Update], list[int]]:
+    """The finite updates and their senders.
+
+    Raises:
+        ValueError: it is not told who sent them, or `names` are not the model's.
+    """
+    if len(replies) != len(got):
+        raise ValueError(
+            f"{part!r}: needs to know who sent each update, got {len(got)} updates and {len(replies)} senders. "
+            "Give reduce the replies."
+        )
+    unknown = [name for name in names if name not in params]
+    if unknown:
+        raise ValueError(f"{part!r}: names must be parameters of the model, got {unknown}. It has {sorted(params)}.")
+    return finite(got, len(got), part), [reply.client for reply in senders(got, replies)]
+
+
+def with_histories(
+    state: Mapping[int, Update], updates: Sequence[Update], clients: Sequence[int], params: Params
+) -> Histories:
+    """The sums with these updates added; who sent one comes last, in order."""
+    state = dict(state)
+    for client, update in zip(clients, updates, strict=True):
+        before = [state.pop(client)] if client in state else []
+        total = sum_updates([*before, Update(update.index, update.value)], params)
+        state[client] = Update(total.index, total.value)
+    return state
 
 
 @dataclass(frozen=True)
@@ -83,43 +128,21 @@ class FoolsGold:
     needs: ClassVar[Literal["sum", "each"]] = "each"
 
     def __post_init__(self) -> None:
-        if not 0 < self.kappa < math.inf:
-            raise ValueError(f"FoolsGold(kappa={self.kappa}): must be finite and above 0, got {self.kappa}. Use 1.")
-        for name in ("min_overlap", "min_holders"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"FoolsGold({name}={getattr(self, name)}): must be at least 1, got {getattr(self, name)}. Raise it."
-                )
+        check_settings(self, self.kappa, min_overlap=self.min_overlap, min_holders=self.min_holders)
 
-    def init(self, params: Params, census: Census) -> dict[int, Update]:
+    def init(self, params: Params, census: Census) -> Histories:
         """Client -> the sum of its updates."""
         return {}
 
     def reduce(
-        self,
-        got: Sum | Sequence[Update],
-        state: dict[int, Update],
-        params: Params,
-        replies: Sequence[ReplyInfo] = (),
-    ) -> tuple[Update, dict[int, Update]]:
+        self, got: Sum | Sequence[Update], state: Histories, params: Params, replies: Sequence[ReplyInfo] = ()
+    ) -> tuple[Update, Histories]:
         assert not isinstance(got, Sum)
-        if len(replies) != len(got):
-            raise ValueError(
-                f"{self!r}: needs to know who sent each update, got {len(got)} updates and {len(replies)} senders. "
-                "Give reduce the replies."
-            )
-        unknown = [name for name in self.names if name not in params]
-        if unknown:
-            raise ValueError(
-                f"{self!r}: names must be parameters of the model, got {unknown}. It has {sorted(params)}."
-            )
-        updates, clients = finite(got, len(got), self), [reply.client for reply in senders(got, replies)]
-        state = dict(state)
-        for client, update in zip(clients, updates, strict=True):
-            before = [state[client]] if client in state else []
-            total = sum_updates([*before, Update(update.index, update.value)], params)
-            state[client] = Update(total.index, total.value)
-        sums = [state[client] for client in clients]
+        updates, clients = told_who(self, got, replies, self.names, params)
+        state = with_histories(state, updates, clients, params)
+        present = list(dict.fromkeys(clients))  # of two updates of one client, neither is a Sybil's
+        sums = [state[client] for client in present]
         cosines = inner_products(sums, params, self.names or None, min_overlap=self.min_overlap)[1]
         weights, _ = foolsgold_weights(cosines, self.kappa)
-        return combine(updates, params, weights, least=self.min_holders), state
+        each = weights[[present.index(client) for client in clients]]
+        return combine(updates, params, each, least=self.min_holders), state

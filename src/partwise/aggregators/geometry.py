@@ -5,20 +5,22 @@ Shapes and notation: m updates; update i holds I_i, |I_i| coordinates; c columns
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from partwise.aggregators.columns import Columns, columns, num_held, num_union
+from partwise.aggregators.columns import Columns, num_held, num_union, of_stretches
 from partwise.core.model import Params
 from partwise.core.update import Update
 
 __all__ = ["distances", "distances_to", "inner_products", "is_whole"]
 
 _NEAR = 1e-2  # of |v_i|² + |v_k|²: nearer pairs would lose more than four digits in the difference of products
-_LARGE = 1e15  # squares of larger float32 values, summed, may run over
+_ROWS = 16  # of a table at a time: whole tiles of a product, and little of it computed twice
 
 
 class _Products(NamedTuple):
@@ -67,11 +69,18 @@ def distances(updates: Sequence[Update], params: Params, min_overlap: int = 10) 
 def distances_to(centre: Update, updates: Sequence[Update], params: Params) -> Tensor:
     """Squared distances of updates to a centre that holds what they hold, over that: (m,) float64, not scaled."""
     total = torch.zeros(len(updates), dtype=torch.float64)
-    for name in params:
-        for block in columns([*updates, centre], params, name, torch.float64):
+
+    def of(blocks: Iterable[Columns]) -> Tensor:
+        found = torch.zeros_like(total)
+        for block in blocks:
             held = block.table < torch.inf
             difference = torch.where(held[:-1] & held[-1], block.table[:-1] - block.table[-1], 0.0)
-            total += difference.square_().sum(1).to(total.device)
+            found += difference.square_().sum(1).to(found.device)
+        return found
+
+    for name in params:
+        for stretch in of_stretches([*updates, centre], params, name, torch.float64, of):
+            total += stretch
     return total
 
 
@@ -98,49 +107,76 @@ def inner_products(
 
 def _products(updates: Sequence[Update], params: Params, names: Iterable[str]) -> _Products:
     num = len(updates)
-    found = _Products(*(torch.zeros(num, num, dtype=torch.float64) for _ in range(3)))
+    found = _nothing(num)
     for name in names:
-        for block in columns(updates, params, name, params[name].dtype):
-            _add_block_(found, block)
-    # A product with a transpose need not be symmetric to the last bit, and ties are told by equality.
-    return found._replace(cross=(found.cross + found.cross.t()) / 2)
+        for stretch in of_stretches(updates, params, name, params[name].dtype, partial(_of_stretch, num)):
+            _add_(found, stretch)
+    # Ties are told by equality, so that a pair has one product, whichever of the two comes first.
+    return found._replace(cross=found.cross.tril() + found.cross.tril(-1).t())
 
 
-def _add_block_(found: _Products, block: Columns) -> None:
-    if block.is_full:
-        table = _safe(block.table)
-        cross = (table @ table.t()).double().to(found.cross.device)
-        found.cross.add_(cross)
-        found.own.add_(cross.diagonal().unsqueeze(1))
-        found.shared.add_(table.shape[1])
-        return
-    held = block.table < torch.inf
-    table, mask = _safe(block.table.masked_fill(~held, 0.0)), held.to(block.table)
-    found.cross.add_((table @ table.t()).double().to(found.cross.device))
-    found.own.add_((table.square() @ mask.to(table).t()).double().to(found.own.device))
-    found.shared.add_((mask @ mask.t()).double().to(found.shared.device))
+def _nothing(num: int) -> _Products:
+    return _Products(*(torch.zeros(num, num, dtype=torch.float64) for _ in range(3)))
 
 
-def _safe(table: Tensor) -> Tensor:
-    if table.dtype == torch.float64 or not table.numel():
-        return table
-    lowest, highest = table.aminmax()  # a tenth of the time of abs().max()
-    return table if max(-float(lowest), float(highest)) < _LARGE else table.double()
+def _add_(found: _Products, more: _Products) -> None:
+    for total, part in zip(found, more, strict=True):
+        total.add_(part.to(total))
+
+
+def _of_stretch(num: int, blocks: Iterable[Columns]) -> _Products:
+    found = _nothing(num)
+    for block in blocks:
+        if block.is_full:
+            cross = _safe(_lower, block.table).to(found.cross)
+            own, shared = cross.diagonal().unsqueeze(1), torch.full_like(cross, block.table.shape[1])
+            _add_(found, _Products(cross, own.expand_as(cross), shared))
+            continue
+        held = block.table < torch.inf
+        table, mask = block.table.masked_fill(~held, 0.0), held.to(block.table)
+        _add_(found, _Products(_safe(_lower, table), _safe(partial(_squares, mask), table), mask @ mask.t()))
+    return found
+
+
+def _lower(table: Tensor) -> Tensor:
+    """(m, m) inner products of rows; of what is above the diagonal, most is left out and 0."""
+    num = len(table)
+    found = table.new_zeros(num, num)
+    for first, last in pairwise((0, *range(_ROWS, num - _ROWS + 1, _ROWS), num)):
+        torch.mm(table[first:last], table[:last].t(), out=found[first:last, :last])
+    return found
+
+
+def _squares(mask: Tensor, table: Tensor) -> Tensor:
+    return table.square() @ mask.to(table).t()
+
+
+def _safe(products: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
+    """Products in the table's own type, or in float64 where they run over."""
+    found = products(table)
+    return found if bool(torch.isfinite(found).all()) else products(table.double())
 
 
 def _differences(updates: Sequence[Update], params: Params, pairs: Tensor) -> Tensor:
     """Squared differences over the overlap of the marked pairs (i, k); 0 for all others."""
     total = torch.zeros_like(pairs, dtype=torch.float64)
     rows = [(i, at) for i in range(len(pairs)) if len(at := pairs[i].nonzero().reshape(-1))]
-    for name in params:
-        for block in columns(updates, params, name, torch.float64):
+
+    def of(blocks: Iterable[Columns]) -> Tensor:
+        found = torch.zeros_like(total)
+        for block in blocks:
             held = block.table < torch.inf
             table = block.table if block.is_full else block.table.masked_fill(~held, 0.0)
             for i, at in rows:
                 difference = table[at] - table[i]
                 if not block.is_full:
                     difference.mul_(held[at]).mul_(held[i])
-                total[i, at] += difference.square_().sum(1).to(total.device)
+                found[i, at] += difference.square_().sum(1).to(found.device)
+        return found
+
+    for name in params:
+        for stretch in of_stretches(updates, params, name, torch.float64, of):
+            total += stretch
     return total
 
 

@@ -90,7 +90,8 @@ class OneByte(Algorithm):
 
     n is the number of samples in a version. Each client measures along directions of its own, new in every version,
     which all the others make from its number; all slopes come back to everybody. A client keeps its model and makes
-    the steps that it missed; no gradient is taken. With one client and one sample it is MeZO. It is for models without
+    the steps that it missed, half of `keep` versions back, as long as their slopes are fewer bytes than the model; no
+    gradient is taken. With one client and one sample it is MeZO. It is for models without
     running statistics, which would be moved like weights; on the clock, measuring takes no time.
 
     Args:
@@ -135,21 +136,19 @@ class OneByte(Algorithm):
         kind = torch.uint8 if self.is_coded else torch.float32
         return {"slopes": torch.zeros(self.num_clients, self.samples, dtype=kind), "count": torch.zeros(1)}
 
-    def _direction(self, params: Params, version: int, client: int, sample: int) -> Seeded:
-        seed = derive(self.seed, "one byte", version, client, sample)
-        return Seeded(Whole(shapes_of(params)), seed, dict.fromkeys(params, 1))
-
-    def _moved_(self, params: Values, version: int, client: int, sample: int, by: float) -> None:
-        step = {name: torch.full((1,), by) for name in params}
-        self._direction(params, version, client, sample).scatter_add_(params, step)
+    def _moved_(self, params: Values, version: int, client: int, by: Tensor) -> None:
+        """Along all directions of a client, each times its number: (samples,)."""
+        seed = derive(self.seed, "one byte", version, client)
+        directions = Seeded(Whole(shapes_of(params)), seed, dict.fromkeys(params, self.samples))
+        directions.scatter_add_(params, dict.fromkeys(params, by))
 
     def _step_(self, model: Values, version: int, fields: Values) -> None:
         """From the model of `version` to the next, in the order of clients and samples."""
         slopes = from_bytes(fields["slopes"]) if self.is_coded else fields["slopes"]
         count = max(1.0, float(fields["count"]) * self.samples)
         rate = self.lr / (math.sqrt(count) if self.normaliser == "sqrt" else count)
-        for client, sample in slopes.nonzero().tolist():
-            self._moved_(model, version, client, sample, -rate * float(slopes[client, sample]))
+        for client in slopes.any(1).nonzero().reshape(-1).tolist():
+            self._moved_(model, version, client, -rate * slopes[client].double())
 
     def init(self, params: Params, census: Census) -> ServerState:
         model = {name: t.clone() for name, t in params.items()}
@@ -194,10 +193,12 @@ class OneByte(Algorithm):
         data = site.localized(site.whole())
         size = min(self.batch_size or len(data), len(data))
         batch = data.batch(torch.randperm(len(data), generator=rng)[:size])
+        step, by = {name: torch.zeros_like(t) for name, t in model.items()}, torch.zeros(self.samples)
+        by[sample] = self.eps
+        self._moved_(step, version, site.client, by)
         losses = []
-        for by in (self.eps, -self.eps):
-            moved = {name: t.clone() for name, t in model.items()}  # from a copy each time: nothing drifts
-            self._moved_(moved, version, site.client, sample, by)
+        for sign in (1, -1):
+            moved = {name: t.add(step[name], alpha=sign) for name, t in model.items()}
             with torch.no_grad():
                 losses.append(float(site.model.losses(moved, batch, training=False).double().mean()))
         return (losses[0] - losses[1]) / (2 * self.eps)

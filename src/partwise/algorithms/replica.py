@@ -1,7 +1,8 @@
 """Models that never travel: both sides make the same steps from the same few numbers.
 
 A client keeps the model of some version. It fetches the numbers of the versions since, from a row of the log for each,
-and makes their steps as the server did; only where the log no longer reaches back does it fetch the model.
+and makes their steps as the server did; only where the log no longer reaches back, or the model is shorter than what of
+it was missed, does it fetch the model.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def advanced(log: Values, fields: Params) -> Values:
 def asked(own: Replica, task: Task, fields: Params, keep: int, site: Site) -> dict[str, Index]:
     """What a client fetches of the streams `model` and `log`."""
     missed = range(own.version + 1, task.version + 1)
-    if len(missed) > max(1, keep // 2):
+    row, model = (sum(t.nbytes for t in values.values()) for values in (fields, site.like))
+    # Half of what is kept: meanwhile there may be newer versions, which take the places of the oldest.
+    if len(missed) > max(1, keep // 2) or len(missed) * row >= model:
         return {"model": site.whole(), "log": Whole({VERSION: (1,)})}
     rows = torch.tensor(sorted(v % keep for v in missed), dtype=torch.int64)
     shapes = {name: (keep, *t.shape) for name, t in fields.items()}

@@ -24,7 +24,7 @@ from partwise.algorithms.widths import (
     unit_counts,
 )
 from partwise.core.aggregate import Aggregator
-from partwise.core.algorithm import Algorithm, ClientState, Site, Task
+from partwise.core.algorithm import Algorithm, ClientState, Site, Task, leaves_clients_to
 from partwise.core.index import Index
 from partwise.core.mean import Mean
 from partwise.core.model import Values
@@ -170,6 +170,14 @@ class FederatedDropout(Algorithm):
                 "'samples' is usual."
             )
 
+    @property
+    def _is_scaled(self) -> bool:
+        return self.estimator == "heat" and self.keep_prob < 1
+
+    @property
+    def sends_change(self) -> bool:
+        return leaves_clients_to(type(self), FederatedDropout) and not self._is_scaled
+
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         if self.keep_prob == 1:
             return site.whole()
@@ -193,7 +201,7 @@ class FederatedDropout(Algorithm):
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
     ) -> tuple[dict[str, Update], ClientState]:
         value = {name: trained.change[name] for name in held["model"]}
-        if self.estimator == "heat" and self.keep_prob < 1:
+        if self._is_scaled:
             for name, v in value.items():
                 value[name] = v / held_share(site.model, site.like, name, self.keep_prob)
         return {"model": Update(index, value, self.weight(site))}, own

@@ -131,7 +131,7 @@ class Sender:
         if encoding.is_sparse and fine:
             raise ValueError(
                 f"Masked(layout='sparse'): sums whole parameters and rows, got single coordinates of {fine[:3]}. "
-                "Use layout='union'."
+                "Use layout='union', or draw whole rows: RandomK(by_row=True)."
             )
 
     def _weights_of(self, name: str) -> NDArray[np.uint64]:

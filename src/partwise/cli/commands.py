@@ -8,6 +8,7 @@ from partwise.cli.compare import compare_command
 from partwise.cli.demo import demo_command
 from partwise.cli.deploy import deploy
 from partwise.cli.doctor import doctor_command
+from partwise.cli.journal import journal_command
 from partwise.cli.look import list_command, parts_command, report_command, show_command
 from partwise.cli.node import node
 from partwise.cli.page import page_command
@@ -34,6 +35,7 @@ app.command("compare")(compare_command)
 app.command("report")(report_command)
 app.command("timeline")(timeline_command)
 app.command("replay")(replay_command)
+app.command("journal")(journal_command)
 app.command("union")(union_command)
 app.command("parts")(parts_command)
 app.add_typer(data, name="data")

@@ -50,7 +50,7 @@ def common(transform: Transform, seed: int) -> Transform:
     Example:
         >>> from partwise.transforms import RandomK
         >>> common(RandomK(0.1), 7)
-        RandomK(ratio=0.1, unbiased=False, block=1, seed=7)
+        RandomK(ratio=0.1, unbiased=False, block=1, by_row=False, seed=7)
     """
     return transform.common(seed) if isinstance(transform, Common) else transform
 

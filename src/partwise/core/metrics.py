@@ -6,17 +6,18 @@ Shapes: b examples in a batch, n examples in a group.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from partwise.core.model import ExampleLoss
 from partwise.core.population import Batch
 
-__all__ = ["AUC", "Accuracy", "Loss", "Metric", "Perplexity", "TopKAccuracy"]
+__all__ = ["AUC", "Accuracy", "Loss", "Metric", "MetricOfEach", "Perplexity", "TopKAccuracy", "reduced_each"]
 
 
 class Metric(Protocol):
@@ -37,8 +38,36 @@ class Metric(Protocol):
         ...
 
 
+@runtime_checkable
+class MetricOfEach(Protocol):
+    """What a metric may have besides, so that many clients do not take a call each."""
+
+    def reduce_each(self, columns: Mapping[str, Tensor], sizes: Sequence[int]) -> list[float]:
+        """What `reduce` gives for each of several groups up to rounding; they follow one another in `columns`.
+
+        Args:
+            columns: (n,) each.
+            sizes: examples of each group, > 0; their sum is n.
+        """
+        ...
+
+
+def reduced_each(metric: Metric, columns: Mapping[str, Tensor], sizes: Sequence[int]) -> list[float]:
+    """The metric of each of several groups that follow one another, whether or not it takes them at once."""
+    if isinstance(metric, MetricOfEach):
+        return metric.reduce_each(columns, sizes)
+    parts = {name: column.split(list(sizes)) for name, column in columns.items()}
+    return [metric.reduce({name: part[at] for name, part in parts.items()}) for at in range(len(sizes))]
+
+
 def _mean(column: Tensor) -> float:
     return float(column.double().mean()) if len(column) else math.nan
+
+
+def _means(column: Tensor, sizes: Sequence[int]) -> list[float]:
+    starts = np.cumsum([0, *sizes[:-1]])
+    means: list[float] = (np.add.reduceat(column.double().cpu().numpy(), starts) / np.array(sizes)).tolist()
+    return means
 
 
 @dataclass(frozen=True)
@@ -55,6 +84,9 @@ class Loss:
     def reduce(self, columns: Mapping[str, Tensor]) -> float:
         return _mean(columns["loss"])
 
+    def reduce_each(self, columns: Mapping[str, Tensor], sizes: Sequence[int]) -> list[float]:
+        return _means(columns["loss"], sizes)
+
 
 @dataclass(frozen=True)
 class Perplexity:
@@ -68,8 +100,14 @@ class Perplexity:
         return {"loss": self.of(outputs, batch)}
 
     def reduce(self, columns: Mapping[str, Tensor]) -> float:
-        mean = _mean(columns["loss"])
-        return math.inf if mean > 700 else math.exp(mean)
+        return _exp(_mean(columns["loss"]))
+
+    def reduce_each(self, columns: Mapping[str, Tensor], sizes: Sequence[int]) -> list[float]:
+        return [_exp(mean) for mean in _means(columns["loss"], sizes)]
+
+
+def _exp(mean: float) -> float:
+    return math.inf if mean > 700 else math.exp(mean)
 
 
 @dataclass(frozen=True)
@@ -88,6 +126,9 @@ class Accuracy:
 
     def reduce(self, columns: Mapping[str, Tensor]) -> float:
         return _mean(columns["hit"])
+
+    def reduce_each(self, columns: Mapping[str, Tensor], sizes: Sequence[int]) -> list[float]:
+        return _means(columns["hit"], sizes)
 
 
 @dataclass(frozen=True)
@@ -113,6 +154,9 @@ class TopKAccuracy:
     def reduce(self, columns: Mapping[str, Tensor]) -> float:
         return _mean(columns["hit"])
 
+    def reduce_each(self, columns: Mapping[str, Tensor], sizes: Sequence[int]) -> list[float]:
+        return _means(columns["hit"], sizes)
+
 
 @dataclass(frozen=True)
 class AUC:
@@ -129,13 +173,25 @@ class AUC:
         return {"score": outputs.double(), "target": batch[self.target].double()}
 
     def reduce(self, columns: Mapping[str, Tensor]) -> float:
-        score, target = columns["score"].cpu().numpy(), columns["target"].cpu().numpy() > 0.5
-        above, below = (
-            np.sort(score[target]),
-            np.sort(score[~target]),
-        )  # NumPy's sort and search take a third of torch's
-        if not len(above) or not len(below) or not np.isfinite(score).all():
-            return math.nan
-        # Twice the pairs that are in order, ties counted once: whole numbers, so that no order of summing matters.
-        twice = int(np.searchsorted(below, above).sum() + np.searchsorted(below, above, side="right").sum())
-        return twice / 2 / (len(above) * len(below))
+        return self.reduce_each(columns, [len(columns["score"])])[0]
+
+    def reduce_each(self, columns: Mapping[str, Tensor], sizes: Sequence[int]) -> list[float]:
+        score, is_positive = columns["score"].cpu().numpy(), columns["target"].cpu().numpy() > 0.5
+        is_finite = bool(np.isfinite(score).all())
+        found, start = [], 0
+        for size in sizes:
+            own, at = score[start : start + size], is_positive[start : start + size]
+            found.append(_area(own[at], own[~at]) if is_finite or np.isfinite(own).all() else math.nan)
+            start += size
+        return found
+
+
+def _area(above: NDArray[np.float64], below: NDArray[np.float64]) -> float:
+    """The area under the curve of the scores of positives and negatives, which are sorted in place."""
+    if not len(above) or not len(below):
+        return math.nan
+    above.sort()  # NumPy's sort and search take a third of torch's
+    below.sort()
+    # Twice the pairs that are in order, ties counted once: whole numbers, so that no order of summing matters.
+    twice = int(below.searchsorted(above).sum() + below.searchsorted(above, side="right").sum())
+    return twice / 2 / (len(above) * len(below))

@@ -8,11 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from partwise.core.errors import CompositionError
 from partwise.core.model import Model, Params, Values
-from partwise.core.population import Dataset
+from partwise.core.population import Batch, Dataset
 from partwise.core.rng import generator
 
-__all__ = ["MakeProbe", "ModelProbe", "Probe", "Probed", "probed"]
+__all__ = ["MakeProbe", "ModelProbe", "Predictor", "Probe", "Probed", "probed"]
 
 
 @runtime_checkable
@@ -25,6 +26,29 @@ class Probe(Protocol):
 
     def gradient(self, params: Params, number: int) -> Values:
         """Its gradient, name -> tensor."""
+        ...
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """What a model makes of examples that the server holds, without their labels."""
+
+    def scores(self, params: Params, number: int, shift: torch.Tensor | None = None) -> torch.Tensor:
+        """Of the examples of draw `number`, (b, classes), as a function of the parameters and of the shift.
+
+        Args:
+            params: the model.
+            number: of the draw.
+            shift: added to every example's first input.
+        """
+        ...
+
+    def blank(self) -> torch.Tensor:
+        """A shift of zero."""
+        ...
+
+    def buffers(self) -> frozenset[str]:
+        """Names of parameters that are no weights, such as running statistics."""
         ...
 
 
@@ -75,9 +99,36 @@ class ModelProbe:
         found = {n: torch.zeros_like(t) for n, t in params.items()}
         return found | {n: g for n, g in zip(wanted, grads, strict=True) if g is not None}
 
+    def scores(self, params: Params, number: int, shift: torch.Tensor | None = None) -> torch.Tensor:
+        """What the model makes of draw `number`, with the model as it is evaluated.
+
+        Raises:
+            CompositionError: the first input is no numbers that a shift could be added to.
+        """
+        batch, first = dict(self._batch(number)), self.model.inputs[0]
+        if not batch[first].is_floating_point():
+            raise CompositionError(
+                f"ModelProbe(): inputs are shifted where they are floating numbers, got {batch[first].dtype} in "
+                f"{first!r}. Use another rule for this model."
+            )
+        if shift is not None:
+            batch[first] = batch[first] + shift
+        return self.model.outputs(params, batch, training=False)
+
+    def blank(self) -> torch.Tensor:
+        """A shift of zero."""
+        return torch.zeros_like(self._batch(0)[self.model.inputs[0]][0])
+
+    def buffers(self) -> frozenset[str]:
+        """The model's floating buffers."""
+        return self.model.buffers()
+
     def _loss(self, params: Params, number: int) -> torch.Tensor:
+        return self.model.losses(params, self._batch(number), training=False).mean()
+
+    def _batch(self, number: int) -> Batch:
         count = len(self.data)
         at = torch.arange(count)
         if 0 < self.examples < count:
             at = torch.randperm(count, generator=generator(self.seed, "probe", number))[: self.examples]
-        return self.model.losses(params, self.data.batch(at), training=False).mean()
+        return self.data.batch(at)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 
 from torch import Tensor
 
 from partwise.core.codec import register
 from partwise.core.counter import is_drawn, key_of
-from partwise.core.index import Coords, Index, Shapes, Weight
+from partwise.core.index import Coords, Index, Rows, Shapes, Weight
 from partwise.core.model import Params, Values
 
 __all__ = ["Sampled"]
@@ -26,6 +27,7 @@ class Sampled:
         seed: of the draw, in [0, 2**63).
         share: the chance, in (0, 1].
         block: coordinates, one after another in the whole parameter, that are drawn together.
+        by_row: draw rows of axis 0 instead, and blocks of rows; what is drawn of whole rows is held by rows.
 
     Example:
         >>> import torch
@@ -41,6 +43,7 @@ class Sampled:
     seed: int
     share: float
     block: int = 1
+    by_row: bool = False
     _found: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -58,18 +61,23 @@ class Sampled:
 
     def places(self, name: str) -> Tensor:
         """Which of the values that `base` gathers are drawn: positions among them, ascending."""
-        return is_drawn(key_of(self.seed, name), self.base.coords(name) // self.block, self.share).nonzero().reshape(-1)
+        together = self.block * (max(1, prod(self.shapes[name][1:])) if self.by_row else 1)
+        return is_drawn(key_of(self.seed, name), self.base.coords(name) // together, self.share).nonzero().reshape(-1)
 
     def coords(self, name: str) -> Tensor:
         if name not in self._found:
             self._found[name] = self.base.coords(name)[self.places(name)]
         return self._found[name]
 
-    def _plain(self, name: str) -> Coords:
-        return Coords({name: self.shapes[name]}, {name: self.coords(name)})
+    def _plain(self, name: str) -> Coords | Rows:
+        shapes = {name: self.shapes[name]}
+        if self.grain(name) < len(self.shapes[name]):
+            width = prod(self.shapes[name][1:])
+            return Rows(shapes, {name: self.coords(name)[::width] // width})
+        return Coords(shapes, {name: self.coords(name)})
 
     def gather(self, params: Params) -> Values:
-        return {name: params[name].reshape(-1)[self.coords(name).to(params[name].device)] for name in self.shapes}
+        return {name: self._plain(name).gather(params)[name] for name in self.shapes}
 
     def scatter_add_(self, target: Params, values: Params, scale: float = 1.0) -> None:
         for name in self.shapes:
@@ -84,7 +92,9 @@ class Sampled:
             self._plain(name).cover_(target, weight)
 
     def grain(self, name: str) -> int:
-        return max(1, len(self.shapes[name]))
+        shape = tuple(self.shapes[name])
+        return 1 if self.by_row and self.base.grain(name) <= 1 and prod(shape) > 0 else max(1, len(shape))
 
     def held_shape(self, name: str) -> tuple[int, ...]:
-        return (len(self.coords(name)),)
+        shape, count = tuple(self.shapes[name]), len(self.coords(name))
+        return (count // prod(shape[1:]), *shape[1:]) if self.grain(name) < len(shape) else (count,)

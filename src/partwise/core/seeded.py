@@ -100,28 +100,29 @@ class Seeded:
     def shapes(self) -> Shapes:
         return self.base.shapes
 
-    def _directions(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """The number of a first direction, and some from there on at the held coordinates: (k, d), float64."""
-        positions, count = self.base.coords(name), self.counts[name]
-        keys = words(key_of(self.seed, name), torch.arange(count))
-        rows = max(1, _TOGETHER // max(1, len(positions)))
-        for first in range(0, count, rows):
-            yield first, _drawn(self.law, math.prod(self.shapes[name]), keys[first : first + rows], positions).double()
+    def _directions(self, name: str, which: Tensor) -> Iterator[Tensor]:
+        """Some directions at the held coordinates, in their order, as many at a time as fit: (k, d), float64."""
+        positions = self.base.coords(name)
+        keys = words(key_of(self.seed, name), which)
+        for some in keys.split(max(1, _TOGETHER // max(1, len(positions)))):
+            yield _drawn(self.law, math.prod(self.shapes[name]), some, positions).double()
 
     def gather(self, params: Params) -> Values:
         found = {}
         for name, held in self.base.gather(params).items():
             flat = held.reshape(-1).cpu().double()
-            found[name] = torch.cat([v @ flat for _, v in self._directions(name)]).to(held)
+            every = torch.arange(self.counts[name])
+            found[name] = torch.cat([v @ flat for v in self._directions(name, every)]).to(held)
         return found
 
     def scatter_add_(self, target: Params, values: Params, scale: float = 1.0) -> None:
         for name in self.shapes:
-            numbers = (values[name].double() * scale).tolist()
+            numbers = values[name].double().cpu() * scale
+            which = numbers.nonzero().reshape(-1)  # what is multiplied by 0 need not be drawn
             total = torch.zeros(math.prod(self.base.held_shape(name)), dtype=torch.float64)
-            for first, several in self._directions(name):
-                for k, v in enumerate(several, first):
-                    total += v * numbers[k]  # one by one, product first: the same bits wherever it is done
+            drawn = (v for several in self._directions(name, which) for v in several)
+            for v, number in zip(drawn, numbers[which].tolist(), strict=True):
+                total += v * number  # one by one, product first: the same bits wherever it is done
             if self.base.grain(name):
                 target[name].view(-1).index_add_(0, self.base.coords(name), total.to(target[name]))
             else:

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from partwise.experiment.evaluate import Evaluation
     from partwise.experiment.experiment import Experiment
+    from partwise.experiment.journaling import Journaling
     from partwise.experiment.recorder import Checkpointing
     from partwise.experiment.report import write_report
     from partwise.experiment.result import Result
     from partwise.experiment.spec import load
     from partwise.experiment.trusted import Trusted
 
-__all__ = ["Checkpointing", "Evaluation", "Experiment", "Result", "Trusted", "load", "write_report"]
+__all__ = ["Checkpointing", "Evaluation", "Experiment", "Journaling", "Result", "Trusted", "load", "write_report"]
 
 _MODULE_OF = {
     "Checkpointing": "recorder",
     "Evaluation": "evaluate",
     "Experiment": "experiment",
+    "Journaling": "journaling",
     "Result": "result",
     "Trusted": "trusted",
     "load": "spec",

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from partwise.core.algorithm import Algorithm
-from partwise.core.metrics import Metric
+from partwise.core.metrics import Metric, reduced_each
 from partwise.core.model import Model, Params
 from partwise.core.population import Batch, Client, Dataset, Examples, Population
 from partwise.core.workload import Workload
-from partwise.populations.sizes import clients_with_tests
+from partwise.populations.arrays import ArrayPopulation
+from partwise.populations.sizes import clients_with_tests, counts_of_test_examples
 
 __all__ = ["ClientScore", "Evaluation", "Score", "evaluate", "summarize"]
 
@@ -105,6 +106,9 @@ _Group = list[tuple[Client, int]]  # clients and how many test examples they hav
 
 def _groups(population: Population, *, alone: bool) -> Iterator[tuple[_Group, Dataset]]:
     """Clients' test sets joined to chunks, so that small clients do not cost a forward pass each."""
+    if isinstance(population, ArrayPopulation) and not alone:
+        yield from _slices(population)
+        return
     group: _Group = []
     members: list[Dataset] = []
     for client in clients_with_tests(population):
@@ -120,24 +124,26 @@ def _groups(population: Population, *, alone: bool) -> Iterator[tuple[_Group, Da
         yield group, _joined(members)
 
 
+def _slices(population: ArrayPopulation) -> Iterator[tuple[_Group, Dataset]]:
+    """The same of examples that lie in a row: none of them is copied, and no client is looked at by itself."""
+    group: _Group = []
+    size = 0
+    counts = counts_of_test_examples(population)
+    for client in clients_with_tests(population):
+        group.append((client, int(counts[client])))
+        size += group[-1][1]
+        if size >= _CHUNK:
+            yield group, population.tests_between(group[0][0], client)
+            group, size = [], 0
+    if group:
+        yield group, population.tests_between(group[0][0], group[-1][0])
+
+
 def _joined(members: Sequence[Dataset]) -> Dataset:
     if len(members) == 1:
         return members[0]
     columns = [member.columns() for member in members]
-    return Examples({name: _in_a_row([c[name] for c in columns]) for name in columns[0]})
-
-
-def _in_a_row(parts: Sequence[Tensor]) -> Tensor:
-    """The parts, one after another; without a copy where they lie so, as an `ArrayPopulation`'s do."""
-    first, end = parts[0], parts[0].data_ptr()
-    for part in parts:
-        if part.data_ptr() != end or not part.is_contiguous() or part.shape[1:] != first.shape[1:]:
-            return torch.cat(list(parts))
-        end += part.nbytes
-    base = first.untyped_storage()
-    if any(part.untyped_storage().data_ptr() != base.data_ptr() for part in parts):
-        return torch.cat(list(parts))
-    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
+    return Examples({name: torch.cat([c[name] for c in columns]) for name in columns[0]})
 
 
 def evaluate(
@@ -180,12 +186,8 @@ def evaluate(
 def _per_client(
     metric: Metric, columns: Mapping[str, Tensor], group: Sequence[tuple[Client, int]]
 ) -> list[ClientScore]:
-    rows, start = [], 0
-    for client, examples in group:
-        part = {name: column[start : start + examples] for name, column in columns.items()}
-        rows.append(ClientScore(client, metric.name, metric.reduce(part), examples))
-        start += examples
-    return rows
+    values = reduced_each(metric, columns, [examples for _, examples in group])
+    return [ClientScore(c, metric.name, v, examples) for (c, examples), v in zip(group, values, strict=True)]
 
 
 def summarize(metric: Metric, rows: Sequence[ClientScore]) -> list[Score]:

@@ -29,6 +29,7 @@ from partwise.core.workload import Workload, WorkloadSource
 from partwise.experiment.checkpoint import Checkpoints
 from partwise.experiment.dump import save_spec
 from partwise.experiment.evaluate import Evaluation
+from partwise.experiment.journaling import Journaling, Keeper
 from partwise.experiment.lock import LOCK
 from partwise.experiment.mechanisms import Parts
 from partwise.experiment.population_summary import population_summary
@@ -65,6 +66,7 @@ class Experiment:
         hostile: clients that attack, to see what the rest is worth.
         trusted: examples that the server holds, for aggregators that judge updates by them.
         privacy: a guarantee for every client; it adds the parts that it needs, and its epsilon is recorded.
+        journal: a tamper-evident record of who contributed what, written as the run goes on.
         evaluation: when and what is evaluated.
         checkpointing: when the run is saved.
         runtime: what makes time pass.
@@ -87,6 +89,7 @@ class Experiment:
     hostile: Hostile | None = None
     trusted: Trusted | None = None
     privacy: ClientDP | None = None
+    journal: Journaling | None = None
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpointing: Checkpointing = field(default_factory=Checkpointing)
     runtime: Runtime = field(default_factory=Simulate)
@@ -104,13 +107,16 @@ class Experiment:
         parts = Parts(self.algorithm, _stages(self.client), _stages(self.server), given)
         if self.privacy is not None:
             parts = self.privacy.compose(parts, self.scheduler, workload, channel=self.channel, seed=self.seed)
+        used = parts.aggregators
+        if self.journal is not None:
+            used = self.journal.noted({**parts.algorithm.aggregators(), **used}, self.channel, self.privacy is not None)
         star = Star(
             algorithm=parts.algorithm,
             scheduler=self.scheduler,
             model=workload.model,
             population=workload.population,
             channel=self.channel,
-            aggregators=parts.aggregators,
+            aggregators=used,
             client_chain=_chains(parts.client),
             server_chain=_chains(parts.server),
             seed=self.seed,
@@ -162,6 +168,7 @@ class Experiment:
         self, path: Path, store: RunStore, star: Star, workload: Workload, resume: bool, progress: Progress
     ) -> Result:
         checkpoints = Checkpoints(path / "checkpoints", keep=self.checkpointing.keep)
+        keeper = Keeper(self.journal, path) if self.journal is not None else None
         recorder = Recorder(
             star,
             workload,
@@ -171,6 +178,7 @@ class Experiment:
             checkpointing=self.checkpointing,
             progress=progress,
             account=self.privacy.account(self.scheduler, workload) if self.privacy else None,
+            keeper=keeper,
             is_noise_new=self.privacy is not None and not self.privacy.randomness.is_simulated,
         )
         saved = None
@@ -182,6 +190,8 @@ class Experiment:
                 return Result(path)
         else:  # also a run that was killed before its first checkpoint, and so before its first version
             store.truncate_after(seq=0, version=-1, heard=0)
+            if keeper is not None:
+                keeper.rewind(0)
             self._describe(path, store, star, workload)
         store.set_meta(status="running")
         store.commit()  # so that others can see the run while it goes on
@@ -226,6 +236,7 @@ class Experiment:
             hostile_clients=sorted(star.members),
             trusted=repr(self.trusted) if self.trusted else None,
             privacy=repr(self.privacy) if self.privacy else None,
+            journal=repr(self.journal) if self.journal else None,
             guarantee=self.privacy.statement(self.scheduler, workload) if self.privacy else None,
             evaluation=repr(self.evaluation),
             runtime=repr(self.runtime),

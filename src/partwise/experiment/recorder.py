@@ -19,6 +19,7 @@ from partwise.core.workload import Workload
 from partwise.experiment.accounts import EPSILON, Account
 from partwise.experiment.checkpoint import Checkpoints
 from partwise.experiment.evaluate import Evaluation, Score, evaluate
+from partwise.experiment.journaling import Keeper
 from partwise.experiment.store import RunStore
 from partwise.populations.sizes import clients_with_tests
 from partwise.programs.star import Star
@@ -95,6 +96,7 @@ class Recorder(Observer):
         checkpointing: when it is saved.
         progress: shows the run.
         account: the ledger of a privacy guarantee, if there is one.
+        keeper: writes the run's journal, if it keeps one.
         is_noise_new: whether a version that is made again gets other noise than before, and so is given away twice.
     """
 
@@ -109,9 +111,10 @@ class Recorder(Observer):
         checkpointing: Checkpointing,
         progress: Progress,
         account: Account | None = None,
+        keeper: Keeper | None = None,
         is_noise_new: bool = False,
     ) -> None:
-        self._account, self._is_noise_new = account, is_noise_new
+        self._account, self._keeper, self._is_noise_new = account, keeper, is_noise_new
         self._star, self._workload, self._evaluation = star, workload, evaluation
         self._store, self._checkpoints, self._checkpointing = store, checkpoints, checkpointing
         self._progress, self._log = progress, store.log
@@ -135,6 +138,8 @@ class Recorder(Observer):
             return None
         self.number += 1
         self._store.append_events([(world.now, record.kind, dict(record.fields))])
+        if self._keeper is not None:
+            self._keep(self._keeper, record, world)
         match record.kind:
             case "started":
                 self._measure(world)
@@ -149,6 +154,15 @@ class Recorder(Observer):
                 self._skipped_in_a_row = 0
                 return self._committed(record.fields, world)
         return None
+
+    def _keep(self, keeper: Keeper, record: Record, world: World) -> None:
+        match record.kind:
+            case "told":
+                keeper.told(record.fields)
+            case "skipped":
+                keeper.skipped()
+            case "commit":
+                keeper.committed(world.state(SERVER).streams["model"])
 
     def settled(self, world: World) -> None:
         self._show()
@@ -177,6 +191,10 @@ class Recorder(Observer):
         mine = {"number": self.number, "version": self.version, "seen": self._seen, "reached": self.reached}
         mine["heard"] = len(self._log)
         mine["account"] = self._account.state() if self._account else None
+        if self._keeper is not None:
+            self._keeper.flush()
+            mine["journal"] = len(self._keeper)
+            self._store.set_meta(journal_written=self._keeper.about)
         self._checkpoints.save(
             self.version,
             ChainMap[str, object]({"recorder": mine}, cast("MutableMapping[str, object]", entries)),
@@ -189,6 +207,8 @@ class Recorder(Observer):
         mine: Any = entries["recorder"]
         self.number, self.version, self._seen = mine["number"], mine["version"], mine["seen"]
         self.reached = mine["reached"]
+        if self._keeper is not None:
+            self._keeper.rewind(mine.get("journal", 0))
         if self._account is not None and mine.get("account") is not None:
             self._account.restore(mine["account"])
             if self._is_noise_new:

@@ -101,10 +101,10 @@ class Journal:
                 file.write(signed.line() + "\n")
         return digest
 
-    def settle(self, payout: int) -> str:
-        """Close the round, by the operator: scores and pay follow from the entries."""
+    def settle(self, payout: int, **facts: str) -> str:
+        """Close the round, by the operator: scores and pay follow from the entries; `facts` are written beside them."""
         books = self.books
-        payload = {"payout": payout, "scores": books.settlement(), "payouts": books.payouts(payout)}
+        payload = {**facts, "payout": payout, "scores": books.settlement(), "payouts": books.payouts(payout)}
         return self.append("settle", books.operator, payload, self._operator)
 
     def slash(self, who: str, reason: str) -> str:

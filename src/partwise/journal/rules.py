@@ -25,7 +25,7 @@ class Terms:
 
     Args:
         stake_min: below which nobody takes part.
-        validators: who judge each item.
+        validators: how many judge each item; 0 for the operator alone.
         theta: score above which an item is paid.
         theta_bad: score below which its author is slashed.
         sigma: share of the stake that is slashed.
@@ -153,7 +153,9 @@ class Books:
         return sorted(a for a, s in self.stakes.items() if s >= self.terms.stake_min and a not in self.revoked)
 
     def validators(self, item: str) -> list[str]:
-        """Who judge the item of an author in this round: drawn by what nobody could choose."""
+        """Who judge the item of an author in this round: drawn by what nobody could choose, or the operator."""
+        if not self.terms.validators:
+            return [self.operator]
         base = bytes.fromhex(self.base)
         order = sorted(self.eligible(), key=lambda name: hashlib.sha256(base + name.encode()).digest())
         return [name for name in order if name != item][: self.terms.validators]
@@ -180,7 +182,7 @@ class Books:
         """Author -> score of its item in this round, by the weighted lower median of its validators."""
         found = {}
         for author, by in self.scores.items():
-            weighted = [(score, max(1, self.reputations[validator])) for validator, score in by.items()]
+            weighted = [(score, max(1, self.reputations.get(validator, 0))) for validator, score in by.items()]
             found[author] = lower_median(weighted)
         return dict(sorted(found.items()))
 

@@ -106,6 +106,12 @@ class ArrayPopulation:
             return None
         return _views(self.test_columns, starts, client)
 
+    def tests_between(self, first: Client, last: Client) -> Examples:
+        """The test examples of the clients from `first` to `last`, without a copy."""
+        starts = self._starts[1]
+        assert starts is not None
+        return _views(self.test_columns, starts[[first, last + 1]], 0)
+
     def central_test(self) -> Dataset | None:
         return self.central
 

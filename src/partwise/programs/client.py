@@ -214,7 +214,7 @@ class ClientProgram:
             node.own, node.met = algorithm.client_init(site), True
         node.open.index = algorithm.select(task, node.own, site)
         streams = algorithm.fetch(node.open.index, task, node.own, site)
-        return [Send(SERVER, Fetch(task.id, node.open.index, streams))]
+        return [Send(SERVER, Fetch(task.id, node.open.index if streams is None else _NOTHING, streams))]
 
     def _train(self, node: ClientNode, site: Site, held: Held, now: float) -> list[Effect]:
         assert node.open is not None

@@ -39,7 +39,7 @@ class Fetch:
 
     Args:
         id: the task's.
-        index: its part of the model.
+        index: its part of every stream; of nothing, where `streams` says more.
         streams: stream -> its part of that stream; None for `index` in all of them.
     """
 

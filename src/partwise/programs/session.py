@@ -51,6 +51,7 @@ class Session:
         self._side: ServerSession | None = None
         self._asked: set[int] = set()
         self._answers: dict[int, Any] = {}
+        self._gone: set[int] = set()  # clients that have forgotten what they were told, and are not asked any more
 
     @property
     def is_done(self) -> bool:
@@ -79,14 +80,19 @@ class Session:
                 return self._go_on_if_all()
             case Refusal(_, _, reason):
                 self.refusals[message.src] = reason
-                return self.lose(message.src)
+                return self._leave_out(message.src)
             case Wake(int() as tag) if tag == self._timer():
                 return self._go_on()
             case _:
                 return []
 
     def lose(self, client: int) -> list[Send]:
-        """A client that will not answer is not waited for."""
+        """A client that is gone is not waited for, nor asked again."""
+        self._gone.add(client)
+        return self._leave_out(client)
+
+    def _leave_out(self, client: int) -> list[Send]:
+        """Do not wait for the answer of a client."""
         if client not in self._asked or client in self._answers:
             return []
         self._asked.discard(client)
@@ -116,8 +122,9 @@ class Session:
                 self.failure, self._side = str(error), None
                 self._streams.clear()
                 return []
-            if messages:
-                return self._send(messages)
+            sends = self._send(messages)
+            if self._asked:
+                return sends
             answers = {}
         return []
 
@@ -134,7 +141,8 @@ class Session:
 
     def _send(self, messages: dict[int, Any]) -> list[Send]:
         self._turn_number += 1
-        self._asked, self._answers = set(messages), {}
+        self.silent |= self._gone & messages.keys()
+        self._asked, self._answers = messages.keys() - self._gone, {}
         number, turn, stream = self._number, self._turn_number, self._streams[0]
-        sends = [Send(c, Ask(number, turn, self._ids[c], stream, messages[c])) for c in sorted(messages)]
+        sends = [Send(c, Ask(number, turn, self._ids[c], stream, messages[c])) for c in sorted(self._asked)]
         return [*sends, Send(SERVER, Wake(self._timer()), after=self._channel.patience_seconds)]

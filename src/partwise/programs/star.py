@@ -141,8 +141,8 @@ class Star:
                 if not part.claims(1 << 20).is_linear:
                     raise CompositionError(
                         f"{part!r}: cannot be summed as it is sent, got {self.channel!r} behind it for stream "
-                        f"{stream!r}, which sends sums of all that anybody holds at full length. Use RandomK, or fewer "
-                        "bits of the channel."
+                        f"{stream!r}, which sends sums of all that anybody holds at full length. Use RandomK, a "
+                        "LowRankSum of the channel, or fewer of its bits."
                     )
 
     def all_aggregators(self) -> dict[str, Aggregator]:

@@ -42,10 +42,9 @@ class Hand:
         self.process, self.socket = child.start(self._serve, closing=closing)
         self.starts += 1
         self.reader, self.outbox = Reader(self.socket, self.max_bytes), Outbox(self.socket)
-        self.outstanding: set[Client] = set()  # clients who got a message since the worker had nothing to do
         self.is_ready = self.is_dead = self.is_looking = False
         self.fault = self.fatal = ""
-        self._knows: set[Client] = set()
+        self.knows: set[Client] = set()  # clients who got a message from this process
         self._sent, self._handled = 0, 0
 
     def _serve(self, up: socket.socket) -> None:
@@ -65,10 +64,9 @@ class Hand:
     def send(self, envelope: Envelope) -> None:
         """Put a message on its way, behind the client's state if the process does not know the client yet."""
         client = envelope.to
-        if client not in self._knows and envelope.state is not None:
+        if client not in self.knows and envelope.state is not None:
             self.outbox.put(Envelope(Kind.NODE, to=client, body=envelope.state))
-        self._knows.add(client)
-        self.outstanding.add(client)
+        self.knows.add(client)
         self._sent += 1
         self.outbox.put(envelope)
 
@@ -106,8 +104,6 @@ class Hand:
                 self.is_ready = True
             case Kind.IDLE:
                 self._handled = frame.number
-                if self.is_idle:
-                    self.outstanding.clear()
             case Kind.LOOKED:
                 self.is_looking = False
             case Kind.FATAL:
@@ -238,13 +234,13 @@ class Crew:
             hand.outbox.put_first(Kind.LOOK)
 
     def _replace_dead(self) -> Iterator[Envelope]:
-        """Start dead workers again; the loss of the clients whose messages died with each."""
+        """Start dead workers again; the loss of the clients that each knew: of what they were at, if at anything."""
         for hand in self._hands:
             if not hand.is_dead:
                 continue
             if hand.fatal:
                 raise ProtocolError(f"{hand}: must get through its clients' steps, got: {hand.fatal}. Mend that.")
-            why, clients = hand.why(), sorted(hand.outstanding)
+            why, clients = hand.why(), sorted(hand.knows)
             if hand.starts > self.max_restarts:
                 raise ProtocolError(
                     f"{hand}: may be started again {self.max_restarts} times, {why} once more. "

@@ -152,7 +152,6 @@ class _Actors:
         self._actors = [self._started(number) for number in range(of.workers)]
         self._knows: list[set[Client]] = [set() for _ in self._actors]
         self._queues: list[deque[Envelope]] = [deque() for _ in self._actors]
-        self._outstanding: list[set[Client]] = [set() for _ in self._actors]  # who got a message since it had nothing
         self._calls: dict[Any, _Call] = {}
         self._arrived: list[Envelope] = []
         self._looking = 0  # actors that have not told their states yet
@@ -185,7 +184,6 @@ class _Actors:
             else:
                 number = envelope.to % len(self._actors)
                 self._queues[number].append(envelope)
-                self._outstanding[number].add(envelope.to)
         self._send()
 
     def _send(self) -> None:
@@ -249,12 +247,10 @@ class _Actors:
             ) from error
         except errors.RayError as error:
             return list(self._replace(call, error))
-        if not self._queues[call.actor] and not self._at_work(call.actor):
-            self._outstanding[call.actor].clear()
         return [Envelope(Kind(f[0]), f[1], f[2], f[3], f[4], memoryview(f[5])) for f in found]
 
     def _replace(self, call: _Call, error: Exception) -> Iterator[Envelope]:
-        """Start a lost actor again; the loss of the clients whose messages were lost with it."""
+        """Start a lost actor again; the loss of the clients that it knew: of what they were at, if at anything."""
         number, why = call.actor, f"actor {call.actor} was lost"
         gone = [self._calls.pop(ref) for ref, other in list(self._calls.items()) if other.actor == number]
         self._looking -= sum(other.envelope is None for other in gone)
@@ -264,8 +260,8 @@ class _Actors:
                 f"one more loss: {str(error).splitlines()[0]} Find out what ends it; the run can be resumed."
             ) from error
         self._actors[number] = self._started(number)
+        lost = self._knows[number] | {envelope.to for envelope in self._queues[number]}
         self._knows[number] = set()
         self._queues[number].clear()
-        lost, self._outstanding[number] = sorted(self._outstanding[number]), set()
-        for client in lost:
+        for client in sorted(lost):
             yield Envelope(Kind.LOST, client, fault=why)

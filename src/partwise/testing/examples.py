@@ -14,7 +14,6 @@ from partwise.core.index import Coords, Grid, Index, Joint, Rows, Whole, shapes_
 from partwise.core.model import CrossEntropy, Model, Params, Values, like
 from partwise.core.plan import Job, LocalPlan, ModelLoss
 from partwise.core.population import Census, Counts, Examples, Profile
-from partwise.core.probe import Probe
 from partwise.core.rng import generator
 from partwise.core.update import Update
 from partwise.local import SGD, AdamW, ClipGradient, Decay, Proximal, Rescaled, Shift, Times
@@ -49,9 +48,20 @@ class _Quadratic:
     def gradient(self, params: Params, number: int) -> Values:
         return {name: t.clone() for name, t in params.items()}
 
+    def scores(self, params: Params, number: int, shift: Tensor | None = None) -> Tensor:
+        """Of the layer, on the same five examples whatever the draw."""
+        x = (torch.arange(25.0).reshape(5, 5) * 0.7).sin().to(params["W"])
+        return (x if shift is None else x + shift.to(x)) @ params["W"].t() + params["b"]
 
-def example_probe() -> Probe:
-    """A server's loss that can be done by hand: ½ ‖x‖², with gradient x."""
+    def blank(self) -> Tensor:
+        return torch.zeros(5)
+
+    def buffers(self) -> frozenset[str]:
+        return frozenset()
+
+
+def example_probe() -> _Quadratic:
+    """A server's loss that can be done by hand: ½ ‖x‖², with gradient x; and the scores of its layer."""
     return _Quadratic()
 
 

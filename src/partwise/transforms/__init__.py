@@ -12,6 +12,7 @@ from partwise.transforms.optimize import Adagrad, Adam, ServerSGD, Yogi
 from partwise.transforms.quantize import Quantize
 from partwise.transforms.rotation import Eden
 from partwise.transforms.signs import Sign
+from partwise.transforms.smooth import Smooth
 from partwise.transforms.sparsify import RandomK, Threshold, TopK
 from partwise.transforms.tree import TreeNoise
 from partwise.transforms.weigh import CapWeight
@@ -38,6 +39,7 @@ __all__ = [
     "Scale",
     "ServerSGD",
     "Sign",
+    "Smooth",
     "Threshold",
     "TopK",
     "TreeNoise",

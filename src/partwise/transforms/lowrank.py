@@ -73,7 +73,7 @@ class LowRank:
         2019, arXiv:1905.13727, algorithm 1.
     Differs: each client by itself, in one message. The paper's clients have P and Q in common, which takes two
         exchanges for each step and equal submodels; there the sum of compressed updates is the compressed sum, here it
-        is not. When the shape of what is held changes, Q begins anew.
+        is not: that is the channel `LowRankSum`. When the shape of what is held changes, Q begins anew.
 
     Example:
         >>> from partwise.core.index import Whole

@@ -202,6 +202,8 @@ class RandomK:
         ratio: the chance, in (0, 1].
         unbiased: divide by the chance what is sent, for use without error feedback.
         block: coordinates, one after another, that are drawn together.
+        by_row: draw rows of the first axis, and blocks of rows: where clients hold rows, a masked channel has one
+            weight to add for each of them, instead of one for each value.
         seed: of the draw. In a star it is made anew for every version.
 
     Raises:
@@ -222,6 +224,7 @@ class RandomK:
     ratio: float
     unbiased: bool = False
     block: int = 1
+    by_row: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -255,11 +258,13 @@ class RandomK:
             raise ValueError(
                 f"{self!r}: needs a finite update, got NaN or infinity. Lower the learning rate or look at the data."
             )
-        index, values, weight = Sampled(update.index, self.seed, self.ratio, self.block), update.values(), update.weight
+        index = Sampled(update.index, self.seed, self.ratio, self.block, self.by_row)
+        values, weight = update.values(), update.weight
         places = {name: index.places(name).to(held.device) for name, held in values.items()}
+        kept = {name: values[name].reshape(-1)[at].reshape(index.held_shape(name)) for name, at in places.items()}
         if isinstance(weight, Mapping):
-            weight = {n: _per_coordinate(weight[n], values[n])[place] for n, place in places.items()}
-        sent = Update(index, {name: values[name].reshape(-1)[place] for name, place in places.items()}, weight)
+            weight = {name: _kept(weight[name], values[name], at, kept[name]) for name, at in places.items()}
+        sent = Update(index, kept, weight)
         return (map_values(sent, lambda v: v / self.ratio) if self.unbiased else sent), state
 
 
@@ -282,6 +287,13 @@ def restricted(update: Update, values: Values, places: dict[str, Tensor]) -> Upd
 
 def _per_coordinate(weight: Tensor, value: Tensor) -> Tensor:
     return weight.reshape(weight.shape + (1,) * (value.dim() - weight.dim())).expand(value.shape).reshape(-1)
+
+
+def _kept(weight: Tensor, value: Tensor, place: Tensor, kept: Tensor) -> Tensor:
+    """The weights of values at some places; by rows where there were weights of rows and rows are kept."""
+    found = _per_coordinate(weight, value)[place].reshape(kept.shape)
+    is_by_row = kept.dim() > 1 and weight.numel() <= len(value)
+    return found[(slice(None),) + (slice(1),) * (kept.dim() - 1)] if is_by_row else found
 
 
 def check_ratio(part: str, ratio: float) -> None:
