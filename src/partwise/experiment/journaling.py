@@ -34,8 +34,9 @@ class Journaling:
     operator judges them, and the round is settled, with the digest of the model that came of it. Who is not suspected
     scores 1,000,000; who is, and is not confirmed or only unreliable, 300,000; who is confirmed 0, and is slashed. What
     is written does not change the run. All keys are the operator's: a client's follows from the operator's secret, so
-    that the journal proves what the operator wrote down then, and not what a client signed. Of two clients whose updates
-    are the same to the last bit, the one heard of later counts as a copy, and in one commit that with the larger number.
+    that the journal proves what the operator wrote down then, and not what a client signed. Of two clients whose
+    updates are the same to the last bit, the one heard of later counts as a copy, and in one commit that with the
+    larger number.
 
     Args:
         secret: file with the operator's key, 64 hexadecimal digits; it is made if it is not there. Keep it out of the
