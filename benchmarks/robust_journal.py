@@ -2,12 +2,12 @@
 
     python benchmarks/robust_journal.py [--seeds 1] [--rounds 10] [--edits 1000]
 
-Three ways to train on the same clients, all ten in every round, one epoch of batches of 32, learning rate 0.05, a small
-MLP: the mean; the mean with a journal whose operator judges by MUD-HoG; and a journal whose suspects are left out, before
-a trimmed mean. Clients 7, 8 and 9 are hostile: 7 flips all labels, 8 sends the update of an honest client, to the last
-bit, and 9 sends noise. `paid` is per client, in thousandths of what was paid in all; `below half` the first round after
-which a slashed stake is less than half of what was put in, as a `stake_min` of that would make ineligible. Then random
-bytes of the last journal are changed, one at a time, and looked for.
+Three ways to train on the same clients, all ten in every round, one epoch of batches of 32, learning rate 0.05, a
+small MLP: the mean; the mean with a journal whose operator judges by MUD-HoG; and a journal whose suspects are left
+out, before a trimmed mean. Clients 7, 8 and 9 are hostile: 7 flips all labels, 8 sends the update of an honest client,
+to the last bit, and 9 sends noise. `paid` is per client, in thousandths of what was paid in all; `below half` the first
+round after which a slashed stake is less than half of what was put in, as a `stake_min` of that would make ineligible.
+Then random bytes of the last journal are changed, one at a time, and looked for.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Copy(Attack):
         return [replace(scene.honest[0]) for _ in scene.own]
 
 
-def population(folder: Path, seed: int) -> tuple[pw.Workload, pw.Examples]:
+def workload_of(folder: Path, seed: int) -> pw.Workload:
     data = images(folder)
     test = pw.Examples({"x": data["x_test"], "y": data["y_test"]})
     found = from_partition(
         {"x": data["x_train"], "y": data["y_train"]}, Dirichlet(CLIENTS, alpha=10.0), seed=seed, central_test=test
     )
     model = pw.Model(lambda: ImageMLP(784, 64, 10), pw.CrossEntropy())
-    return pw.Workload(model, found, (pw.Accuracy(),)), test
+    return pw.Workload(model, found, (pw.Accuracy(),))
 
 
 def run(workload: pw.Workload, seed: int, rounds: int, rule: Aggregator, into: Path, *, keeps: bool) -> float:
@@ -146,7 +146,7 @@ def main() -> None:
         "journal, suspects left out, trimmed mean": Watch(MUDHoG(), TrimmedMean(trim_fraction=0.2), exclude=True),
     }
     for seed in range(1, args.seeds + 1):
-        workload, _ = population(folder, seed)
+        workload = workload_of(folder, seed)
         with tempfile.TemporaryDirectory() as scratch:
             last = Path()
             for name, rule in ways.items():
