@@ -124,6 +124,20 @@ def test_commit_that_came_to_nothing_is_not_in_it(tmp_path):
     assert [e["type"] for e in entries(tmp_path)][-2:] == ["settle", "settle"]
 
 
+def test_copy_is_slashed_once_and_not_paid(tmp_path):
+    keeper = Keeper(Journaling(tmp_path / "key", stake=1000, payout=900), tmp_path)
+    first = [[2, "a" * 64], [4, "b" * 64], [7, "a" * 64]]
+    for digests in (first, [[2, "c" * 64], [4, "d" * 64], [7, "b" * 64]]):
+        keeper.told({"stream": "model", "digests": digests})
+        keeper.committed({"w": torch.ones(2)})
+    scores = [e["payload"]["scores"] for e in entries(tmp_path) if e["type"] == "evaluate"]
+    assert scores == [{"client-2": 1_000_000, "client-4": 1_000_000, "client-7": 300_000}] * 2
+    payouts = [e["payload"]["payouts"] for e in entries(tmp_path) if e["type"] == "settle"]
+    assert payouts == [{"client-2": 450, "client-4": 450}] * 2
+    books = keeper._open().books
+    assert (books.stakes["client-7"], books.treasury) == (563, 437)  # a quarter of 1000, and of 750
+
+
 # ---- kills -----------------------------------------------------------------------------------------------------------
 
 

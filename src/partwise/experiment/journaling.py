@@ -32,10 +32,12 @@ class Journaling:
 
     Each version is a round of `partwise.journal`: its clients commit to the digests of their updates and open them, the
     operator judges them, and the round is settled, with the digest of the model that came of it. Who is not suspected
-    scores 1,000,000; who is, and is not confirmed or only unreliable, 300,000; who is confirmed 0, and is slashed. What
-    is written does not change the run. All keys are the operator's: a client's follows from the operator's secret, so
-    that the journal proves what the operator wrote down then, and not what a client signed. Of two clients whose updates
-    are the same to the last bit, the one heard of later counts as a copy, and in one commit that with the larger number.
+    scores 1,000,000; who is, but is not confirmed or only unreliable, 300,000; who is confirmed 0, and is slashed. A
+    copy of another's update scores 300,000, is not paid, and slashed: of two that are the same to the last bit the one
+    heard of later, in one commit that of the larger number. What is written does not change the run.
+
+    All keys are the operator's: a client's follows from the operator's secret, so that the journal proves what the
+    operator wrote down then, and not what a client signed.
 
     Args:
         secret: file with the operator's key, 64 hexadecimal digits; it is made if it is not there. Keep it out of the
@@ -189,7 +191,9 @@ class Keeper:
             payload = {"digest": digest, "nonce": nonces[client].hex(), "updates": parts_of(self._digests, client)}
             self._append(journal, client, "reveal", payload)
         if items:
+            copied = {who for who, _ in journal.books.flagged}  # slashed for that, and not for the score as well
             scores = {author_of(c): _SCORES[self._suspects.get(c, "good")] for c in items}
+            scores = {who: min(s, _SCORES["doubtful"]) if who in copied else s for who, s in scores.items()}
             journal.append("evaluate", _OPERATOR, {"scores": scores}, self._operator)
         journal.settle(min(self._settings.payout, journal.books.pool), model=digest_of_params(params))
         self.skipped()
