@@ -188,6 +188,21 @@ def test_memory_is_a_block_of_columns(monkeypatch):
     assert all(torch.equal(got.values()[n], v) for n, v in expected.values().items())
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_large_updates_that_are_not_finite_are_found(threads, monkeypatch):
+    monkeypatch.setattr(columns, "_ELEMENTS", 3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        updates = whole([[1.0, 2.0], [math.nan, 2.0], [3.0, 4.0], [5.0, -math.inf]])
+        assert [u.value["w"].tolist() for u in columns.finite(updates, 2, "part")] == [[1.0, 2.0], [3.0, 4.0]]
+        with pytest.raises(ValueError, match="allows 1 faulty among 4 updates, got 2 that are not finite"):
+            columns.finite(updates, 1, "part")
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_threads_are_as_they_were_whatever_a_rule_does(monkeypatch):
     params, updates = example_params(), example_updates(example_params(), 7)
     monkeypatch.setattr(columns, "_ELEMENTS", 35)

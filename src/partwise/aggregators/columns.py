@@ -39,6 +39,7 @@ __all__ = [
 _ELEMENTS = 1 << 19  # of one block, m × c: what is in memory at a time, and in the cache
 _STRETCHES = 16  # at most, of a parameter's blocks: so many results wait to be added, whatever its size
 Rule = Callable[["Columns"], Tensor]
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 
@@ -174,16 +175,16 @@ def of_stretches(
     return _threaded(of, range(0, len(starts), step))
 
 
-def _threaded(function: Callable[[int], _T], starts: Sequence[int]) -> list[_T]:
-    """A function of every block, as many at once as torch may use threads: one block is too small for several."""
+def _threaded(function: Callable[[_S], _T], items: Sequence[_S]) -> list[_T]:
+    """A function of every block or update, as many at once as torch may use threads: one is too small for several."""
     threads = torch.get_num_threads()
-    workers = min(threads, len(starts))
+    workers = min(threads, len(items))
     if workers < 2:
-        return [function(start) for start in starts]
+        return [function(item) for item in items]
     torch.set_num_threads(1)  # of each thread that begins now; else each would wait for a team of its own
     try:
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(function, starts))
+            return list(pool.map(function, items))
     finally:
         torch.set_num_threads(threads)
 
@@ -194,7 +195,9 @@ def finite(updates: Sequence[Update], allowed: int, part: object) -> list[Update
     Raises:
         ValueError: more of them than the rule is built for.
     """
-    kept = [update.unpacked() for update in updates if is_finite(update)]
+    is_large = sum(map(num_held, updates)) > _ELEMENTS
+    fine = _threaded(is_finite, updates) if is_large else map(is_finite, updates)
+    kept = [update.unpacked() for update, is_fine in zip(updates, fine, strict=True) if is_fine]
     if len(updates) - len(kept) > allowed:
         raise ValueError(
             f"{part!r}: allows {allowed} faulty among {len(updates)} updates, got {len(updates) - len(kept)} that are "
