@@ -165,6 +165,17 @@ def made(
     return make_trials(mine, partial(experiment, folder), out / "trials.jsonl", about=ABOUT, said=say)
 
 
+def tables(rows: Sequence[dict[str, Any]]) -> str:
+    """Accuracy, a table for each share of hostile clients, and how often the backdoor works."""
+    text = ""
+    for share in sorted({row["share"] for row in rows} - {0.0}):
+        judged = {row["rule"] for row in rows if row["share"] == share}
+        some = [row for row in rows if row["share"] in (0.0, share) and row["rule"] in judged]
+        text += f"Accuracy, %, {share:.0%} hostile:\n\n{markdown(some)}\n\n"
+    marked = [row for row in rows if row["success"] is not None]
+    return text + (f"Marked images in the backdoor's class, %:\n\n{markdown(marked, 'success')}\n" if marked else "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
@@ -191,9 +202,7 @@ def main() -> None:
     print(f"\n{describe(seed=1)}; {args.seeds} seeds, {args.workers} workers\n")
     for setting in dict.fromkeys(row["setting"] for row in rows):
         some = [row for row in rows if row["setting"] == setting]
-        text = f"## {setting}: accuracy, %\n\n{markdown(some)}\n"
-        if any(row["success"] is not None for row in some):
-            text += f"\n## {setting}: backdoor, % of marked images in its class\n\n{markdown(some, 'success')}\n"
+        text = f"## {setting}\n\n{tables(some)}"
         print(text)
         name = setting.replace(",", "").replace(" ", "-")
         (args.folder / f"{name}.md").write_text(text)
