@@ -1,6 +1,6 @@
 """Row submodels with compressed rows: AUC against bytes on the standard library's code, in the clear and under masks.
 
-    python benchmarks/compress_rows.py [--rounds 30] [--seeds 2] [--root runs/rows] [--out docs/results]
+    python benchmarks/compress_rows.py [--rounds 30] [--seeds 3] [--root runs/rows] [--out docs/results]
 
 `FedSubAvg("count")` as in `demo_seeds.py`: a client holds the rows of the names that its module uses and the dense
 layers, 30 clients a round, 20 steps. Each method has the same cohorts, batches and initial parameters for a seed; what
@@ -145,7 +145,7 @@ def draw(clear: dict[str, list[dict[str, Any]]], hidden: dict[str, list[dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--root", type=Path, default=Path("runs/rows"))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
