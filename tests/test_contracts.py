@@ -14,6 +14,7 @@ from partwise.algorithms import (
     CSER,
     AdaAlter,
     AdaptiveClip,
+    Distillation,
     Downlink,
     FedAvg,
     FedHyper,
@@ -26,6 +27,7 @@ from partwise.algorithms import (
     Scaffold,
     SignMomentum,
 )
+from partwise.algorithms.distillation import PublicExamples
 from partwise.attacks import AdditiveNoise, SignFlip
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
@@ -39,7 +41,7 @@ from partwise.local import SGD, HyperStep, LocalTraining
 from partwise.observers import MUDHoG
 from partwise.schedulers import ByLink, Overlapped, Synchronous
 from partwise.testing import check, check_transform
-from partwise.testing.examples import example_indices, example_params, example_probe
+from partwise.testing.examples import example_indices, example_model, example_params, example_probe, example_sites
 from partwise.transforms import (
     Adam,
     Clip,
@@ -83,6 +85,7 @@ NEEDED |= {"OneByte": {"num_clients": 9, "samples": 2}}
 NEEDED |= {"CO2": {"inner": FedAvg(), "gamma": 0.1}, "SignMomentum": {"inner": FedAvg(), "gamma": 0.1}}
 NEEDED |= {"Menu": {"options": (Identity(), Halved(), Sign())}}
 NEEDED |= {"ByLink": {"inner": Synchronous(cohort=5, rounds=3), "sizes": (4000, 500), "steps": 3}}
+NEEDED |= {"Distillation": {"public": PublicExamples(example_sites(example_model())[0].data, (7, 2))}}
 NEEDED |= {"LANS": {"inner": FedAvg()}}
 NEEDED |= {"RandomK": {"ratio": 0.4}, "Threshold": {"above": 0.3}}
 NEEDED |= {"FedHyper": {"inner": FedAvg()}, "Utility": {"inner": FedAvg()}}
@@ -122,6 +125,7 @@ FURTHER = [
     SignMomentum(FedSubAvg("count"), 0.1),
     CO2(FedSubAvg("count"), 0.1, gap="constant"),
     CO2(FedSubAvg("count"), 0.1, delay=0),
+    Distillation(temperature=3.0, rows=3, batch=2, **NEEDED["Distillation"]),
     Ferret(directions=30, scale="release", weights="uniform"),
     OneByte(num_clients=9, is_coded=False, normaliser="mean"),
     Downlink(Scaffold(), Quantize(scale_by="max", rounding="nearest"), keep=2),

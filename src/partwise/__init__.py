@@ -72,6 +72,7 @@ _MODULE_OF = {
     "Deniable": "partwise.algorithms",
     "Dirichlet": "partwise.populations",
     "DiscreteNoise": "partwise.transforms",
+    "Distillation": "partwise.algorithms",
     "Distributed": "partwise.experiment.mechanisms",
     "DivergedError": "partwise.core.errors",
     "Downlink": "partwise.algorithms",

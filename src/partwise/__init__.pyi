@@ -34,6 +34,7 @@ from partwise.algorithms import AdaAlter as AdaAlter
 from partwise.algorithms import AdaptiveClip as AdaptiveClip
 from partwise.algorithms import CrossTier as CrossTier
 from partwise.algorithms import Deniable as Deniable
+from partwise.algorithms import Distillation as Distillation
 from partwise.algorithms import Downlink as Downlink
 from partwise.algorithms import FedAMD as FedAMD
 from partwise.algorithms import FedAvg as FedAvg

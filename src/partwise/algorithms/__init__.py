@@ -7,6 +7,7 @@ from partwise.algorithms.averaging import FedAvg, FedProx
 from partwise.algorithms.cser import CSER
 from partwise.algorithms.cyclic import MCPSGD, MMPSGD
 from partwise.algorithms.deniable import Deniable
+from partwise.algorithms.distillation import Distillation
 from partwise.algorithms.downlink import Downlink
 from partwise.algorithms.ferret import Ferret
 from partwise.algorithms.hyper import FedHyper
@@ -31,6 +32,7 @@ __all__ = [
     "AdaptiveClip",
     "CrossTier",
     "Deniable",
+    "Distillation",
     "Downlink",
     "FedAMD",
     "FedAvg",

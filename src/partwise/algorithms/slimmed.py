@@ -16,9 +16,9 @@ from partwise.algorithms.widths import (
     held_bytes,
     held_share,
     input_factors,
-    kept_units,
     num_units,
     output_factors,
+    prefix,
     prefix_shapes,
     thin,
     unit_counts,
@@ -34,14 +34,6 @@ from partwise.core.update import Update
 from partwise.local import LocalTraining, Nested, Rescaled
 
 __all__ = ["FederatedDropout", "FjORD", "HeteroFL"]
-
-
-def _prefix(site: Site, ratio: float) -> Index:
-    """The first units of every width; a whole model needs no widths."""
-    if ratio == 1:
-        return site.whole()
-    kept = kept_units(site.model, site.like, ratio)
-    return thin(site.model, site.like, {width: torch.arange(units) for width, units in kept.items()})
 
 
 @dataclass(frozen=True)
@@ -111,7 +103,7 @@ class HeteroFL(Algorithm):
         )
 
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
-        return _prefix(site, self.ratio(task, site))
+        return prefix(site, self.ratio(task, site))
 
     def weight(self, site: Site) -> float:
         return 1.0
@@ -257,7 +249,7 @@ class FjORD(Algorithm):
         return found
 
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
-        return _prefix(site, self.choices(site)[-1])
+        return prefix(site, self.choices(site)[-1])
 
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         choices = self.choices(site)

@@ -18,6 +18,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from partwise.core.algorithm import Site
 from partwise.core.errors import CompositionError
 from partwise.core.index import Grid, Index, Whole, shapes_of
 from partwise.core.model import Model, Params
@@ -29,6 +30,7 @@ __all__ = [
     "kept_units",
     "num_units",
     "output_factors",
+    "prefix",
     "prefix_shapes",
     "thin",
     "unit_counts",
@@ -123,6 +125,14 @@ def _positions(entry: str | None, kept: Mapping[str, Tensor]) -> Tensor | None:
     if width not in kept:
         return None
     return (kept[width].unsqueeze(1) * times + torch.arange(times)).reshape(-1)
+
+
+def prefix(site: Site, ratio: float) -> Index:
+    """The first units of every width; a whole model needs no widths."""
+    if ratio == 1:
+        return site.whole()
+    kept = kept_units(site.model, site.like, ratio)
+    return thin(site.model, site.like, {width: torch.arange(units) for width, units in kept.items()})
 
 
 def prefix_shapes(model: Model, like: Params, ratio: float) -> dict[str, tuple[int, ...]]:

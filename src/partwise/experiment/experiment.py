@@ -64,7 +64,7 @@ class Experiment:
         aggregator: of the stream `model`, or stream -> aggregator; the algorithm's own by default.
         channel: how updates reach the aggregator.
         hostile: clients that attack, to see what the rest is worth.
-        trusted: examples that the server holds, for aggregators that judge updates by them.
+        trusted: examples that the server holds, for aggregators that judge updates by them; public for `Distillation`.
         privacy: a guarantee for every client; it adds the parts that it needs, and its epsilon is recorded.
         journal: a tamper-evident record of who contributed what, written as the run goes on.
         evaluation: when and what is evaluated.

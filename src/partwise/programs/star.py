@@ -48,7 +48,7 @@ class Star:
         seed: of everything.
         on_refused: what a refused update does: it is skipped like a lost client, or it stops the run.
         hostile: clients that attack; none by default.
-        trusted: examples that the server holds, for parts that judge updates by them.
+        trusted: examples that the server holds, for parts that judge updates by them, or have clients predict them.
 
     Raises:
         CompositionError: parts that do not fit together.
@@ -72,6 +72,7 @@ class Star:
     def __post_init__(self) -> None:
         if self.on_refused not in ("skip", "stop"):
             raise ValueError(f"Star(on_refused={self.on_refused!r}): must be 'skip' or 'stop'. Choose one.")
+        object.__setattr__(self, "algorithm", probed(self.algorithm, self._probe))
         for kind in self.scheduler.state_types:
             register(kind)
         for stream, aggregator in self.all_aggregators().items():
@@ -161,7 +162,7 @@ class Star:
     def _probe(self, examples: int) -> Probe:
         if self.trusted is None or not len(self.trusted):
             raise CompositionError(
-                "Star(trusted=None): an aggregator judges updates on examples that the server holds, got none. "
+                "Star(trusted=None): a part needs examples that no client made, got none. "
                 "Give the experiment Trusted(examples=100)."
             )
         return ModelProbe(self.model, self.trusted, examples, self.seed)
