@@ -29,6 +29,8 @@ __all__ = ["Krum", "krum_scores", "ranked"]
 class Krum:
     """The updates with the smallest sums of the m - f - 2 smallest squared distances to others, averaged.
 
+    With one update selected, and clients whose data differ, that is one client's word for all: 11 points of accuracy
+    less than the mean's without any hostile client, on MNIST split by Dirichlet(0.5); with half of them selected, 1.
     Submodels are compared where they overlap, d_ref / |overlap| times the squared difference there, with d_ref the
     size of their union; a pair that shares too little is infinitely far apart. The selected are averaged per
     coordinate over those that hold it. Weights are not used. Equal scores are ordered by the updates' values. Where
