@@ -43,9 +43,10 @@ def public_modules(source: Path = SOURCE) -> list[Module]:
 
 def _read(path: Path, name: str, *, is_package: bool) -> Module:
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    stub = path.with_suffix(".pyi")  # what is imported when it is asked for
     origin = {
         alias.asname or alias.name: f"{node.module}.{alias.name}"
-        for node in ast.walk(tree)
+        for node in ast.walk(ast.parse(stub.read_text(encoding="utf-8")) if stub.exists() else tree)
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("partwise")
         for alias in node.names
     }
