@@ -23,7 +23,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-from machine import describe
+from machine import describe, spread
 
 import partwise as pw
 
@@ -96,11 +96,6 @@ def run(args: argparse.Namespace, name: str, is_masked: bool, seed: int) -> dict
         path.write_text(json.dumps({"curve": curve, "seconds": time.process_time() - began}))
     found: dict[str, Any] = json.loads(path.read_text())
     return found
-
-
-def spread(values: list[float], form: str) -> str:
-    deviation = f" ± {format(statistics.stdev(values), form)}" if len(values) > 1 else ""
-    return format(statistics.mean(values), form) + deviation
 
 
 def table(found: dict[str, list[dict[str, Any]]], full: float, rounds: int) -> list[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["describe", "mnist_folder", "plays_folder"]
+__all__ = ["describe", "mnist_folder", "plays_folder", "spread"]
 
 
 def _processor() -> str:
@@ -36,6 +38,12 @@ def describe(seed: int) -> str:
     """One line: machine, versions, commit, seed."""
     versions = f"Python {sys.version.split()[0]}, torch {version('torch')}, partwise {version('partwise')}"
     return f"{_processor()}, {os.cpu_count()} cores; {versions}, commit {_commit()}, seed {seed}"
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Mean ± standard deviation; of one value, that alone."""
+    deviation = f" ± {format(statistics.stdev(values), form)}" if len(values) > 1 else ""
+    return format(statistics.mean(values), form) + deviation
 
 
 def mnist_folder() -> Path | None:

@@ -31,7 +31,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-from machine import describe
+from machine import describe, spread
 
 import partwise as pw
 from partwise.runtimes.executors import Plain
@@ -97,11 +97,6 @@ def tuned(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         path.write_text(json.dumps({"curve": curve, "seconds": time.process_time() - began}))
     found: dict[str, Any] = json.loads(path.read_text())
     return found
-
-
-def spread(values: list[float], form: str) -> str:
-    deviation = f" ± {format(statistics.stdev(values), form)}" if len(values) > 1 else ""
-    return format(statistics.mean(values), form) + deviation
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> list[str]:

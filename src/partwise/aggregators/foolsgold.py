@@ -16,12 +16,13 @@ from torch import Tensor
 from partwise.aggregators.columns import combine, finite, senders
 from partwise.aggregators.geometry import inner_products
 from partwise.core.aggregate import Sum, sum_updates
+from partwise.core.checks import at_least
 from partwise.core.model import Params
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["FoolsGold", "Histories", "check_settings", "foolsgold_weights", "told_who", "with_histories"]
+__all__ = ["FoolsGold", "Histories", "check_kappa", "foolsgold_weights", "told_who", "with_histories"]
 
 _NONE = 1e-12  # of a largest weight, below which all clients are alike
 
@@ -53,14 +54,10 @@ def foolsgold_weights(cosines: Tensor, kappa: float = 1.0, num: int | None = Non
     return (kappa * ((share / (1 - share)).log() + 0.5)).clamp(0.0, 1.0), False
 
 
-def check_settings(part: object, kappa: float, **at_least_one: int) -> None:
-    """Refuse a steepness that is not above 0, and settings below 1."""
-    kind = type(part).__name__
+def check_kappa(part: object, kappa: float) -> None:
+    """Refuse a steepness that is not above 0."""
     if not 0 < kappa < math.inf:
-        raise ValueError(f"{kind}(kappa={kappa}): must be finite and above 0, got {kappa}. Use 1.")
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise ValueError(f"{kind}({name}={value}): must be at least 1, got {value}. Raise it.")
+        raise ValueError(f"{type(part).__name__}(kappa={kappa}): must be finite and above 0, got {kappa}. Use 1.")
 
 
 def told_who(
@@ -128,7 +125,8 @@ class FoolsGold:
     needs: ClassVar[Literal["sum", "each"]] = "each"
 
     def __post_init__(self) -> None:
-        check_settings(self, self.kappa, min_overlap=self.min_overlap, min_holders=self.min_holders)
+        check_kappa(self, self.kappa)
+        at_least(self, min_overlap=1, min_holders=1)
 
     def init(self, params: Params, census: Census) -> Histories:
         """Client -> the sum of its updates."""

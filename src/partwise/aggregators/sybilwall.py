@@ -13,9 +13,10 @@ from typing import ClassVar, Literal
 import torch
 
 from partwise.aggregators.columns import combine
-from partwise.aggregators.foolsgold import Histories, check_settings, foolsgold_weights, told_who, with_histories
+from partwise.aggregators.foolsgold import Histories, check_kappa, foolsgold_weights, told_who, with_histories
 from partwise.aggregators.geometry import inner_products
 from partwise.core.aggregate import Sum
+from partwise.core.checks import at_least
 from partwise.core.index import Whole, shapes_of
 from partwise.core.model import Params
 from partwise.core.population import Census
@@ -65,8 +66,8 @@ class SybilWall:
     needs: ClassVar[Literal["sum", "each"]] = "each"
 
     def __post_init__(self) -> None:
-        counts = {"remembered": self.remembered, "min_overlap": self.min_overlap, "min_holders": self.min_holders}
-        check_settings(self, self.kappa, **counts)
+        check_kappa(self, self.kappa)
+        at_least(self, remembered=1, min_overlap=1, min_holders=1)
         if not 0 <= self.own < math.inf:
             raise ValueError(f"SybilWall(own={self.own}): must be finite and at least 0, got {self.own}. 1 is usual.")
 
