@@ -99,7 +99,10 @@ def _held(update: Update, value: Tensor, name: str) -> _Held:
     flat = value.reshape(-1)
     if update.index.grain(name) == 0:
         return _Held(None, flat)
-    at, order = update.index.coords(name).sort()
+    at = update.index.coords(name)
+    if bool((at[1:] >= at[:-1]).all()):
+        return _Held(at, flat)
+    at, order = at.sort()
     return _Held(at, flat[order])
 
 

@@ -29,9 +29,10 @@ def test_ragged_examples_steps_and_batches(name, plan):
     agree(CASES[name].jobs((7, 1, 23, 5, 12, 12), **plan), Stacked())
 
 
-def test_batches_are_those_of_plain():
+@pytest.mark.parametrize("length", [{"epochs": 2}, {"steps": 2}, {"steps": 1}])
+def test_batches_are_those_of_plain(length):
     """Read off a column that numbers the examples; every client's shares sum to one."""
-    jobs = MLP.jobs((23, 12, 12, 7, 5), batch_size=5, epochs=2)
+    jobs = MLP.jobs((23, 12, 12, 7, 5), batch_size=5, **length)
     jobs = [job._replace(data=Examples({"at": torch.arange(len(job.data)) + 1000 * i})) for i, job in enumerate(jobs)]
     drawn = [list(batches(job.plan, len(job.data), job.seed)) for job in jobs]
     feed = Feed(jobs, [len(at) for at in drawn], torch.zeros((), dtype=torch.float64))
@@ -67,6 +68,12 @@ def test_data_that_are_slices_of_one_column_are_not_copied():
     for c, job in enumerate(jobs):
         at = next(batches(job.plan, len(job.data), job.seed))
         assert torch.equal(feed.batch(0)[0]["x"].view(2, 4, 2)[c], job.data.batch(at)["x"])
+
+
+def test_of_columns_of_their_own_only_what_is_trained_on_is_copied():
+    jobs = MLP.jobs((90, 600), batch_size=4, steps=3)
+    feed = Feed(jobs, [3, 3], torch.zeros(()))
+    assert len(feed._columns["x"]) == 2 * 3 * 4
 
 
 def test_padding_does_not_make_a_loss_infinite():

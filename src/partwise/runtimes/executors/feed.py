@@ -42,8 +42,6 @@ class Feed:
     """
 
     def __init__(self, jobs: Sequence[Job], steps: Sequence[int], like: Tensor, *, is_kept: bool = False) -> None:
-        self._columns, starts = _joined([job.data.columns() for job in jobs])
-        self._like, device = like, next(iter(self._columns.values())).device
         counts = [len(job.data) for job in jobs]
         kinds = [_kind(job.plan, n, many) for job, n, many in zip(jobs, counts, steps, strict=True)]
         long, wide = max(k[0] for k in kinds), max(k[1] for k in kinds)
@@ -57,8 +55,8 @@ class Feed:
             at[:rows, c, :size] = positions
             at[:rows, c, size:] = at[:rows, c, size - 1 : size]
             self._widths[: steps[c], c] = widths
-        at += np.array(starts)[:, None]
-        self._at = torch.from_numpy(at).to(device)
+        self._columns, at = _joined([job.data.columns() for job in jobs], at)
+        self._like, self._at = like, torch.from_numpy(at).to(next(iter(self._columns.values())).device)
         self._active = (np.array(steps) > np.arange(steps[0])[:, None]).sum(1).tolist()
         self._made: dict[tuple[int, int], Tensor] = {}  # shares where all clients' batches are full
         self._last: tuple[int, Batch, Tensor] | None = None  # of so many clients, where batches stay the same
@@ -119,15 +117,30 @@ def _drawn(
     return orders.reshape(-1, size)[:steps], sizes.reshape(-1)[:steps]
 
 
-def _joined(datas: Sequence[Batch]) -> tuple[dict[str, Tensor], list[int]]:
-    """The clients' columns as one each, and where every client begins; without a copy where they are views of one."""
+def _joined(datas: Sequence[Batch], at: Ints) -> tuple[dict[str, Tensor], Ints]:
+    """The clients' columns as one each, and where in them the batches are.
+
+    Without a copy where they are views of one; else of what is trained on only, where that is less than all there is.
+
+    Args:
+        datas: of each client.
+        at: (T, C, b), a batch's positions among its client's examples.
+    """
     names = list(datas[0])
     shared = _shared([[data[name] for name in names] for data in datas])
     if shared is not None:
         bases, starts = shared
-        return dict(zip(names, bases, strict=True)), starts
-    sizes = [len(data[names[0]]) for data in datas]
-    return {n: torch.cat([data[n] for data in datas]) for n in names}, [0, *np.cumsum(sizes)[:-1].tolist()]
+        return dict(zip(names, bases, strict=True)), at + np.array(starts)[:, None]
+    ends = np.cumsum([len(data[names[0]]) for data in datas])
+    if at.size >= ends[-1]:
+        before = np.concatenate([[0], ends[:-1]])
+        return {n: torch.cat([data[n] for data in datas]) for n in names}, at + before[:, None]
+    taken = torch.from_numpy(np.ascontiguousarray(at.swapaxes(0, 1)).reshape(len(datas), -1))  # (C, T * b)
+    places = np.arange(at.size).reshape(len(datas), len(at), -1).swapaxes(0, 1)
+    return {
+        n: torch.cat([d[n].index_select(0, rows.to(d[n].device)) for d, rows in zip(datas, taken, strict=True)])
+        for n in names
+    }, np.ascontiguousarray(places)
 
 
 def _shared(datas: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[int]] | None:
