@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -198,6 +199,46 @@ def test_update_that_is_not_finite_counts_as_faulty():
     assert value(Krum(f=1), [*V[:4], bad]) == [2.0, 1.0] == value(Krum(f=1), V)
     with pytest.raises(ValueError, match=r"\(f=1, .*\): allows 1 faulty among 6 updates, got 2 that are not finite\."):
         value(Krum(f=1), [*V[:4], bad, [math.inf, 1.0]])
+
+
+def test_weight_that_is_not_finite_counts_as_faulty():
+    updates = whole([*V[:4], [2.0, 1.0]])
+    got = reduce(Krum(f=1), [*updates[:4], replace(updates[4], weight=math.nan)])
+    assert got.values()["w"].tolist() == [2.0, 1.0]
+    with pytest.raises(ValueError, match="allows 0 faulty among 5 updates, got 1 that"):
+        reduce(Krum(f=0), [*updates[:4], replace(updates[4], weight=math.inf)])
+
+
+def test_squares_that_run_over_are_no_fault():
+    """1e25 squared is no float32; nor is 1e200 squared a float64: an update that is finite is kept, and far away.
+
+    The three smallest squared distances of the others sum to 9.25, 12.25, 7.75 and 18.25.
+    """
+    for far, dtype in ((1e25, torch.float32), (1e200, torch.float64)):
+        assert value(Krum(f=0), [*V[:4], [far, -far]], dtype) == [2.5, 2.0]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_weighted_mean_of_whole_updates_in_stretches(threads, monkeypatch):
+    """Two parameters, one of three stretches and a rest, against plain loops."""
+    monkeypatch.setattr(columns, "_LONG", 4)
+    rng, weights = torch.Generator().manual_seed(3), [0.5, 2.0, 0.25]
+    shapes = {"a": (7, 2), "b": ()}
+    params = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    rows = [{n: torch.randn(s, generator=rng, dtype=torch.float64) for n, s in shapes.items()} for _ in weights]
+    updates = [Update(Whole(shapes), row) for row in rows]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        mean = columns.combine(updates, params, torch.tensor(weights, dtype=torch.float64)).values()
+        total = columns.combine(updates, params, torch.tensor(weights, dtype=torch.float64), is_share=True).values()
+    finally:
+        torch.set_num_threads(before)
+    for name in shapes:
+        each = [row[name].reshape(-1).tolist() for row in rows]
+        sums = [sum(w * x for w, x in zip(weights, column, strict=True)) for column in zip(*each, strict=True)]
+        assert total[name].reshape(-1).tolist() == pytest.approx(sums, rel=1e-14)
+        assert mean[name].reshape(-1).tolist() == pytest.approx([x / 2.75 for x in sums], rel=1e-14)
 
 
 def test_krum_refuses():

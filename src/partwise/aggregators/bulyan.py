@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from partwise.aggregators.columns import Columns, finite, reduce_columns
+from partwise.aggregators.columns import Columns, reduce_columns
 from partwise.aggregators.coordinatewise import median_of
-from partwise.aggregators.geometry import distances
+from partwise.aggregators.geometry import compared
 from partwise.aggregators.krum import krum_scores, ranked
 from partwise.aggregators.nearest import nearest_mean
 from partwise.core.aggregate import Sum
@@ -73,9 +73,9 @@ class Bulyan:
                 f"Bulyan(f={self.f}): needs at least 4f+3 = {4 * self.f + 3} updates, got {len(got)}. "
                 "Lower f or ask a larger cohort."
             )
-        updates = finite(got, self.f, self)
+        updates, squared = compared(got, params, self.f, self, min_overlap=self.min_overlap)
         f = self.f - (len(got) - len(updates))
-        chosen = _selected(updates, distances(updates, params, self.min_overlap), f)
+        chosen = _selected(updates, squared, f)
         cuts = torch.tensor([max(2 if f else 0, 2 * f * n // max(1, len(chosen))) for n in range(len(chosen) + 1)])
         selected = [updates[i] for i in chosen]
         return reduce_columns(selected, params, partial(_near_median, cuts), least=3 if f else 1), state

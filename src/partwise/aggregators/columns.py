@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from partwise.core.aggregate import Coverage, union_index
+from partwise.core.index import Whole, shapes_of
 from partwise.core.model import Params, Values
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update, is_finite
@@ -36,7 +37,8 @@ __all__ = [
     "window_mean",
 ]
 
-_ELEMENTS = 1 << 19  # of one block, m × c: what is in memory at a time, and in the cache
+_ELEMENTS = 1 << 20  # of one block, m × c: what is in memory at a time, and in the cache
+_LONG = 1 << 17  # of one update at a time, where its numbers are only added: fewer calls, and the sum is in the cache
 _STRETCHES = 16  # at most, of a parameter's blocks: so many results wait to be added, whatever its size
 Rule = Callable[["Columns"], Tensor]
 _S = TypeVar("_S")
@@ -294,6 +296,11 @@ def combine(
         is_share: instead of the mean, the sum of weight times value, times m over the number of holders: then weights
             may be of either sign.
     """
+    by_all = weights if is_share else weights / weights.sum()
+    if least <= len(updates) and all(_holds_all(update, params) for update in updates):
+        each = [update.values() for update in updates]
+        sums = {name: _weighted([v[name] for v in each], by_all.tolist(), like) for name, like in params.items()}
+        return Update(Whole(shapes_of(params)), sums, float(len(updates)))
 
     def rule(block: Columns) -> Tensor:
         by = weights.to(block.table)
@@ -307,6 +314,31 @@ def combine(
         return torch.where(below > 0, total / below, torch.zeros_like(total))
 
     return reduce_columns(updates, params, rule, least=least)
+
+
+def _holds_all(update: Update, params: Params) -> bool:
+    """Whether it holds everything in the model's own type, of single precision or more, where the model is."""
+    held = update.values()
+    return held.keys() == params.keys() and all(
+        update.index.grain(name) == 0
+        and (held[name].dtype, held[name].device) == (like.dtype, like.device)
+        and like.dtype in (torch.float32, torch.float64)
+        for name, like in params.items()
+    )
+
+
+def _weighted(values: Sequence[Tensor], weights: Sequence[float], like: Tensor) -> Tensor:
+    """The sum of weight times value, each value read once and none copied."""
+    rows, total = [value.reshape(-1) for value in values], torch.empty_like(like).reshape(-1)
+
+    def of(start: int) -> None:
+        part = slice(start, start + _LONG)
+        torch.mul(rows[0][part], weights[0], out=total[part])
+        for row, weight in zip(rows[1:], weights[1:], strict=True):
+            total[part].add_(row[part], alpha=weight)
+
+    _threaded(of, range(0, len(total), _LONG))
+    return total.reshape(like.shape)
 
 
 def at_least_one(part: str, least: int) -> None:

@@ -15,14 +15,13 @@ from torch import Tensor
 from partwise.aggregators.columns import (
     at_least_one,
     combine,
-    finite,
     mean_of,
     num_held,
     num_union,
     reduce_columns,
 )
-from partwise.aggregators.geometry import distances, distances_to, is_whole
-from partwise.aggregators.krum import ranked
+from partwise.aggregators.geometry import compared, distances_to, is_whole
+from partwise.aggregators.krum import averaged, ranked
 from partwise.core.aggregate import Sum
 from partwise.core.model import Params
 from partwise.core.population import Census
@@ -85,10 +84,9 @@ class GeometricMedian:
         self, got: Sum | Sequence[Update], state: Any, params: Params, replies: Sequence[ReplyInfo] = ()
     ) -> tuple[Update, Any]:
         assert not isinstance(got, Sum)
-        updates = finite(got, max(0, (len(got) - 1) // 2), self)
+        updates, squared = compared(got, params, max(0, (len(got) - 1) // 2), self, min_overlap=1)
         if not updates:
             return reduce_columns(updates, params, mean_of, least=1), state
-        squared = distances(updates, params, 1)
         if is_whole(updates, params):
             weights = self._weiszfeld(squared)
         else:
@@ -167,14 +165,14 @@ class Medoid:
         self, got: Sum | Sequence[Update], state: Any, params: Params, replies: Sequence[ReplyInfo] = ()
     ) -> tuple[Update, Any]:
         assert not isinstance(got, Sum)
-        updates = finite(got, max(0, (len(got) - 1) // 2), self)
-        apart = distances(updates, params, self.min_overlap).sqrt()
+        updates, squared = compared(got, params, max(0, (len(got) - 1) // 2), self, min_overlap=self.min_overlap)
+        apart = squared.sqrt()
         is_near = apart < torch.inf
         num = is_near.sum(1)
         sums = torch.where(is_near, apart, 0.0).sum(1)
         sums = torch.where(num == num.max(), sums, torch.inf) if len(updates) else sums
         chosen = [updates[i] for i in ranked(sums, updates)[:1]]
-        return reduce_columns(chosen, params, mean_of, least=1), state
+        return averaged(chosen, params), state
 
 
 def _normal(weights: Tensor) -> Tensor:

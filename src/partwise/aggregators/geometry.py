@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from partwise.aggregators.columns import Columns, num_held, num_union, of_stretches
+from partwise.aggregators.columns import Columns, finite, num_held, num_union, of_stretches
 from partwise.core.model import Params
-from partwise.core.update import Update
+from partwise.core.update import Update, has_finite_weight
 
-__all__ = ["distances", "distances_to", "inner_products", "is_whole"]
+__all__ = ["compared", "distances", "distances_to", "inner_products", "is_whole"]
 
 _NEAR = 1e-2  # of |v_i|² + |v_k|²: nearer pairs would lose more than four digits in the difference of products
 _ROWS = 16  # of a table at a time: whole tiles of a product, and little of it computed twice
@@ -44,6 +44,22 @@ def is_whole(updates: Sequence[Update], params: Params) -> bool:
     )
 
 
+def compared(
+    got: Sequence[Update], params: Params, allowed: int, part: object, *, min_overlap: int
+) -> tuple[list[Update], Tensor]:
+    """What `finite` keeps, and `distances` between them.
+
+    Products of whole updates are finite where the updates are, so that nothing is read for that alone.
+    """
+    if is_whole(got, params) and all(map(has_finite_weight, got)):
+        updates = [update.unpacked() for update in got]
+        products = _products(updates, params, params)
+        if bool(torch.isfinite(products.own).all()):
+            return updates, _squared(updates, params, products, min_overlap)
+    updates = finite(got, allowed, part)
+    return updates, distances(updates, params, min_overlap)
+
+
 def distances(updates: Sequence[Update], params: Params, min_overlap: int = 10) -> Tensor:
     """Squared distances over the overlaps, scaled to the size of the union of all.
 
@@ -55,7 +71,11 @@ def distances(updates: Sequence[Update], params: Params, min_overlap: int = 10) 
         params: shapes and devices.
         min_overlap: coordinates that a pair must share, and at least 5 % of the smaller; never more than the union.
     """
-    cross, own, shared = _products(updates, params, params)
+    return _squared(updates, params, _products(updates, params, params), min_overlap)
+
+
+def _squared(updates: Sequence[Update], params: Params, products: _Products, min_overlap: int) -> Tensor:
+    cross, own, shared = products
     size = own + own.t()
     squared = (size - 2 * cross).clamp_(min=0.0)
     near = (squared < _NEAR * size).fill_diagonal_(False).triu_()
@@ -128,9 +148,10 @@ def _of_stretch(num: int, blocks: Iterable[Columns]) -> _Products:
     found = _nothing(num)
     for block in blocks:
         if block.is_full:
-            cross = _safe(_lower, block.table).to(found.cross)
-            own, shared = cross.diagonal().unsqueeze(1), torch.full_like(cross, block.table.shape[1])
-            _add_(found, _Products(cross, own.expand_as(cross), shared))
+            cross = _safe(_lower, block.table).to(found.cross.device)
+            found.cross.add_(cross)
+            found.own.add_(cross.diagonal().unsqueeze(1))
+            found.shared.add_(block.table.shape[1])
             continue
         held = block.table < torch.inf
         table, mask = block.table.masked_fill(~held, 0.0), held.to(block.table)

@@ -6,15 +6,15 @@ Shapes and notation: m updates, f of them declared faulty; I_i what update i hol
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cmp_to_key
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from partwise.aggregators.columns import finite, mean_of, reduce_columns
-from partwise.aggregators.geometry import distances
+from partwise.aggregators.columns import mean_of, reduce_columns
+from partwise.aggregators.geometry import compared
 from partwise.core.aggregate import Sum
 from partwise.core.checks import at_least
 from partwise.core.model import Params
@@ -22,7 +22,7 @@ from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["Krum", "krum_scores", "ranked"]
+__all__ = ["Krum", "averaged", "krum_scores", "ranked"]
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,18 @@ class Krum:
                 f"Krum(f={self.f}, num_selected={self.num_selected}): may select at most m-f = {len(got) - self.f} of "
                 f"{len(got)} updates, got {self.num_selected}. Lower num_selected or ask a larger cohort."
             )
-        updates = finite(got, self.f, self)
+        updates, squared = compared(got, params, self.f, self, min_overlap=self.min_overlap)
         num_faulty = self.f - (len(got) - len(updates))
-        scores = krum_scores(distances(updates, params, self.min_overlap), len(updates) - num_faulty - 2)
+        scores = krum_scores(squared, len(updates) - num_faulty - 2)
         chosen = [i for i in ranked(scores, updates) if scores[i] < torch.inf][: self.num_selected]
-        return reduce_columns([updates[i] for i in chosen], params, mean_of, least=1), state
+        return averaged([updates[i] for i in chosen], params), state
+
+
+def averaged(chosen: Sequence[Update], params: Params) -> Update:
+    """The mean of each coordinate over those that hold it; of a single update, that update."""
+    if len(chosen) == 1 and all(t.dtype == params[name].dtype for name, t in chosen[0].values().items()):
+        return replace(chosen[0], weight=1.0)
+    return reduce_columns(chosen, params, mean_of, least=1)
 
 
 def krum_scores(distance: Tensor, neighbours: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from partwise.aggregators.columns import finite, mean_of, reduce_columns, senders
 from partwise.aggregators.coordinatewise import TrimmedMean
-from partwise.aggregators.geometry import distances
+from partwise.aggregators.geometry import compared
 from partwise.core.aggregate import Aggregator, Sum, sum_updates
 from partwise.core.checks import at_least
 from partwise.core.model import Params
@@ -77,8 +77,8 @@ class NearestNeighbours:
                 f"NearestNeighbours(f={self.f}): needs at least 2f+1 = {2 * self.f + 1} updates, got {len(got)}. "
                 "Lower f or ask a larger cohort."
             )
-        updates = finite(got, self.f, self)
-        mixed = _mixed(updates, params, distances(updates, params, self.min_overlap), len(got) - self.f)
+        updates, squared = compared(got, params, self.f, self, min_overlap=self.min_overlap)
+        mixed = _mixed(updates, params, squared, len(got) - self.f)
         return self.inner.reduce(_inner(self.inner, mixed, params), state, params, senders(got, replies))
 
     def probed(self, make: MakeProbe) -> Aggregator:

@@ -20,6 +20,7 @@ __all__ = [
     "Update",
     "all_finite",
     "check_update",
+    "has_finite_weight",
     "inner",
     "is_finite",
     "map_values",
@@ -127,9 +128,14 @@ def to_dense(update: Update, params: Params) -> Values:
 
 def is_finite(update: Update) -> bool:
     """Whether every value and weight is a finite number."""
+    return has_finite_weight(update) and all(all_finite(t) for t in update.values().values())
+
+
+def has_finite_weight(update: Update) -> bool:
+    """Whether every weight is a finite number."""
     if isinstance(update.weight, Mapping):
-        return all(all_finite(t) for t in (*update.values().values(), *update.weight.values()))
-    return math.isfinite(update.weight) and all(all_finite(t) for t in update.values().values())
+        return all(map(all_finite, update.weight.values()))
+    return math.isfinite(update.weight)
 
 
 def all_finite(t: Tensor) -> bool:
