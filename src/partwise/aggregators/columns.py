@@ -63,7 +63,7 @@ class Columns(NamedTuple):
     @property
     def is_full(self) -> bool:
         """Whether everybody holds every column."""
-        return bool((self.present == len(self.table)).all())
+        return not len(self.present) or int(self.present.min()) == len(self.table)
 
     def picked(self, chosen: Tensor) -> Columns:
         """Some of the columns; (c,) bool."""
@@ -124,6 +124,10 @@ class _Parameter:
             and all((held.flat.dtype, held.flat.device) == (self._dtype, here) for held in self._holders.values())
         )
         self._width = max(1, _ELEMENTS // max(1, self._num))
+        size = min(self._width, self._like.numel()) if self._is_full else 0
+        self._everybody = torch.full((size,), self._num, dtype=torch.int64, device=here)
+        rows = [held.flat.split(self._width) for held in self._holders.values()] if self._is_plain else []
+        self._pieces = list(zip(*rows, strict=True))  # of each block
 
     def starts(self) -> range:
         return range(0, self._like.numel(), self._width)
@@ -139,15 +143,14 @@ class _Parameter:
         table = room.table[:count].view(self._num, size)
         self._fill_(table, start)
         if self._is_full:
-            present = torch.full((size,), self._num, dtype=torch.int64, device=device)
+            present = self._everybody[:size]
         else:
             present = (table < torch.inf).sum(0)
         return Columns(start, table, present, room.ordered)
 
     def _fill_(self, table: Tensor, start: int) -> None:
         if self._is_plain:  # one call for all rows, in a third of the time of one for each
-            stop = start + table.shape[1]
-            torch.cat([held.flat[start:stop] for held in self._holders.values()], out=table.view(-1))
+            torch.cat(self._pieces[start // self._width], out=table.view(-1))
             return
         if not self._is_full:
             table.fill_(torch.inf)
