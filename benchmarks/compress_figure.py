@@ -2,6 +2,7 @@
 
     python benchmarks/compress_figure.py mnist [--folder FOLDER] [--seeds 3] [--out docs/results]
     python benchmarks/compress_figure.py silos [--folder FOLDER] [--seeds 3] [--out docs/results]
+    python benchmarks/compress_figure.py silos --rounds 600 --decay 0.99 [--folder FOLDER] [--seeds 3] [--out docs/results]
     python benchmarks/compress_figure.py plays [--folder FOLDER] [--seeds 3] [--out docs/results]
 
 `mnist`: 50 clients, Dirichlet 0.3, widths 1, 1/2 and 1/4 in equal shares (HeteroFL), 10 a round, 20 steps, 60 rounds;
@@ -9,7 +10,8 @@ a CNN. `silos`: 10 clients, Dirichlet 0.3, who are all in each of 300 rounds of 
 199,210 parameters. `plays`: a GPT of 0.2 million parameters, pretrained for 1,000 steps on every second play and tuned
 by FedAvg across the others, a client each; 8 a round, 10 steps of AdamW, 30 rounds. Links of 10 Mb/s up and 50 Mb/s
 down, 20 ms a local step. Every method has the same cohorts, seeds and settings but for its compressor; what needs error
-feedback has it.
+feedback has it. `--decay`: the learning rate is multiplied by this in every round, as it is where a model is trained to
+the end; what a compressor still owes shrinks with it.
 
 What was made is kept in FOLDER, a file for each task, and not made again, so that the same command goes on. A table
 (mean over seeds, standard deviation, and whether the mean is within one standard deviation of that without a
@@ -28,7 +30,7 @@ import time
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -63,7 +65,15 @@ Curve = list[tuple[float, float, float]]  # quality, megabytes up, seconds; at e
 ROUNDS = {"mnist": 60, "silos": 300, "plays": 30}
 
 
-def experiment(task: str, rounds: int, chain: tuple[Any, ...], seed: int, weights: Path | None) -> pw.Experiment:
+class Length(NamedTuple):
+    """Of a run. decay: of the learning rate, in every round."""
+
+    rounds: int
+    decay: float
+
+
+def experiment(task: str, length: Length, chain: tuple[Any, ...], seed: int, weights: Path | None) -> pw.Experiment:
+    rounds, decay = length
     common = {
         "evaluation": pw.Evaluation(every=max(1, rounds // 6), per_client=task == "plays"),
         "checkpointing": pw.Checkpointing(every_seconds=1e9),
@@ -74,17 +84,17 @@ def experiment(task: str, rounds: int, chain: tuple[Any, ...], seed: int, weight
     if task == "mnist":
         widths = pw.Widths((1.0, 0.5, 0.25), base=LINKS)
         workload: Any = pw.MNIST(folder=mnist_folder(), partition=pw.Dirichlet(50, alpha=0.3), profiles=widths)
-        local = pw.LocalTraining(pw.SGD(0.05), batch_size=20, steps=20, max_norm=5.0)
+        local = pw.LocalTraining(pw.SGD(0.05), batch_size=20, steps=20, max_norm=5.0, lr_decay=decay)
         return pw.Experiment(workload, pw.HeteroFL(local), pw.Synchronous(10, rounds), **common)
     if task == "silos":
         split = pw.Dirichlet(10, alpha=0.3)
         workload = pw.MNIST(mnist_folder(), partition=split, size="mlp", profiles=LINKS)
-        local = pw.LocalTraining(pw.SGD(0.1), batch_size=32, steps=10)
+        local = pw.LocalTraining(pw.SGD(0.1), batch_size=32, steps=10, lr_decay=decay)
         return pw.Experiment(workload, pw.FedAvg(local), pw.Synchronous(10, rounds), **common)
     workload = pw.ShakespeareGPT(
         plays_folder(), half="tune", clients="play", test_share=0.03, weights=weights, profiles=LINKS
     )
-    local = pw.LocalTraining(pw.AdamW(3e-4), batch_size=16, steps=10, max_norm=1.0)
+    local = pw.LocalTraining(pw.AdamW(3e-4), batch_size=16, steps=10, max_norm=1.0, lr_decay=decay)
     return pw.Experiment(workload, pw.FedAvg(local), pw.Synchronous(8, rounds), **common)
 
 
@@ -103,9 +113,9 @@ def pretrained(folder: Path) -> Path:
     return path
 
 
-def curve(task: str, rounds: int, chain: tuple[Any, ...], seed: int, weights: Path | None) -> Curve:
+def curve(task: str, length: Length, chain: tuple[Any, ...], seed: int, weights: Path | None) -> Curve:
     with tempfile.TemporaryDirectory() as folder:
-        result = experiment(task, rounds, chain, seed, weights).run(Path(folder) / "run")
+        result = experiment(task, length, chain, seed, weights).run(Path(folder) / "run")
         rows = result.table("accuracy", "central") if task != "plays" else result.table("loss", "pooled")
         return [(row["value"], row["uplink_bytes"] / 1e6, row["time"]) for row in rows]
 
@@ -115,14 +125,16 @@ def curves(args: argparse.Namespace, chosen: Iterable[str]) -> dict[str, list[Cu
     args.folder.mkdir(parents=True, exist_ok=True)
     keep = args.folder / f"{args.task}.jsonl"
     lines = [json.loads(line) for line in keep.read_text().splitlines()] if keep.exists() else []
-    known = {(row["method"], row["seed"]): row["curve"] for row in lines if row["rounds"] == args.rounds}
+    length = Length(args.rounds, args.decay)
+    mine = [row for row in lines if (row["rounds"], row.get("decay", 1.0)) == length]
+    known = {(row["method"], row["seed"]): row["curve"] for row in mine}
     weights = pretrained(args.folder) if args.task == "plays" else None
     for seed, name in product(range(1, args.seeds + 1), chosen):
         if (name, seed) in known:
             continue
         began = time.process_time()
-        known[name, seed] = curve(args.task, args.rounds, METHODS[name], seed, weights)
-        row = {"method": name, "seed": seed, "rounds": args.rounds, "curve": known[name, seed]}
+        known[name, seed] = curve(args.task, length, METHODS[name], seed, weights)
+        row = {"method": name, "seed": seed, **length._asdict(), "curve": known[name, seed]}
         with keep.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(f"{name:26} seed {seed} {known[name, seed][-1]} {time.process_time() - began:.0f} s", flush=True)
@@ -175,6 +187,7 @@ def main() -> None:
     parser.add_argument("task", choices=list(ROUNDS))
     parser.add_argument("--folder", type=Path, default=Path("compress"))
     parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--decay", type=float, default=1.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", help="methods whose names begin so; `none` is always there")
     parser.add_argument("--out", type=Path)
@@ -189,12 +202,14 @@ def main() -> None:
     lines = table(found)
     print("\n".join(lines))
     if args.out:
-        picture = args.out / f"compression-{args.task}.svg"
+        kind = args.task if args.decay == 1 else f"{args.task}-decayed"
+        picture = args.out / f"compression-{kind}.svg"
         draw(args, found, picture)
         command = f"python benchmarks/compress_figure.py {args.task} --rounds {args.rounds} --seeds {args.seeds}"
-        text = [f"# Compressors on {args.task}", "", f"`{command}` on {where}.", "", *lines, ""]
+        command += "" if args.decay == 1 else f" --decay {args.decay}"
+        text = [f"# Compressors on {kind}", "", f"`{command}` on {where}.", "", *lines, ""]
         text += [f"![quality against bytes and against time]({picture.name})", ""]
-        (args.out / f"compression-{args.task}.md").write_text("\n".join(text))
+        (args.out / f"compression-{kind}.md").write_text("\n".join(text))
 
 
 if __name__ == "__main__":
