@@ -2,7 +2,7 @@
 
     python benchmarks/compress_figure.py mnist [--folder FOLDER] [--seeds 3] [--out docs/results]
     python benchmarks/compress_figure.py silos [--folder FOLDER] [--seeds 3] [--out docs/results]
-    python benchmarks/compress_figure.py silos --rounds 600 --decay 0.99 [--folder FOLDER] [--seeds 3] [--out docs/results]
+    python benchmarks/compress_figure.py silos --rounds 2000 --decay 0.999 [--folder FOLDER]
     python benchmarks/compress_figure.py plays [--folder FOLDER] [--seeds 3] [--out docs/results]
 
 `mnist`: 50 clients, Dirichlet 0.3, widths 1, 1/2 and 1/4 in equal shares (HeteroFL), 10 a round, 20 steps, 60 rounds;
