@@ -59,7 +59,7 @@ def test_no_formatter_has_touched_a_snippet():
 
 
 def test_the_hostile_clients_of_a_specification():
-    from partwise.aggregators import Mean, TrimmedMean, Watch
+    from partwise.aggregators import Mean, Reputation, TrimmedMean, Watch
     from partwise.attacks import AfterRounds, ALittleIsEnough, Hostile
     from partwise.experiment.spec import loads
     from partwise.experiment.trusted import Trusted
@@ -67,10 +67,11 @@ def test_the_hostile_clients_of_a_specification():
 
     blocks = re.findall(r"```toml\n(.*?)```", (HOW_TO / "hostile-clients.md").read_text(), re.DOTALL)
     head = '[workload]\nname = "LeafSynthetic"\n[algorithm]\nname = "FedAvg"\n'
-    attacked, judged, watched, noted = (loads(head + block) for block in blocks)
+    attacked, judged, watched, remembered, noted = (loads(head + block) for block in blocks)
     assert attacked.hostile == Hostile(ALittleIsEnough(), 0.2, when=AfterRounds(10))
     assert attacked.aggregator == TrimmedMean(trim_count=4)
     assert watched.aggregator == Watch(MUDHoG(), Mean(), exclude=True)
+    assert remembered.aggregator == Watch(MUDHoG(), reputation=Reputation(0.9, least=0.4))
     assert judged.trusted == Trusted(100)
     assert noted.journal is not None
     assert noted.journal.payout == 1_000_000

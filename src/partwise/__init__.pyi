@@ -20,6 +20,7 @@ from partwise.aggregators import NearestNeighbours as NearestNeighbours
 from partwise.aggregators import Phocas as Phocas
 from partwise.aggregators import PrincipalGradients as PrincipalGradients
 from partwise.aggregators import RankVote as RankVote
+from partwise.aggregators import Reputation as Reputation
 from partwise.aggregators import SybilWall as SybilWall
 from partwise.aggregators import TrimmedMean as TrimmedMean
 from partwise.aggregators import Watch as Watch
@@ -72,6 +73,7 @@ from partwise.attacks import ReversedVote as ReversedVote
 from partwise.attacks import SignFlip as SignFlip
 from partwise.attacks import SomeRounds as SomeRounds
 from partwise.attacks import Sybils as Sybils
+from partwise.attacks import VulnerableEdges as VulnerableEdges
 from partwise.channels import Coded as Coded
 from partwise.channels import LowRankSum as LowRankSum
 from partwise.channels import Masked as Masked
@@ -147,6 +149,7 @@ from partwise.experiment.privacy import ClientDP as ClientDP
 from partwise.local import SGD as SGD
 from partwise.local import AdamW as AdamW
 from partwise.local import LocalTraining as LocalTraining
+from partwise.observers import CoverageLimit as CoverageLimit
 from partwise.observers import FedInfluence as FedInfluence
 from partwise.observers import MUDHoG as MUDHoG
 from partwise.populations import IID as IID

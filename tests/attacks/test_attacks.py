@@ -1,5 +1,6 @@
 """Attacks by hand, and what they do to rules: the tables of robustness.md §7 to §9."""
 
+import itertools
 import math
 
 import pytest
@@ -26,6 +27,7 @@ from partwise.attacks import (
     SignFlip,
     SomeRounds,
     Sybils,
+    VulnerableEdges,
 )
 from partwise.attacks.updates import little_enough
 from partwise.core.aggregate import sum_updates
@@ -165,6 +167,38 @@ def test_reversed_vote():
     own = whole((places - start).tolist())
     bad = ReversedVote().forge(Scene(own, [], {"w": start}, 0, torch.Generator()))
     assert [(start + u.values()["w"]).argsort().tolist() for u in bad] == [[1, 3, 0, 2]] * 3
+
+
+def used_after(totals, places, attackers, used):
+    after = [t + attackers * p for t, p in zip(totals, places, strict=True)]
+    return set(sorted(range(len(after)), key=lambda e: (after[e], e))[len(after) - used :])
+
+
+@pytest.mark.parametrize(("used", "attackers"), [(2, 1), (3, 1), (3, 2), (4, 2)])
+def test_no_vote_changes_more_edges_than_that_on_vulnerable_ones(used, attackers):
+    """Of six edges and three honest orders, against all 720 orders that the attackers might send."""
+    rng, start = torch.Generator().manual_seed(10 * used + attackers), torch.arange(6).double()
+    for _ in range(5):
+        honest = torch.stack([torch.randperm(6, generator=rng) for _ in range(3)]).double()
+        totals = honest.sum(0).tolist()
+        scene = Scene(whole([[0.0] * 6] * attackers), whole((honest - start).tolist()), {"w": start}, 0, rng)
+        sent = [(start + u.values()["w"]).tolist() for u in VulnerableEdges(used / 6).forge(scene)]
+        assert len(sent) == attackers
+        assert all(vote == sent[0] for vote in sent)
+        before = used_after(totals, [0.0] * 6, 0, used)
+        each = [before - used_after(totals, p, attackers, used) for p in itertools.permutations(range(6))]
+        assert len(before - used_after(totals, sent[0], attackers, used)) == max(map(len, each))
+
+
+def test_vulnerable_edges_as_the_attackers_guess_them():
+    """Their own two votes, for three honest: totals 3, 4.5, 9 and 1.5. Edge 0 comes for 1; for 2 nobody can."""
+    start = torch.arange(4).double()
+    own = whole((torch.tensor([[0, 2, 3, 1], [2, 1, 3, 0]]) - start).tolist())
+    honest = whole([[0.0] * 4] * 3)
+    bad = VulnerableEdges(is_omniscient=False).forge(Scene(own, honest, {"w": start}, 0, torch.Generator()))
+    assert [(start + u.values()["w"]).tolist() for u in bad] == [[3.0, 0.0, 2.0, 1.0]] * 2
+    with pytest.raises(ValueError, match=r"VulnerableEdges\(keep=1\.0\): must lie in \(0, 1\), got 1\.0"):
+        VulnerableEdges(1.0)
 
 
 def test_backdoor_marks_and_labels_some():

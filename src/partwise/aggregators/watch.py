@@ -7,15 +7,54 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from partwise.core.aggregate import Aggregator, Sum, Telling, sum_updates
-from partwise.core.detect import Detector
+from partwise.core.detect import GOOD, Detector, Verdict, score_of
 from partwise.core.mean import Mean
 from partwise.core.model import Params
-from partwise.core.population import Census
+from partwise.core.population import Census, Client
 from partwise.core.probe import MakeProbe, probed
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["Watch"]
+__all__ = ["Reputation", "Watch"]
+
+
+@dataclass(frozen=True)
+class Reputation:
+    """What a client has been worth so far, and counts for: r <- memory r + (1 - memory) score, in every commit.
+
+    A score is 1 of a client that nobody suspects, 0.3 of one that is suspected, and 0 where that is confirmed and it
+    is not only unreliable. The client's update is weighted by min(r, cap) in place of the weight that it states.
+
+    Args:
+        memory: mu, in [0, 1).
+        start: r of a client that is new, in [0, 1].
+        cap: above it, more reputation makes no difference, in (0, 1].
+        least: updates of clients below it are left out, in [0, 1]. Their reputation may rise again.
+
+    Source: robust accountability after Jaberzadeh et al., "Blockchain-based federated learning", 2023,
+        arXiv:2307.10492.
+
+    Example:
+        >>> Reputation(least=0.4).after(0.5, 0.0)
+        0.45
+    """
+
+    memory: float = 0.9
+    start: float = 0.5
+    cap: float = 1.0
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        bounds = {"memory": 0 <= self.memory < 1, "start": 0 <= self.start <= 1}
+        bounds |= {"cap": 0 < self.cap <= 1, "least": 0 <= self.least <= 1}
+        for name, is_fine in bounds.items():
+            if not is_fine:
+                value = getattr(self, name)
+                raise ValueError(f"Reputation({name}={value}): must lie between 0 and 1, got {value}. See its bounds.")
+
+    def after(self, before: float, score: float) -> float:
+        """A client's reputation after one more score, both in [0, 1]."""
+        return self.memory * before + (1 - self.memory) * score
 
 
 @dataclass(frozen=True)
@@ -26,6 +65,7 @@ class Watch:
         detector: the observer.
         inner: the aggregator.
         exclude: whether updates that the observer would leave out are left out, or only told of.
+        reputation: whether what it says of a client counts in later commits too; None if not.
 
     Example:
         >>> from partwise.observers import MUDHoG
@@ -36,10 +76,11 @@ class Watch:
     detector: Detector
     inner: Aggregator = field(default_factory=lambda: Mean("holders"))
     exclude: bool = False
+    reputation: Reputation | None = None
     needs: ClassVar[Literal["sum", "each"]] = "each"
 
     def init(self, params: Params, census: Census) -> Any:
-        return self.detector.init(params, census), self.inner.init(params, census), ()
+        return self.detector.init(params, census), self.inner.init(params, census), {}, (), ()
 
     def reduce(
         self, got: Sum | Sequence[Update], state: Any, params: Params, replies: Sequence[ReplyInfo] = ()
@@ -50,27 +91,55 @@ class Watch:
                 f"Watch({self.detector!r}): needs to know who sent each update, got {len(got)} updates and "
                 f"{len(replies)} senders. Give reduce the replies."
             )
-        watched, inner, _ = state
+        watched, inner, known, *_ = state
         verdicts, watched = self.detector.judge(got, replies, watched, params)
-        out = {verdict.client for verdict in verdicts if verdict.is_out} if self.exclude else set()
-        kept = [(u, r) for u, r in zip(got, replies, strict=True) if r.client not in out]
+        out = {verdict.client for verdict in verdicts if verdict.is_out} if self.exclude else set[Client]()
+        if self.reputation is not None:
+            known = _reputations(self.reputation, known, replies, verdicts)
+            out |= {reply.client for reply in replies if known[reply.client] < self.reputation.least}
+        kept = [(self._weighed(u, known.get(r.client)), r) for u, r in zip(got, replies, strict=True)]
+        kept = [(update, reply) for update, reply in kept if reply.client not in out]
         left = [update for update, _ in kept]
         given = sum_updates(left, params) if self.inner.needs == "sum" else left
         total, inner = self.inner.reduce(given, inner, params, [reply for _, reply in kept])
-        return total, (watched, inner, tuple(verdicts))
+        return total, (watched, inner, known, tuple(verdicts), tuple(sorted(out)))
+
+    def _weighed(self, update: Update, reputation: float | None) -> Update:
+        if self.reputation is None or reputation is None:
+            return update
+        return replace(update, weight=min(reputation, self.reputation.cap))
 
     def told(self, state: Any) -> Mapping[str, Any]:
         """Whom the observer suspects, and what the aggregator tells."""
-        _, inner, verdicts = state
+        _, inner, known, verdicts, out = state
         own = dict(self.inner.told(inner)) if isinstance(self.inner, Telling) else {}
-        if not verdicts:
+        if not verdicts and not out:
             return own
         suspects = [
-            {"client": v.client, "kind": v.kind, "reason": v.reason, "confirmed": v.is_confirmed} for v in verdicts
+            {
+                "client": v.client,
+                "kind": v.kind,
+                "reason": v.reason,
+                "confirmed": v.is_confirmed,
+                **({"reputation": known[v.client]} if v.client in known else {}),
+            }
+            for v in verdicts
         ]
-        excluded = sorted(v.client for v in verdicts if v.is_out) if self.exclude else []
-        return {**own, "suspects": suspects, "excluded": excluded}
+        return {**own, "suspects": suspects, "excluded": list(out)}
 
     def probed(self, make: MakeProbe) -> Watch:
         """The same with an observer and an aggregator that have their probes."""
         return replace(self, detector=probed(self.detector, make), inner=probed(self.inner, make))
+
+
+def _reputations(
+    rule: Reputation, known: Mapping[Client, float], replies: Sequence[ReplyInfo], verdicts: Sequence[Verdict]
+) -> dict[Client, float]:
+    """Client -> its reputation after a commit; of those who are in it one score each, the worst."""
+    worst = dict.fromkeys((reply.client for reply in replies), GOOD)
+    for verdict in verdicts:
+        if verdict.client in worst:
+            score = score_of(verdict.kind, is_confirmed=verdict.is_confirmed)
+            worst[verdict.client] = min(worst[verdict.client], score)
+    new = {client: rule.after(known.get(client, rule.start), score / GOOD) for client, score in worst.items()}
+    return {**known, **new}

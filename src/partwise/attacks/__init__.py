@@ -9,10 +9,10 @@ from partwise.attacks.updates import (
     GaussianReplace,
     InnerProduct,
     NegatedCrowd,
-    ReversedVote,
     SignFlip,
     Sybils,
 )
+from partwise.attacks.votes import ReversedVote, VulnerableEdges
 from partwise.attacks.when import AfterRounds, SomeRounds
 from partwise.core.attack import EveryRound, Hostile
 
@@ -36,4 +36,5 @@ __all__ = [
     "SignFlip",
     "SomeRounds",
     "Sybils",
+    "VulnerableEdges",
 ]

@@ -24,7 +24,6 @@ __all__ = [
     "GaussianReplace",
     "InnerProduct",
     "NegatedCrowd",
-    "ReversedVote",
     "SignFlip",
     "Sybils",
     "little_enough",
@@ -231,26 +230,3 @@ class Sybils(Attack):
                 value[name] = v + _noise(v, 0.0, self.noise * size, scene.rng)
             found.append(Update(update.index, value, update.weight))
         return found
-
-
-@dataclass(frozen=True)
-class ReversedVote(Attack):
-    """Against rank voting: the attackers add up the places that they computed and send the reverse order.
-
-    Source: Mozaffari, Shejwalkar, Houmansadr, "Every vote counts", USENIX Security 2023, arXiv:2110.04350, §5.
-    """
-
-    def forge(self, scene: Scene) -> list[Update]:
-        worst = {}
-        for name, start in scene.params.items():
-            votes = [start.double() + u.values()[name].double() for u in scene.own if _is_whole(u, name)]
-            if not votes:
-                continue
-            order = torch.stack(votes).sum(0).reshape(-1).argsort(stable=True).flip(0)
-            worst[name] = (order.argsort().reshape(start.shape).double() - start.double()).to(start)
-        base = {name: torch.zeros_like(t) for name, t in scene.params.items()} | worst
-        return [Update(u.index, restricted(base, u.index, scene.params), u.weight) for u in scene.own]
-
-
-def _is_whole(update: Update, name: str) -> bool:
-    return name in update.index.shapes and update.index.grain(name) == 0

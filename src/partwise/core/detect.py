@@ -11,7 +11,15 @@ from partwise.core.population import Census, Client
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["Detector", "Verdict"]
+__all__ = ["DOUBTFUL", "GOOD", "Detector", "Verdict", "score_of"]
+
+# In millionths: the score of a client that nobody suspects, and of one of whom nothing is certain.
+GOOD, DOUBTFUL = 1_000_000, 300_000
+
+
+def score_of(kind: str, *, is_confirmed: bool) -> int:
+    """What a suspicion makes of a client's score: `DOUBTFUL`, or 0 of who is confirmed and not only unreliable."""
+    return 0 if is_confirmed and kind != "unreliable" else DOUBTFUL
 
 
 @register
@@ -20,7 +28,7 @@ class Verdict(NamedTuple):
 
     Args:
         client: its number.
-        kind: `sign flip`, `noise`, `targeted`, `unreliable`, `harmful`.
+        kind: `sign flip`, `noise`, `targeted`, `unreliable`, `harmful`, `coverage`.
         reason: the number that says so, in words.
         is_confirmed: whether it was under suspicion for long enough.
         is_out: whether its update of this round is better left out.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from partwise.core.aggregate import Aggregator
 from partwise.core.channel import Channel
 from partwise.core.codec import encode
+from partwise.core.detect import DOUBTFUL, GOOD, score_of
 from partwise.core.errors import CheckpointError, CompositionError, DataError
 from partwise.core.model import Params
 
@@ -23,7 +24,6 @@ __all__ = ["JOURNAL", "Journaling", "Keeper", "author_of", "digest_of_params", "
 
 JOURNAL = "journal.jsonl"
 _OPERATOR = "server"
-_SCORES = {"good": 1_000_000, "doubtful": 300_000, "bad": 0}  # paid; neither paid nor slashed; slashed
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Keeper:
     def __init__(self, settings: Journaling, folder: Path) -> None:
         self._settings, self._path, self._operator = settings, folder / JOURNAL, settings.key()
         self._digests: list[tuple[int, str, str]] = []  # client, stream, digest
-        self._suspects: dict[int, str] = {}  # client -> key of _SCORES
+        self._scores: dict[int, int] = {}  # of those who are suspected
         self._journal: Journal | None = None
 
     def __len__(self) -> int:
@@ -154,7 +154,7 @@ class Keeper:
             CheckpointError: there are fewer, or the operator's key is another one.
             ProtocolError: what is left was tampered with.
         """
-        self._digests, self._suspects, self._journal = [], {}, None
+        self._digests, self._scores, self._journal = [], {}, None
         written = self._path.read_bytes() if self._path.exists() else b""
         ends = [at + 1 for at, byte in enumerate(written) if byte == ord("\n")][:count]
         if len(ends) < count:
@@ -170,13 +170,12 @@ class Keeper:
         """What an aggregator told of a commit that is under way."""
         self._digests += [(client, fields["stream"], digest) for client, digest in fields.get("digests", ())]
         for found in fields.get("suspects", ()):
-            is_bad = found["confirmed"] and found["kind"] != "unreliable"
-            if self._suspects.get(found["client"]) != "bad":
-                self._suspects[found["client"]] = "bad" if is_bad else "doubtful"
+            score = score_of(found["kind"], is_confirmed=found["confirmed"])
+            self._scores[found["client"]] = min(score, self._scores.get(found["client"], GOOD))
 
     def skipped(self) -> None:
         """That commit came to nothing."""
-        self._digests, self._suspects = [], {}
+        self._digests, self._scores = [], {}
 
     def committed(self, params: Params) -> None:
         """A version was made: one round of the journal."""
@@ -192,8 +191,8 @@ class Keeper:
             self._append(journal, client, "reveal", payload)
         if items:
             copied = {who for who, _ in journal.books.flagged}  # slashed for that, and not for the score as well
-            scores = {author_of(c): _SCORES[self._suspects.get(c, "good")] for c in items}
-            scores = {who: min(s, _SCORES["doubtful"]) if who in copied else s for who, s in scores.items()}
+            scores = {author_of(c): self._scores.get(c, GOOD) for c in items}
+            scores = {who: min(s, DOUBTFUL) if who in copied else s for who, s in scores.items()}
             journal.append("evaluate", _OPERATOR, {"scores": scores}, self._operator)
         journal.settle(min(self._settings.payout, journal.books.pool), model=digest_of_params(params))
         self.skipped()
