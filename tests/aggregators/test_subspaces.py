@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from partwise.aggregators import FlagAggregator, FoolsGold, PrincipalGradients, RankVote
+from partwise.aggregators import FlagAggregator, FoolsGold, PrincipalGradients, RankVote, SybilWall
 from partwise.aggregators.foolsgold import foolsgold_weights
 from partwise.aggregators.rank_vote import places_of, vote
 from partwise.core.index import Coords, Whole
@@ -195,6 +195,22 @@ def test_foolsgold_looks_at_the_features_it_is_told():
         FoolsGold(names=("tail",)).reduce(updates, {}, params, senders(3))
     with pytest.raises(ValueError, match=r"needs to know who sent each update, got 3 updates and 0 senders"):
         FoolsGold().reduce(updates, {}, params)
+
+
+@pytest.mark.parametrize("part", [FoolsGold(names=("head",)), SybilWall(names=("head",), own=0.0)])
+def test_features_are_enough_however_small_a_part_of_the_model_they_are(part):
+    """Two Sybils agree in the head, 3 of 1,003 coordinates; histories are of the head alone, held in part or whole."""
+    rng = torch.Generator().manual_seed(1)
+    params = {"body": torch.zeros(1000).double(), "head": torch.zeros(3).double()}
+    heads = torch.tensor([[1.0, 2.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 7.0]]).double()
+    bodies = torch.randn(3, 1000, generator=rng).double()
+    shapes = {"body": (1000,), "head": (3,)}
+    for index in (Whole(shapes), Coords(shapes, {"body": torch.arange(1000), "head": torch.arange(3)})):
+        updates = [Update(index, {"body": b, "head": h}) for b, h in zip(bodies, heads, strict=True)]
+        got, state = part.reduce(updates, {}, params, senders(3))
+        assert got.values()["head"].tolist() == [0.0, 0.0, 7.0]
+        assert torch.equal(got.values()["body"], bodies[2])
+        assert [list(history.index.shapes) for history in state.values()] == [["head"]] * 3
 
 
 # ---- FedLD ----------------------------------------------------------------------------------------------------------

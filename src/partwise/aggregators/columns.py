@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from partwise.core.aggregate import Coverage, union_index
-from partwise.core.index import Whole, shapes_of
+from partwise.core.index import Coords, Index, Joint, Whole, shapes_of
 from partwise.core.model import Params, Values
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update, is_finite
@@ -32,6 +32,7 @@ __all__ = [
     "num_held",
     "num_union",
     "of_stretches",
+    "only",
     "reduce_columns",
     "senders",
     "window_mean",
@@ -350,6 +351,21 @@ def at_least_one(part: str, least: int) -> None:
         raise ValueError(
             f"{part}(min_holders={least}): must be at least 1, got {least}. 3 is the least that can be checked."
         )
+
+
+def only(update: Update, names: Iterable[str]) -> Update:
+    """What an update says of some parameters, as whole tensors and ascending coordinates; its weight is 1."""
+    values, index = update.values(), update.index
+    held = [name for name in names if name in index.shapes]
+    whole = [name for name in held if not index.grain(name)]
+    sorted_ = {name: index.coords(name).sort() for name in held if index.grain(name)}
+    members: list[Index] = [Whole({name: tuple(index.shapes[name]) for name in whole})] if whole or not sorted_ else []
+    if sorted_:
+        at = {name: found.values for name, found in sorted_.items()}
+        members.append(Coords({name: tuple(index.shapes[name]) for name in at}, at))
+    value = {name: values[name] for name in whole}
+    value |= {name: values[name].reshape(-1)[found.indices] for name, found in sorted_.items()}
+    return Update(members[0] if len(members) == 1 else Joint(tuple(members)), value)
 
 
 def num_union(updates: Sequence[Update], params: Params) -> int:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from partwise.aggregators.columns import combine, finite, senders
+from partwise.aggregators.columns import combine, finite, only, senders
 from partwise.aggregators.geometry import inner_products
 from partwise.core.aggregate import Sum, sum_updates
 from partwise.core.checks import at_least
@@ -80,13 +80,18 @@ def told_who(
 
 
 def with_histories(
-    state: Mapping[int, Update], updates: Sequence[Update], clients: Sequence[int], params: Params
+    state: Mapping[int, Update],
+    updates: Sequence[Update],
+    clients: Sequence[int],
+    params: Params,
+    names: Sequence[str],
 ) -> Histories:
-    """The sums with these updates added; who sent one comes last, in order."""
+    """The sums with these updates added, of some parameters or, with no names, all; who sent one comes last."""
     state = dict(state)
     for client, update in zip(clients, updates, strict=True):
         before = [state.pop(client)] if client in state else []
-        total = sum_updates([*before, Update(update.index, update.value)], params)
+        own = only(update, names) if names else Update(update.index, update.value)
+        total = sum_updates([*before, own], params)
         state[client] = Update(total.index, total.value)
     return state
 
@@ -102,7 +107,7 @@ class FoolsGold:
     Args:
         kappa: κ, how steeply weights fall, > 0.
         names: the parameters that are compared; none for all. The last layer's tell goals apart best.
-        min_overlap: coordinates that a pair must share to be compared, >= 1, and at least 5 % of the smaller.
+        min_overlap: of what is compared, coordinates that a pair must share, >= 1, and at least 5 % of the smaller.
         min_holders: how many must hold a coordinate for it to move, >= 1.
 
     Source: Fung, Yoon, Beschastnikh, "The limitations of federated learning in Sybil settings", RAID 2020,
@@ -137,10 +142,10 @@ class FoolsGold:
     ) -> tuple[Update, Histories]:
         assert not isinstance(got, Sum)
         updates, clients = told_who(self, got, replies, self.names, params)
-        state = with_histories(state, updates, clients, params)
+        state = with_histories(state, updates, clients, params, self.names)
         present = list(dict.fromkeys(clients))  # of two updates of one client, neither is a Sybil's
         sums = [state[client] for client in present]
-        cosines = inner_products(sums, params, self.names or None, min_overlap=self.min_overlap)[1]
+        cosines = inner_products(sums, params, min_overlap=self.min_overlap)[1]
         weights, _ = foolsgold_weights(cosines, self.kappa)
         each = weights[[present.index(client) for client in clients]]
         return combine(updates, params, each, least=self.min_holders), state

@@ -53,7 +53,7 @@ def compared(
     """
     if is_whole(got, params) and all(map(has_finite_weight, got)):
         updates = [update.unpacked() for update in got]
-        products = _products(updates, params, params)
+        products = _products(updates, params)
         if bool(torch.isfinite(products.own).all()):
             return updates, _squared(updates, params, products, min_overlap)
     updates = finite(got, allowed, part)
@@ -71,7 +71,7 @@ def distances(updates: Sequence[Update], params: Params, min_overlap: int = 10) 
         params: shapes and devices.
         min_overlap: coordinates that a pair must share, and at least 5 % of the smaller; never more than the union.
     """
-    return _squared(updates, params, _products(updates, params, params), min_overlap)
+    return _squared(updates, params, _products(updates, params), min_overlap)
 
 
 def _squared(updates: Sequence[Update], params: Params, products: _Products, min_overlap: int) -> Tensor:
@@ -104,9 +104,7 @@ def distances_to(centre: Update, updates: Sequence[Update], params: Params) -> T
     return total
 
 
-def inner_products(
-    updates: Sequence[Update], params: Params, names: Iterable[str] | None = None, *, min_overlap: int = 1
-) -> tuple[Tensor, Tensor]:
+def inner_products(updates: Sequence[Update], params: Params, *, min_overlap: int = 1) -> tuple[Tensor, Tensor]:
     """Inner products over the overlaps, scaled to the size of the union of all; and cosines there, in -1..1.
 
     Two (m, m) float64; 0 where a pair shares too little. An update that is zero has cosine 0 to every other.
@@ -114,10 +112,9 @@ def inner_products(
     Args:
         updates: finite and without packed tensors.
         params: shapes and devices.
-        names: of the parameters that are looked at; all by default.
         min_overlap: as in `distances`.
     """
-    cross, own, shared = _products(updates, params, params if names is None else names)
+    cross, own, shared = _products(updates, params)
     factor, is_apart = _overlap(updates, params, shared, min_overlap)
     length = own.sqrt()
     both = length * length.t()
@@ -125,11 +122,11 @@ def inner_products(
     return torch.where(is_apart, 0.0, cross * factor), cosine
 
 
-def _products(updates: Sequence[Update], params: Params, names: Iterable[str]) -> _Products:
+def _products(updates: Sequence[Update], params: Params) -> _Products:
     num = len(updates)
     found = _nothing(num)
-    for name in names:
-        for stretch in of_stretches(updates, params, name, params[name].dtype, partial(_of_stretch, num)):
+    for name, like in params.items():
+        for stretch in of_stretches(updates, params, name, like.dtype, partial(_of_stretch, num)):
             _add_(found, stretch)
     # Ties are told by equality, so that a pair has one product, whichever of the two comes first.
     return found._replace(cross=found.cross.tril() + found.cross.tril(-1).t())

@@ -13,10 +13,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from partwise.aggregators.columns import at_least_one, combine, finite, mean_of, reduce_columns
+from partwise.aggregators.columns import at_least_one, combine, finite, mean_of, only, reduce_columns
 from partwise.aggregators.geometry import inner_products
 from partwise.core.aggregate import Sum
-from partwise.core.index import Coords, Joint, Whole
+from partwise.core.index import Joint
 from partwise.core.model import Params, Values
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
@@ -81,7 +81,7 @@ class PrincipalGradients:
         found = []
         for name, like in params.items():
             part = {name: like}
-            holders = [_only(u, name) for u in updates if name in u.index.shapes]
+            holders = [only(u, (name,)) for u in updates if name in u.index.shapes]
             if like.numel() == 1 or not holders:
                 found.append(reduce_columns(holders, part, mean_of, least=self.min_holders))
                 continue
@@ -106,15 +106,6 @@ class PrincipalGradients:
             amount = float((side * length).sum() * size[j] / size.sum()) / many
             total += amount * vectors[:, j] / (many * float(size[j])) ** 0.5
         return total
-
-
-def _only(update: Update, name: str) -> Update:
-    """One tensor of an update."""
-    shape, value = {name: tuple(update.index.shapes[name])}, update.values()[name]
-    if update.index.grain(name) == 0:
-        return Update(Whole(shape), {name: value})
-    at, order = update.index.coords(name).sort()
-    return Update(Coords(shape, {name: at}), {name: value.reshape(-1)[order]})
 
 
 def _joined(found: Sequence[Update], weight: float) -> Update:

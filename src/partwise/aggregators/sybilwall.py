@@ -80,12 +80,12 @@ class SybilWall:
     ) -> tuple[Update, Histories]:
         assert not isinstance(got, Sum)
         updates, clients = told_who(self, got, replies, self.names, params)
-        state = with_histories(state, updates, clients, params)
+        state = with_histories(state, updates, clients, params, self.names)
         present = list(dict.fromkeys(clients))
         others = [client for client in state if client not in clients][-self.remembered :]
         state = {client: state[client] for client in (*others, *present)}
         sums = [state[client] for client in (*present, *others)]
-        cosines = inner_products(sums, params, self.names or None, min_overlap=self.min_overlap)[1]
+        cosines = inner_products(sums, params, min_overlap=self.min_overlap)[1]
         weights, is_alike = foolsgold_weights(cosines, self.kappa, len(present))
         if is_alike and others:
             weights = torch.zeros_like(weights)
