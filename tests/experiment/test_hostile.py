@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from partwise.aggregators import Zeno
+from partwise.attacks import Hostile, SignFlip
 from partwise.core.errors import CompositionError
+from partwise.experiment.privacy import ClientDP
 from partwise.experiment.report import write_report
 from partwise.experiment.runs import read_run
 from partwise.experiment.store import RunStore
@@ -44,6 +46,19 @@ def test_resumed_run_ends_in_the_same_bits(tmp_path):
             told.append([event["body"] for event in store.events("told")])
     assert told[0] == told[1]
     assert len(told[0]) == 3
+
+
+def test_privacy_is_attacked_too_and_promises_the_honest_the_same(tmp_path):
+    """Who attacks meets the mean with the fixed divisor; noise and epsilon are those without it, the model is not."""
+    parts = {"aggregator": None, "privacy": ClientDP(clip_norm=1.0, noise_multiplier=0.4, delta=1e-3)}
+    found = {}
+    for name, hostile in (("quiet", None), ("attacked", Hostile(SignFlip(5.0), clients=(2, 6)))):
+        result = experiment(rounds=3, hostile=hostile, **parts).run(tmp_path / name)
+        epsilon = [row["value"] for row in result.table() if row["name"] == "epsilon"]
+        found[name] = epsilon, result.params
+    assert len(found["quiet"][0]) == 3
+    assert found["quiet"][0] == found["attacked"][0]
+    assert not any(torch.equal(found["quiet"][1][name], v) for name, v in found["attacked"][1].items())
 
 
 def test_trusted_examples_are_not_tested_on():

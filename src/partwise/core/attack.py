@@ -76,6 +76,8 @@ class EveryRound(When):
 class Hostile:
     """Which clients are hostile, what they do, and when.
 
+    What they send keeps to no bound, such as a clip of the client chain. A privacy guarantee is one for the others.
+
     Args:
         attack: what they do.
         share: of the population, rounded, drawn by chance from the experiment's seed; in [0, 1].

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 from partwise.core.aggregate import Aggregator
@@ -94,7 +94,7 @@ class Star:
         self._check_bounds()
         self._check_contributors()
         self._check_compressors()
-        check_noise({s: self._side(s, aggregator) for s, aggregator in self.all_aggregators().items()})
+        check_noise({s: self._side(s, aggregator) for s, aggregator in self._under_attack.items()})
         known = set(self.all_aggregators())
         for what, chains in (
             ("a client chain", self.client_chain),
@@ -152,12 +152,17 @@ class Star:
 
     @cached_property
     def _aggregators(self) -> dict[str, Aggregator]:
+        if self.hostile is None or not self.members:
+            return self._under_attack
+        attacked = partial(Attacked, hostile=self.hostile, members=self.members, seed=self.seed)
+        return {stream: attacked(part) for stream, part in self._under_attack.items()}
+
+    @cached_property
+    def _under_attack(self) -> dict[str, Aggregator]:
+        """Those that hostile clients meet, if there are any: what is promised to honest clients hangs on these."""
         own = dict(self.algorithm.aggregators())
         own.update({stream: part for stream, part in self.aggregators.items() if stream in own})
-        own = {stream: probed(part, self._probe) for stream, part in own.items()}
-        if self.hostile is None or not self.members:
-            return own
-        return {stream: Attacked(part, self.hostile, self.members, self.seed) for stream, part in own.items()}
+        return {stream: probed(part, self._probe) for stream, part in own.items()}
 
     def _probe(self, examples: int) -> Probe:
         if self.trusted is None or not len(self.trusted):
