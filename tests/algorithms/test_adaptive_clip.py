@@ -11,8 +11,10 @@ from partwise.aggregators import FixedMean
 from partwise.algorithms import AdaptiveClip, FedAvg, Scaffold
 from partwise.algorithms.adaptive_clip import next_norm
 from partwise.core.errors import CompositionError
+from partwise.core.index import Coords, Whole
 from partwise.core.limits import Limit
 from partwise.core.transform import chain
+from partwise.core.update import Update
 from partwise.transforms import GaussianNoise
 from toy_star import everybody, full_batch, number_model, parabolas, run, server, star_of
 
@@ -105,6 +107,15 @@ def test_a_long_update_is_never_longer_than_one_after_rounding():
         updates, _ = AdaptiveClip(FedAvg()).finish(held, trained, index, Task(0, 0, 0, 0), None, site)
         assert norm(updates["model"]) <= 1.0
         assert float(updates["clip"].values()["norm"]) == (0.5 if norm(updates["model"]) < 0.99 else -0.5)
+
+
+def test_a_norm_that_nobody_tells_of_stays():
+    """A stream of one number, of which nothing is kept."""
+    part, empty = AdaptiveClip(FedAvg(), 0.37), Coords({"norm": ()}, {"norm": torch.zeros(0, dtype=torch.int64)})
+    state = part.init({"w": torch.zeros(2)}, None)
+    total = Update(Whole({"w": (2,)}), {"w": torch.ones(2)})
+    after = part.commit(state, {"model": total, "clip": Update(empty, {"norm": torch.zeros(0).double()})}, [])
+    assert float(after["clip"]["norm"]) == 0.37
 
 
 def test_what_it_cannot_wrap_is_refused():

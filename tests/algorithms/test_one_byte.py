@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from partwise.algorithms import FedAvg, Ferret, OneByte
+from partwise.algorithms import Downlink, FedAvg, Ferret, OneByte
 from partwise.algorithms.one_byte import Slopes, from_bytes, to_bytes
 from partwise.algorithms.replica import Replica
 from partwise.channels import Masked, Plain
@@ -18,7 +18,7 @@ from partwise.programs.star import Star
 from partwise.runtimes import Processes, Simulate
 from partwise.schedulers import FedBuff, Synchronous
 from partwise.schedulers.staleness import Constant
-from partwise.transforms import Clip
+from partwise.transforms import Clip, Halved
 from toy_federation import LOCAL, model, play, population, star
 from toy_star import Clients, Log
 
@@ -212,6 +212,6 @@ def test_they_refuse():
     Simulate().run(few.programs(), few.population, log)
     assert "must be at least the number of clients, got client" in log.of("lost")[0]["reason"]
     buffer = FedBuff(buffer=2, versions=3, staleness=Constant(), replace="commit", concurrency=4)
-    late = Star(PARTS["ferret"], buffer, model(), population(), Plain(), seed=3)
-    with pytest.raises(CompositionError, match=r"adds numbers of one version's directions, got replies of versions"):
-        Simulate().run(late.programs(), late.population, Log())
+    for part in (PARTS["ferret"], OneByte(9), Downlink(OneByte(9), Halved())):
+        with pytest.raises(CompositionError, match=r"can only add what was begun from the version .*, got FedBuff"):
+            Star(part, buffer, model(), population(), Plain(), seed=3)

@@ -18,12 +18,14 @@ from partwise.core.index import Whole
 from partwise.core.model import CrossEntropy, Model
 from partwise.core.population import Profile
 from partwise.core.program import SERVER, Message
+from partwise.core.transform import chain
 from partwise.core.update import scale
 from partwise.local import SGD, LocalTraining
 from partwise.programs.messages import Fetch
 from partwise.programs.star import Star
 from partwise.runtimes import Simulate
 from partwise.schedulers import Synchronous
+from partwise.transforms import Adam, ServerSGD, Yogi
 from toy_star import (
     Clients,
     Cohorts,
@@ -122,6 +124,10 @@ def test_compositions_that_do_not_fit():
             make(**{what: {"control": Times(2.0)}})
     with pytest.raises(CompositionError, match=r"got an? aggregator for \['gate'\]"):
         make(aggregators={"gate": Median()})
+    for optimizer in (Adam(), Yogi(lazy=False), chain(Times(2.0), ServerSGD(momentum=0.9))):
+        make(server_chain={"model": optimizer})
+        with pytest.raises(CompositionError, match=r"keeps something of the model's own size from the start.*Put it"):
+            make(client_chain={"model": optimizer})
     with pytest.raises(ValueError, match=r"Star\(on_refused='wait'\): must be 'skip' or 'stop'"):
         make(on_refused="wait")
 

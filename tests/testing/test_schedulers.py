@@ -45,6 +45,10 @@ class Broken(Scheduler):
     def versions(self):
         return 2 if self.fault == "versions" else 25
 
+    @property
+    def is_fresh(self):
+        return self.fault in ("", "stale")
+
     def init(self, population):
         return Turn()
 
@@ -82,6 +86,8 @@ class Broken(Scheduler):
                 return [Accept([reply])]
             case "discards what it accepted":
                 return [Accept([reply]), Discard([reply])]
+            case "stale":
+                return [] if state.number % 4 < 2 else [Commit([reply if state.last is None else state.last])]
             case "accepts too early" if state.number % 2:
                 return [Accept([reply])]
             case "accepts too early":
@@ -126,6 +132,7 @@ class Broken(Scheduler):
         ("loss", r"must take Lost\(.*\), got KeyError"),
         ("unsaved", "the state must have an encoding"),
         ("word", "acts by Dispatch, Accept, Commit, Discard, GiveUp, After and Stop, got wait"),
+        ("stale", "must commit nothing that was begun before the last commit, as it says, got .*Leave is_fresh False"),
         ("versions", "must commit at most as often as `versions` says, 2, got 3"),
         ("steps", r"must ask for a whole number of steps from 0 on, .*, got Dispatch\(client=1, steps=-1, group=0, is"),
         ("group", r"in a group with a whole number, got Dispatch\(client=1, steps=0, group=0.5, is"),

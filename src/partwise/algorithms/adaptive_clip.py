@@ -118,7 +118,8 @@ class AdaptiveClip(Around):
         longest = float(state[_STREAM][_NORM])
         after = self.inner.commit(_without(state), {"model": scale(totals["model"], longest)}, replies)
         found = totals[_STREAM].values().get(_NORM)
-        share = self.quantile if found is None else float(found) + 0.5  # without noise, nobody is nothing known
+        # Nobody told, and no noise: nothing is known.
+        share = self.quantile if found is None or not found.numel() else float(found) + 0.5
         clip_norm = next_norm(longest, share, quantile=self.quantile, rate=self.rate)
         return {**after, _STREAM: {_NORM: torch.tensor(clip_norm, dtype=torch.float64)}}
 

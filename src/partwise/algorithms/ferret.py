@@ -71,6 +71,10 @@ class Ferret(Algorithm):
         if self.scale not in ("unbiased", "release"):
             raise ValueError(f"Ferret(scale={self.scale!r}): must be 'unbiased' or 'release'. Choose one.")
 
+    @property
+    def needs_fresh(self) -> bool:
+        return True
+
     def _index(self, params: Params, version: int) -> Seeded:
         size = sum(t.numel() for t in params.values())
         counts = {n: max(2, round(self.directions * t.numel() / size)) for n, t in params.items()}

@@ -132,6 +132,10 @@ class OneByte(Algorithm):
         if self.normaliser not in ("sqrt", "mean"):
             raise ValueError(f"OneByte(normaliser={self.normaliser!r}): must be 'sqrt' or 'mean'. 'sqrt' is released.")
 
+    @property
+    def needs_fresh(self) -> bool:
+        return True
+
     def _fields(self) -> Values:
         kind = torch.uint8 if self.is_coded else torch.float32
         return {"slopes": torch.zeros(self.num_clients, self.samples, dtype=kind), "count": torch.zeros(1)}

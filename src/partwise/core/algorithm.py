@@ -163,6 +163,11 @@ class Algorithm(Protocol):
         return False
 
     @property
+    def needs_fresh(self) -> bool:
+        """Whether it can only add what was begun from the version that it is added to: see `Scheduler.is_fresh`."""
+        return False
+
+    @property
     def sends_change(self) -> bool:
         """Whether a client sends the change of what it held, by its weight, and neither keeps nor tells anything else.
 

@@ -36,6 +36,10 @@ class Around(Algorithm, Protocol):
         return self.inner.reads_rate
 
     @property
+    def needs_fresh(self) -> bool:
+        return self.inner.needs_fresh
+
+    @property
     def sends_change(self) -> bool:
         return self.inner.sends_change and leaves_clients_to(type(self), Around)
 

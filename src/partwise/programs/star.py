@@ -11,7 +11,7 @@ from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, Site
 from partwise.core.attack import Hostile
 from partwise.core.channel import Channel, Guarded, Rounding, rounding_of
-from partwise.core.codec import register
+from partwise.core.codec import encoded_size, register
 from partwise.core.compressor import compressors
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
@@ -91,8 +91,14 @@ class Star:
                 f"{self.algorithm!r}: has clients report numbers of their own, which {self.channel!r}, that reveals "
                 "only sums, must not tell. Use a channel that reveals each, or an algorithm that reports nothing."
             )
+        if self.algorithm.needs_fresh and not self.scheduler.is_fresh:
+            raise CompositionError(
+                f"{self.algorithm!r}: can only add what was begun from the version that it is added to, got "
+                f"{self.scheduler!r}, which may commit replies of older ones. Use Synchronous."
+            )
         self._check_bounds()
         self._check_contributors()
+        self._check_storage()
         self._check_compressors()
         check_noise({s: self._side(s, aggregator) for s, aggregator in self._under_attack.items()})
         known = set(self.all_aggregators())
@@ -132,6 +138,17 @@ class Star:
                 f"{self.channel!r}: opens no sum of fewer than min_contributors={self.channel.min_contributors} "
                 f"clients, got {self.scheduler!r} over {clients} clients, which commits {most} at most. Ask more."
             )
+
+    def _check_storage(self) -> None:
+        """What a client's transform keeps cannot begin as tensors of the model's size, which a client does not have."""
+        for stream, transform in self.client_chain.items():
+            try:
+                encoded_size(transform.init(self.like))
+            except TypeError as error:
+                raise CompositionError(
+                    f"{transform!r}: keeps something of the model's own size from the start, got the client chain of "
+                    f"stream {stream!r}, where only what is held is known. Put it into the server chain."
+                ) from error
 
     def _check_compressors(self) -> None:
         """Words of a masked sum are all of one length: only what can be summed as it is sent makes them fewer."""

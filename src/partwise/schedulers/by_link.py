@@ -102,6 +102,10 @@ class ByLink(Scheduler):
         return self.inner.versions
 
     @property
+    def is_fresh(self) -> bool:
+        return self.inner.is_fresh
+
+    @property
     def sampling(self) -> Sampling | None:
         return self.inner.sampling
 

@@ -105,6 +105,10 @@ class Synchronous(Scheduler):
         return not self.extra
 
     @property
+    def is_fresh(self) -> bool:
+        return True
+
+    @property
     def sampling(self) -> Sampling | None:
         draws, enough = self.choice.draws, self._least
         if draws == "fixed" and self.extra:

@@ -151,6 +151,7 @@ class _Run:
         flights: task -> what is known of it, until it is answered, lost or given up.
         arrived: replies that were neither committed nor discarded.
         asked: tasks since the last commit, until something is accepted.
+        begun: task -> the commits that there were when it was asked for.
     """
 
     part: Scheduler
@@ -167,6 +168,7 @@ class _Run:
     arrived: set[int] = field(default_factory=set)
     accepted: set[int] = field(default_factory=set)
     asked: set[int] = field(default_factory=set)
+    begun: dict[int, int] = field(default_factory=dict)
 
     def play(self, *, is_saved: bool = False) -> _Run:
         part, roster = self.part, _Roster(range(self.num_clients), self.world)
@@ -276,6 +278,9 @@ class _Run:
         expect(are_numbers, self.part, rule, got=list(scales), remedy=remedy)
         rule, remedy = "must not scale what it has accepted, which is added up already", "Leave Accept out"
         expect(not (self.accepted and scales), self.part, rule, got=list(scales), remedy=remedy)
+        is_fresh = not self.part.is_fresh or all(self.begun[id] == self.num_commits for id in ids)
+        rule, remedy = "must commit nothing that was begun before the last commit, as it says", "Leave is_fresh False"
+        expect(is_fresh, self.part, rule, got=ids, remedy=remedy)
         self.arrived -= set(ids)
         self.accepted.clear()
         self.asked.clear()
@@ -316,7 +321,7 @@ class _Run:
         id, self.num_dispatches = self.num_dispatches, self.num_dispatches + 1
         report = {"utility": 1.0 + client % 3}
         info = ReplyInfo(id, client, self.num_commits, steps or 3, 10 + client, 2.0 + id % 3, group, report)
-        self.flights[id] = _Flight(client, now, info, is_followed)
+        self.flights[id], self.begun[id] = _Flight(client, now, info, is_followed), self.num_commits
         if not self.accepted:
             self.asked.add(id)
         seconds, is_lost = self.world.course(id, client)
