@@ -27,7 +27,7 @@ from machine import describe, mnist_folder
 from robust import images
 
 import partwise as pw
-from partwise.aggregators import Reputation, TrimmedMean, Watch
+from partwise.aggregators import TrimmedMean, Watch
 from partwise.attacks import GaussianReplace, Hostile, LabelFlip, Mixture
 from partwise.core.aggregate import Aggregator
 from partwise.core.attack import Attack, Scene
@@ -35,7 +35,7 @@ from partwise.core.update import Update
 from partwise.experiment.journal_check import check_journal
 from partwise.experiment.journaling import JOURNAL
 from partwise.journal import Books, Entry, entry_hash, find_tampering
-from partwise.observers import MUDHoG
+from partwise.observers import MUDHoG, Reputation
 from partwise.populations import Dirichlet, from_partition
 from partwise.runtimes.executors import Stacked
 from partwise.workloads.models import ImageMLP

@@ -59,11 +59,11 @@ def test_no_formatter_has_touched_a_snippet():
 
 
 def test_the_hostile_clients_of_a_specification():
-    from partwise.aggregators import Mean, Reputation, TrimmedMean, Watch
+    from partwise.aggregators import Mean, TrimmedMean, Watch
     from partwise.attacks import AfterRounds, ALittleIsEnough, Hostile
     from partwise.experiment.spec import loads
     from partwise.experiment.trusted import Trusted
-    from partwise.observers import MUDHoG
+    from partwise.observers import MUDHoG, Reputation
 
     blocks = re.findall(r"```toml\n(.*?)```", (HOW_TO / "hostile-clients.md").read_text(), re.DOTALL)
     head = '[workload]\nname = "LeafSynthetic"\n[algorithm]\nname = "FedAvg"\n'

@@ -180,7 +180,7 @@ _MODULE_OF = {
     "RandomRegular": "partwise.channels.graphs",
     "RankVote": "partwise.aggregators",
     "Ray": "partwise.runtimes",
-    "Reputation": "partwise.aggregators",
+    "Reputation": "partwise.observers",
     "Result": "partwise.experiment",
     "ReversedVote": "partwise.attacks",
     "Rows": "partwise.core.index",

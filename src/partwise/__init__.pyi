@@ -20,7 +20,6 @@ from partwise.aggregators import NearestNeighbours as NearestNeighbours
 from partwise.aggregators import Phocas as Phocas
 from partwise.aggregators import PrincipalGradients as PrincipalGradients
 from partwise.aggregators import RankVote as RankVote
-from partwise.aggregators import Reputation as Reputation
 from partwise.aggregators import SybilWall as SybilWall
 from partwise.aggregators import TrimmedMean as TrimmedMean
 from partwise.aggregators import Watch as Watch
@@ -152,6 +151,7 @@ from partwise.local import LocalTraining as LocalTraining
 from partwise.observers import CoverageLimit as CoverageLimit
 from partwise.observers import FedInfluence as FedInfluence
 from partwise.observers import MUDHoG as MUDHoG
+from partwise.observers import Reputation as Reputation
 from partwise.populations import IID as IID
 from partwise.populations import Always as Always
 from partwise.populations import ArrayPopulation as ArrayPopulation

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from partwise.aggregators import Mean, Median, Reputation, TrimmedMean, Watch
-from partwise.core.detect import Verdict, score_of
+from partwise.aggregators import Mean, Median, TrimmedMean, Watch
+from partwise.core.detect import Reputation, Verdict, score_of
 from partwise.core.index import Whole
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update

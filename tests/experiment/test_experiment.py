@@ -13,6 +13,7 @@ from torch import nn
 
 from partwise.aggregators import Krum, Mean
 from partwise.algorithms import FedAvg, FedSubAvg
+from partwise.attacks import SignFlip
 from partwise.core.errors import CheckpointError, CompositionError, DataError, DivergedError
 from partwise.core.metrics import AUC, Loss
 from partwise.core.model import BinaryCrossEntropy, Model
@@ -27,6 +28,8 @@ from partwise.local import SGD, LocalTraining
 from partwise.runtimes import Simulate
 from partwise.runtimes.executors import Plain as PlainExecutor
 from partwise.schedulers import Synchronous
+from partwise.transforms import Clip
+from partwise.workloads import LeafSynthetic
 
 
 class Scores(nn.Module):
@@ -344,3 +347,27 @@ def test_a_rule_that_gets_too_few_updates_skips_the_round_and_stops_after_three(
     with RunStore(tmp_path / "run", "read") as store:
         assert len(store.events("skipped")) == 3
         assert store.events("commit") == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (
+            {"aggregator": Krum},
+            r"\(aggregator=Krum\): must be an Aggregator or .*, got a class\. Make one: Krum\(",
+        ),
+        (
+            {"hostile": SignFlip()},
+            r"must be a Hostile or None, got a SignFlip\. Wrap it: Hostile\(attack=Sign",
+        ),
+        ({"client": Clip(1.0)}, r"must be a tuple of Transform or .*, got a Clip\. Write \(Clip\(max_norm=1\.0\),\)\."),
+        ({"workload": "MNIST"}, r"must be a Workload or a WorkloadSource, got a str\. Give the part itself, MNIST\("),
+        ({"evaluation": 5}, r"must be an Evaluation, got an int\. Wrap it: Evaluation\(every=5\)\."),
+        ({"seed": "1"}, r"Experiment\(seed='1'\): must be a whole number, got a str\."),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_at_once(wrong, says):
+    with pytest.raises(TypeError, match=says):
+        Experiment(**{"workload": LeafSynthetic(), "algorithm": FedAvg(), **wrong})
+    with pytest.raises(ValueError, match=r"Experiment\(threads=-1\): must be at least 0, got -1\."):
+        Experiment(LeafSynthetic(), FedAvg(), threads=-1)

@@ -17,7 +17,7 @@ from partwise.aggregators.scored import Zeno, ZenoPlusPlus
 from partwise.aggregators.slsgd import SLSGD
 from partwise.aggregators.sybilwall import SybilWall
 from partwise.aggregators.vote import MajorityVote
-from partwise.aggregators.watch import Reputation, Watch
+from partwise.aggregators.watch import Watch
 from partwise.core.latest import Latest
 from partwise.core.mean import Mean
 
@@ -42,7 +42,6 @@ __all__ = [
     "Phocas",
     "PrincipalGradients",
     "RankVote",
-    "Reputation",
     "SybilWall",
     "TrimmedMean",
     "Watch",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from partwise.core.aggregate import Aggregator, Sum, Telling, sum_updates
-from partwise.core.detect import GOOD, Detector, Verdict, score_of
+from partwise.core.detect import GOOD, Detector, Reputation, Verdict, score_of
 from partwise.core.mean import Mean
 from partwise.core.model import Params
 from partwise.core.population import Census, Client
@@ -15,46 +15,7 @@ from partwise.core.probe import MakeProbe, probed
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["Reputation", "Watch"]
-
-
-@dataclass(frozen=True)
-class Reputation:
-    """What a client has been worth so far, and counts for: r <- memory r + (1 - memory) score, in every commit.
-
-    A score is 1 of a client that nobody suspects, 0.3 of one that is suspected, and 0 where that is confirmed and it
-    is not only unreliable. The client's update is weighted by min(r, cap) in place of the weight that it states.
-
-    Args:
-        memory: mu, in [0, 1).
-        start: r of a client that is new, in [0, 1].
-        cap: above it, more reputation makes no difference, in (0, 1].
-        least: updates of clients below it are left out, in [0, 1]. Their reputation may rise again.
-
-    Source: robust accountability after Jaberzadeh et al., "Blockchain-based federated learning", 2023,
-        arXiv:2307.10492.
-
-    Example:
-        >>> Reputation(least=0.4).after(0.5, 0.0)
-        0.45
-    """
-
-    memory: float = 0.9
-    start: float = 0.5
-    cap: float = 1.0
-    least: float = 0.0
-
-    def __post_init__(self) -> None:
-        bounds = {"memory": 0 <= self.memory < 1, "start": 0 <= self.start <= 1}
-        bounds |= {"cap": 0 < self.cap <= 1, "least": 0 <= self.least <= 1}
-        for name, is_fine in bounds.items():
-            if not is_fine:
-                value = getattr(self, name)
-                raise ValueError(f"Reputation({name}={value}): must lie between 0 and 1, got {value}. See its bounds.")
-
-    def after(self, before: float, score: float) -> float:
-        """A client's reputation after one more score, both in [0, 1]."""
-        return self.memory * before + (1 - self.memory) * score
+__all__ = ["Watch"]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from partwise.core.kinds import check_kinds
 from partwise.core.metrics import Metric
 from partwise.core.model import Model
 from partwise.core.population import Population
@@ -27,6 +28,7 @@ class Workload:
     metrics: tuple[Metric, ...]
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if not self.metrics:
             raise ValueError("Workload(metrics=()): needs at least one metric, got none. Add Loss(model.loss).")
 

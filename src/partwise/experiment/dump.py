@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 from partwise import __version__
+from partwise.core.annotations import is_protocol, union_members
 from partwise.experiment.parts import (
     Parameter,
     catalog,
     fits,
     is_part,
-    is_protocol,
     parameters,
     reference,
-    union_members,
 )
 from partwise.experiment.toml import write
 

@@ -21,6 +21,7 @@ from partwise.core.attack import Hostile
 from partwise.core.channel import Channel
 from partwise.core.disclosure import disclosed
 from partwise.core.errors import CheckpointError, PartwiseError
+from partwise.core.kinds import check_kinds
 from partwise.core.program import SERVER
 from partwise.core.runtime import Runtime
 from partwise.core.schedule import Scheduler
@@ -74,6 +75,7 @@ class Experiment:
         threads: of torch in this process; 0 leaves them alone.
 
     Raises:
+        TypeError: a field of another kind, such as a part's class or name instead of the part.
         CompositionError: parts that do not fit together; raised by `star`, and so before the first round.
     """
 
@@ -95,6 +97,11 @@ class Experiment:
     runtime: Runtime = field(default_factory=Simulate)
     on_refused: Literal["skip", "stop"] = "skip"
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        if self.threads < 0:
+            raise ValueError(f"Experiment(threads={self.threads}): must be at least 0, got {self.threads}. 1 is usual.")
 
     def build(self) -> tuple[Star, Workload]:
         """The programs' definition and the workload, checked."""

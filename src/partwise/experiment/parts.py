@@ -15,13 +15,15 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from partwise.core.annotations import is_callable, is_protocol, members_of, union_members
 
 __all__ = [
     "FAMILIES",
@@ -32,13 +34,11 @@ __all__ = [
     "describe",
     "fits",
     "is_part",
-    "is_protocol",
     "is_writable",
     "parameters",
     "reference",
     "resolve",
     "spell",
-    "union_members",
 ]
 
 FAMILIES: Mapping[str, str] = types.MappingProxyType(
@@ -213,7 +213,7 @@ def spell(annotation: Any) -> str:
         return " | ".join(map(repr, args))
     if origin in (Union, types.UnionType):
         return " | ".join(map(spell, args))
-    if _is_callable(annotation):
+    if is_callable(annotation):
         return "function"
     if origin is not None and args:
         inside = ", ".join("..." if a is Ellipsis else spell(a) for a in args)
@@ -222,24 +222,6 @@ def spell(annotation: Any) -> str:
 
 
 # ---- what may stand where -------------------------------------------------------------------------------------------
-
-
-def union_members(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a union; of anything else, itself."""
-    if get_origin(annotation) is typing.Annotated:
-        return union_members(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return tuple(m for member in get_args(annotation) for m in union_members(member))
-    return (annotation,)
-
-
-def is_protocol(annotation: Any) -> bool:
-    """Whether any class with the right members will do: a protocol, or a function's type."""
-    return bool(getattr(annotation, "_is_protocol", False)) or _is_callable(annotation)
-
-
-def _is_callable(annotation: Any) -> bool:
-    return (get_origin(annotation) or annotation) is Callable
 
 
 def is_writable(annotation: Any) -> bool:
@@ -266,24 +248,14 @@ def fits(cls: type, wanted: Any) -> bool:
         cls: a part.
         wanted: a protocol, a function's type, or a dataclass.
     """
-    if _is_callable(wanted):
+    if is_callable(wanted):
         args = get_args(wanted)
         takes = args[0] if args else ...
         return "__call__" in dir(cls) and (takes is Ellipsis or _binds(cls.__call__, [object()] * (len(takes) + 1), {}))
     if not is_protocol(wanted):
         return isinstance(wanted, type) and issubclass(cls, wanted)
     fields = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
-    return all(name in fields or _has(cls, wanted, name) for name in _members(wanted))
-
-
-def _members(protocol: type) -> set[str]:
-    """Names that a protocol asks for."""
-    found: set[str] = set()
-    for base in protocol.__mro__:
-        if getattr(base, "_is_protocol", False) and base is not typing.Protocol:
-            found |= {n for n in (*vars(base), *inspect.get_annotations(base)) if not n.startswith("_")}
-            found |= {"__call__"} & set(vars(base))
-    return found
+    return all(name in fields or _has(cls, wanted, name) for name in members_of(wanted))
 
 
 def _has(cls: type, protocol: type, name: str) -> bool:

@@ -7,17 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+from partwise.core.annotations import is_protocol, union_members
 from partwise.experiment.parts import (
     Parameter,
     catalog,
     fits,
     is_part,
-    is_protocol,
     is_writable,
     parameters,
     resolve,
     spell,
-    union_members,
 )
 from partwise.experiment.suggest import did_you_mean, one_of
 from partwise.experiment.toml import KeyPath

@@ -1,0 +1,122 @@
+"""Whether what a description is given is of the kind that it asks for; if not, a sentence that says what to give."""
+
+from __future__ import annotations
+
+import dataclasses
+import reprlib
+import typing
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_origin
+
+from partwise.core.annotations import is_protocol, members_of, union_members
+
+__all__ = ["check_kinds"]
+
+_ROWS = (Sequence, tuple)  # of any length, and all of one kind
+_WORDS = {int: "a whole number", float: "a number", str: "a string", type(None): "None"}
+
+
+def check_kinds(part: Any) -> None:
+    """Refuse a field of a dataclass whose value is of another kind than its annotation.
+
+    Raises:
+        TypeError: the first such field.
+    """
+    cls: Any = type(part)
+    for name, wanted in _hints(cls).items():
+        value = getattr(part, name)
+        if not _is(value, wanted):
+            shown = value.__name__ if isinstance(value, type) else reprlib.repr(value)
+            wrong, asked = _culprit(value, wanted)
+            raise TypeError(
+                f"{cls.__name__}({name}={shown}): must be {_words(wanted)}, got {_kind(wrong)}"
+                f"{'' if wrong is value else ' in it'}. {_remedy(wrong, asked)}"
+            )
+
+
+def _culprit(value: object, wanted: Any) -> tuple[object, Any]:
+    """What is wrong with a value, and what is asked for there: itself, or the first wrong one that it holds."""
+    for member in union_members(wanted):
+        origin, args = get_origin(member), get_args(member)
+        if origin is Mapping and isinstance(value, Mapping):
+            return next(_culprit(v, args[1]) for v in value.values() if not _is(v, args[1]))
+        if origin in _ROWS and isinstance(value, Sequence) and not isinstance(value, str):
+            return next(_culprit(v, args[0]) for v in value if not _is(v, args[0]))
+    return value, wanted
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else "a class" if isinstance(value, type) else _article(type(value).__name__)
+
+
+@lru_cache(64)
+def _hints(cls: Any) -> Mapping[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+
+
+def _is(value: object, wanted: Any) -> bool:
+    return any(_is_one(value, member) for member in union_members(wanted))
+
+
+def _is_one(value: object, wanted: Any) -> bool:
+    origin, args = get_origin(wanted) or wanted, get_args(wanted)
+    if wanted in (Any, object) or origin is Literal:  # which word it is, is looked at elsewhere
+        return True
+    if isinstance(value, type):
+        return False
+    if wanted in (int, float):
+        return isinstance(value, Integral if wanted is int else Real) and not isinstance(value, bool)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_is(v, args[1]) for v in value.values())
+    if origin in _ROWS:
+        return isinstance(value, Sequence) and not isinstance(value, str) and all(_is(v, args[0]) for v in value)
+    if is_protocol(wanted):
+        here = set(dir(value))  # without a look at what a property comes to
+        return all(name in here or hasattr(value, name) for name in members_of(wanted))
+    return isinstance(value, origin) if isinstance(origin, type) else True
+
+
+def _words(wanted: Any) -> str:
+    return " or ".join(_words_of_one(member) for member in union_members(wanted))
+
+
+def _words_of_one(wanted: Any) -> str:
+    if wanted in _WORDS:
+        return _WORDS[wanted]
+    origin, args = get_origin(wanted) or wanted, get_args(wanted)
+    if origin is Mapping:
+        return f"a dict of {_words(args[1])} for each stream"
+    if origin in _ROWS:
+        return f"a tuple of {args[0].__name__}"
+    return _article(origin.__name__)
+
+
+def _article(word: str) -> str:
+    return f"{'an' if word[0] in 'AEIOUaeiou' else 'a'} {word}"
+
+
+def _remedy(value: object, wanted: Any) -> str:
+    """What to write instead."""
+    if isinstance(value, type):
+        return f"Make one: {value.__name__}(...)."
+    members = union_members(wanted)
+    shown = reprlib.repr(value)
+    if any(get_origin(m) in _ROWS and _is(value, get_args(m)[0]) for m in members):
+        return f"Write ({shown},)."
+    for member in members:
+        field = _first_that_takes(value, member)
+        if field:
+            return f"Wrap it: {member.__name__}({field}={shown})."
+    if isinstance(value, str) and value.isidentifier() and any(map(is_protocol, members)):
+        return f"Give the part itself, {value}(...); names are for specification files."
+    return "Give one."
+
+
+def _first_that_takes(value: object, wanted: Any) -> str:
+    """The first field of a dataclass that would take this value; empty if it is none, or has none."""
+    if not isinstance(wanted, type) or not dataclasses.is_dataclass(wanted):
+        return ""
+    return next((name for name, hint in _hints(wanted).items() if _is(value, hint)), "")
