@@ -9,7 +9,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pytest
 
+from partwise.aggregators import Krum
+from partwise.algorithms import FedAvg
+from partwise.attacks import Hostile, SignFlip
 from partwise.core.kinds import check_kinds
+from partwise.local import SGD
+from partwise.schedulers import Synchronous
+from partwise.workloads import MNIST
 
 
 class Engine(Protocol):
@@ -82,6 +88,7 @@ def test_what_fits(right):
             "Train(brake=Steam(power=5)): must be a Brake or None, got a Steam. Wrap it: Brake(engine=Steam(power=5)).",
         ),
         ({"brake": 2}, "Train(brake=2): must be a Brake or None, got an int. Wrap it: Brake(force=2)."),
+        ({"brake": "2"}, "Train(brake='2'): must be a Brake or None, got a str. Give one."),
         ({"wagons": "3"}, "Train(wagons='3'): must be a whole number, got a str. Give one."),
         ({"wagons": 1.5}, "Train(wagons=1.5): must be a whole number, got a float. Give one."),
         ({"wagons": True}, "Train(wagons=True): must be a whole number, got a bool. Give one."),
@@ -101,3 +108,24 @@ def test_what_does_not(wrong, says):
     with pytest.raises(TypeError) as caught:
         Train(**wrong)
     assert says in str(caught.value)
+
+
+def test_parts_within_are_looked_at():
+    """Those of Partwise; others may have annotations that mean something else."""
+    Train(engine=Steam("much"))
+    for part in (Hostile(SignFlip), [Hostile(SignFlip)], {"a": (Hostile(SignFlip),)}):
+        with pytest.raises(
+            TypeError, match=r"Hostile\(attack=SignFlip\): must be an Attack, got a class\. Make one: S"
+        ):
+            Train(note=part)
+    with pytest.raises(TypeError, match=r"FedAvg\(local=SGD\(.*\)\): must be a LocalTraining, got a.* SGD\. Wrap it"):
+        Train(note=FedAvg(SGD(0.1)))
+    with pytest.raises(TypeError, match=r"MNIST\(partition='iid'\): must be .*, got a str\. Give"):
+        Train(note=MNIST(partition="iid"))
+
+
+def test_a_bound_asks_for_a_number():
+    with pytest.raises(TypeError, match=r"Krum\(f='3'\): must be a number, got a str\. Give one\."):
+        Krum(f="3")
+    with pytest.raises(TypeError, match=r"Synchronous\(cohort='3'\): must be a number, got a str\. Give one\."):
+        Synchronous(cohort="3")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 __all__ = ["at_least"]
 
 
 def at_least(part: object, **least: float) -> None:
-    """Refuse settings below a bound.
+    """Refuse settings below a bound, or that are no numbers.
 
     Example:
         >>> from partwise.aggregators import Krum
@@ -16,5 +18,8 @@ def at_least(part: object, **least: float) -> None:
     """
     for name, bound in least.items():
         value = getattr(part, name)
+        if not isinstance(value, Real):
+            kind = type(value).__name__
+            raise TypeError(f"{type(part).__name__}({name}={value!r}): must be a number, got a {kind}. Give one.")
         if value < bound:
             raise ValueError(f"{type(part).__name__}({name}={value}): must be at least {bound}, got {value}. Raise it.")

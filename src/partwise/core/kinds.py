@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import reprlib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin
@@ -15,11 +15,12 @@ from partwise.core.annotations import is_protocol, members_of, union_members
 __all__ = ["check_kinds"]
 
 _ROWS = (Sequence, tuple)  # of any length, and all of one kind
+_PLAIN = (str, bytes, int, float, list, tuple, dict, set)
 _WORDS = {int: "a whole number", float: "a number", str: "a string", type(None): "None"}
 
 
 def check_kinds(part: Any) -> None:
-    """Refuse a field of a dataclass whose value is of another kind than its annotation.
+    """Refuse a field of a dataclass, or of a part of Partwise within it, that is of another kind than its annotation.
 
     Raises:
         TypeError: the first such field.
@@ -34,6 +35,18 @@ def check_kinds(part: Any) -> None:
                 f"{cls.__name__}({name}={shown}): must be {_words(wanted)}, got {_kind(wrong)}"
                 f"{'' if wrong is value else ' in it'}. {_remedy(wrong, asked)}"
             )
+        for inner in _within(value):
+            check_kinds(inner)
+
+
+def _within(value: object) -> Iterator[object]:
+    """The parts that a value is, or holds, whose annotations can be relied on."""
+    if isinstance(value, Mapping):
+        yield from (found for v in value.values() for found in _within(v))
+    elif isinstance(value, list | tuple):
+        yield from (found for v in value for found in _within(v))
+    elif dataclasses.is_dataclass(value) and type(value).__module__.startswith("partwise."):
+        yield value
 
 
 def _culprit(value: object, wanted: Any) -> tuple[object, Any]:
@@ -74,6 +87,8 @@ def _is_one(value: object, wanted: Any) -> bool:
     if origin in _ROWS:
         return isinstance(value, Sequence) and not isinstance(value, str) and all(_is(v, args[0]) for v in value)
     if is_protocol(wanted):
+        if isinstance(value, _PLAIN):  # a string has a `split`, and is no partition
+            return False
         here = set(dir(value))  # without a look at what a property comes to
         return all(name in here or hasattr(value, name) for name in members_of(wanted))
     return isinstance(value, origin) if isinstance(origin, type) else True
@@ -116,7 +131,8 @@ def _remedy(value: object, wanted: Any) -> str:
 
 
 def _first_that_takes(value: object, wanted: Any) -> str:
-    """The first field of a dataclass that would take this value; empty if it is none, or has none."""
+    """The field of a dataclass that would take this value, of plain values the very first; empty if there is none."""
     if not isinstance(wanted, type) or not dataclasses.is_dataclass(wanted):
         return ""
-    return next((name for name, hint in _hints(wanted).items() if _is(value, hint)), "")
+    fields = list(_hints(wanted).items())[: 1 if isinstance(value, _PLAIN) else None]
+    return next((name for name, hint in fields if _is(value, hint)), "")

@@ -101,6 +101,8 @@ def check_at_least(part: object, **least: float) -> None:
     """Refuse settings below a bound, and NaN."""
     for name, bound in least.items():
         value = getattr(part, name)
+        if isinstance(value, str):
+            raise TypeError(f"{type(part).__name__}({name}={value!r}): must be a number, got a str. Give one.")
         if not value >= bound:
             raise ValueError(f"{type(part).__name__}({name}={value}): must be at least {bound}, got {value}. Raise it.")
 

@@ -27,6 +27,7 @@ from partwise.core.schedule import (
 )
 from partwise.schedulers.choice import Choice, soonest
 from partwise.schedulers.choices import Uniform
+from partwise.schedulers.flights import check_at_least
 
 __all__ = ["Rounds", "Synchronous"]
 
@@ -116,19 +117,7 @@ class Synchronous(Scheduler):
         return None if draws is None else Sampling(draws, float(self.cohort), enough)
 
     def __post_init__(self) -> None:
-        at_least = {
-            "cohort": 1,
-            "rounds": 1,
-            "steps": 0,
-            "min_replies": 1,
-            "extra": 0,
-            "patience": 1,
-            "wait_seconds": 0,
-        }
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if not value >= least:
-                raise ValueError(f"Synchronous({name}={value}): must be at least {least}, got {value}. Raise it.")
+        check_at_least(self, cohort=1, rounds=1, steps=0, min_replies=1, extra=0, patience=1, wait_seconds=0)
         if not self.deadline_seconds > 0:
             raise ValueError(
                 f"Synchronous(deadline_seconds={self.deadline_seconds}): must be above 0, got {self.deadline_seconds}. "
