@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -59,6 +59,7 @@ class Train:
     spare: Sequence[Engine] | Mapping[str, Sequence[Engine]] = ()
     kind: Literal["fast", "slow"] = "slow"
     note: Any = None
+    maker: Callable[[], Engine] = Steam
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -71,6 +72,7 @@ class Train:
         {"engine": Odd(), "brake": Brake(), "wagons": np.int64(3), "length": 2},
         {"spare": [Steam(), Odd()], "note": object},
         {"spare": {"a": (Steam(),), "b": []}},
+        {"maker": Odd},
     ],
 )
 def test_what_fits(right):
@@ -89,6 +91,7 @@ def test_what_fits(right):
         ),
         ({"brake": 2}, "Train(brake=2): must be a Brake or None, got an int. Wrap it: Brake(force=2)."),
         ({"brake": "2"}, "Train(brake='2'): must be a Brake or None, got a str. Give one."),
+        ({"maker": Steam()}, "Train(maker=Steam(power=3)): must be a function, got a Steam. Give one."),
         ({"wagons": "3"}, "Train(wagons='3'): must be a whole number, got a str. Give one."),
         ({"wagons": 1.5}, "Train(wagons=1.5): must be a whole number, got a float. Give one."),
         ({"wagons": True}, "Train(wagons=True): must be a whole number, got a bool. Give one."),

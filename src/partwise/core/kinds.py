@@ -10,7 +10,7 @@ from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin
 
-from partwise.core.annotations import is_protocol, members_of, union_members
+from partwise.core.annotations import is_callable, is_protocol, members_of, union_members
 
 __all__ = ["check_kinds"]
 
@@ -78,6 +78,8 @@ def _is_one(value: object, wanted: Any) -> bool:
     origin, args = get_origin(wanted) or wanted, get_args(wanted)
     if wanted in (Any, object) or origin is Literal:  # which word it is, is looked at elsewhere
         return True
+    if is_callable(wanted):
+        return callable(value)
     if isinstance(value, type):
         return False
     if wanted in (int, float):
@@ -101,6 +103,8 @@ def _words(wanted: Any) -> str:
 def _words_of_one(wanted: Any) -> str:
     if wanted in _WORDS:
         return _WORDS[wanted]
+    if is_callable(wanted):
+        return "a function"
     origin, args = get_origin(wanted) or wanted, get_args(wanted)
     if origin is Mapping:
         return f"a dict of {_words(args[1])} for each stream"
