@@ -157,7 +157,8 @@ def draw(args: argparse.Namespace, found: dict[str, list[Curve]], path: Path) ->
         axis.set(xlabel=label)
     axes[0].set_xscale("log")
     if args.task != "plays":
-        axes[0].set_ylim(0.6, 1.0)  # where all but one of them are
+        ends = [statistics.mean(run[-1][0] for run in runs) for runs in found.values()]
+        axes[0].set_ylim(min(ends) - 0.02, max(ends) + 0.005)  # not all of the way up from a tenth
     axes[0].set_ylabel("accuracy" if args.task != "plays" else "loss a character")
     axes[1].legend(fontsize=8)
     figure.tight_layout()
