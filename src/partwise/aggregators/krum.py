@@ -29,12 +29,13 @@ __all__ = ["Krum", "averaged", "krum_scores", "ranked"]
 class Krum:
     """The updates with the smallest sums of the m - f - 2 smallest squared distances to others, averaged.
 
-    With one update selected, and clients whose data differ, that is one client's word for all: 11 points of accuracy
-    less than the mean's without any hostile client, on MNIST split by Dirichlet(0.5); with half of them selected, 1.
-    Submodels are compared where they overlap, d_ref / |overlap| times the squared difference there, with d_ref the
-    size of their union; a pair that shares too little is infinitely far apart. The selected are averaged per
-    coordinate over those that hold it. Weights are not used. Equal scores are ordered by the updates' values. Where
-    no update can be compared, nothing moves.
+    With one update selected, and clients whose data or submodels differ, that is one client's word for all: on MNIST,
+    without any hostile client, 9 points of accuracy less than the mean's where it is split by Dirichlet(0.5), and 7
+    and 23 where each client holds half or a quarter of the units; with half of them selected, at most 2. Submodels
+    are compared where they overlap, d_ref / |overlap| times the squared difference there, with d_ref the size of
+    their union; a pair that shares too little is infinitely far apart. The selected are averaged per coordinate over
+    those that hold it. Weights are not used. Equal scores are ordered by the updates' values. Where no update can be
+    compared, nothing moves.
 
     Args:
         f: how many may be faulty, >= 0. Needs m >= 2f + 3.
