@@ -337,10 +337,18 @@ def masked(scheduler: Scheduler) -> Log:
     return run(of)[1]
 
 
-def test_updates_that_are_masked_cannot_be_scaled():
+def test_updates_that_are_masked_cannot_be_scaled(monkeypatch):
+    """Refused when it is built; and when they come from a scheduler that had said that it scales nothing."""
     said = (
         r"FedBuff\(.*\): scales updates, which OneMessage\(.*\) keeps the server from doing\. Use a scheduler without"
     )
+    clients = parabolas(A, B)
+    with pytest.raises(CompositionError, match=said):
+        Star(FedAvg(), FedBuff(buffer=2, concurrency=4), number_model(), clients, OneMessage())
+    for scheduler in (FedAsync(concurrency=4), FedFix(9.0), FedCompass(2, 6)):
+        with pytest.raises(CompositionError, match=r"scales updates, which OneMessage"):
+            Star(FedAvg(), scheduler, number_model(), clients, OneMessage())
+    monkeypatch.setattr(FedBuff, "may_scale", False)
     with pytest.raises(CompositionError, match=said):
         masked(FedBuff(buffer=2, concurrency=4, versions=9))
 

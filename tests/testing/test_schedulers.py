@@ -46,6 +46,10 @@ class Broken(Scheduler):
         return 2 if self.fault == "versions" else 25
 
     @property
+    def may_scale(self):
+        return "scale" in self.fault and self.fault != "scales unsaid"
+
+    @property
     def is_fresh(self):
         return self.fault in ("", "stale")
 
@@ -70,16 +74,15 @@ class Broken(Scheduler):
 
     def _commit(self, state, reply):
         match self.fault:
+            case "scales unsaid" | "two scales" | "wild scale":
+                scales = {"scales unsaid": (0.5,), "two scales": (0.5, 0.5), "wild scale": (math.nan,)}
+                return [Commit([reply], scales[self.fault])]
             case "twice":
                 return [Commit([reply if state.last is None else state.last])]
             case "never":
                 return [Discard([reply])]
             case "gives up who answered":
                 return [Commit([reply]), GiveUp([reply.client])]
-            case "two scales":
-                return [Commit([reply], (0.5, 0.5))]
-            case "wild scale":
-                return [Commit([reply], (math.nan,))]
             case "scales what it accepted":
                 return [Accept([reply]), Commit([reply], (0.5,))]
             case "forgets what it accepted":
@@ -142,6 +145,7 @@ class Broken(Scheduler):
         ),
         ("asks thrice", "must not ask a client again that is still at work, but once after .*, got 1. Wait for it"),
         ("gives up who answered", r"must give up only clients that it waits for, once each, got \[1\]"),
+        ("scales unsaid", r"must not scale where it says that it never does, got \[0.5\]. Leave may_scale True."),
         ("two scales", "must give each reply of a commit a scale, or none, got 2 for 1"),
         ("wild scale", r"must scale by finite numbers from 0 on, got \[nan\]"),
         ("scales what it accepted", r"must not scale what it has accepted, .*, got \[0.5\]. Leave Accept out."),

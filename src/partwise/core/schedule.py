@@ -200,9 +200,10 @@ class Scheduler(Protocol):
     `state_types`: the classes that its state is made of, beside plain trees and `ReplyInfo`, so that a run can be
     saved. `versions`: how many commits it makes before it stops; 0 where it cannot tell. `commits_together`:
     whether the clients that it asks in one step are committed together, as many of them as answer, or not at all.
-    `is_fresh`: whether what it commits was always begun from the version that it is added to. `sampling`: how those
-    are drawn who take part in a commit; None where it cannot tell, or where they are chosen by what they keep
-    private. `measures`: whether it is told the bytes of replies and how long they took.
+    `is_fresh`: whether what it commits was always begun from the version that it is added to. `may_scale`: whether
+    a commit may give updates scales. `sampling`: how those are drawn who take part in a commit; None where it
+    cannot tell, or where they are chosen by what they keep private. `measures`: whether it is told the bytes of
+    replies and how long they took.
     """
 
     @property
@@ -223,6 +224,10 @@ class Scheduler(Protocol):
 
     @property
     def is_fresh(self) -> bool:
+        return False
+
+    @property
+    def may_scale(self) -> bool:
         return False
 
     @property

@@ -96,6 +96,11 @@ class Star:
                 f"{self.algorithm!r}: can only add what was begun from the version that it is added to, got "
                 f"{self.scheduler!r}, which may commit replies of older ones. Use Synchronous."
             )
+        if self.channel.exchanges and self.scheduler.may_scale:
+            raise CompositionError(
+                f"{self.scheduler!r}: scales updates, which {self.channel!r} keeps the server from doing. "
+                "Use a scheduler without staleness weights, or a channel that reveals each update."
+            )
         self._check_bounds()
         self._check_contributors()
         self._check_storage()

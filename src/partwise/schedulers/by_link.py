@@ -102,6 +102,10 @@ class ByLink(Scheduler):
         return self.inner.versions
 
     @property
+    def may_scale(self) -> bool:
+        return self.inner.may_scale
+
+    @property
     def is_fresh(self) -> bool:
         return self.inner.is_fresh
 

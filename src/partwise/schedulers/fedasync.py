@@ -90,6 +90,10 @@ class FedAsync(Scheduler):
     state_types: ClassVar[tuple[type, ...]] = (Async, Flights)
 
     @property
+    def may_scale(self) -> bool:
+        return True
+
+    @property
     def sampling(self) -> Sampling | None:
         return None if self.choice.draws is None else Sampling("public", 1.0, 1)
 

@@ -21,7 +21,7 @@ from partwise.schedulers.flights import (
     set_alarm_,
 )
 from partwise.schedulers.replacements import check_concurrency, refill_
-from partwise.schedulers.staleness import Polynomial, Staleness
+from partwise.schedulers.staleness import Constant, Polynomial, Staleness
 
 __all__ = ["Buffered", "FedBuff"]
 
@@ -86,6 +86,10 @@ class FedBuff(Scheduler):
     patience_seconds: float = A_DAY
     choice: Choice = field(default_factory=Uniform)
     state_types: ClassVar[tuple[type, ...]] = (Buffered, Flights)
+
+    @property
+    def may_scale(self) -> bool:
+        return self.staleness != Constant()
 
     @property
     def sampling(self) -> Sampling | None:

@@ -132,6 +132,10 @@ class FedCompass(Scheduler):
     state_types: ClassVar[tuple[type, ...]] = (Compass, CompassGroup, Flights)
 
     @property
+    def may_scale(self) -> bool:
+        return True
+
+    @property
     def sampling(self) -> Sampling | None:
         return Sampling("public", 0.0)
 

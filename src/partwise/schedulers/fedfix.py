@@ -119,6 +119,10 @@ class FedFix(Scheduler):
     state_types: ClassVar[tuple[type, ...]] = (Windows, Flights, Rate)
 
     @property
+    def may_scale(self) -> bool:
+        return True
+
+    @property
     def sampling(self) -> Sampling | None:
         return Sampling("public", 0.0)
 

@@ -271,6 +271,8 @@ class _Run:
         expect(self.accepted <= set(ids), self.part, rule, got=ids, remedy=remedy)
         rule, remedy = "must have asked all of a commit before it accepts any, and after the last one", "Accept nothing"
         expect(not self.accepted or set(ids) <= self.asked, self.part, rule, got=ids, remedy=remedy)
+        rule, remedy = "must not scale where it says that it never does", "Leave may_scale True"
+        expect(self.part.may_scale or not scales, self.part, rule, got=list(scales), remedy=remedy)
         rule, remedy = "must give each reply of a commit a scale, or none", "Give as many scales as replies"
         expect(len(scales) in (0, len(ids)), self.part, rule, got=f"{len(scales)} for {len(ids)}", remedy=remedy)
         rule, remedy = "must scale by finite numbers from 0 on", "Bound the staleness weight"
