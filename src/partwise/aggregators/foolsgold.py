@@ -102,7 +102,8 @@ class FoolsGold:
 
     Against crowds of any size that want the same: it needs clients with data of their own, no honest majority, and no
     number of the faulty. It fails against one attacker alone, and where honest clients are alike. Cosines are those
-    over the overlap; a coordinate is the weighted mean over its holders. Where all are alike, all count the same.
+    over the overlap; a coordinate is the weighted mean over its holders. Where all are alike, all count the same. On
+    MNIST split by Dirichlet(0.5), without any hostile client, it lost 2 points of accuracy to the mean.
 
     Args:
         kappa: κ, how steeply weights fall, > 0.

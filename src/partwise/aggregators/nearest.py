@@ -49,7 +49,8 @@ class MeanAroundMedian:
 
     Where n of m hold a coordinate, f_n = max(1, ⌊f n / m⌋), and it is held (does not move) unless n >= 2 f_n + 1. Of
     two values equally near, the smaller is taken first. Weights are not used: they are the clients' own claims. On
-    MNIST, without any hostile client, it cost 3 points of accuracy where each client held a quarter of the units.
+    MNIST, without any hostile client, it cost 2 to 3 points of accuracy where data were split by Dirichlet(0.5), as
+    for Phocas, or where each held a quarter of the units.
 
     Args:
         f: how many may be faulty, >= 0; needs m >= 2f + 1. 0 is the mean.
@@ -85,7 +86,7 @@ class Phocas:
     """The mean of the n - f_n values of each coordinate that are nearest to their trimmed mean.
 
     As `MeanAroundMedian`, with `TrimmedMean(trim_count=f)` for the centre: it averages n - f_n values, where the
-    trimmed mean itself averages n - 2 f_n.
+    trimmed mean itself averages n - 2 f_n. It costs as much without hostile clients.
 
     Args:
         f: how many may be faulty, >= 0; needs m >= 2f + 1. 0 is the mean.
