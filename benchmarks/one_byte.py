@@ -60,7 +60,7 @@ METHODS: dict[str, tuple[float, float, int, int]] = {
     "FedAvg": (0.1, 0.05, 1, 4 * GROUPS),
 }
 SLOPES = ("one byte", "float slopes")
-SLOPES_RATE = {"tiny": 0.012, "small": 0.006}
+SMALL_SLOPES_RATE = 0.006
 
 
 def experiment(workload: Any, part: Any, versions: int, every: int, seed: int) -> pw.Experiment:
@@ -94,10 +94,10 @@ def pretrained(folder: Path, root: Path, size: str, rounds: int, seed: int) -> P
 def tuned(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     """Losses by version, with the bytes that they took; from the file of an earlier call, if there is one."""
     lr, share, every, _ = METHODS[name]
-    lr = args.lr or (SLOPES_RATE[args.size] if name in SLOPES else lr)
+    lr = args.lr or (SMALL_SLOPES_RATE if args.size == "small" and name in SLOPES else lr)
     versions = max(1, round(share * args.versions))
-    found = f"{name.replace(' ', '-')}-{args.pretraining}-{lr:g}-{versions}-{seed}.json"
-    path = args.root / named(args.size, found)
+    file = f"{name.replace(' ', '-')}-{args.pretraining}-{lr:g}-{versions}-{seed}.json"
+    path = args.root / named(args.size, file)
     if not path.exists():
         weights = pretrained(args.folder, args.root, args.size, args.pretraining, seed)
         workload = pw.ShakespeareGPT(args.folder, half="tune", clusters=GROUPS, weights=weights, **SHAPES[args.size])

@@ -30,7 +30,11 @@ def partial(held: Sequence[Mapping[int, float]], size: int = 5) -> list[Update]:
 
 
 def senders(num: int) -> list[ReplyInfo]:
-    return [ReplyInfo(i, i, 0, 1, 1) for i in range(num)]
+    return sent_by(*range(num))
+
+
+def sent_by(*clients: int) -> list[ReplyInfo]:
+    return [ReplyInfo(i, client, 0, 1, 1) for i, client in enumerate(clients)]
 
 
 def aggregate(part, updates, params=None, state=None):

@@ -9,12 +9,7 @@ from partwise.aggregators import FoolsGold, SybilWall
 from partwise.aggregators.foolsgold import foolsgold_weights
 from partwise.aggregators.sybilwall import _with_own
 from partwise.core.codec import decode, encode
-from partwise.core.schedule import ReplyInfo
-from toy_updates import moved, partial, senders, value, whole
-
-
-def of(*clients):
-    return [ReplyInfo(i, client, 0, 1, 1) for i, client in enumerate(clients)]
+from toy_updates import moved, partial, senders, sent_by, value, whole
 
 
 def raw_by_loops(rows):
@@ -72,8 +67,8 @@ def test_with_others_against_plain_loops(seed):
     """Five were there before, of whom two come again; they are compared with the three that do not."""
     rows = torch.rand(7, 4, generator=torch.Generator().manual_seed(10 + seed)).double()
     part, params = SybilWall(), {"w": torch.zeros(4, dtype=torch.float64)}
-    _, state = part.reduce(whole(rows[:5].tolist()), {}, params, of(0, 1, 2, 3, 4))
-    got, state = part.reduce(whole(rows[3:].tolist()), state, params, of(1, 2, 5, 6))
+    _, state = part.reduce(whole(rows[:5].tolist()), {}, params, sent_by(0, 1, 2, 3, 4))
+    got, state = part.reduce(whole(rows[3:].tolist()), state, params, sent_by(1, 2, 5, 6))
     histories = [rows[1] + rows[3], rows[2] + rows[4], rows[5], rows[6], rows[0], rows[3], rows[4]]
     weights = scores_by_loops([h.tolist() for h in histories], 4)
     assert weights != pytest.approx(scores_by_loops([h.tolist() for h in histories[:4]], 4))
@@ -92,7 +87,7 @@ def test_crowd_that_comes_one_by_one_is_seen():
         for number in range(6):
             sybil = (torch.tensor([-1.0, -1.0, -1.0, 9.0]) + 1e-3 * torch.randn(4, generator=rng)).double()
             updates = whole([*honest, sybil.tolist()])
-            got, state = part.reduce(updates, state, params, of(0, 1, 2, 100 + number))
+            got, state = part.reduce(updates, state, params, sent_by(0, 1, 2, 100 + number))
         last[type(part)] = got.values()["w"].tolist()
     assert last[FoolsGold][3] > 2.0
     assert last[SybilWall][3] < 0.1
@@ -103,7 +98,7 @@ def test_more_sybils_do_not_help():
     honest = [[1.0, 0.1, 0.0], [0.0, 1.0, 0.1]]
     params = {"w": torch.zeros(3, dtype=torch.float64)}
     for crowd in (2, 5, 40):
-        _, state = SybilWall().reduce(whole([[0.0, -1.0, 9.0]]), {}, params, of(1000))
+        _, state = SybilWall().reduce(whole([[0.0, -1.0, 9.0]]), {}, params, sent_by(1000))
         got, _ = SybilWall().reduce(whole([*honest, *[[0.0, -1.0, 9.0]] * crowd]), state, params, senders(2 + crowd))
         assert got.values()["w"].tolist() == pytest.approx(mean_with_own(honest, [1.0, 1.0]), abs=1e-9)
 
@@ -111,15 +106,15 @@ def test_more_sybils_do_not_help():
 def test_all_like_somebody_else_move_nothing():
     params = {"w": torch.zeros(2, dtype=torch.float64)}
     for own in (0.0, 1.0):
-        _, state = SybilWall(own=own).reduce(whole([[1.0, 2.0]]), {}, params, of(7))
-        got, _ = SybilWall(own=own).reduce(whole([[2.0, 4.0]] * 2), state, params, of(8, 9))
+        _, state = SybilWall(own=own).reduce(whole([[1.0, 2.0]]), {}, params, sent_by(7))
+        got, _ = SybilWall(own=own).reduce(whole([[2.0, 4.0]] * 2), state, params, sent_by(8, 9))
         assert moved(got) == {0: 0.0, 1: 0.0}
 
 
 def test_memory_is_bounded_and_keeps_whom_it_heard_of_last():
     part, params, state = SybilWall(remembered=3), {"w": torch.zeros(2, dtype=torch.float64)}, {}
     for client in (5, 4, 3, 2, 5, 1):
-        _, state = part.reduce(whole([[1.0, float(client)]]), state, params, of(client))
+        _, state = part.reduce(whole([[1.0, float(client)]]), state, params, sent_by(client))
         assert len(state) <= 4
         state = decode(encode(state))
     assert list(state) == [3, 2, 5, 1]
@@ -130,7 +125,7 @@ def test_memory_is_bounded_and_keeps_whom_it_heard_of_last():
 def test_two_updates_of_one_client_are_no_crowd(part):
     """As when replies are buffered: both count as much as their sender."""
     params = {"w": torch.zeros(2, dtype=torch.float64)}
-    got, _ = part.reduce(whole([[3.0, 0.0], [6.0, 0.0], [0.0, 9.0]]), {}, params, of(4, 4, 5))
+    got, _ = part.reduce(whole([[3.0, 0.0], [6.0, 0.0], [0.0, 9.0]]), {}, params, sent_by(4, 4, 5))
     assert got.values()["w"].tolist() == pytest.approx([3.0, 3.0])
 
 

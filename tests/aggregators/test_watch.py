@@ -8,8 +8,8 @@ import torch
 from partwise.aggregators import Mean, Median, TrimmedMean, Watch
 from partwise.core.detect import Reputation, Verdict, score_of
 from partwise.core.index import Whole
-from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
+from toy_updates import sent_by
 
 PARAMS = {"w": torch.zeros(1, dtype=torch.float64)}
 
@@ -33,7 +33,7 @@ def play(part, rounds):
     state, found = part.init(PARAMS, None), []
     for values in rounds:
         updates = [Update(Whole({"w": (1,)}), {"w": torch.tensor([v]).double()}, 7.0) for v in values.values()]
-        replies = [ReplyInfo(id, client, 0, 1, 1) for id, client in enumerate(values)]
+        replies = sent_by(*values)
         got, state = part.reduce(updates, state, PARAMS, replies)
         found.append((float(got.values()["w"]) if got.value else None, part.told(state)))
     return found
@@ -83,7 +83,7 @@ def test_worst_of_what_is_said_counts_once_a_commit():
 
     part = Watch(Twice(()), Mean("holders"), reputation=Reputation())
     updates = [Update(Whole({"w": (1,)}), {"w": torch.tensor([v]).double()}) for v in (1.0, 2.0, 6.0)]
-    replies = [ReplyInfo(id, client, 0, 1, 1) for id, client in enumerate((1, 1, 2))]
+    replies = sent_by(1, 1, 2)
     got, state = part.reduce(updates, part.init(PARAMS, None), PARAMS, replies)
     assert float(got.values()["w"]) == pytest.approx((0.45 * 3 + 0.55 * 6) / 1.45)
     assert [s.get("reputation") for s in part.told(state)["suspects"]] == [0.45, 0.45, None]

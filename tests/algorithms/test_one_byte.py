@@ -196,7 +196,7 @@ def test_the_scale_of_the_release_is_a_third():
     assert all(torch.allclose(moved[0][n], 3 * moved[1][n], atol=1e-5) for n in start)
 
 
-def test_they_refuse():
+def test_they_refuse(monkeypatch):
     with pytest.raises(
         ValueError, match=r"OneByte\(num_clients=0, .*needs clients, samples, a rate and an eps above 0"
     ):
@@ -215,3 +215,7 @@ def test_they_refuse():
     for part in (PARTS["ferret"], OneByte(9), Downlink(OneByte(9), Halved())):
         with pytest.raises(CompositionError, match=r"can only add what was begun from the version .*, got FedBuff"):
             Star(part, buffer, model(), population(), Plain(), seed=3)
+    monkeypatch.setattr(FedBuff, "is_fresh", True)
+    late = Star(PARTS["ferret"], buffer, model(), population(), Plain(), seed=3)
+    with pytest.raises(CompositionError, match=r"adds numbers of one version's directions, got replies of versions"):
+        Simulate().run(late.programs(), late.population, Log())

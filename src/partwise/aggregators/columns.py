@@ -28,6 +28,7 @@ __all__ = [
     "at_least_one",
     "combine",
     "finite",
+    "is_whole",
     "mean_of",
     "num_held",
     "num_union",
@@ -300,10 +301,9 @@ def combine(
         is_share: instead of the mean, the sum of weight times value, times m over the number of holders: then weights
             may be of either sign.
     """
-    by_all = weights if is_share else weights / weights.sum()
-    if least <= len(updates) and all(_holds_all(update, params) for update in updates):
-        each = [update.values() for update in updates]
-        sums = {name: _weighted([v[name] for v in each], by_all.tolist(), like) for name, like in params.items()}
+    if least <= len(updates) and is_whole(updates, params) and all(_is_like(update, params) for update in updates):
+        each, shares = [update.values() for update in updates], weights if is_share else weights / weights.sum()
+        sums = {name: _weighted([v[name] for v in each], shares.tolist(), like) for name, like in params.items()}
         return Update(Whole(shapes_of(params)), sums, float(len(updates)))
 
     def rule(block: Columns) -> Tensor:
@@ -320,12 +320,18 @@ def combine(
     return reduce_columns(updates, params, rule, least=least)
 
 
-def _holds_all(update: Update, params: Params) -> bool:
-    """Whether it holds everything in the model's own type, of single precision or more, where the model is."""
+def is_whole(updates: Sequence[Update], params: Params) -> bool:
+    """Whether every update holds every coordinate."""
+    return all(
+        update.index.shapes.keys() == params.keys() and not any(map(update.index.grain, params)) for update in updates
+    )
+
+
+def _is_like(update: Update, params: Params) -> bool:
+    """Whether a whole update has the model's own types, of single precision or more, and lies where the model does."""
     held = update.values()
-    return held.keys() == params.keys() and all(
-        update.index.grain(name) == 0
-        and (held[name].dtype, held[name].device) == (like.dtype, like.device)
+    return all(
+        (held[name].dtype, held[name].device) == (like.dtype, like.device)
         and like.dtype in (torch.float32, torch.float64)
         for name, like in params.items()
     )
@@ -355,16 +361,14 @@ def at_least_one(part: str, least: int) -> None:
 
 def only(update: Update, names: Iterable[str]) -> Update:
     """What an update says of some parameters, as whole tensors and ascending coordinates; its weight is 1."""
-    values, index = update.values(), update.index
-    held = [name for name in names if name in index.shapes]
-    whole = [name for name in held if not index.grain(name)]
-    sorted_ = {name: index.coords(name).sort() for name in held if index.grain(name)}
-    members: list[Index] = [Whole({name: tuple(index.shapes[name]) for name in whole})] if whole or not sorted_ else []
-    if sorted_:
-        at = {name: found.values for name, found in sorted_.items()}
-        members.append(Coords({name: tuple(index.shapes[name]) for name in at}, at))
-    value = {name: values[name] for name in whole}
-    value |= {name: values[name].reshape(-1)[found.indices] for name, found in sorted_.items()}
+    values, shapes = update.values(), update.index.shapes
+    held = {name: _held(update, values[name], name) for name in names if name in shapes}
+    at = {name: found.at for name, found in held.items() if found.at is not None}
+    whole = {name: tuple(shapes[name]) for name in held if name not in at}
+    members: list[Index] = [Whole(whole)] if whole or not at else []
+    if at:
+        members.append(Coords({name: tuple(shapes[name]) for name in at}, at))
+    value = {name: values[name] if found.at is None else found.flat for name, found in held.items()}
     return Update(members[0] if len(members) == 1 else Joint(tuple(members)), value)
 
 

@@ -15,12 +15,13 @@ from torch import Tensor
 from partwise.aggregators.columns import (
     at_least_one,
     combine,
+    is_whole,
     mean_of,
     num_held,
     num_union,
     reduce_columns,
 )
-from partwise.aggregators.geometry import compared, distances_to, is_whole
+from partwise.aggregators.geometry import compared, distances_to
 from partwise.aggregators.krum import averaged, ranked
 from partwise.core.aggregate import Sum
 from partwise.core.model import Params

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from partwise.aggregators.columns import Columns, finite, num_held, num_union, of_stretches
+from partwise.aggregators.columns import Columns, finite, is_whole, num_held, num_union, of_stretches
 from partwise.core.model import Params
 from partwise.core.update import Update, has_finite_weight
 
-__all__ = ["compared", "distances", "distances_to", "inner_products", "is_whole"]
+__all__ = ["compared", "distances", "distances_to", "inner_products"]
 
 _NEAR = 1e-2  # of |v_i|² + |v_k|²: nearer pairs would lose more than four digits in the difference of products
 _ROWS = 16  # of a table at a time: whole tiles of a product, and little of it computed twice
@@ -35,13 +35,6 @@ class _Products(NamedTuple):
     cross: Tensor
     own: Tensor
     shared: Tensor
-
-
-def is_whole(updates: Sequence[Update], params: Params) -> bool:
-    """Whether every update holds every coordinate."""
-    return all(
-        update.index.shapes.keys() == params.keys() and not any(map(update.index.grain, params)) for update in updates
-    )
 
 
 def compared(

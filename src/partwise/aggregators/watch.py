@@ -55,20 +55,15 @@ class Watch:
         watched, inner, known, *_ = state
         verdicts, watched = self.detector.judge(got, replies, watched, params)
         out = {verdict.client for verdict in verdicts if verdict.is_out} if self.exclude else set[Client]()
-        if self.reputation is not None:
-            known = _reputations(self.reputation, known, replies, verdicts)
-            out |= {reply.client for reply in replies if known[reply.client] < self.reputation.least}
-        kept = [(self._weighed(u, known.get(r.client)), r) for u, r in zip(got, replies, strict=True)]
-        kept = [(update, reply) for update, reply in kept if reply.client not in out]
+        if (rule := self.reputation) is not None:
+            known = _reputations(rule, known, replies, verdicts)
+            out |= {reply.client for reply in replies if known[reply.client] < rule.least}
+            got = [replace(u, weight=min(known[r.client], rule.cap)) for u, r in zip(got, replies, strict=True)]
+        kept = [(update, reply) for update, reply in zip(got, replies, strict=True) if reply.client not in out]
         left = [update for update, _ in kept]
         given = sum_updates(left, params) if self.inner.needs == "sum" else left
         total, inner = self.inner.reduce(given, inner, params, [reply for _, reply in kept])
         return total, (watched, inner, known, tuple(verdicts), tuple(sorted(out)))
-
-    def _weighed(self, update: Update, reputation: float | None) -> Update:
-        if self.reputation is None or reputation is None:
-            return update
-        return replace(update, weight=min(reputation, self.reputation.cap))
 
     def told(self, state: Any) -> Mapping[str, Any]:
         """Whom the observer suspects, and what the aggregator tells."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from partwise.core.annotations import is_callable, is_protocol, members_of, union_members
 
-__all__ = ["check_kinds"]
+__all__ = ["article", "check_kinds"]
 
 _ROWS = (Sequence, tuple)  # of any length, and all of one kind
 _PLAIN = (str, bytes, int, float, list, tuple, dict, set)
@@ -61,7 +61,7 @@ def _culprit(value: object, wanted: Any) -> tuple[object, Any]:
 
 
 def _kind(value: object) -> str:
-    return "None" if value is None else "a class" if isinstance(value, type) else _article(type(value).__name__)
+    return "None" if value is None else "a class" if isinstance(value, type) else article(type(value).__name__)
 
 
 @lru_cache(64)
@@ -110,11 +110,12 @@ def _words_of_one(wanted: Any) -> str:
         return f"a dict of {_words(args[1])} for each stream"
     if origin in _ROWS:
         return f"a tuple of {args[0].__name__}"
-    return _article(origin.__name__)
+    return article(origin.__name__)
 
 
-def _article(word: str) -> str:
-    return f"{'an' if word[0] in 'AEIOUaeiou' else 'a'} {word}"
+def article(words: str) -> str:
+    """The words with `a` or `an` in front."""
+    return f"{'an' if words[0].lower() in 'aeiou' else 'a'} {words}"
 
 
 def _remedy(value: object, wanted: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from partwise.core.annotations import is_protocol, union_members
+from partwise.core.kinds import article
 from partwise.experiment.parts import (
     Parameter,
     catalog,
@@ -236,7 +237,7 @@ class Reader:
             words = " or ".join(_words(m) for m in members if m is not type(None))
             remedy = f"Add {name}, {words}{f': {parameter.about}' if parameter.about else ''}."
         else:
-            remedy = f"It is {_article(spell(parameter.annotation))}, which only Python can give."
+            remedy = f"It is {article(spell(parameter.annotation))}, which only Python can give."
         self._fault((*path, name), f"{cls.__name__ if path else 'an experiment'} needs it, got none. {remedy}")
 
     def _constructed(self, cls: type, own: Mapping[str, Parameter], found: Mapping[str, Any], path: KeyPath) -> Any:
@@ -331,11 +332,7 @@ def _words(wanted: Any) -> str:
     name = getattr(wanted, "__name__", str(wanted))
     if not is_protocol(wanted):
         return f"a table of the parameters of {name}"
-    return _article(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
-
-
-def _article(words: str) -> str:
-    return f"an {words}" if words[0].lower() in "aeiou" else f"a {words}"
+    return article(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 def _remedy(raw: object, members: Sequence[Any]) -> str:

@@ -364,10 +364,7 @@ class ServerProgram:
             self._close(node, ordered, opened, effects, scales=in_order)
             return
         if scales:
-            raise CompositionError(
-                f"{self._star.scheduler!r}: scales updates, which {self._star.channel!r} keeps the server from doing. "
-                "Use a scheduler without staleness weights, or a channel that reveals each update."
-            )
+            raise self._star.cannot_scale()
         self._session = Session(self._star.channel, ordered, list(self._star.all_aggregators()), node.streams)
         number, node.next_id = node.next_id, node.next_id + 1  # no other exchange has it, so its timers are its own
         self._advance(node, message, self._session.open(number), effects)

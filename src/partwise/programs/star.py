@@ -97,10 +97,7 @@ class Star:
                 f"{self.scheduler!r}, which may commit replies of older ones. Use Synchronous."
             )
         if self.channel.exchanges and self.scheduler.may_scale:
-            raise CompositionError(
-                f"{self.scheduler!r}: scales updates, which {self.channel!r} keeps the server from doing. "
-                "Use a scheduler without staleness weights, or a channel that reveals each update."
-            )
+            raise self.cannot_scale()
         self._check_bounds()
         self._check_contributors()
         self._check_storage()
@@ -118,6 +115,13 @@ class Star:
                     f"{type(self.algorithm).__name__}: has the streams {sorted(known)}, got {what} for {unknown}. "
                     "Name one of its streams."
                 )
+
+    def cannot_scale(self) -> CompositionError:
+        """What is said of a scheduler that scales updates which are not seen; it may have said that it never does."""
+        return CompositionError(
+            f"{self.scheduler!r}: scales updates, which {self.channel!r} keeps the server from doing. "
+            "Use a scheduler without staleness weights, or a channel that reveals each update."
+        )
 
     def _check_bounds(self) -> None:
         """A masked sum needs a bound in front of it: what is larger than its words would wrap around."""
@@ -147,8 +151,9 @@ class Star:
     def _check_storage(self) -> None:
         """What a client's transform keeps cannot begin as tensors of the model's size, which a client does not have."""
         for stream, transform in self.client_chain.items():
+            state = transform.init(self.like)
             try:
-                encoded_size(transform.init(self.like))
+                encoded_size(state)
             except TypeError as error:
                 raise CompositionError(
                     f"{transform!r}: keeps something of the model's own size from the start, got the client chain of "

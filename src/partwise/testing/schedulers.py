@@ -151,7 +151,6 @@ class _Run:
         flights: task -> what is known of it, until it is answered, lost or given up.
         arrived: replies that were neither committed nor discarded.
         asked: tasks since the last commit, until something is accepted.
-        begun: task -> the commits that there were when it was asked for.
     """
 
     part: Scheduler
@@ -168,7 +167,6 @@ class _Run:
     arrived: set[int] = field(default_factory=set)
     accepted: set[int] = field(default_factory=set)
     asked: set[int] = field(default_factory=set)
-    begun: dict[int, int] = field(default_factory=dict)
 
     def play(self, *, is_saved: bool = False) -> _Run:
         part, roster = self.part, _Roster(range(self.num_clients), self.world)
@@ -246,7 +244,7 @@ class _Run:
                 self.accepted |= {reply.id for reply in replies}
                 self._known(self.accepted <= self.arrived, sorted(self.accepted))
             case Commit(replies, scales):
-                self._commit([reply.id for reply in replies], scales)
+                self._commit(replies, scales)
             case Discard(replies):
                 ids = [reply.id for reply in replies]
                 self._known(set(ids) <= self.arrived - self.accepted and len(ids) == len(set(ids)), ids)
@@ -265,7 +263,8 @@ class _Run:
         rule = "must commit or discard each reply once, after it arrived"
         expect(holds, self.part, rule, got=ids, remedy="Commit the replies of Arrived events, and forget them then")
 
-    def _commit(self, ids: list[int], scales: Sequence[float]) -> None:
+    def _commit(self, replies: Sequence[ReplyInfo], scales: Sequence[float]) -> None:
+        ids = [reply.id for reply in replies]
         self._known(set(ids) <= self.arrived and len(ids) == len(set(ids)), ids)
         rule, remedy = "must commit next what it has accepted", "Accept a reply only when nothing can keep it from that"
         expect(self.accepted <= set(ids), self.part, rule, got=ids, remedy=remedy)
@@ -280,7 +279,7 @@ class _Run:
         expect(are_numbers, self.part, rule, got=list(scales), remedy=remedy)
         rule, remedy = "must not scale what it has accepted, which is added up already", "Leave Accept out"
         expect(not (self.accepted and scales), self.part, rule, got=list(scales), remedy=remedy)
-        is_fresh = not self.part.is_fresh or all(self.begun[id] == self.num_commits for id in ids)
+        is_fresh = not self.part.is_fresh or all(reply.version == self.num_commits for reply in replies)
         rule, remedy = "must commit nothing that was begun before the last commit, as it says", "Leave is_fresh False"
         expect(is_fresh, self.part, rule, got=ids, remedy=remedy)
         self.arrived -= set(ids)
@@ -323,7 +322,7 @@ class _Run:
         id, self.num_dispatches = self.num_dispatches, self.num_dispatches + 1
         report = {"utility": 1.0 + client % 3}
         info = ReplyInfo(id, client, self.num_commits, steps or 3, 10 + client, 2.0 + id % 3, group, report)
-        self.flights[id], self.begun[id] = _Flight(client, now, info, is_followed), self.num_commits
+        self.flights[id] = _Flight(client, now, info, is_followed)
         if not self.accepted:
             self.asked.add(id)
         seconds, is_lost = self.world.course(id, client)
