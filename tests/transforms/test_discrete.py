@@ -34,10 +34,18 @@ def gaussian_pmf(variance, reach):
     return x, p / p.sum()
 
 
-def fits(draws, x, p, sigmas=5.0):
-    """Each count is within five standard deviations of what it should be."""
+def fits(draws, x, p, sigmas=6.0):
+    """Each value's count is within six standard deviations of what it should be.
+
+    Values that are expected fewer than 100 times are counted together: their own counts are far from normal, and
+    two of one rare value would fail a right sampler.
+    """
     n = len(draws)
     counts = np.array([(draws == int(v)).sum().item() for v in x])
+    if counts.sum() != n:
+        return False  # beyond the reach, where the distribution has nothing to speak of
+    often = n * p >= 100
+    counts, p = np.append(counts[often], counts[~often].sum()), np.append(p[often], p[~often].sum())
     return bool((np.abs(counts - n * p) <= sigmas * np.sqrt(n * p * (1 - p)) + 1).all())
 
 
