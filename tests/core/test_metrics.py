@@ -20,10 +20,11 @@ def auc_by_pairs(scores: list[float], targets: list[int]) -> float:
     return won / pairs
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("seed", range(5))
-def test_auc_counts_pairs_and_ties_half(seed):
+def test_auc_counts_pairs_and_ties_half(seed, dtype):
     rng = torch.Generator().manual_seed(seed)
-    scores = torch.randint(0, 6, (40,), generator=rng).float()
+    scores = (torch.randint(0, 6, (40,), generator=rng) / 3).to(dtype)
     targets = (torch.rand(40, generator=rng) < 0.3).long()
     metric = AUC()
     got = metric.reduce(metric.measure(scores, {"y": targets}))

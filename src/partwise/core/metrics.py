@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -170,13 +171,13 @@ class AUC:
     higher_is_better: bool = True
 
     def measure(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        return {"score": outputs.double(), "target": batch[self.target].double()}
+        return {"score": outputs, "is_positive": batch[self.target] > 0.5}
 
     def reduce(self, columns: Mapping[str, Tensor]) -> float:
         return self.reduce_each(columns, [len(columns["score"])])[0]
 
     def reduce_each(self, columns: Mapping[str, Tensor], sizes: Sequence[int]) -> list[float]:
-        score, is_positive = columns["score"].cpu().numpy(), columns["target"].cpu().numpy() > 0.5
+        score, is_positive = _sortable(columns["score"]), columns["is_positive"].cpu().numpy()
         is_finite = bool(np.isfinite(score).all())
         found, start = [], 0
         for size in sizes:
@@ -186,7 +187,12 @@ class AUC:
         return found
 
 
-def _area(above: NDArray[np.float64], below: NDArray[np.float64]) -> float:
+def _sortable(score: Tensor) -> NDArray[Any]:
+    """In its own type where NumPy sorts that fast: half of the bytes of float64 are sorted in half of the time."""
+    return (score if score.dtype in (torch.float32, torch.float64) else score.double()).cpu().numpy()
+
+
+def _area(above: NDArray[Any], below: NDArray[Any]) -> float:
     """The area under the curve of the scores of positives and negatives, which are sorted in place."""
     if not len(above) or not len(below):
         return math.nan
