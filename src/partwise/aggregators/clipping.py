@@ -28,7 +28,7 @@ class CentredClip:
     """c <- c + (1 / m) sum of (v_i - c) min(1, τ / ‖v_i - c‖), a few times, from the last aggregate.
 
     No client moves the aggregate by more than τ / m in an iteration, whatever it sends, and what was learned in
-    earlier rounds stays the centre. Small submodels make it slow: on MNIST, without any hostile client, it was 12
+    earlier rounds stays the centre. Small submodels make it slow: on MNIST, without any hostile client, it was 10
     points behind the mean after 40 rounds where each client held a quarter of the units. Of submodels, a coordinate
     is moved by the mean over its holders, and the length of a difference is that over what is held, scaled by the
     root of the model's size over its own.

@@ -31,7 +31,7 @@ class Krum:
 
     With one update selected, and clients whose data or submodels differ, that is one client's word for all: on MNIST,
     without any hostile client, 11 points of accuracy less than the mean's where it is split by Dirichlet(0.5), and 7
-    and 20 where each client holds half or a quarter of the units; with half of them selected, at most 3. Submodels
+    and 18 where each client holds half or a quarter of the units; with half of them selected, at most 3. Submodels
     are compared where they overlap, d_ref / |overlap| times the squared difference there, with d_ref the size of
     their union; a pair that shares too little is infinitely far apart. The selected are averaged per coordinate over
     those that hold it. Weights are not used. Equal scores are ordered by the updates' values. Where no update can be

@@ -145,7 +145,7 @@ class ZenoPlusPlus:
     With v the gradient of the server's loss and g = -u: g~ = (‖v‖ / ‖g‖) g is accepted iff γ <v, g~> - ρ ‖g~‖² + γ ε
     >= 0, and x moves by -γ g~. Each is judged by itself: it is for servers that commit every reply as it comes. Steps
     of the server's length cost on MNIST, without any hostile client, 8 points of accuracy, for in one of five seeds
-    it did not get far, and 5 and 10 where each client holds half or a quarter of the units. Of several in one commit,
+    it did not get far, and 5 and 11 where each client holds half or a quarter of the units. Of several in one commit,
     the accepted are averaged per coordinate. v is computed anew after `delay` updates. Over a submodel, v is what it
     holds of it.
 
