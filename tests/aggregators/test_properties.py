@@ -37,6 +37,43 @@ def rows_of(num, size, seed=3):
     return torch.randn(num, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def shuffles_of(rows, times=40):
+    """The rows in some of their orders."""
+    draw = torch.Generator().manual_seed(6)
+    return [[rows[i] for i in torch.randperm(len(rows), generator=draw).tolist()] for _ in range(times)]
+
+
+@pytest.mark.parametrize("size", [5, 7])
+@pytest.mark.parametrize(
+    "part",
+    [
+        *COORDINATEWISE,
+        Medoid(),
+        Krum(f=1),
+        Krum(f=1, num_selected=3),
+        NearestNeighbours(f=1),
+        NearestNeighbours(f=2, inner=Median()),
+        Bucketing(Median(), size=2),
+    ],
+    ids=repr,
+)
+def test_rows_that_are_equally_near_count_alike_in_any_order(part, size):
+    """Each row is another one turned by a place: for all of them there are several that are as near."""
+    base = [float(x) for x in range(size)]
+    rows = [base[i:] + base[:i] for i in range(size)]
+    found = {tuple(value(part, some)) for some in shuffles_of(rows)}
+    assert len(found) == 1
+
+
+def test_an_update_counts_once_among_its_own_neighbours():
+    """Also where others say the same, and more of them than there is room for."""
+    rows = [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [9.0, 9.0]]
+    mixed = [0.0, 1.0], [2.25, 3.0]  # the last one with three of the others
+    assert value(NearestNeighbours(f=1, inner=TrimmedMean(trim_count=0)), rows) == pytest.approx(
+        [(4 * a + b) / 5 for a, b in zip(*mixed, strict=True)]
+    )
+
+
 @pytest.mark.parametrize(
     ("part", "expected"),
     [

@@ -17,6 +17,7 @@ from torch import Tensor
 from partwise.aggregators.columns import finite, mean_of, reduce_columns, senders
 from partwise.aggregators.coordinatewise import TrimmedMean
 from partwise.aggregators.geometry import compared
+from partwise.aggregators.krum import ranked
 from partwise.core.aggregate import Aggregator, Sum, sum_updates
 from partwise.core.checks import at_least
 from partwise.core.model import Params
@@ -38,7 +39,7 @@ class NearestNeighbours:
 
     What heterogeneous data make of honest clients, a spread that a robust rule pays for, becomes smaller. Submodels
     are compared as in `Krum`; a client's update keeps its index, each coordinate the mean over those of its
-    neighbours that hold it. Equally near ones are taken in order of client.
+    neighbours that hold it. Equally near ones are taken in order of their values.
 
     Args:
         f: how many may be faulty, >= 0; needs m >= 2f + 1.
@@ -87,16 +88,27 @@ class NearestNeighbours:
 
 
 def _mixed(updates: Sequence[Update], params: Params, distance: Tensor, kept: int) -> list[Update]:
-    order = distance.sort(dim=1, stable=True)
     found = []
     for i, update in enumerate(updates):
-        near = {int(k) for k, d in zip(order.indices[i, :kept], order.values[i, :kept], strict=True) if d < torch.inf}
-        chosen = [updates[k] for k in sorted(near | {i})]
-        mean = reduce_columns(chosen, params, mean_of, least=1)
+        near = _nearest(distance[i], i, updates, kept)
+        mean = reduce_columns([updates[k] for k in sorted(near)], params, mean_of, least=1)
         full = {name: torch.zeros_like(t) for name, t in params.items() if name in mean.index.shapes}
         mean.index.put_(full, mean.values())
         found.append(Update(update.index, update.index.gather(full)))
     return found
+
+
+def _nearest(distance: Tensor, own: int, updates: Sequence[Update], kept: int) -> list[int]:
+    """An update and those nearest to it, `kept` at most; none that cannot be compared. distance: (m,), to all."""
+    distance = distance.index_fill(0, torch.tensor([own], device=distance.device), -1.0)
+    last = distance.sort().values[kept - 1]
+    near = (distance < last).nonzero().reshape(-1).tolist()
+    if last < torch.inf:
+        ties = (distance == last).nonzero().reshape(-1).tolist()
+        if len(near) + len(ties) > kept:
+            ties = [ties[k] for k in ranked(distance[ties], [updates[k] for k in ties])]
+        near += ties[: kept - len(near)]
+    return near
 
 
 @dataclass(frozen=True)
