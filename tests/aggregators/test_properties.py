@@ -291,6 +291,24 @@ def test_someone_elsewhere_changes_nothing(part):
         assert more[j] == pytest.approx(base[j], rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("part", "alone", "with_others"),
+    [
+        (Median(), 20.5, 20.5),
+        (TrimmedMean(trim_fraction=0.3), 21.5, 21.5),  # (9 + 16 + 25 + 36) / 4
+        (TrimmedMean(trim_count=3), 21.5, 25.5),  # one of ten, for three of 30: (1 + 4 + ... + 64) / 8
+        (MeanAroundMedian(f=3), 13.0, 204 / 9),  # 0 to 36, and 0 to 64
+        (Phocas(f=3), 13.0, 204 / 9),
+    ],
+    ids=repr,
+)
+def test_a_declared_number_is_of_all_clients_and_a_fraction_is_of_holders(part, alone, with_others):
+    """Ten hold position 0, with the squares from 0 to 81; then twenty come who hold another one."""
+    holders, others = [{0: float(x * x)} for x in range(10)], [{1: 1.0}] * 20
+    assert moved(aggregate(part, partial(holders)))[0] == pytest.approx(alone)
+    assert moved(aggregate(part, partial([*holders, *others])))[0] == pytest.approx(with_others)
+
+
 def test_what_few_hold_is_held():
     """The coverage attack: hostile clients pile on what hardly anybody holds, and cannot move it."""
     honest = [{0: 1.0, 1: 1.1 + 0.1 * i, 2: 0.9} for i in range(6)]

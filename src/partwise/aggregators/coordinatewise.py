@@ -81,7 +81,8 @@ class TrimmedMean:
 
     Args:
         trim_fraction: b / m, in [0, 0.5); 0 is the mean. Without either, 0.2.
-        trim_count: b, >= 0, instead of the fraction; then at least 2b + 1 updates are needed.
+        trim_count: b, >= 0, instead of the fraction; then at least 2b + 1 updates are needed. It is b of all m, so that
+            clients who hold other coordinates lower the cut of these: where anybody may join, give the fraction.
         min_holders: m_min, the least number of values for a coordinate to move; never below 3, the default, where
             anything is trimmed.
 

@@ -53,7 +53,8 @@ class MeanAroundMedian:
     for Phocas, or where each held a quarter of the units.
 
     Args:
-        f: how many may be faulty, >= 0; needs m >= 2f + 1. 0 is the mean.
+        f: how many of all m may be faulty, >= 0; needs m >= 2f + 1. 0 is the mean. Clients who hold other coordinates
+            make m larger and f_n smaller.
 
     Source: Xie, Koyejo, Gupta, "Generalized Byzantine-tolerant SGD", 2018, arXiv:1802.10116, §4.
     Differs: absence is not a zero vote; the number left out per coordinate follows its number of holders.
@@ -89,7 +90,8 @@ class Phocas:
     trimmed mean itself averages n - 2 f_n. It costs as much without hostile clients.
 
     Args:
-        f: how many may be faulty, >= 0; needs m >= 2f + 1. 0 is the mean.
+        f: how many of all m may be faulty, >= 0; needs m >= 2f + 1. 0 is the mean. Clients who hold other coordinates
+            make m larger and f_n smaller.
 
     Source: Xie, Koyejo, Gupta, "Phocas: dimensional Byzantine-resilient stochastic gradient descent", 2018,
         arXiv:1805.09682, definition 8.
