@@ -175,11 +175,9 @@ def table(found: dict[str, list[Curve]]) -> list[str]:
     for name, runs in found.items():
         ends = [run[-1] for run in runs]
         q, up, seconds = (statistics.mean(e[i] for e in ends) for i in range(3))
-        deviations = [statistics.stdev(x) if len(x) > 1 else math.nan for x in ([e[0] for e in ends], whole)]
-        near = "yes" if abs(q - statistics.mean(whole)) <= max(deviations) else "no"
-        lines.append(
-            f"| {name} | {q:.4f} | {deviations[0]:.4f} | {near} | {up:.2f} | {full / up:.1f} | {seconds:.0f} |"
-        )
+        own, plain = (statistics.stdev(x) if len(x) > 1 else math.nan for x in ([e[0] for e in ends], whole))
+        near = "yes" if abs(q - statistics.mean(whole)) <= plain else "no"
+        lines.append(f"| {name} | {q:.4f} | {own:.4f} | {near} | {up:.2f} | {full / up:.1f} | {seconds:.0f} |")
     return lines
 
 

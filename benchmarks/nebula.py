@@ -1,12 +1,13 @@
 """Two clusters whose wide-area links change: what is sent follows the measured rate, beside each fixed choice.
 
-    python benchmarks/nebula.py --folder PLAYS [--phase 40] [--seed 1]
+    python benchmarks/nebula.py --folder PLAYS [--phase 40] [--seeds 3]
 
 A GPT of 31 thousand parameters is trained on half of the plays, in two clusters, by local SGD with 5 steps of 0.2 s a
 round. The links up have three phases of `--phase` seconds: good, bad, and in between; the second cluster has half
 the rate. `ByLink` picks for each cluster the best of five ways whose bytes take at most a tenth of the training. Every
 way, fixed, and the choice have as many seconds of the clock. A row: rounds in each phase, loss a character on held-out
-text at the end of each (the last evaluation, one in ten rounds), and bytes sent up.
+text at the end of each (the last evaluation, one in ten rounds), and megabytes sent up: medians over the seeds, with the
+range of the losses.
 
 Source of the setting: Xiang et al., "Nebula-I", 2022, arXiv:2205.09470.
 """
@@ -14,9 +15,12 @@ Source of the setting: Xiang et al., "Nebula-I", 2022, arXiv:2205.09470.
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from machine import describe
 
@@ -49,8 +53,16 @@ class Phases(Profiles):
         return Profile(PACE, rate / (1 + client), 2e6)
 
 
-def row(name: str, args: argparse.Namespace, folder: Path) -> list[str]:
-    """The cells of one way; with its name `chosen`, of the choice."""
+class Outcome(NamedTuple):
+    """Of one run, by phase. up: bytes."""
+
+    rounds: list[int]
+    losses: list[float]
+    up: float
+
+
+def run(name: str, seed: int, args: argparse.Namespace, folder: Path) -> Outcome:
+    """One way, or the choice where the name is none of them."""
     workload = pw.ShakespeareGPT(
         args.folder, half="pretrain", clusters=CLUSTERS, width=32, layers=2, profiles=Phases(args.phase)
     )
@@ -59,7 +71,7 @@ def row(name: str, args: argparse.Namespace, folder: Path) -> list[str]:
     way: object = WAYS.get(name)
     if way is None:
         way = pw.Menu(tuple(WAYS.values()))
-        sizes = way.sizes(workload.build(args.seed).model.init(args.seed))
+        sizes = way.sizes(workload.build(seed).model.init(seed))
         scheduler = pw.ByLink(scheduler, sizes, steps=STEPS)
     local = pw.LocalTraining(pw.SGD(0.5), batch_size=16, steps=STEPS, max_norm=1.0)
     experiment = pw.Experiment(
@@ -69,32 +81,42 @@ def row(name: str, args: argparse.Namespace, folder: Path) -> list[str]:
         client=() if isinstance(way, Identity) else (pw.ErrorFeedback(way),),
         evaluation=pw.Evaluation(every=10),
         checkpointing=pw.Checkpointing(every_seconds=1e9),
-        seed=args.seed,
+        seed=seed,
     )
-    result = experiment.run(folder / name.replace(" ", "-"))
+    result = experiment.run(folder / f"{name.replace(' ', '-')}-{seed}")
     table, commits = result.table("loss", "pooled"), read_run(result.folder).commits
-    cells, losses = [], []
+    rounds, losses = [], []
     for i in range(len(RATES)):
         begin, end = args.phase * i, args.phase * (i + 1)
-        cells.append(str(sum(begin < commit.time <= end for commit in commits)))
-        last = max((line for line in table if line["time"] <= end), key=lambda line: line["version"])
-        losses.append(f"{last['value']:.3f}")
-    return [*cells, *losses, f"{table[-1]['uplink_bytes'] / 1e6:.2f} MB"]
+        rounds.append(sum(begin < commit.time <= end for commit in commits))
+        losses.append(max((line for line in table if line["time"] <= end), key=lambda line: line["version"])["value"])
+    return Outcome(rounds, losses, table[-1]["uplink_bytes"])
+
+
+def cells(runs: Sequence[Outcome]) -> list[str]:
+    """The row of a way."""
+    rounds = [f"{statistics.median(each):g}" for each in zip(*(run.rounds for run in runs), strict=True)]
+    losses = [
+        f"{statistics.median(each):.3f} ({min(each):.3f}-{max(each):.3f})"
+        for each in zip(*(run.losses for run in runs), strict=True)
+    ]
+    return [*rounds, *losses, f"{statistics.median(run.up for run in runs) / 1e6:.2f}"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--phase", type=float, default=40.0)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", default=[*WAYS, "chosen by link"], help="the rows")
     args = parser.parse_args()
-    print(f"{describe(args.seed)}; phases of {args.phase:g} s\n")
-    print("| way | rounds: good | bad | fair | loss: good | bad | fair | up |")
+    print(f"{describe(1)} to {args.seeds}; phases of {args.phase:g} s\n")
+    print("| way | rounds: good | bad | fair | loss: good | bad | fair | up, MB |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name in args.ways:
-            print(f"| {name} | " + " | ".join(row(name, args, Path(folder))) + " |", flush=True)
+            runs = [run(name, seed, args, Path(folder)) for seed in range(1, args.seeds + 1)]
+            print(f"| {name} | " + " | ".join(cells(runs)) + " |", flush=True)
 
 
 if __name__ == "__main__":
