@@ -6,8 +6,8 @@ A GPT of 31 thousand parameters is trained on half of the plays, in two clusters
 round. The links up have three phases of `--phase` seconds: good, bad, and in between; the second cluster has half
 the rate. `ByLink` picks for each cluster the best of five ways whose bytes take at most a tenth of the training. Every
 way, fixed, and the choice have as many seconds of the clock. A row: rounds in each phase, loss a character on held-out
-text at the end of each (the last evaluation, one in ten rounds), and megabytes sent up: medians over the seeds, with the
-range of the losses.
+text at the end of each (the last evaluation, one in ten rounds), and megabytes sent up; medians over the seeds, losses
+with their range.
 
 Source of the setting: Xiang et al., "Nebula-I", 2022, arXiv:2205.09470.
 """
