@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from partwise.algorithms import FedAvg, FedLaAvg, FedSubAvg, Scaffold
+from partwise.algorithms import FedAvg, FedLaAvg, FedRank, FedSubAvg, Scaffold
 from partwise.core.metrics import Accuracy, Loss
 from partwise.core.model import CrossEntropy
 from partwise.core.population import Examples, Fate, Population, Profile
@@ -63,6 +63,7 @@ def experiment(which: str, runtime: Runtime, **more: Any) -> Experiment:
     parts: dict[str, Any] = {
         "control variates": {"algorithm": Scaffold(LOCAL)},
         "memory": {"algorithm": FedLaAvg(LOCAL)},
+        "ranks": {"algorithm": FedRank(LOCAL)},
         "residuals": {"algorithm": FedSubAvg("count", LOCAL), "client": (ErrorFeedback(TopK(12)),)},
         "eager": {
             "algorithm": FedSubAvg("count", LOCAL),

@@ -96,6 +96,7 @@ _MODULE_OF = {
     "FedInfluence": "partwise.observers",
     "FedLaAvg": "partwise.algorithms",
     "FedProx": "partwise.algorithms",
+    "FedRank": "partwise.algorithms",
     "FedSubAvg": "partwise.algorithms",
     "FedZip": "partwise.transforms",
     "FederatedDropout": "partwise.algorithms",

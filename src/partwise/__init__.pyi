@@ -42,6 +42,7 @@ from partwise.algorithms import FederatedDropout as FederatedDropout
 from partwise.algorithms import FedHyper as FedHyper
 from partwise.algorithms import FedLaAvg as FedLaAvg
 from partwise.algorithms import FedProx as FedProx
+from partwise.algorithms import FedRank as FedRank
 from partwise.algorithms import FedSubAvg as FedSubAvg
 from partwise.algorithms import Ferret as Ferret
 from partwise.algorithms import FjORD as FjORD

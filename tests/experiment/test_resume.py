@@ -68,7 +68,7 @@ def check(which: str, runtime: Runtime, folder: Path, *, kills: int, seed: int) 
         assert [name for name in found if found[name] != expected[name]] == []
 
 
-@pytest.mark.parametrize("which", ["control variates", "residuals", "memory", "FedBuff", "FedCompass"])
+@pytest.mark.parametrize("which", ["control variates", "residuals", "memory", "ranks", "FedBuff", "FedCompass"])
 def test_killed_and_resumed_ends_with_the_same_bits(which, tmp_path):
     check(which, Simulate(), tmp_path, kills=3, seed=5)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from partwise.core.model import BinaryCrossEntropy, CrossEntropy, Model
 from partwise.core.plan import ModelLoss
-from partwise.local import Nested, Proximal, Rescaled, Shift
+from partwise.local import EdgePopup, Nested, Proximal, Rescaled, Shift
+from partwise.local.losses import top_edges
 
 RNG = torch.Generator()
 
@@ -85,3 +88,69 @@ def test_terms_leave_alone_what_they_do_not_name():
     assert {n: float(g) for n, g in pulled.items()} == {"a": 2.0, "b": 2.0}
     shifted = Shift({"b": torch.tensor([-7.0])})(params, grads, 0)
     assert {n: float(g) for n, g in shifted.items()} == {"a": 1.0, "b": -5.0}
+
+
+def edges(scores, keep, **how):
+    return top_edges(torch.tensor(scores), keep, **how).reshape(-1).nonzero().reshape(-1).tolist()
+
+
+def test_the_edges_with_the_largest_scores():
+    """submodels.md §H: sigma on the ranking 2, 3, 0, 5, 1, 4, by the score and by its size."""
+    scores = [-0.2, 0.4, -0.9, -0.5, 0.8, 0.1]
+    assert edges(scores, 0.5) == edges([scores[:3], scores[3:]], 0.5) == [1, 4, 5]
+    assert edges(scores, 0.5, abs_scores=True) == [2, 3, 4]
+    assert edges(scores, 1.0) == list(range(6))
+    assert edges(scores, 0.7) == [0, 1, 4, 5]
+    assert edges(scores, 0.01) == [4]
+    assert edges([0.9, 0.1, 0.4, 0.2, 0.3, 0.8, 0.5, 0.6, 0.7, 0.0], 0.9) == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("abs_scores", [False, True])
+def test_equal_scores_are_in_the_order_of_their_numbers(abs_scores):
+    draw = torch.Generator().manual_seed(4)
+    for keep in (0.1, 0.34, 0.5, 0.9):
+        for _ in range(20):
+            scores = torch.randint(-3, 4, (17,), generator=draw).float()
+            sizes = [abs(s) if abs_scores else s for s in scores.tolist()]
+            lowest_first = sorted(range(17), key=lambda e, sizes=sizes: (sizes[e], e))
+            wanted = sorted(lowest_first[17 - round(keep * 17) :])
+            assert edges(scores.tolist(), keep, abs_scores=abs_scores) == wanted
+
+
+def test_the_gradient_of_a_score_is_its_weight_s_times_the_fixed_one():
+    """Loops over a network of one hidden layer; also where the edge is not there."""
+    model = Model(Two, CrossEntropy())
+    rows, fixed = batch(), model.init(0)
+    weights = {n: fixed.pop(n) for n in ("first.weight", "second.weight")}
+    draw = torch.Generator().manual_seed(2)
+    scores = {n: torch.randn(t.shape, generator=draw, dtype=torch.float64) for n, t in weights.items()}
+    x, y, b1, b2 = (t.tolist() for t in (rows["x"], rows["y"], fixed["first.bias"], fixed["second.bias"]))
+
+    def masked(name):
+        kept = sorted(scores[name].reshape(-1).tolist())[scores[name].numel() // 2 :]
+        pairs = zip(weights[name].tolist(), scores[name].tolist(), strict=True)
+        return [[w * (s in kept) for w, s in zip(*pair, strict=True)] for pair in pairs]
+
+    one, two = masked("first.weight"), masked("second.weight")
+    by_one, by_two, total = [[0.0] * 3 for _ in range(4)], [[0.0] * 4 for _ in range(2)], 0.0
+    for xs, label in zip(x, y, strict=True):
+        hidden = [math.tanh(sum(w * v for w, v in zip(one[j], xs, strict=True)) + b1[j]) for j in range(4)]
+        logits = [sum(w * h for w, h in zip(two[c], hidden, strict=True)) + b2[c] for c in range(2)]
+        norm = sum(map(math.exp, logits))
+        total -= math.log(math.exp(logits[label]) / norm) / len(x)
+        slope = [(math.exp(logits[c]) / norm - (c == label)) / len(x) for c in range(2)]
+        for c in range(2):
+            for j in range(4):
+                by_two[c][j] += slope[c] * hidden[j]
+        for j in range(4):
+            back = sum(slope[c] * two[c][j] for c in range(2)) * (1 - hidden[j] ** 2)
+            for i in range(3):
+                by_one[j][i] += back * xs[i]
+    for t in scores.values():
+        t.requires_grad_()
+    loss = EdgePopup(ModelLoss(model), weights, fixed)(scores, rows, RNG)
+    assert float(loss.detach()) == pytest.approx(total, abs=1e-12)
+    for got, name, wanted in zip(
+        torch.autograd.grad(loss, list(scores.values())), scores, (by_one, by_two), strict=True
+    ):
+        assert (got - torch.tensor(wanted, dtype=torch.float64) * weights[name]).abs().max() < 1e-12

@@ -33,6 +33,7 @@ ROUNDS = 4
 STATELESS = {
     "fedavg",
     "fedprox",
+    "fedrank",
     "fedsubavg capped",
     "fedlaavg server",
     "mcpsgd",

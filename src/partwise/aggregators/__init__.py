@@ -12,7 +12,6 @@ from partwise.aggregators.merging import DefenceAwareMerging
 from partwise.aggregators.mixing import Bucketing, NearestNeighbours
 from partwise.aggregators.nearest import MeanAroundMedian, Phocas
 from partwise.aggregators.principal import PrincipalGradients
-from partwise.aggregators.rank_vote import RankVote
 from partwise.aggregators.scored import Zeno, ZenoPlusPlus
 from partwise.aggregators.slsgd import SLSGD
 from partwise.aggregators.sybilwall import SybilWall
@@ -20,6 +19,7 @@ from partwise.aggregators.vote import MajorityVote
 from partwise.aggregators.watch import Watch
 from partwise.core.latest import Latest
 from partwise.core.mean import Mean
+from partwise.core.rank_vote import RankVote
 
 __all__ = [
     "SLSGD",

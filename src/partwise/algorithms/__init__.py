@@ -16,6 +16,7 @@ from partwise.algorithms.mixing import Mixing
 from partwise.algorithms.one_byte import OneByte
 from partwise.algorithms.outer import CO2, LANS, SignMomentum
 from partwise.algorithms.personal import LocalOnly
+from partwise.algorithms.ranking import FedRank
 from partwise.algorithms.scaffold import Scaffold
 from partwise.algorithms.slimmed import FederatedDropout, FjORD, HeteroFL
 from partwise.algorithms.submodel import FedSubAvg
@@ -39,6 +40,7 @@ __all__ = [
     "FedHyper",
     "FedLaAvg",
     "FedProx",
+    "FedRank",
     "FedSubAvg",
     "FederatedDropout",
     "Ferret",

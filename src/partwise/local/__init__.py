@@ -1,7 +1,7 @@
 """Local optimisers, losses and changes to the local gradient: what a plan is made of."""
 
 from partwise.local.hyper import HyperStep
-from partwise.local.losses import Nested, Rescaled
+from partwise.local.losses import EdgePopup, Nested, Rescaled
 from partwise.local.optimizers import SGD, AdamW
 from partwise.local.terms import ClipGradient, Decay, Proximal, Shift, Times
 from partwise.local.training import LocalTraining
@@ -11,6 +11,7 @@ __all__ = [
     "AdamW",
     "ClipGradient",
     "Decay",
+    "EdgePopup",
     "HyperStep",
     "LocalTraining",
     "Nested",
