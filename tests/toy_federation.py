@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from partwise.algorithms import MCPSGD, FedAMD, FedAvg, FedLaAvg, FedProx, FedRank, FedSubAvg, Scaffold
+from partwise.algorithms import MCPSGD, FedAMD, FedAvg, FedLaAvg, FedProx, FedSubAvg, Scaffold
 from partwise.channels import Plain
 from partwise.core.codec import encode
 from partwise.core.model import CrossEntropy, Model
@@ -66,7 +66,6 @@ CASES: Mapping[str, dict[str, Any]] = {
     "fedamd": {"algorithm": FedAMD(LOCAL, anchor_prob=0.4)},
     "fedlaavg": {"algorithm": FedLaAvg(LOCAL, submodel=True)},
     "fedlaavg server": {"algorithm": FedLaAvg(LOCAL, "server", submodel=True)},
-    "fedrank": {"algorithm": FedRank(LOCAL)},
     "mcpsgd": {"algorithm": MCPSGD(1, LOCAL, separate_lr=0.1)},
     "error feedback": {
         "algorithm": FedSubAvg("count", LOCAL),

@@ -24,8 +24,9 @@ from partwise.experiment.experiment import Experiment
 from partwise.local import SGD, LocalTraining
 from partwise.populations import Dirichlet, from_partition
 from partwise.programs.star import Star
-from partwise.runtimes import Simulate
+from partwise.runtimes import Processes, Simulate
 from partwise.schedulers import FedBuff, Synchronous
+from toy_federation import LOCAL, play, star
 from toy_star import Clients, Log
 
 VOTES = ([2, 3, 0, 5, 1, 4], [3, 2, 5, 0, 4, 1], [0, 2, 3, 1, 5, 4])
@@ -231,6 +232,13 @@ def test_what_is_not_a_vote_does_not_count():
     states, _ = Simulate().run(star.programs(), star.population, Log())
     places = states[SERVER].streams["places"]
     assert sorted(places["second.weight"].reshape(-1).tolist()) == list(range(10))
+
+
+def test_processes_come_to_the_same_bits():
+    of = [star("fedavg", algorithm=FedRank(LOCAL)) for _ in range(2)]
+    here, _ = play(Simulate(), of[0])
+    there, _ = play(Processes(workers=2), of[1])
+    assert here == there
 
 
 # ---- it learns ------------------------------------------------------------------------------------------------------

@@ -33,7 +33,6 @@ ROUNDS = 4
 STATELESS = {
     "fedavg",
     "fedprox",
-    "fedrank",
     "fedsubavg capped",
     "fedlaavg server",
     "mcpsgd",
