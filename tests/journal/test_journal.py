@@ -32,52 +32,7 @@ from partwise.journal.entries import canonical
 
 pytest.importorskip("cryptography")
 from partwise.channels.crypto import verifying_key
-
-NAMES = ("a", "b", "c", "v1", "v2", "v3")
-OPERATOR = bytes([7]) * 32
-
-
-def secret(name):
-    return name.encode().ljust(32, b".")
-
-
-def begun(path=None, **terms):
-    journal = Journal(OPERATOR, path)
-    journal.begin("server", {"pool": 1_000_000, "stake_min": 500_000, "validators": 3, **terms})
-    for name in NAMES:
-        journal.append("register", name, {"pubkey": verifying_key(secret(name)).hex()}, secret(name))
-        journal.append("deposit", name, {"amount": 1_000_000}, secret(name))
-    return journal
-
-
-def contribute(journal, items, *, opened=None):
-    """Authors commit to their digests and open them; `opened`: what some of them show instead."""
-    for name, digest in items.items():
-        nonce = name.encode().ljust(32, b"\1")
-        journal.append("commit", name, {"commit": commitment(nonce, digest)}, secret(name))
-    for name, digest in items.items():
-        shown = (opened or {}).get(name, digest)
-        if shown is not None:
-            nonce = name.encode().ljust(32, b"\1").hex()
-            payload = {"digest": shown, "nonce": nonce, "index_root": merkle_root([]), "num_examples": 12}
-            journal.append("reveal", name, payload, secret(name))
-
-
-def judge(journal, scores):
-    """Each validator gives its scores of the items that it is to judge. scores: item -> three scores."""
-    for item, given in scores.items():
-        for validator, score in zip(journal.books.validators(item), given, strict=True):
-            journal.append("evaluate", validator, {"scores": {item: score}}, secret(validator))
-
-
-def played(path=None):
-    journal = begun(path)
-    contribute(journal, {"a": digest_of(b"1"), "b": digest_of(b"2"), "c": digest_of(b"3")})
-    judge(journal, {"a": (900000, 850000, 800000), "b": (700000, 720000, 690000), "c": (150000, 100000, 180000)})
-    journal.settle(600_000)
-    journal.checkpoint()
-    return journal
-
+from toy_journal import OPERATOR, begun, contribute, judge, played, secret
 
 # ---- the worked example ---------------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from partwise.channels.crypto import sign, verify, verifying_key
 from partwise.core.errors import ProtocolError
 from partwise.journal.entries import GENESIS_PREV, Entry, canonical, entry_hash
-from partwise.journal.merkle import merkle_root
 from partwise.journal.rules import Books
 
 __all__ = ["Fault", "Journal", "Signed", "find_tampering", "proves_equivocation"]
@@ -115,8 +114,7 @@ class Journal:
 
     def checkpoint(self) -> str:
         """Write the Merkle root of all entries so far, by which one of them can be shown without the others."""
-        root = merkle_root([bytes.fromhex(entry_hash(s.entry)) for s in self.entries])
-        return self.append("checkpoint", self.books.operator, {"root": root}, self._operator)
+        return self.append("checkpoint", self.books.operator, {"root": self.books.root()}, self._operator)
 
     def lines(self) -> list[str]:
         """The lines of the file."""
@@ -165,8 +163,8 @@ def _is_signed(key: str, text: bytes, signature: str) -> bool:
 def find_tampering(lines: Iterable[str], *, head: str = "", operator: str = "") -> Fault | None:
     """The first line at which a journal is not what was written; None if it is whole.
 
-    Checks the form of every line, the chain, both signatures, and that every entry follows the rules: that scores, pay
-    and slashes are those that the entries before make them.
+    Checks the form of every line, the chain, both signatures, and that every entry follows the rules: that scores, pay,
+    slashes and the roots of checkpoints are those that the entries before make them.
 
     Args:
         lines: of the file.

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 
-__all__ = ["index_leaves", "merkle_path", "merkle_root", "verify_path"]
+__all__ = ["add_leaf_", "index_leaves", "merkle_path", "merkle_root", "root_of", "verify_path"]
 
 
 def _leaf(data: bytes) -> bytes:
@@ -42,6 +42,37 @@ def merkle_root(leaves: Sequence[bytes]) -> str:
         'e3b0c442'
     """
     return _root(leaves).hex()
+
+
+def add_leaf_(peaks: list[bytes], count: int, data: bytes) -> None:
+    """Add a leaf to a tree that grows: of n leaves only about log2 n hashes are kept.
+
+    Args:
+        peaks: roots of the full trees, largest first, of which the tree so far is made.
+        count: leaves so far, n >= 0.
+        data: of the new leaf.
+
+    Example:
+        >>> peaks: list[bytes] = []
+        >>> for at, data in enumerate([b"a", b"b", b"c"]):
+        ...     add_leaf_(peaks, at, data)
+        >>> root_of(peaks) == merkle_root([b"a", b"b", b"c"])
+        True
+    """
+    found = _leaf(data)
+    while count & 1:  # as in binary addition: two trees of one size become one
+        found, count = _node(peaks.pop(), found), count >> 1
+    peaks.append(found)
+
+
+def root_of(peaks: Sequence[bytes]) -> str:
+    """The root of a tree that grew by `add_leaf_`: that of `merkle_root` over the same leaves."""
+    if not peaks:
+        return merkle_root([])
+    found = peaks[-1]
+    for left in reversed(peaks[:-1]):
+        found = _node(left, found)
+    return found.hex()
 
 
 def merkle_path(leaves: Sequence[bytes], at: int) -> list[str]:

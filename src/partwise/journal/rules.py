@@ -12,6 +12,7 @@ from typing import Any
 
 from partwise.core.errors import ProtocolError
 from partwise.journal.entries import TYPES, Entry, commitment, is_digest
+from partwise.journal.merkle import add_leaf_, root_of
 
 __all__ = ["Books", "Terms", "lower_median", "scores_by_rank", "split_pool"]
 
@@ -119,6 +120,8 @@ class Books:
         flagged: (author, reason) that this round's entries themselves prove.
         slashed: those of them that were slashed for.
         first_pool: the pool of the first entry.
+        count: entries so far.
+        peaks: of the Merkle tree over their hashes, as of `add_leaf_`.
     """
 
     terms: Terms = field(default_factory=Terms)
@@ -141,12 +144,18 @@ class Books:
     flagged: set[tuple[str, str]] = field(default_factory=set)
     slashed: set[tuple[str, str]] = field(default_factory=set)
     first_pool: int = 0
+    count: int = 0
+    peaks: list[bytes] = field(default_factory=list)
 
     def is_balanced(self) -> bool:
         """Whether no unit was made or lost, and nobody has less than nothing."""
         there = sum(self.stakes.values()) + self.pool + self.treasury + self.paid_out
         no_debt = min([self.pool, self.treasury, *self.stakes.values()]) >= 0
         return no_debt and there == self.first_pool + self.deposited - self.withdrawn
+
+    def root(self) -> str:
+        """The Merkle root over the hashes of all entries so far, 32 bytes each, in their order."""
+        return root_of(self.peaks)
 
     def eligible(self) -> list[str]:
         """Who may take part, by name."""
@@ -177,6 +186,8 @@ class Books:
         if entry.seq and entry.round != self.round:
             raise _broken(entry, f"round {self.round} is open, got {entry.round}")
         getattr(self, f"_{entry.type}")(entry, digest)
+        add_leaf_(self.peaks, self.count, bytes.fromhex(digest))
+        self.count += 1
 
     def settlement(self) -> dict[str, int]:
         """Author -> score of its item in this round, by the weighted lower median of its validators."""
@@ -297,7 +308,9 @@ class Books:
 
     def _checkpoint(self, entry: Entry, digest: str) -> None:
         self._only_operator(entry)
-        _digest(entry, "root")
+        told, root = _digest(entry, "root"), self.root()
+        if told != root:
+            raise _broken(entry, f"root must be that of the {self.count} entries before, {root}, got {told}")
 
     def _revoke(self, entry: Entry, digest: str) -> None:
         who = entry.payload.get("who")
