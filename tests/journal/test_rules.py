@@ -2,15 +2,16 @@
 
 import hashlib
 import hmac
+import re
 
 import pytest
 
 from partwise.core.errors import ProtocolError
-from partwise.journal import Books, Journal, digest_of, entry_hash, find_tampering, index_leaves
+from partwise.journal import Books, Journal, Terms, digest_of, entry_hash, find_tampering, index_leaves
 
 pytest.importorskip("cryptography")
 from partwise.channels.crypto import verifying_key
-from toy_journal import NAMES, OPERATOR, begun, contribute, hash_of, judge, secret
+from toy_journal import NAMES, OPERATOR, begun, contribute, hash_of, judge, secret, signed_line
 
 
 def conserved_throughout(journal):
@@ -66,6 +67,32 @@ def test_only_the_eligible_are_drawn():
     for outsider in ("b", "c", "a"):
         with pytest.raises(ProtocolError, match=r"must be a validator of a revealed item|key was revoked"):
             journal.append("evaluate", outsider, {"scores": {"a": 1}}, secret(outsider))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 100])
+def test_number_of_validators_is_odd_and_three_at_least(count):
+    says = (
+        f"Terms(validators={count}): must be odd and at least 3, or 0 for the operator alone, got {count}. 5 is usual."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        Terms(validators=count)
+    journal = Journal(OPERATOR)
+    with pytest.raises(ProtocolError) as refused:
+        journal.begin("server", {"pool": 9, "validators": count})
+    assert str(refused.value) == f"entry 0 (genesis): {says}"
+    assert (journal.lines(), journal.books) == ([], Books())
+    entry = {"v": 1, "seq": 0, "prev": "0" * 64, "round": 0, "type": "genesis", "author": "server"}
+    pubkey = verifying_key(OPERATOR).hex()
+    entry["payload"] = {"pool": 9, "validators": count, "pubkey": pubkey}
+    assert find_tampering([signed_line(entry)]) == (0, f"entry 0 (genesis): {says}")
+    entry["payload"]["validators"] = 3
+    assert find_tampering([signed_line(entry)]) is None
+
+
+@pytest.mark.parametrize("count", [0, 3, 5, 7, 101])
+def test_numbers_of_validators_that_are_taken(count):
+    journal = begun(validators=count)
+    assert len(journal.books.validators("a")) == (min(count, len(NAMES) - 1) or 1)
 
 
 # ---- index sets -----------------------------------------------------------------------------------------------------

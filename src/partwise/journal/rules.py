@@ -26,7 +26,8 @@ class Terms:
 
     Args:
         stake_min: below which nobody takes part.
-        validators: how many judge each item; 0 for the operator alone.
+        validators: how many judge each item, odd and >= 3, or all there are where there are fewer; 0 for the operator
+            alone.
         theta: score above which an item is paid.
         theta_bad: score below which its author is slashed.
         sigma: share of the stake that is slashed.
@@ -34,6 +35,9 @@ class Terms:
         tolerance: how far a validator may be from the median.
         validator_penalty: what it loses if it is farther.
         no_reveal_penalty: what is lost by a commitment that is not opened.
+
+    Raises:
+        ValueError: a number of validators that is even, or 1.
     """
 
     stake_min: int = 0
@@ -45,6 +49,13 @@ class Terms:
     tolerance: int = 150_000
     validator_penalty: int = 10_000
     no_reveal_penalty: int = 5_000
+
+    def __post_init__(self) -> None:
+        if self.validators and (self.validators < 3 or self.validators % 2 == 0):
+            raise ValueError(
+                f"Terms(validators={self.validators}): must be odd and at least 3, or 0 for the operator alone, got "
+                f"{self.validators}. 5 is usual."
+            )
 
 
 def lower_median(scores: Sequence[tuple[int, int]]) -> int:
@@ -209,7 +220,11 @@ class Books:
         known = set(Terms.__dataclass_fields__)
         given = {name: _whole(entry, name) for name in entry.payload if name in known}
         pool = _whole(entry, "pool")
-        self.terms, self.pool, self.first_pool = Terms(**given), pool, pool
+        try:
+            self.terms = Terms(**given)
+        except ValueError as error:
+            raise ProtocolError(f"entry {entry.seq} (genesis): {error}") from error
+        self.pool, self.first_pool = pool, pool
         self.operator, self.base = entry.author, digest
         if "pubkey" in entry.payload:
             self.keys[entry.author] = _digest(entry, "pubkey")
