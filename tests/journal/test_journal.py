@@ -205,14 +205,14 @@ def test_operator_cannot_rewrite_what_others_signed():
     """It has its own key and computes the whole chain anew; the authors' signatures stay what they were."""
     journal, forged, prev = played(), [], GENESIS_PREV
     from partwise.channels.crypto import sign
-    from partwise.journal.journal import _head_bytes
+    from partwise.journal.heads import head_bytes
 
     for signed in journal.entries:
         payload = {**signed.entry.payload, "amount": 9_000_000} if signed.entry.seq == 2 else signed.entry.payload
         entry = signed.entry._replace(prev=prev, payload=payload)
         prev = entry_hash(entry)
         by = signed.by if entry.author != "server" else sign(OPERATOR, bytes.fromhex(prev)).hex()
-        forged.append(Signed(entry, by, sign(OPERATOR, _head_bytes(entry.seq, prev)).hex()))
+        forged.append(Signed(entry, by, sign(OPERATOR, head_bytes(entry.seq, prev)).hex()))
     fault = find_tampering([s.line() for s in forged])
     assert fault == (2, "entry 2 (deposit): must be signed by 'a', and is not.")
 

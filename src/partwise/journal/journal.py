@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from partwise.channels.crypto import sign, verify, verifying_key
+from partwise.channels.crypto import sign, verifying_key
 from partwise.core.errors import ProtocolError
 from partwise.journal.entries import GENESIS_PREV, Entry, canonical, entry_hash
+from partwise.journal.heads import are_two_heads, head_bytes, is_signed
 from partwise.journal.rules import Books
 
-__all__ = ["Fault", "Journal", "Signed", "find_tampering", "proves_equivocation"]
+__all__ = ["Fault", "Journal", "Signed", "find_tampering", "proves_equivocation", "two_stories"]
 
-_HEAD = b"submodel-ledger/head/v1\x00"
 _FIELDS = {"v", "seq", "prev", "round", "type", "author", "payload"}
 
 
@@ -41,10 +41,6 @@ class Fault(NamedTuple):
 
     at: int
     reason: str
-
-
-def _head_bytes(seq: int, digest: str) -> bytes:
-    return _HEAD + seq.to_bytes(8, "big") + bytes.fromhex(digest)
 
 
 class Journal:
@@ -92,7 +88,7 @@ class Journal:
         digest = entry_hash(entry)
         by = sign(secret, bytes.fromhex(digest)).hex()
         _check_author(entry, digest, by, self.books)
-        signed = Signed(entry, by, sign(self._operator, _head_bytes(entry.seq, digest)).hex())
+        signed = Signed(entry, by, sign(self._operator, head_bytes(entry.seq, digest)).hex())
         self._take(signed)
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,10 +102,21 @@ class Journal:
         payload = {**facts, "payout": payout, "scores": books.settlement(), "payouts": books.payouts(payout)}
         return self.append("settle", books.operator, payload, self._operator)
 
-    def slash(self, who: str, reason: str) -> str:
-        """Slash an author, by the operator."""
+    def slash(self, who: str, reason: str, proof: Mapping[str, Any] | None = None) -> str:
+        """Slash an author, by the operator.
+
+        Args:
+            who: whose stake.
+            reason: `mismatch` or `copy`, which the round's entries prove; `equivocation`, for the operator itself; or
+                `invalid`: an update that is none, has other shapes than it should, or is not finite.
+            proof: `two_stories(...)` for equivocation. For `invalid`, {"digest": of the update, as it was opened in
+                this round}: the journal holds no updates, so who doubts it fetches the one of that digest and looks.
+
+        Raises:
+            ProtocolError: it is not proved; nothing is written.
+        """
         amount = self.books.stakes.get(who, 0) * self.books.terms.sigma // 1_000_000
-        payload = {"who": who, "reason": reason, "amount": amount}
+        payload = {**(proof or {}), "who": who, "reason": reason, "amount": amount}
         return self.append("slash", self.books.operator, payload, self._operator)
 
     def checkpoint(self) -> str:
@@ -149,15 +156,8 @@ def _check_author(entry: Entry, digest: str, by: str, books: Books) -> None:
     """Whether the author's key signed the entry; that of a first entry stands in it."""
     has_own = entry.type in ("genesis", "register")
     key = entry.payload.get("pubkey") if has_own else books.keys.get(entry.author)
-    if not key or not _is_signed(str(key), bytes.fromhex(digest), by):
+    if not key or not is_signed(str(key), bytes.fromhex(digest), by):
         raise ProtocolError(f"entry {entry.seq} ({entry.type}): must be signed by {entry.author!r}, and is not.")
-
-
-def _is_signed(key: str, text: bytes, signature: str) -> bool:
-    try:
-        return verify(bytes.fromhex(key), text, bytes.fromhex(signature))
-    except (ValueError, ProtocolError):
-        return False
 
 
 def find_tampering(lines: Iterable[str], *, head: str = "", operator: str = "") -> Fault | None:
@@ -186,7 +186,7 @@ def find_tampering(lines: Iterable[str], *, head: str = "", operator: str = "") 
             key = books.keys[books.operator]
             if operator and key != operator:
                 return Fault(at, "has another operator's key")
-            if not _is_signed(key, _head_bytes(at, prev), signed.head):
+            if not is_signed(key, head_bytes(at, prev), signed.head):
                 return Fault(at, "is not signed by the operator")
             if not books.is_balanced():
                 return Fault(at, "makes or loses money")
@@ -200,8 +200,17 @@ def find_tampering(lines: Iterable[str], *, head: str = "", operator: str = "") 
 
 def proves_equivocation(one: Signed, other: Signed, operator: str) -> bool:
     """Whether two signed entries prove that the operator told two stories: two heads for one place."""
-    digests = [entry_hash(signed.entry) for signed in (one, other)]
-    if one.entry.seq != other.entry.seq or digests[0] == digests[1]:
-        return False
-    signatures = zip((one, other), digests, strict=True)
-    return all(_is_signed(operator, _head_bytes(s.entry.seq, digest), s.head) for s, digest in signatures)
+    heads = [(entry_hash(signed.entry), signed.head) for signed in (one, other)]
+    return one.entry.seq == other.entry.seq and are_two_heads(one.entry.seq, heads, operator)
+
+
+def two_stories(one: Signed, other: Signed) -> dict[str, Any]:
+    """What a slash for `equivocation` is proved by: the place, and the two heads for it.
+
+    A head names its place and not its journal: an operator needs a key of its own for each.
+
+    Args:
+        one: an entry that the operator signed.
+        other: another one that it signed for the same place.
+    """
+    return {"seq": one.entry.seq, "heads": [[entry_hash(signed.entry), signed.head] for signed in (one, other)]}

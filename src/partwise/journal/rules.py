@@ -12,6 +12,7 @@ from typing import Any
 
 from partwise.core.errors import ProtocolError
 from partwise.journal.entries import TYPES, Entry, commitment, is_digest
+from partwise.journal.heads import are_two_heads
 from partwise.journal.merkle import add_leaf_, root_of
 
 __all__ = ["Books", "Terms", "lower_median", "scores_by_rank", "split_pool"]
@@ -128,8 +129,9 @@ class Books:
         reveals: author -> what it opened to, of this round.
         digests: digest -> who showed it first, in any round.
         scores: item's author -> validator -> score, of this round.
-        flagged: (author, reason) that this round's entries themselves prove.
+        flagged: (author, reason) that this round's entries prove, or tell with a digest: it is not paid.
         slashed: those of them that were slashed for.
+        forked: places for whose two heads the operator was slashed, in any round.
         first_pool: the pool of the first entry.
         count: entries so far.
         peaks: of the Merkle tree over their hashes, as of `add_leaf_`.
@@ -154,6 +156,7 @@ class Books:
     scores: dict[str, dict[str, int]] = field(default_factory=dict)
     flagged: set[tuple[str, str]] = field(default_factory=set)
     slashed: set[tuple[str, str]] = field(default_factory=set)
+    forked: set[int] = field(default_factory=set)
     first_pool: int = 0
     count: int = 0
     peaks: list[bytes] = field(default_factory=list)
@@ -310,16 +313,46 @@ class Books:
         self.commits, self.reveals, self.scores, self.flagged, self.slashed = {}, {}, {}, set(), set()
 
     def _slash(self, entry: Entry, digest: str) -> None:
-        self._only_operator(entry)
         who, reason = entry.payload.get("who"), entry.payload.get("reason")
-        if who not in self.stakes or reason not in _REASONS:
+        if reason != "equivocation":  # of which anybody may hold a proof, and the accused is the operator
+            self._only_operator(entry)
+        if not isinstance(who, str) or who not in self.stakes or reason not in _REASONS:
             raise _broken(entry, f"names a staked author and one of {', '.join(_REASONS)}, got {who!r}, {reason!r}")
-        if reason in ("mismatch", "copy") and (who, reason) not in self.flagged - self.slashed:
+        if reason == "equivocation":
+            self._check_heads(entry, who)
+        elif reason == "invalid":
+            self._check_invalid(entry, who)
+        elif (who, reason) not in self.flagged - self.slashed:
             raise _broken(entry, f"the entries must prove {reason} of {who!r}, got no such thing")
-        if _whole(entry, "amount") != self._slashed(str(who)):
-            raise _broken(entry, f"slashes {self._slashed(str(who))}, got {entry.payload['amount']}")
-        self._fine(str(who), self._slashed(str(who)))
-        self.slashed.add((str(who), str(reason)))
+        if _whole(entry, "amount") != self._slashed(who):
+            raise _broken(entry, f"slashes {self._slashed(who)}, got {entry.payload['amount']}")
+        self._fine(who, self._slashed(who))
+        if reason == "equivocation":
+            self.forked.add(entry.payload["seq"])
+        else:
+            self.flagged.add((who, reason))  # it is not paid
+            self.slashed.add((who, reason))
+
+    def _check_heads(self, entry: Entry, who: str) -> None:
+        """Two heads for one place, signed by the operator; each place counts once."""
+        seq, heads = _whole(entry, "seq"), entry.payload.get("heads")
+        is_form = (
+            isinstance(heads, list) and len(heads) == 2 and all(isinstance(h, list) and len(h) == 2 for h in heads)
+        )
+        if not is_form or not all(is_digest(told) and isinstance(head, str) for told, head in heads or ()):
+            raise _broken(entry, f"heads must be two pairs of hash and signature, got {heads!r}")
+        if who != self.operator or not are_two_heads(seq, heads or [], self.keys[self.operator]):
+            raise _broken(entry, f"two heads for one place must prove equivocation of {who!r}, got none for {seq}")
+        if seq in self.forked:
+            raise _broken(entry, f"two heads for one place are slashed for once, got {seq} again")
+
+    def _check_invalid(self, entry: Entry, who: str) -> None:
+        """The journal holds no update: the entry binds the charge to the digest that was opened, for all to look."""
+        shown, told = self.reveals.get(who, {}).get("digest"), _digest(entry, "digest")
+        if told != shown:
+            raise _broken(entry, f"digest must be the one that {who!r} opened in this round, {shown}, got {told}")
+        if (who, "invalid") in self.slashed:
+            raise _broken(entry, f"an update is slashed for once, got {who!r} again")
 
     def _checkpoint(self, entry: Entry, digest: str) -> None:
         self._only_operator(entry)
