@@ -69,17 +69,17 @@ def hash_of(line):
     return hashlib.sha256(b"submodel-ledger/v1\0" + plain(json.loads(line)["entry"])).hexdigest()
 
 
-def forged_line(lines, round, type, author, payload):
+def forged_line(lines, round, type, author, payload, operator=OPERATOR):
     """A line that follows on others: chain and signatures are right, and nobody looked at what it says."""
     entry = {"v": 1, "seq": len(lines), "prev": hash_of(lines[-1]), "round": round, "type": type, "author": author}
     entry["payload"] = payload
-    return signed_line(entry)
+    return signed_line(entry, operator)
 
 
-def signed_line(entry):
+def signed_line(entry, operator=OPERATOR):
     """A line of an entry, signed by its author and the operator."""
     author = entry["author"]
     told = bytes.fromhex(hash_of(json.dumps({"entry": entry})))
-    by = sign(OPERATOR if author == "server" else secret(author), told).hex()
-    head = sign(OPERATOR, b"submodel-ledger/head/v1\0" + entry["seq"].to_bytes(8, "big") + told).hex()
+    by = sign(operator if author == "server" else secret(author), told).hex()
+    head = sign(operator, b"submodel-ledger/head/v1\0" + entry["seq"].to_bytes(8, "big") + told).hex()
     return plain({"entry": entry, "by": by, "head": head}).decode()

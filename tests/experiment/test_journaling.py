@@ -32,6 +32,7 @@ from toy_killed import attempt
 
 pytest.importorskip("cryptography")
 from partwise.channels import Masked
+from toy_journal import forged_line
 
 SEEN: dict[tuple[int, int], str] = {}
 
@@ -199,6 +200,15 @@ def test_every_random_change_of_a_byte_is_found_and_located(run):
         other = draw.choice([b for b in range(32, 127) if b != written[at]])
         path.write_bytes(written[:at] + bytes([other]) + written[at + 1 :])
         assert check_journal(run).fault.startswith(f"{JOURNAL}, line {line}: "), (at, other)
+
+
+def test_false_checkpoint_by_who_has_the_key_is_found_by_its_line(run, whole):
+    path, key = run / JOURNAL, bytes.fromhex((whole.parent / "operator.key").read_text())
+    lines = path.read_text().splitlines()
+    lines.append(forged_line(lines, check_journal(run).rounds, "checkpoint", "server", {"root": "0" * 64}, key))
+    path.write_text("".join(line + "\n" for line in lines))
+    says = f"{JOURNAL}, line {len(lines)}: entry {len(lines) - 1} (checkpoint): root must be that of the "
+    assert check_journal(run).fault.startswith(says)
 
 
 def record_changed(run, change):
