@@ -1,6 +1,6 @@
 """Votes beside numbers on MNIST: FRL against the mean and the trimmed mean, with 0, 10 and 20 % of clients hostile.
 
-    python benchmarks/rank_learning.py [--seeds 2] [--rounds 20] [--only FRL ...]
+    python benchmarks/rank_learning.py [--seeds 1 2] [--rounds 20] [--only FRL ...]
 
 The protocol, fixed before the first run: 20 clients share MNIST by Dirichlet(1.0), all of them in every round; a
 perceptron of two hidden layers of 100 units; 10 local steps on batches of 32. The mean and the trimmed mean, which is
@@ -82,7 +82,7 @@ def accuracy(work: pw.Workload, rule: str, hostile: pw.Hostile | None, rounds: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--only", nargs="+", choices=list(RULES), default=list(RULES))
     args = parser.parse_args()
@@ -90,7 +90,7 @@ def main() -> None:
     if data is None:
         raise SystemExit("needs MNIST: set PARTWISE_SHARED to the folder that holds data/mnist.npz")
     began = time.monotonic()
-    seeds = range(1, args.seeds + 1)
+    seeds: list[int] = args.seeds
     works = {seed: workload(data, seed) for seed in seeds}
     print("| rule | attack | " + " | ".join(f"{share:.0%}" for share in (0.0, *SHARES)) + " |\n|---|---|---|---|---|")
     for rule in args.only:
@@ -101,7 +101,7 @@ def main() -> None:
                 for share in SHARES
             ]
             print(f"| {rule} | {name} | {clean} | {' | '.join(cells)} |", flush=True)
-    print(f"\n{describe(1)}, seeds 1 to {args.seeds}, {args.rounds} rounds, {time.monotonic() - began:.0f} s")
+    print(f"\n{describe(seeds[0])} of {seeds}, {args.rounds} rounds, {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":
