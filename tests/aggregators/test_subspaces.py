@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from partwise.aggregators import FlagAggregator, FoolsGold, PrincipalGradients, SybilWall
-from partwise.aggregators.foolsgold import foolsgold_weights
+from partwise.aggregators.foolsgold import foolsgold_weights, raw_weights
 from partwise.core.index import Coords, Whole
 from partwise.core.update import Update
 from toy_updates import senders, value, whole
@@ -112,8 +112,10 @@ def cosines(rows):
 
 def test_foolsgold_of_the_tables():
     alike = [[1, 0, 0], [1, 0.02, 0], [0, 1, 0], [0.6, 0, 0.8]]
+    assert raw_weights(cosines(alike)).tolist() == pytest.approx([0.0002, 0.0002, 0.9996, 0.6399], abs=5e-5)
     assert foolsgold_weights(cosines(alike))[0].tolist() == pytest.approx([0.0, 0.0, 1.0, 1.0])
     twice = [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0.6, 0.8]]
+    assert raw_weights(cosines(twice)).tolist() == pytest.approx([0.0, 0.0, 0.4, 0.4])
     assert foolsgold_weights(cosines(twice))[0].tolist() == pytest.approx([0.0, 0.0, 1.0, 1.0])
 
 
@@ -149,6 +151,15 @@ def test_all_alike_count_the_same_and_are_told():
     assert value(FoolsGold(), [[1.0, 2.0]]) == [1.0, 2.0]
 
 
+def test_that_all_are_alike_is_told_of_the_last_commit_only():
+    part, params = FoolsGold(), {"w": torch.zeros(2, dtype=torch.float64)}
+    state, found = part.init(params, None), [part.told(part.init(params, None))]
+    for rows in ([[1.0, 2.0]] * 3, [[5.0, 0.0], [0.0, 5.0], [-5.0, 0.0]], [[1.0, 2.0]]):
+        _, state = part.reduce(whole(rows), state, params, senders(len(rows)))
+        found.append(part.told(decode(encode(state))))
+    assert found == [{}, {"all_alike": True}, {}, {}]
+
+
 def test_length_of_a_history_does_not_matter():
     rows = torch.rand(5, 3, generator=torch.Generator().manual_seed(3)).double()
     scaled = rows * torch.tensor([1.0, 100.0, 0.01, 3.0, 1.0]).double().unsqueeze(1)
@@ -158,12 +169,13 @@ def test_length_of_a_history_does_not_matter():
 def test_history_is_by_client_and_over_rounds():
     """Sybils whose updates differ in every round, and add up to the same."""
     params = {"w": torch.zeros(3, dtype=torch.float64)}
-    part, state = FoolsGold(), {}
+    part = FoolsGold()
+    state = part.init(params, None)
     rounds = ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[0, 1, 0], [1, 0, 0], [0, 0, 1]])
     for rows in rounds:
         got, state = part.reduce(whole(rows), state, params, senders(3))
     assert got.values()["w"].tolist() == pytest.approx([0.0, 0.0, 1.0])
-    assert {client: update.values()["w"].tolist() for client, update in state.items()} == {
+    assert {client: update.values()["w"].tolist() for client, update in state[0].items()} == {
         0: [1.0, 1.0, 0.0],
         1: [1.0, 1.0, 0.0],
         2: [0.0, 0.0, 2.0],
@@ -187,13 +199,13 @@ def test_foolsgold_looks_at_the_features_it_is_told():
         Update(index, {"body": torch.tensor(b).double(), "head": torch.tensor(h).double()})
         for b, h in zip(bodies, heads, strict=True)
     ]
-    everything = FoolsGold().reduce(updates, {}, params, senders(3))[0].values()["head"].tolist()
-    head = FoolsGold(names=("head",)).reduce(updates, {}, params, senders(3))[0].values()["head"].tolist()
+    everything = FoolsGold().reduce(updates, ({}, False), params, senders(3))[0].values()["head"].tolist()
+    head = FoolsGold(names=("head",)).reduce(updates, ({}, False), params, senders(3))[0].values()["head"].tolist()
     assert head == [0.0, 1.0] != everything
     with pytest.raises(ValueError, match=r"names must be parameters of the model, got \['tail'\]"):
-        FoolsGold(names=("tail",)).reduce(updates, {}, params, senders(3))
+        FoolsGold(names=("tail",)).reduce(updates, ({}, False), params, senders(3))
     with pytest.raises(ValueError, match=r"needs to know who sent each update, got 3 updates and 0 senders"):
-        FoolsGold().reduce(updates, {}, params)
+        FoolsGold().reduce(updates, ({}, False), params)
 
 
 @pytest.mark.parametrize("part", [FoolsGold(names=("head",)), SybilWall(names=("head",), own=0.0)])
@@ -206,10 +218,11 @@ def test_features_are_enough_however_small_a_part_of_the_model_they_are(part):
     shapes = {"body": (1000,), "head": (3,)}
     for index in (Whole(shapes), Coords(shapes, {"body": torch.arange(1000), "head": torch.arange(3)})):
         updates = [Update(index, {"body": b, "head": h}) for b, h in zip(bodies, heads, strict=True)]
-        got, state = part.reduce(updates, {}, params, senders(3))
+        got, state = part.reduce(updates, part.init(params, None), params, senders(3))
         assert got.values()["head"].tolist() == [0.0, 0.0, 7.0]
         assert torch.equal(got.values()["body"], bodies[2])
-        assert [list(history.index.shapes) for history in state.values()] == [["head"]] * 3
+        histories = state[0] if isinstance(part, FoolsGold) else state
+        assert [list(history.index.shapes) for history in histories.values()] == [["head"]] * 3
 
 
 # ---- FedLD ----------------------------------------------------------------------------------------------------------

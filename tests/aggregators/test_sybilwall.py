@@ -125,7 +125,8 @@ def test_memory_is_bounded_and_keeps_whom_it_heard_of_last():
 def test_two_updates_of_one_client_are_no_crowd(part):
     """As when replies are buffered: both count as much as their sender."""
     params = {"w": torch.zeros(2, dtype=torch.float64)}
-    got, _ = part.reduce(whole([[3.0, 0.0], [6.0, 0.0], [0.0, 9.0]]), {}, params, sent_by(4, 4, 5))
+    start = part.init(params, None)
+    got, _ = part.reduce(whole([[3.0, 0.0], [6.0, 0.0], [0.0, 9.0]]), start, params, sent_by(4, 4, 5))
     assert got.values()["w"].tolist() == pytest.approx([3.0, 3.0])
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from partwise.aggregators import Zeno
-from partwise.attacks import Hostile, SignFlip
+from partwise.aggregators import FoolsGold, Zeno
+from partwise.attacks import Hostile, NegatedCrowd, SignFlip
 from partwise.core.errors import CompositionError
 from partwise.experiment.privacy import ClientDP
 from partwise.experiment.report import write_report
@@ -74,3 +74,15 @@ def test_trusted_examples_are_not_tested_on():
         experiment(trusted=Trusted(80)).build()
     with pytest.raises(ValueError, match=r"Trusted\(examples=0\): must be at least 1, got 0\."):
         Trusted(0)
+
+
+def test_record_says_where_all_were_alike(tmp_path):
+    """Everybody is of one crowd: `FoolsGold` cannot tell them apart, and says so in every commit."""
+    experiment(aggregator=FoolsGold(), hostile=Hostile(NegatedCrowd(), share=1.0), rounds=2).run(tmp_path / "alike")
+    experiment(aggregator=FoolsGold(), hostile=None, rounds=2).run(tmp_path / "honest")
+    found = []
+    for name in ("alike", "honest"):
+        with RunStore(tmp_path / name, "read") as store:
+            found.append([event["body"].get("all_alike") for event in store.events("told")])
+    assert found[0] == [True, True]
+    assert not any(found[1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["FoolsGold", "Histories", "check_kappa", "foolsgold_weights", "told_who", "with_histories"]
+__all__ = ["FoolsGold", "Histories", "check_kappa", "foolsgold_weights", "raw_weights", "told_who", "with_histories"]
 
 _NONE = 1e-12  # of a largest weight, below which all clients are alike
 
@@ -42,16 +42,28 @@ def foolsgold_weights(cosines: Tensor, kappa: float = 1.0, num: int | None = Non
         >>> foolsgold_weights(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).double())[0]
         tensor([0., 0., 1.], dtype=torch.float64)
     """
-    if len(cosines) < 2:
-        return torch.ones(len(cosines), dtype=torch.float64)[:num], False
-    alike = cosines.clone().fill_diagonal_(0.0)
-    most = alike.max(1).values
-    pardon = torch.where(most.unsqueeze(1) < most, most.unsqueeze(1) / most.clamp(min=_NONE), 1.0)
-    raw = (1 - (alike * pardon).max(1).values).clamp(0.0, 1.0)[:num]
+    raw = raw_weights(cosines)[:num]
+    if not len(raw):
+        return raw, False
     if float(raw.max()) < _NONE:
         return torch.ones_like(raw), True
     share = (raw / raw.max()).clamp(max=0.99)
     return (kappa * ((share / (1 - share)).log() + 0.5)).clamp(0.0, 1.0), False
+
+
+def raw_weights(cosines: Tensor) -> Tensor:
+    """1 - the largest cosine to another, less where that one is more like others still: before any steepness.
+
+    Example:
+        >>> raw_weights(torch.tensor([[1.0, 0.6], [0.6, 1.0]]).double())
+        tensor([0.4000, 0.4000], dtype=torch.float64)
+    """
+    if len(cosines) < 2:
+        return torch.ones(len(cosines), dtype=torch.float64)
+    alike = cosines.clone().fill_diagonal_(0.0)
+    most = alike.max(1).values
+    pardon = torch.where(most.unsqueeze(1) < most, most.unsqueeze(1) / most.clamp(min=_NONE), 1.0)
+    return (1 - (alike * pardon).max(1).values).clamp(0.0, 1.0)
 
 
 def check_kappa(part: object, kappa: float) -> None:
@@ -102,8 +114,9 @@ class FoolsGold:
 
     Against crowds of any size that want the same: it needs clients with data of their own, no honest majority, and no
     number of the faulty. It fails against one attacker alone, and where honest clients are alike. Cosines are those
-    over the overlap; a coordinate is the weighted mean over its holders. Where all are alike, all count the same. On
-    MNIST split by Dirichlet(0.5), without any hostile client, it lost 2 points of accuracy to the mean.
+    over the overlap; a coordinate is the weighted mean over its holders. Where all are alike, all count the same, and
+    the run's record says `all_alike`. On MNIST split by Dirichlet(0.5), without any hostile client, it lost 2 points
+    of accuracy to the mean.
 
     Args:
         kappa: κ, how steeply weights fall, > 0.
@@ -120,7 +133,8 @@ class FoolsGold:
         >>> rows = ([1.0, 0.0], [1.0, 0.0], [0.0, 3.0])
         >>> updates = [Update(Whole({"w": (2,)}), {"w": torch.tensor(row)}) for row in rows]
         >>> replies = [ReplyInfo(i, i, 0, 1, 1) for i in range(3)]
-        >>> FoolsGold().reduce(updates, {}, {"w": torch.zeros(2)}, replies)[0].value["w"]
+        >>> part, params = FoolsGold(), {"w": torch.zeros(2)}
+        >>> part.reduce(updates, part.init(params, Census(3)), params, replies)[0].value["w"]
         tensor([0., 3.])
     """
 
@@ -134,19 +148,27 @@ class FoolsGold:
         check_kappa(self, self.kappa)
         at_least(self, min_overlap=1, min_holders=1)
 
-    def init(self, params: Params, census: Census) -> Histories:
-        """Client -> the sum of its updates."""
-        return {}
+    def init(self, params: Params, census: Census) -> tuple[Histories, bool]:
+        """Client -> the sum of its updates; and whether all of the last commit were alike."""
+        return {}, False
 
     def reduce(
-        self, got: Sum | Sequence[Update], state: Histories, params: Params, replies: Sequence[ReplyInfo] = ()
-    ) -> tuple[Update, Histories]:
+        self,
+        got: Sum | Sequence[Update],
+        state: tuple[Histories, bool],
+        params: Params,
+        replies: Sequence[ReplyInfo] = (),
+    ) -> tuple[Update, tuple[Histories, bool]]:
         assert not isinstance(got, Sum)
         updates, clients = told_who(self, got, replies, self.names, params)
-        state = with_histories(state, updates, clients, params, self.names)
+        histories = with_histories(state[0], updates, clients, params, self.names)
         present = list(dict.fromkeys(clients))  # of two updates of one client, neither is a Sybil's
-        sums = [state[client] for client in present]
+        sums = [histories[client] for client in present]
         cosines = inner_products(sums, params, min_overlap=self.min_overlap)[1]
-        weights, _ = foolsgold_weights(cosines, self.kappa)
+        weights, is_alike = foolsgold_weights(cosines, self.kappa)
         each = weights[[present.index(client) for client in clients]]
-        return combine(updates, params, each, least=self.min_holders), state
+        return combine(updates, params, each, least=self.min_holders), (histories, is_alike)
+
+    def told(self, state: tuple[Histories, bool]) -> Mapping[str, Any]:
+        """That all were so alike that none could be told from another, where it is so."""
+        return {"all_alike": True} if state[1] else {}
