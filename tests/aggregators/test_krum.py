@@ -7,6 +7,7 @@ import torch
 
 from partwise.aggregators import Krum, columns
 from partwise.aggregators.geometry import distances
+from partwise.aggregators.krum import krum_scores
 from partwise.core.index import Coords, Rows, Whole
 from partwise.core.update import Update
 
@@ -68,6 +69,26 @@ def test_against_plain_loops(f):
         assert value(Krum(f), rows, torch.float64) == rows[ranked[0]]
         mean = [sum(rows[i][j] for i in ranked[:3]) / 3 for j in range(5)]
         assert value(Krum(f, num_selected=3), rows, torch.float64) == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+def test_copies_of_a_faulty_update_are_scored_by_the_same_rule(times):
+    """They are at no distance from one another, which helps them; self is left out once, and no copy with it."""
+    rows = [*V[:4], [0.5, 3.0], [3.0, 1.5], [1.5, 0.5], *[[9.0, 9.0]] * times]
+    by_rule = scores(rows, f=2)
+    squared = distances(whole(rows, torch.float64), {"w": torch.zeros(2, dtype=torch.float64)}, 1)
+    assert krum_scores(squared, len(rows) - 4).tolist() == pytest.approx(by_rule)
+    one, apart = [9.0, 9.0], sorted(math.dist([9.0, 9.0], row) ** 2 for row in rows[:7])
+    assert by_rule[-1] == pytest.approx(sum(([0.0] * (times - 1) + apart)[: len(rows) - 4]))
+    assert value(Krum(f=2), rows, torch.float64) == rows[min(range(len(rows)), key=by_rule.__getitem__)] != one
+
+
+def test_enough_copies_of_a_faulty_update_win():
+    """More than f of them: with m - f - 2 copies beside oneself the score is 0. The rule is the same, its premise not."""
+    rows = [*V[:4], *[[9.0, 9.0]] * 5]
+    assert scores(rows, 2)[-5:] == [sum(sorted(math.dist([9.0, 9.0], row) ** 2 for row in V[:4])[:1])] * 5
+    assert scores(rows, 3)[-5:] == [0.0] * 5
+    assert value(Krum(f=3), rows, torch.float64) == [9.0, 9.0]
 
 
 def test_result_is_one_of_the_updates_to_the_last_bit():

@@ -2,11 +2,13 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from partwise.aggregators import (
+    SLSGD,
     Bucketing,
     Bulyan,
     CentredClip,
@@ -14,17 +16,27 @@ from partwise.aggregators import (
     FoolsGold,
     GeometricMedian,
     Krum,
+    MajorityVote,
+    Mean,
     MeanAroundMedian,
     Median,
     Medoid,
     NearestNeighbours,
     Phocas,
     PrincipalGradients,
+    RankVote,
+    SybilWall,
     TrimmedMean,
+    Watch,
+    Zeno,
+    ZenoPlusPlus,
 )
+from partwise.core.aggregate import sum_updates
 from partwise.core.index import Coords
 from partwise.core.update import Update
-from toy_updates import SUBMODELS, V, aggregate, moved, partial, value, whole
+from partwise.observers import MUDHoG
+from partwise.testing.examples import example_probe
+from toy_updates import SUBMODELS, V, aggregate, moved, partial, senders, value, whole
 
 COORDINATEWISE = [Median(), TrimmedMean(trim_count=1), MeanAroundMedian(f=1), Phocas(f=1)]
 VECTOR = [GeometricMedian(tolerance=1e-14, max_iterations=2000), Medoid(), Krum(f=1), Krum(f=1, num_selected=3)]
@@ -184,6 +196,33 @@ def test_stays_between_the_honest(part):
         low, high = honest.min(0).values, honest.max(0).values
         slack = (high - low) if isinstance(part, MeanAroundMedian | Phocas) else 1e-12
         assert bool(((got >= low - slack) & (got <= high + slack)).all())
+
+
+JUDGING = [*ALL, *OTHERS, PRE[2], MajorityVote(), RankVote(), SLSGD(2, alpha=0.6), SybilWall(), PrincipalGradients()]
+JUDGING += [Zeno(f=2, probe=example_probe()), ZenoPlusPlus(probe=example_probe())]
+JUDGING += [Watch(MUDHoG(start=1, min_overlap=1), Median(), exclude=True)]
+
+
+@pytest.mark.parametrize("part", JUDGING, ids=repr)
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_weight_that_a_client_chooses_changes_nothing(part, is_whole):
+    """Nothing in three rounds, bit for bit, nor the order in which ties are broken; the mean follows such a client."""
+    start = 0.0 if isinstance(part, RankVote) else 0.5  # rankings are orders of 0..39
+    params = {"w": torch.full((40,), start, dtype=torch.float64)}
+    rng = torch.Generator().manual_seed(9)
+    states, mean_state = [part.init(params, None) for _ in range(2)], Mean("holders").init(params, None)
+    for number in range(3):
+        rows = [torch.randperm(40, generator=rng).double() - 41 * start for _ in range(9)]
+        updates = whole([row.tolist() for row in rows]) if is_whole else submodels(9, 40, 30, seed=number)
+        boastful = [*updates[:-1], replace(updates[-1], weight=1e9)]
+        found = []
+        for i, sent in enumerate((updates, boastful)):
+            got, states[i] = part.reduce(sent, states[i], params, senders(9))
+            found.append(moved(got) if got.value else {})
+        assert found[0] == found[1]
+        assert found[0] or (isinstance(part, RankVote) and not is_whole)  # part of a ranking is no vote
+        means = [Mean("holders").reduce(sum_updates(s, params), mean_state, params)[0] for s in (updates, boastful)]
+        assert moved(means[0]) != pytest.approx(moved(means[1]), rel=0.1)
 
 
 def test_breakdown_of_the_median_is_tight():

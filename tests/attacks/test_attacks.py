@@ -69,6 +69,20 @@ def test_inner_product_turns_the_median_before_the_mean(epsilon, mean, median):
     assert float(aggregate(Median(), everything).values()["w"]) == pytest.approx(median, abs=1e-6)
 
 
+@pytest.mark.parametrize("hostile", range(1, 7))
+@pytest.mark.parametrize("side", [0.999, 1.001])
+def test_inner_product_turns_the_mean_beyond_the_honest_over_the_hostile(hostile, side):
+    """ε > (m - q) / q, of seven honest scalars; for the table's five hostile that is 1.4."""
+    limit = 7 / hostile
+    assert hostile != 5 or limit == 1.4
+    honest = whole([[x] for x in HONEST])
+    bad = InnerProduct(side * limit).forge(scene([[0.0]] * hostile, honest))
+    params = {"w": torch.zeros(1, dtype=torch.float64)}
+    ones = [Update(u.index, u.value) for u in (u.unpacked() for u in [*honest, *bad])]
+    got, _ = Mean().reduce(sum_updates(ones, params), (), params)
+    assert (float(got.values()["w"]) < 0) == (side > 1)
+
+
 @pytest.mark.parametrize(("epsilon", "is_taken"), [(0.1, True), (0.5, True), (10.0, False)])
 def test_inner_product_against_krum(epsilon, is_taken):
     rng = torch.Generator().manual_seed(3)
