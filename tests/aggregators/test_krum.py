@@ -84,7 +84,7 @@ def test_copies_of_a_faulty_update_are_scored_by_the_same_rule(times):
 
 
 def test_enough_copies_of_a_faulty_update_win():
-    """More than f of them: with m - f - 2 copies beside oneself the score is 0. The rule is the same, its premise not."""
+    """With m - f - 2 copies beside oneself the score is 0: there are more than f, the rule's premise does not hold."""
     rows = [*V[:4], *[[9.0, 9.0]] * 5]
     assert scores(rows, 2)[-5:] == [sum(sorted(math.dist([9.0, 9.0], row) ** 2 for row in V[:4])[:1])] * 5
     assert scores(rows, 3)[-5:] == [0.0] * 5

@@ -100,16 +100,17 @@ def judged(gradient, **settings):
     return part.reduce(whole([[-x for x in gradient]]), part.init(AT, Census(1)), AT)
 
 
-@pytest.mark.parametrize(
-    ("gradient", "accepted"), [((6, 8), True), ((-3, -4), False), ((8, -6), False), ((1, 0), True)]
-)
-def test_table_of_zeno_plus_plus(gradient, accepted):
+@pytest.mark.parametrize(("gradient", "score"), [((6, 8), 2.25), ((-3, -4), -2.75), ((8, -6), -0.25), ((1, 0), 1.25)])
+def test_table_of_zeno_plus_plus(gradient, score):
+    """γ <v, g~> - ρ ‖g~‖². A little more of ρ or of ε than it is, and the other side wins."""
+    accepted = score >= 0
     got, state = judged(gradient)
     assert state.accepted == int(accepted)
     length = math.hypot(*gradient)
-    # γ <v, g~> - ρ ‖g~‖², of the table: 2.25, -2.75, -0.25, 1.25
-    score = 0.1 * 5 / length * (3 * gradient[0] + 4 * gradient[1]) - 0.01 * 25
-    assert (score >= 0) == accepted
+    assert 0.1 * 5 / length * (3 * gradient[0] + 4 * gradient[1]) - 0.01 * 25 == pytest.approx(score)
+    for more, is_taken in ((1e-9, True), (-1e-9, False)):  # the part's own score: where it changes sides
+        settings = {"rho": 0.01 + (score - more) / 25} if accepted else {"epsilon": (more - score) / 0.1}
+        assert judged(gradient, **settings)[1].accepted == is_taken
     if accepted:
         assert got.values()["w"].tolist() == pytest.approx([-0.1 * 5 * g / length for g in gradient])
         assert float(got.values()["w"].norm()) == pytest.approx(0.1 * 5)

@@ -10,7 +10,7 @@ from partwise.core.index import Coords
 from partwise.core.update import Update
 from partwise.observers import MUDHoG
 from partwise.observers.clusters import dbscan, gap_threshold, silhouette, two_means
-from partwise.observers.mud_hog import History
+from partwise.observers.mud_hog import History, _cosines, _median
 from toy_updates import senders, whole
 
 
@@ -90,6 +90,31 @@ def test_sign_flip_of_the_table_and_its_confirmation():
     assert found == [{}, {}, {3: ("sign flip", False)}, {3: ("sign flip", True)}]
 
 
+def test_median_and_cosines_of_the_table():
+    shorts = dict(enumerate(whole([[1.0, 0.2], [0.9, 0.1], [1.1, 0.3], [-1.0, -0.2]])))
+    params = {"w": torch.zeros(2).double()}
+    assert _median(list(shorts.values()), params).values()["w"].tolist() == pytest.approx([0.95, 0.15])
+    found = _cosines(shorts, list(shorts.values()), params, 1)
+    assert [found[c] for c in range(4)] == pytest.approx([0.9992, 0.9989, 0.9940, -0.9992], abs=5e-5)
+
+
+def test_who_is_clean_again_is_cleared_until_it_is_confirmed():
+    """Suspected in rounds 3, 5 and 6: the first does not count in 5, two in a row are enough, and that stays."""
+    good = [[1.0, 0.2], [0.9, 0.1], [1.1, 0.3]]
+    rounds = [[*good, [-1.0, -0.2] if number in (3, 5, 6) else [1.0, 0.2]] for number in range(1, 9)]
+    found = watched(MUDHoG(window=1, silhouette=1.0, min_overlap=1), rounds)
+    once, sure = {3: ("sign flip", False)}, {3: ("sign flip", True)}
+    assert found == [{}, {}, once, {}, once, sure, sure, sure]
+
+
+@pytest.mark.parametrize(("min_samples", "is_noise"), [(2, False), (3, True), (6, True), (7, False)])
+def test_min_samples_takes_effect(min_samples, is_noise):
+    """Two near one another, apart from six: a cluster of their own for 2, in none for 3 to 6; for 7 there is none."""
+    rows = [[10.0, 0.1 * i] for i in range(6)] + [[10.0, 8.0], [10.0, 8.5]]
+    part = MUDHoG(start=1, eps=0.2, min_samples=min_samples, silhouette=1.0, min_overlap=1)
+    assert watched(part, [rows]) == [dict.fromkeys((6, 7), ("noise", False)) if is_noise else {}]
+
+
 def crowd(rounds, size=400, seed=0):
     """40 clients: 21 honest of whom 4 are unreliable, 5 flip signs, 6 add noise, 8 are after a class of their own."""
     rng = torch.Generator().manual_seed(seed)
@@ -118,6 +143,18 @@ def test_19_of_40_hostile_clients_in_their_kinds():
     for kind, clients in kinds.items():
         assert {c for c, (k, sure) in last.items() if k == kind and sure} == set(clients), kind
     assert set(last) == set(range(23))
+
+
+def test_precision_and_recall_of_the_crowd():
+    """From the round in which a kind may first be confirmed, 4 of signs and noise and 6 of targeted, all and only they.
+
+    Precision is the share of the confirmed who are malicious, recall the share of the 19 malicious who are confirmed.
+    """
+    found, bad = watched(MUDHoG(eps=0.7), crowd(8)), set(range(19))
+    sure = [{c for c, (k, is_sure) in now.items() if is_sure and k != "unreliable"} for now in found]
+    assert [len(s & bad) / len(s) if s else None for s in sure] == [None] * 3 + [1.0] * 5
+    assert [len(s & bad) / 19 for s in sure] == [0.0] * 3 + [11 / 19] * 2 + [1.0] * 3
+    assert {c: found[2][c] for c in (5, 11)} == {5: ("noise", False), 11: ("targeted", False)}
 
 
 def test_nobody_is_accused_where_all_are_honest():
