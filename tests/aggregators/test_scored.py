@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from partwise.aggregators import SLSGD, TrimmedMean, Zeno, ZenoPlusPlus
-from partwise.core.index import Coords
+from partwise.core.index import Coords, Whole
 from partwise.core.model import CrossEntropy, Model
 from partwise.core.population import Census, Examples
 from partwise.core.probe import ModelProbe, Probe, probed
@@ -48,6 +48,57 @@ def test_worst_kept_is_no_worse_than_the_worst_honest():
         bad = whole((10 ** (trial % 4 - 2) * torch.randn(q, 2, generator=rng).double()).tolist())
         scores = sorted(part.scores([*honest, *bad], ONES, 0), reverse=True)
         assert scores[7 - 4 - 1] >= min(part.scores(honest, ONES, 0))
+
+
+def test_without_penalty_it_ranks_by_exact_decrease():
+    """Of a linear model on all the server's examples, against a plain loop; the best three of seven are averaged."""
+    rng = torch.Generator().manual_seed(3)
+    x, y = torch.randn(20, 2, generator=rng), torch.randint(2, (20,), generator=rng)
+    model = Model(lambda: torch.nn.Linear(2, 2, bias=False), CrossEntropy())
+    params, rows = {"weight": torch.zeros(2, 2)}, torch.randn(7, 2, 2, generator=rng)
+    updates = [Update(Whole({"weight": (2, 2)}), {"weight": row}) for row in rows]
+
+    def loss(w):
+        total = 0.0
+        for point, label in zip(x.double().tolist(), y.tolist(), strict=True):
+            scores = [sum(a * b for a, b in zip(row, point, strict=True)) for row in w]
+            total += math.log(sum(map(math.exp, scores))) - scores[label]
+        return total / 20
+
+    expected = [loss([[0.0] * 2] * 2) - loss(row.double().tolist()) for row in rows]
+    part = Zeno(f=4, rho=0.0, examples=0, probe=ModelProbe(model, Examples({"x": x, "y": y})))
+    assert part.scores(updates, params, 0) == pytest.approx(expected, abs=1e-5)
+    best = sorted(range(7), key=expected.__getitem__)[-3:]
+    got = part.reduce(updates, 0, params)[0].values()["weight"]
+    assert torch.allclose(got, rows[best].mean(0), atol=1e-6)
+
+
+def test_scoring_leaves_running_statistics_as_they_are():
+    rng = torch.Generator().manual_seed(3)
+    data = Examples({"x": 5 + torch.randn(20, 2, generator=rng), "y": torch.arange(20) % 2})
+    module = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
+    model = Model(module, CrossEntropy())
+    params = model.init(1)
+    before = {name: t.clone() for name, t in params.items()}
+    own = {name: t.clone() for name, t in module.state_dict().items()}
+    index = Whole({name: tuple(t.shape) for name, t in params.items()})
+    updates = [Update(index, {n: torch.full_like(t, 0.1 * i) for n, t in params.items()}) for i in range(3)]
+    part = Zeno(f=1, examples=0, probe=ModelProbe(model, data))
+    first = part.scores(updates, params, 0)
+    assert part.scores(updates[::-1], params, 0) == first[::-1]
+    assert all(torch.equal(t, before[name]) for name, t in params.items())
+    assert all(torch.equal(t, own[name]) for name, t in module.state_dict().items())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("part", [Zeno(f=1, probe=example_probe()), SLSGD(1)], ids=repr)
+def test_what_is_not_finite_counts_among_the_faulty(part, bad):
+    """One is left out as one of f; two are more than the rule is built for."""
+    rows = [[-0.1, -0.1], [-0.2, -0.2], [-0.3, -0.3]]
+    got = aggregate(part, whole([*rows, [bad, -0.1]]), ONES).values()["w"]
+    assert got.tolist() == pytest.approx([-0.2, -0.2])
+    with pytest.raises(ValueError, match=r"allows 1 faulty among 5 updates, got 2 that are not finite"):
+        aggregate(part, whole([*rows, [bad, 0.0], [0.0, bad]]), ONES)
 
 
 def test_one_honest_client_is_enough():

@@ -88,6 +88,28 @@ def test_length_of_one_does_not_change_the_subspace():
     assert direction(longer, rank=1, iterations=50) == pytest.approx(direction(G, rank=1, iterations=50), abs=1e-9)
 
 
+@pytest.mark.parametrize("rank", [2, 3, 5])
+def test_flag_of_no_less_than_the_rank_of_all_gives_the_mean(rank):
+    """Six updates in a plane of seven dimensions."""
+    rng = torch.Generator().manual_seed(4)
+    rows = torch.randn(6, 2, generator=rng).double() @ torch.randn(2, 7, generator=rng).double()
+    assert value(FlagAggregator(rank=rank, clip=False), rows.tolist()) == pytest.approx(rows.mean(0).tolist())
+    one = value(FlagAggregator(rank=1, clip=False), rows.tolist())
+    assert one != pytest.approx(rows.mean(0).tolist(), rel=1e-3)
+
+
+def test_length_of_one_changes_the_mean_on_the_subspace():
+    """Both results lie on the one direction; the longer row moves how far along it they are."""
+    longer, y = [*G[:3], [30.0 * x for x in G[3]]], direction(G, rank=1, iterations=50)
+    lengths = []
+    for rows in (G, longer):
+        got = value(FlagAggregator(rank=1, iterations=50, clip=False), rows)
+        along = sum(a * sum(row[j] for row in rows) / 4 for j, a in enumerate(y))
+        assert got == pytest.approx([along * a for a in y], abs=1e-6)
+        lengths.append(math.hypot(*got))
+    assert lengths[1] > 2 * lengths[0]
+
+
 def test_flag_turns_with_a_rotation():
     rows = torch.randn(5, 3, generator=torch.Generator().manual_seed(2)).double()
     turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(9)).double())[0]
@@ -240,6 +262,21 @@ def test_principal_gradients_of_the_table():
     assert value(NOW, THREE) == pytest.approx([2 / 9, 2 / 9], abs=1e-9)
     assert value(PrincipalGradients(), THREE) == pytest.approx([0.4, 0.466667], abs=1e-6)  # the first commit
     assert value(NOW, [[1.0, 2.0]] * 3) == pytest.approx([1.0, 2.0])
+
+
+def test_steps_behind_the_table_of_principal_gradients():
+    """S = [[3, 2.4, -1.8], [2.4, 3, 0], [-1.8, 0, 3]] / 9. What each client makes of it alone, weighed by hand."""
+    g = np.array(THREE)
+    size, vectors = np.linalg.eigh(g @ g.T / 3)
+    assert size[::-1] == pytest.approx([2 / 3, 1 / 3, 0.0])
+    along = np.abs((g.T @ vectors).T[::-1][:2])
+    assert along.tolist() == [pytest.approx([math.sqrt(2), 0.0], abs=1e-9), pytest.approx([0.0, 1.0], abs=1e-9)]
+    assert abs(THREE[0][1]) == 0.0  # the first client lies across the second direction: it has no side of it
+    each = [(math.copysign(2 / 3, x), math.copysign(1 / 3, y) if y else 0.0) for x, y in THREE]
+    assert each[1:] == [(2 / 3, 1 / 3), (-2 / 3, 1 / 3)]
+    assert value(NOW, THREE) == pytest.approx([sum(column) / 3 for column in zip(*each, strict=True)], abs=1e-9)
+    stretched = (each[0][0], -1 / 3)  # the table's, of a rounding error below 0
+    assert [sum(c) / 3 for c in zip(stretched, *each[1:], strict=True)] == pytest.approx([0.222222, 0.111111], abs=1e-6)
 
 
 def released(rows, kappa, align):
