@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from partwise.algorithms import CO2, LANS, Downlink, FedAvg, FedSubAvg, SignMomentum
+from partwise.core.aggregate import sum_updates
 from partwise.core.errors import CompositionError
 from partwise.core.index import Coords, Rows, Whole
+from partwise.core.mean import Mean
 from partwise.core.transform import chain
 from partwise.core.update import Update
 from partwise.transforms import ErrorFeedback, ServerSGD, Sign
@@ -31,18 +33,34 @@ def test_local_sgd_and_diloco():
     assert path(LOCAL, 3, server_chain=plain) == pytest.approx(path(LOCAL, 3), abs=1e-12)
 
 
-def test_idle_coordinates_are_frozen():
-    """communication.md §0: A holds {0, 1}, B holds {0}; coordinate 1 keeps value and momentum while nobody holds it."""
-    outer = ServerSGD(lr=0.7, momentum=0.9, nesterov=True)
+@pytest.mark.parametrize(
+    ("by", "lazy", "first", "second", "momentum"),
+    [
+        ("holders", True, [0.202, 0.734], [-0.2712, 0.734], [0.64, 0.2]),
+        ("holders", False, [0.202, 0.734], [-0.2712, 0.734 - 0.7 * 0.9 * 0.18], [0.64, 0.18]),
+        ("cohort", True, [0.202, 0.867], [-0.2712, 0.867], [0.64, 0.1]),
+    ],
+    ids=["coverage, freeze", "coverage, decay", "fixed, freeze"],
+)
+def test_idle_coordinates(by, lazy, first, second, momentum):
+    """communication.md §0: A holds {0, 1} and ends at (0.6, 0.8), B holds {0} and ends at 0.2; then 0 is held alone.
+
+    With D = 0 for what nobody holds, coordinate 1 goes to 0.734 - 0.7 · 0.9 · 0.18 = 0.6206.
+    """
+    outer, mean = ServerSGD(lr=0.7, momentum=0.9, nesterov=True, lazy=lazy), Mean(by)
     w = {"w": torch.ones(2, dtype=torch.float64)}
     state = outer.init(w)
-    both = Update(Whole({"w": (2,)}), {"w": -torch.tensor([0.6, 0.2], dtype=torch.float64)})
-    first = Update(Coords({"w": (2,)}, {"w": torch.tensor([0])}), {"w": -torch.tensor([0.1], dtype=torch.float64)})
-    for update, expected in ((both, [0.202, 0.734]), (first, [-0.2712, 0.734])):
-        step, state = outer.apply(update, state, torch.Generator())
+    one = Coords({"w": (2,)}, {"w": torch.tensor([0])})
+    a = Update(Whole({"w": (2,)}), {"w": -torch.tensor([0.4, 0.2], dtype=torch.float64)})
+    b, c = (Update(one, {"w": -torch.tensor([x], dtype=torch.float64)}) for x in (0.8, 0.1))
+    for round, expected in (([a, b], first), ([c], second)):
+        total, _ = mean.reduce(sum_updates(round, w), (), w)
+        step, state = outer.apply(total, state, torch.Generator())
         step.index.scatter_add_(w, step.values())
         assert w["w"].tolist() == pytest.approx(expected)
-    assert state["m"]["w"].tolist() == pytest.approx([-0.64, -0.2])
+    assert state["m"]["w"].tolist() == pytest.approx([-m for m in momentum])
+    if not lazy:
+        assert w["w"].tolist() == pytest.approx([-0.2712, 0.6206])
 
 
 @pytest.mark.parametrize(
