@@ -1,10 +1,14 @@
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
 import torch
 
-from partwise.core.compressor import Claims
-from partwise.core.update import map_values
+from partwise.core.codec import decode, encode
+from partwise.core.compressor import Claims, common
+from partwise.core.index import Whole
+from partwise.core.update import Update, map_values
 from partwise.testing.compressors import check_compressor
 from partwise.transforms import Eden, FedZip, Halved, LowRank, Menu, Quantize, RandomK, Sign, Threshold, TopK
 
@@ -46,6 +50,71 @@ COMPRESSORS = [
 @pytest.mark.parametrize("part", COMPRESSORS, ids=repr)
 def test_compressor_keeps_its_claims(part):
     check_compressor(part, draws=80)
+
+
+CHILD = """
+import pathlib, sys
+import torch
+import partwise.transforms
+from partwise.core.codec import decode, encode
+
+for file in sorted(pathlib.Path(sys.argv[1]).glob("*.sent")):
+    sent = decode(file.read_bytes())
+    plain = {n: (v, sent.index.coords(n)) for n, v in sent.values().items()}
+    file.with_suffix(".values").write_bytes(encode(plain))
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """By number of a compressor: what it sent, and what another process, which knows nothing else, makes of its bytes.
+
+    Of 37 values and a matrix, so that no size is a power of two.
+    """
+    folder, sent = tmp_path_factory.mktemp("sent"), []
+    rng = torch.Generator().manual_seed(11)
+    values = {"v": torch.randn(37, generator=rng), "w": torch.randn(12, 17, generator=rng)}
+    shapes = {n: tuple(v.shape) for n, v in values.items()}
+    for at, part in enumerate(COMPRESSORS):
+        update, _ = common(part, 9).apply(Update(Whole(shapes), values, 3.0), part.init(values), rng)
+        sent.append(update)
+        (folder / f"{at:03d}.sent").write_bytes(encode(update))
+    subprocess.run([sys.executable, "-c", CHILD, str(folder)], check=True, timeout=120)
+    return [(one, decode((folder / f"{at:03d}.values").read_bytes())) for at, one in enumerate(sent)]
+
+
+@pytest.mark.parametrize("at", range(len(COMPRESSORS)), ids=[repr(part) for part in COMPRESSORS])
+def test_another_process_decodes_the_same_bits(elsewhere, at):
+    sent, got = elsewhere[at]
+    here = sent.values()
+    assert got.keys() == here.keys()
+    assert got
+    for name, (value, coords) in got.items():
+        assert value.dtype == here[name].dtype
+        assert value.numpy().tobytes() == here[name].numpy().tobytes()
+        assert torch.equal(coords, sent.index.coords(name))
+
+
+LINEAR = [part for part in COMPRESSORS if part.claims(64).is_linear]
+
+
+@pytest.mark.parametrize("part", LINEAR, ids=repr)
+def test_what_is_linear_is_so_exactly(part):
+    """C(x) + C(y) = C(x + y) to the bit, of multiples of the ratio, whose quotients and sums are whole numbers."""
+    rng, unit = torch.Generator().manual_seed(2), 0.25 if part.ratio == 0.25 else 1.0
+    x, y = (torch.randint(-1000, 1000, (64, 9), generator=rng).double() * unit for _ in range(2))
+    found = []
+    for value in (x, y, x + y):
+        target = {"w": torch.zeros(64, 9, dtype=torch.float64)}
+        sent = part.apply(Update(Whole({"w": (64, 9)}), {"w": value}), (), torch.Generator())[0]
+        sent.index.scatter_add_(target, sent.values())
+        found.append(target["w"])
+    assert torch.equal(found[0] + found[1], found[2])
+    assert 0.1 < float((found[2] != 0).double().mean()) < 0.5
+
+
+def test_the_linear_ones_are_found():
+    assert [type(part) for part in LINEAR] == [RandomK] * 3
 
 
 @dataclass(frozen=True)

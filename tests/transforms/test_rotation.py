@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from partwise.core.index import Whole
 from partwise.core.update import Update
 from partwise.transforms import Eden
 from partwise.transforms.distributed import rotate
-from partwise.transforms.rotation import Turned
+from partwise.transforms.rotation import Turned, _centres
 from toy_sent import RNG, sent_by, whole
 
 
@@ -35,8 +36,56 @@ def test_the_oracle_is_the_worked_example():
     found = drive(x, signs, unbiased=True)
     assert found == pytest.approx([2.192308, -2.192308, 2.192308, -2.192308], abs=1e-6)
     assert sum((a - b) ** 2 for a, b in zip(found, x, strict=True)) / 14.25 == pytest.approx(0.349112, abs=1e-6)
+    assert sum(a * b for a, b in zip(found, x, strict=True)) == pytest.approx(14.25)
     least = drive(x, signs, unbiased=False)
-    assert [abs(a) for a in least] == pytest.approx([1.625] * 4)
+    assert least == pytest.approx([1.625, -1.625, 1.625, -1.625])
+    assert sum((a - b) ** 2 for a, b in zip(least, x, strict=True)) / 14.25 == pytest.approx(0.258772, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("unbiased", "scale", "lost"), [(True, 2.1923077, 0.349112), (False, 1.625, 0.258772)], ids=["unbiased", "least"]
+)
+def test_worked_example(unbiased, scale, lost):
+    """communication.md §15.5, with the first draw whose signs are those of the example, D = (1, -1, 1, 1)."""
+    x = torch.tensor([3.0, -1.0, 0.5, -2.0], dtype=torch.float64)
+    for draw in range(999):
+        rng = torch.Generator().manual_seed(draw)
+        sent, _ = Eden(unbiased=unbiased).apply(whole(*x.tolist()), (), rng)
+        signs = torch.stack([rotate(e, sent.value.packed.seed) for e in torch.eye(4, dtype=torch.float64)])[:, 0].sign()
+        if signs.tolist() == [1.0, -1.0, 1.0, 1.0]:
+            break
+    assert rotate(x, sent.value.packed.seed).tolist() == pytest.approx([1.25, 2.25, 2.75, -0.25])
+    got = sent.values()["w"]
+    assert got.tolist() == pytest.approx([scale, -scale, scale, -scale], abs=1e-6)
+    assert float(((got - x) ** 2).sum()) / 14.25 == pytest.approx(lost, abs=1e-6)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_codebook(bits):
+    """Lloyd's iteration for a standard normal number, on the positive half: means between the middles of neighbours."""
+    half = 2 ** (bits - 1)
+    centres = [(i + 0.5) * 3 / half for i in range(half)]
+    for _ in range(4000):
+        edges = [0.0, *((a + b) / 2 for a, b in pairwise(centres)), math.inf]
+        centres = [
+            (math.exp(-a * a / 2) - math.exp(-b * b / 2))
+            / math.sqrt(math.pi / 2)
+            / (math.erf(b / math.sqrt(2)) - math.erf(a / math.sqrt(2)))
+            for a, b in pairwise(edges)
+        ]
+    assert _centres(bits, torch.zeros(1, dtype=torch.float64)).tolist() == pytest.approx(
+        [-c for c in reversed(centres)] + centres, abs=1e-5
+    )
+
+
+@pytest.mark.gpu
+def test_a_rotation_is_the_same_on_an_accelerator():
+    """Its signs go by the place in what is packed, not in the model: a part is turned as a vector of its own.
+
+    So they need not be drawn by their place, as those of `Seeded` and `RandomK`; only the seed and n count.
+    """
+    x = torch.randn(1024, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.allclose(rotate(x.cuda(), 5).cpu(), rotate(x, 5), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
@@ -82,12 +131,31 @@ def test_a_spike_is_recovered_and_three_give_a_third():
     assert float(((got - spike) ** 2).sum() / (spike**2).sum()) == pytest.approx(1 / 3)
 
 
-def test_errors_of_many_clients_average_out():
-    x = torch.randn(500, generator=torch.Generator().manual_seed(5))
+def error_of(bits):
+    """‖C(x) - x‖² / ‖x‖² of the unbiased scale in many dimensions, 1 / E c(y) y - 1: communication.md §15.5."""
+    return {1: math.pi / 2 - 1, 2: 0.1333, 3: 0.0358}[bits]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_it_is_right_on_average(bits):
+    """Of 400 draws: each coordinate within five standard errors, and the mean of N of them has an Nth of the error."""
+    x, count = torch.randn(500, generator=torch.Generator().manual_seed(5), dtype=torch.float64), 400
     update = Update(Whole({"w": (500,)}), {"w": x})
-    each = [Eden().apply(update, (), torch.Generator().manual_seed(c))[0].values()["w"] for c in range(64)]
-    error = float(((torch.stack(each).mean(0) - x) ** 2).sum() / (x**2).sum())
-    assert error == pytest.approx(0.57 / 64, rel=0.1)
+    each = torch.stack(
+        [Eden(bits).apply(update, (), torch.Generator().manual_seed(c))[0].values()["w"] for c in range(count)]
+    )
+    off = (each.mean(0) - x).abs()
+    assert bool((off < 5 * each.std(0) / math.sqrt(count)).all())
+    # A sum of 500 squares, of 512 that are not independent: 6 % of standard deviation.
+    assert float((off**2).sum() / (x @ x)) == pytest.approx(error_of(bits) / count, rel=0.25)
+
+
+def test_the_biased_scale_is_not():
+    x = torch.randn(500, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    update = Update(Whole({"w": (500,)}), {"w": x})
+    part = Eden(unbiased=False)
+    each = [part.apply(update, (), torch.Generator().manual_seed(c))[0].values()["w"] for c in range(100)]
+    assert float(torch.stack(each).mean(0) @ x / (x @ x)) == pytest.approx(2 / math.pi, rel=0.02)
 
 
 def test_bytes():
