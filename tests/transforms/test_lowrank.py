@@ -5,6 +5,7 @@ import torch
 
 from partwise.core.codec import decode, encode, encoded_size
 from partwise.core.index import Coords, Grid, Rows, Whole
+from partwise.core.sizes import header_and_blocks
 from partwise.core.update import Update
 from partwise.transforms import ErrorFeedback, LowRank
 from partwise.transforms.lowrank import Factors, _factored
@@ -49,6 +50,25 @@ def test_what_would_become_longer_is_sent_as_it_is():
     assert set(state) == {"large"}
     single = Update(Coords({"large": (20, 30)}, {"large": torch.arange(500)}), {"large": torch.ones(500)})
     assert LowRank(2).apply(single, {}, RNG)[0].value["large"] is single.value["large"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "is_factored"),
+    [
+        ((4, 4), torch.float32, False),  # 2 (4 + 4) = 16 values instead of 16
+        ((4, 5), torch.float32, True),  # 18 instead of 20
+        ((8, 8), torch.float16, False),  # 32 of four bytes, instead of 64 of two
+        ((8, 9), torch.float16, True),  # 34 of four, instead of 72 of two
+        ((4, 5), torch.bfloat16, False),
+        ((4, 5), torch.float64, True),
+    ],
+)
+def test_factors_are_sent_where_they_are_fewer_bytes(shape, dtype, is_factored):
+    value = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    sent, _ = LowRank(2).apply(Update(Whole({"w": shape}), {"w": value}), {}, RNG)
+    assert isinstance(sent.value["w"], Factors) is is_factored
+    assert sum(header_and_blocks(sent)[1]) <= value.nbytes - is_factored
+    assert sent.values()["w"].dtype == dtype
 
 
 def test_the_base_goes_on_while_the_shape_is_the_same():

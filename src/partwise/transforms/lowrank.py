@@ -61,7 +61,7 @@ class LowRank:
 
     One step of power iteration for each update, from where the last one ended, so that it comes nearer as long as
     updates resemble one another. Parameters with one axis, those of which single coordinates are held, and those that
-    would become longer are sent as they are.
+    would become longer are sent as they are; factors of half-precision values are of single precision.
 
     Args:
         rank: r, >= 1. 2 is usual.
@@ -123,12 +123,18 @@ class LowRank:
         if held.dim() < 2 or not held.numel():
             return False
         rows, columns = held.shape[0], held[0].numel()
-        return self.rank * (rows + columns) < rows * columns
+        size = _wide(held.dtype).itemsize
+        return self.rank * (rows + columns) * size < rows * columns * held.element_size()
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What factors are made of: half precision has no decomposition."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _factored(held: Tensor, base: Tensor) -> tuple[Factors, Tensor]:
     """(n, ...) and (m, r) -> what stands for it, and the next base (m, r)."""
-    matrix = held.reshape(len(held), -1).to(torch.promote_types(held.dtype, torch.float32))
+    matrix = held.reshape(len(held), -1).to(_wide(held.dtype))
     left = torch.linalg.qr(matrix @ base.to(matrix)).Q  # of a zero matrix: some basis, and the other factor is 0
     right = matrix.T @ left
     next_ = right if bool(right.any(0).all()) else base.to(right)  # a direction that is lost would stay so
