@@ -7,6 +7,7 @@ from partwise.core.codec import decode, encode, encoded_size
 from partwise.core.index import Rows, Whole
 from partwise.core.update import Update
 from partwise.transforms import FedZip
+from partwise.transforms.bits import widened
 from partwise.transforms.zipped import Clustered
 from toy_sent import dense, sent_by, whole
 
@@ -18,6 +19,36 @@ def test_worked_example():
     sent = sent_by(FedZip(ratio=0.4), whole(*EXAMPLE))
     assert dense(sent, {"w": (10,)})["w"] == pytest.approx([0.8, -0.7, 0, 0, 0, 0.8, -0.7, 0, 0, 0])
     assert sent.value["w"].centres.tolist() == pytest.approx([-0.7, 0.8])
+
+
+def test_bits_of_the_worked_example():
+    """communication.md §11: counts (2, 6, 2); Huffman's lengths (2, 1, 2) are 14 bits, not below the entropy, 13.71.
+
+    What is not 0 is sent with its position instead: a label of one bit each, and two centres instead of three.
+    """
+    sent = sent_by(FedZip(ratio=0.4), whole(*EXAMPLE))
+    decoded = dense(sent, {"w": (10,)})["w"]
+    counts = [sum(x < 0 for x in decoded), sum(x == 0 for x in decoded), sum(x > 0 for x in decoded)]
+    assert counts == [2, 6, 2]
+    lengths = huffman(counts)
+    assert lengths == [2, 1, 2]
+    assert sum(2.0**-n for n in lengths) == 1.0
+    assert sum(n * c for n, c in zip(lengths, counts, strict=True)) == 14
+    assert -sum(c * math.log2(c / 10) for c in counts) == pytest.approx(13.71, abs=5e-3)
+    packed = sent.value["w"]
+    assert widened(packed.labels, 1).tolist() == [1, 0, 1, 0, 0, 0, 0, 0]  # four bits, and the rest of a byte
+    assert len(packed.centres) == 2
+
+
+def huffman(counts):
+    """Lengths of the code words: the two rarest are joined until one is left."""
+    lengths, groups = [0] * len(counts), [(c, [i]) for i, c in enumerate(counts)]
+    while len(groups) > 1:
+        (a, one), (b, other), *groups = sorted(groups)
+        for i in one + other:
+            lengths[i] += 1
+        groups.append((a + b, one + other))
+    return lengths
 
 
 def test_as_many_centres_as_values_lose_nothing():
