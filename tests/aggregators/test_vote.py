@@ -2,10 +2,13 @@ import pytest
 import torch
 
 from partwise.aggregators import MajorityVote
+from partwise.algorithms import FedAvg
 from partwise.core.index import Coords, Whole
+from partwise.core.transform import chain
 from partwise.core.update import Update
-from partwise.transforms import Sign
+from partwise.transforms import ServerSGD, Sign
 from toy_sent import dense, sent_by
+from toy_slopes import quadratic, steps, theta_after
 
 PARAMS = {"w": torch.zeros(4, dtype=torch.float64)}
 
@@ -38,3 +41,20 @@ def test_packed_signs_are_read():
     sent = [sent_by(Sign(), Update(Whole({"w": (3,)}), {"w": v})) for v in values]
     got, _ = MajorityVote().reduce(sent, (), {"w": torch.zeros(3)})
     assert got.values()["w"].tolist() == [1.0, -1.0, 1.0]
+
+
+def test_one_client_alone_is_sign_descent():
+    """communication.md §15.3: w <- w - 0.25 sign(w - c), in plain numbers; scaled or not, the vote is of signs."""
+    x, expected = 1.0, []
+    for _ in range(7):
+        x -= 0.25 * (1.0 if x > -0.3 else -1.0)
+        expected.append(x)
+    for part in (Sign(), Sign(scaled=False)):
+        settings = {
+            "client_chain": {"model": chain(part)},
+            "aggregators": {"model": MajorityVote()},
+            "server_chain": {"model": chain(ServerSGD(lr=0.25, momentum=0.0))},
+        }
+        of = quadratic((-0.3,), 1.0)
+        found = [theta_after(of, FedAvg(steps(0.1), "uniform"), n, **settings)[0] for n in range(1, 8)]
+        assert found == pytest.approx(expected)

@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from partwise.algorithms import AdaAlter
+from partwise.algorithms.adaalter import FrozenAdaGrad
+from partwise.core.aggregate import sum_updates
+from partwise.core.index import Coords
 from partwise.core.program import SERVER
+from partwise.core.update import Update
 from partwise.local import SGD, LocalTraining
 from partwise.runtimes import Simulate
 from toy_federation import star
@@ -26,6 +30,34 @@ def test_worked_examples(count, placeholder, x, b2):
     streams = states_after(CONSTANT, AdaAlter(steps(0.5, count), placeholder=placeholder), 1)[SERVER].streams
     assert float(streams["model"]["theta"]) == pytest.approx(x, abs=1e-7)
     assert float(streams["squares"]["theta"]) == b2
+
+
+@pytest.mark.parametrize(
+    ("gradient", "x", "a2"),
+    [(1.0, (-0.3535534, -0.6422285), (2.0, 3.0)), (3.0, (-1.0606602, -1.9266856), (10.0, 19.0))],
+)
+def test_what_each_client_does(gradient, x, a2):
+    """communication.md §3, between two exchanges: x and A² after one step and after two, with B² = 1 all along."""
+    rule = FrozenAdaGrad(0.5, 1.0, squares={"w": torch.ones(1, dtype=torch.float64)})
+    params = {"w": torch.zeros(1, dtype=torch.float64), "squares of w": torch.ones(1, dtype=torch.float64)}
+    state = rule.init(params)
+    for at, square in zip(x, a2, strict=True):
+        state = rule.step_(params, {n: torch.full_like(t, gradient) for n, t in params.items()}, state)
+        assert float(params["w"]) == pytest.approx(at, abs=1e-7)
+        assert float(params["squares of w"]) == square
+
+
+def test_means_are_over_holders():
+    """Of x and A² alike: A holds {0, 1}, B holds {0}; coordinate 2 is held by nobody and stays."""
+    found, zero = {}, {"w": torch.zeros(3, dtype=torch.float64)}
+    for stream, (one, other) in {"model": ((-2.0, 5.0), (-1.0,)), "squares": ((4.0, 25.0), (1.0,))}.items():
+        a = Update(Coords({"w": (3,)}, {"w": torch.tensor([0, 1])}), {"w": torch.tensor(one).double()})
+        b = Update(Coords({"w": (3,)}, {"w": torch.tensor([0])}), {"w": torch.tensor(other).double()})
+        found[stream], _ = AdaAlter().aggregators()[stream].reduce(sum_updates([a, b], zero), (), zero)
+    begin = {"w": torch.tensor([10.0, 20.0, 30.0], dtype=torch.float64)}
+    streams = AdaAlter().commit(AdaAlter(begin=2.0).init(begin, None), found, ())
+    assert streams["model"]["w"].tolist() == [8.5, 25.0, 30.0]
+    assert streams["squares"]["w"].tolist() == [6.5, 29.0, 4.0]
 
 
 def local_adaalter(centres, start, count, rounds):

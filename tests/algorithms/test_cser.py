@@ -4,11 +4,16 @@ import pytest
 import torch
 
 from partwise.algorithms import CSER, FedAvg
+from partwise.core.algorithm import Site, Task
 from partwise.core.errors import CompositionError
+from partwise.core.index import Whole
+from partwise.core.model import MeanSquaredError, Model
+from partwise.core.plan import Trained
 from partwise.core.program import SERVER
 from partwise.core.transform import Identity
 from partwise.transforms import ErrorFeedback, LowRank, RandomK, Sign, TopK
-from toy_slopes import linear, quadratic, states_after, steps, theta_after
+from toy_slopes import Weights, linear, quadratic, states_after, steps, theta_after
+from toy_star import Clients
 
 
 def drawn(clients, rows, dim, seed=5):
@@ -63,25 +68,86 @@ def test_without_gradients_it_is_local_sgd():
     assert theta_after(of, part, 11) == pytest.approx(expected, abs=1e-12)  # between two resets the server stands
 
 
-def test_gradients_are_taken_at_the_client_s_own_model():
-    """x_i moves by all of its own step at once: quadratics in plain loops, top-1 of two coordinates."""
-    x = [[1.0, -2.0], [1.0, -2.0]]
-    e, w, c = [[0.0, 0.0], [0.0, 0.0]], [1.0, -2.0], [(0.5, 3.0), (-4.0, 1.0)]
-    for _ in range(6):
-        sent = []
-        for i in range(2):
-            d = [-0.2 * g for g in c[i]]
-            at = 0 if abs(d[0]) >= abs(d[1]) else 1
-            sent.append([d[j] if j == at else 0.0 for j in range(2)])
-            e[i] = [e[i][j] + d[j] - sent[i][j] for j in range(2)]
-        w = [w[j] + (sent[0][j] + sent[1][j]) / 2 for j in range(2)]
-        x = [[w[j] + e[i][j] for j in range(2)] for i in range(2)]
-    states = states_after(linear([[g] for g in c], (1.0, -2.0)), CSER(TopK(k=1), every=99, local=steps(0.2)), 6)
+CENTRES = [(0.5, 3.0), (-4.0, 1.0), (2.5, -7.0)]
+
+
+def bowls(centres, start):
+    """Client i's loss is ‖theta - c_i‖² / 4, of one example for each of two coordinates."""
+    columns = [{"x": torch.eye(2, dtype=torch.float64), "y": torch.tensor(c, dtype=torch.float64)} for c in centres]
+    return Model(lambda: Weights(start), MeanSquaredError(), inputs=("x",)), Clients(columns)
+
+
+def largest(v):
+    at = 0 if abs(v[0]) >= abs(v[1]) else 1
+    return [v[j] if j == at else 0.0 for j in range(2)]
+
+
+def psync(vs, compress):
+    """communication.md §4: mean of C(v_k) + r_i, and r_i = v_i - C(v_i)."""
+    sent = [compress(v) for v in vs]
+    rest = [[v[j] - c[j] for j in range(2)] for v, c in zip(vs, sent, strict=True)]
+    mean = [sum(c[j] for c in sent) / len(vs) for j in range(2)]
+    return [[mean[j] + r[j] for j in range(2)] for r in rest], rest
+
+
+def workers(rounds, gradient, model, every, rate=0.2, at_common=False):
+    """x_i and e_i of workers that keep both, by the paper's rules; with `at_common`, of gradients at x_i - e_i."""
+    x, e = [[1.0, -2.0] for _ in CENTRES], [[0.0, 0.0] for _ in CENTRES]
+    for t in range(1, rounds + 1):
+        at = [[xi[j] - ei[j] * at_common for j in range(2)] for xi, ei in zip(x, e, strict=True)]
+        g = [[(a[j] - c[j]) / 2 for j in range(2)] for a, c in zip(at, CENTRES, strict=True)]
+        moved, rest = psync(g, gradient)
+        for i in range(len(x)):
+            x[i] = [x[i][j] - rate * moved[i][j] for j in range(2)]
+            e[i] = [e[i][j] - rate * rest[i][j] for j in range(2)]
+        if t % every == 0:
+            after, kept = psync(e, model)
+            x = [[x[i][j] - e[i][j] + after[i][j] for j in range(2)] for i in range(len(x))]
+            e = kept
+    return x, e
+
+
+RULES = {
+    "top-1, never reset": (TopK(k=1), Identity(), 99, largest, list),
+    "top-1 of both": (TopK(k=1), TopK(k=1), 3, largest, largest),
+    "error assimilation": (None, TopK(k=1), 1, lambda v: [0.0, 0.0], largest),
+    "partly synchronised local SGD": (None, TopK(k=1), 4, lambda v: [0.0, 0.0], largest),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gradients_are_taken_at_the_client_s_own_model(rule):
+    """Against workers that keep x_i and e_i each; x_i - e_i of theirs is one and the same, which is the server's."""
+    gradient, model, every, c2, c1 = RULES[rule]
+    part = CSER(gradient, model, every=every, local=steps(0.2, batch_size=2))
+    states = states_after(bowls(CENTRES, (1.0, -2.0)), part, 7)
     server = states[SERVER].streams["model"]["theta"]
-    assert [(server + states[i].own.value["theta"]).tolist() for i in range(2)] == [
-        pytest.approx(x[0]),
-        pytest.approx(x[1]),
-    ]
+    x, e = workers(7, c2, c1, every)
+    for i in range(len(CENTRES)):
+        assert [x[i][j] - e[i][j] for j in range(2)] == pytest.approx(server.tolist(), abs=1e-12)
+        assert (server + states[i].own.value["theta"]).tolist() == pytest.approx(x[i], abs=1e-12)
+    elsewhere, _ = workers(7, c2, c1, every, at_common=True)
+    assert max(abs(a - b) for xs, ys in zip(x, elsewhere, strict=True) for a, b in zip(xs, ys, strict=True)) > 0.02
+
+
+@pytest.mark.parametrize(
+    ("every", "model", "gradient", "rate"), [(8, 16, 128, 64), (32, 8, 256, 128), (1, 256, None, 256)]
+)
+def test_rates(every, model, gradient, rate):
+    """communication.md §4: 1 / (1 / (H R1) + 1 / R2), of what a client sends in H rounds, within what is by chance."""
+    size = 1 << 17
+    part = CSER(gradient and RandomK(1 / gradient), RandomK(1 / model), every=every, local=steps(0.1))
+    drift, sent, index = part.client_init(None), 0, Whole({"w": (size,)})
+    site = Site(0, None, {}, None, None, 3)
+    change = {"w": torch.randn(size, generator=torch.Generator().manual_seed(1))}
+    rounds = max(every, 16)
+    for version in range(rounds):
+        task = Task(version, version, 0, 0, (), 0)
+        updates, drift = part.finish({"model": change}, Trained(change, 1, 0.0), index, task, drift, site)
+        sent += sum(v.numel() for u in updates.values() for v in u.values().values())
+    expected = rounds * size / rate
+    assert rate == 1 / (1 / (every * model) + (1 / gradient if gradient else 0))
+    assert sent == pytest.approx(expected, abs=5 * expected**0.5)
 
 
 def test_cser_refuses():
