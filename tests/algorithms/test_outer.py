@@ -77,6 +77,53 @@ def test_co2(settings, expected):
     assert path(part, len(expected) - 1) == pytest.approx(expected, abs=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("rate", "local", "kind"),
+    [
+        (0.2, 1, "monotone"),  # 1 - rho = 0.2, below a quarter
+        (0.25, 2, "damped"),  # 0.4375
+        (0.95, 1, "damped"),  # 0.95
+        (1.25, 1, "unstable"),  # 1.25, not below 1
+    ],
+)
+def test_what_the_round_s_delay_does(rate, local, kind):
+    """communication.md §8: y_{t+1} = y_t - (1 - rho) y_{t-1} for the distance to the optimum, rho = (1 - gamma)^tau."""
+    part = CO2(FedAvg(steps(rate, local), "uniform"), rate, beta=0.0, clip=math.inf, gap="constant")
+    state, found = part.init({"w": torch.tensor([-1.0], dtype=torch.float64)}, None), [-1.0]
+    loss, y = 1 - (1 - rate) ** local, [-1.0, -1.0]
+    for _ in range(60):
+        change = {"w": -loss * state["model"]["w"]}  # what local steps on y² / 2 come to
+        state = part.commit(state, {"model": Update(Whole({"w": (1,)}), change)}, ())
+        found.append(float(state["model"]["w"]))
+        y.append(y[-1] - loss * y[-2])
+    assert found == pytest.approx(y[:61], rel=1e-9, abs=1e-12)
+    assert any(x > 0 for x in found) == (kind != "monotone")
+    assert (abs(found[-1]) < 1.0 and abs(found[-2]) < 1.0) == (kind != "unstable")
+    if kind != "unstable":
+        assert path(part, 6) == pytest.approx([2 + x for x in y[:7]], abs=1e-12)
+
+
+def test_an_update_is_applied_to_what_was_held_when_it_was_made():
+    """S changes from {0, 1} to {1, 2} and {0}: D of a round moves its own coordinates a round later, momentum too.
+
+    beta 0.5, gamma 0.1: m = (D / 0.1) for {0, 1}, then D / 0.1 + 0.5 m for {1, 2}, by hand.
+    """
+    part = CO2(FedAvg(), 0.1, beta=0.5, clip=math.inf, gap="constant")
+    state = part.init({"w": torch.zeros(3, dtype=torch.float64)}, None)
+    rounds = [
+        ([0, 1], [1.0, -2.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]),
+        ([1, 2], [0.5, 4.0], [1.0, -2.0, 0.0], [-10.0, 20.0, 0.0]),
+        ([0], [-3.0], [1.0, -2.5, 4.0], [-10.0, 5.0, -40.0]),
+        ([2], [0.0], [-1.5, -2.5, 4.0], [25.0, 5.0, -40.0]),
+    ]
+    for held, change, model, momentum in rounds:
+        index = Coords({"w": (3,)}, {"w": torch.tensor(held)})
+        total = Update(index, {"w": torch.tensor(change, dtype=torch.float64)})
+        state = part.commit(state, {"model": total}, ())
+        assert state["model"]["w"].tolist() == pytest.approx(model)
+        assert state["momentum"]["w"].tolist() == pytest.approx(momentum)
+
+
 def test_the_gap_holds_back():
     """Lambda = 1 + |x - x_before| / C in plain numbers, for the first five rounds."""
     x, moved, pace, m, waiting, expected = 1.0, 0.0, 0.0, 0.0, 0.0, [1.0]
