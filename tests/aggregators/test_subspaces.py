@@ -9,6 +9,7 @@ import torch
 
 from partwise.aggregators import FlagAggregator, FoolsGold, PrincipalGradients, SybilWall
 from partwise.aggregators.foolsgold import foolsgold_weights, raw_weights
+from partwise.core.codec import decode, encode
 from partwise.core.index import Coords, Whole
 from partwise.core.update import Update
 from toy_updates import senders, value, whole
