@@ -3,18 +3,19 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from partwise.algorithms import Downlink, FedAvg, FedSubAvg
+from partwise.algorithms import LANS, Downlink, FedAvg, FedSubAvg, SignMomentum
 from partwise.core.algorithm import Algorithm
 from partwise.core.around import Around
+from partwise.core.codec import encode
 from partwise.core.errors import CompositionError
 from partwise.core.index import Whole
 from partwise.core.program import SERVER
-from partwise.core.transform import Identity
+from partwise.core.transform import Identity, chain
 from partwise.core.update import Update
 from partwise.runtimes import Processes, Simulate
 from partwise.schedulers import FedBuff, Synchronous
 from partwise.schedulers.staleness import Constant
-from partwise.transforms import ErrorFeedback, Quantize, Sign, Threshold
+from partwise.transforms import ErrorFeedback, Menu, Quantize, RandomK, Sign, Threshold, TopK
 from toy_federation import LOCAL, play, star
 from toy_star import Log
 
@@ -96,10 +97,49 @@ def test_fewer_bytes_come_down_and_the_model_is_as_good():
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
-def test_without_loss_it_is_the_algorithm_inside():
-    of = {n: star("fedavg", algorithm=a) for n, a in (("a", FedAvg(LOCAL)), ("b", Downlink(FedAvg(LOCAL), Identity())))}
-    one, other = (Simulate().run(s.programs(), s.population, Log())[0][SERVER].streams["model"] for s in of.values())
-    assert all(torch.allclose(one[n], other[n], atol=1e-6) for n in one)
+INSIDE = {
+    "fedavg": FedAvg(LOCAL),
+    "lans": LANS(FedAvg(LOCAL), lr=0.05),
+    "sign momentum": SignMomentum(FedAvg(LOCAL), gamma=0.2, lr=0.1),
+}
+
+
+def trained(algorithm, **more):
+    of = star("fedavg", algorithm=algorithm, **more)
+    states, reason = Simulate().run(of.programs(), of.population, Log())
+    assert reason == "done"
+    return states[SERVER].streams
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_without_loss_it_is_the_algorithm_inside(name):
+    """communication.md §16.3: to the bit, since the server makes w of x by one addition."""
+    one, other = trained(INSIDE[name]), trained(Downlink(INSIDE[name], Identity()))
+    assert all(torch.equal(t, other["model"][n]) for n, t in one["model"].items())
+    assert all(torch.equal(t, other["shadow"][n]) for n, t in one["model"].items())
+
+
+def test_a_difference_without_loss_is_made_up_for_to_the_bit():
+    """x + (w - x) is w where w is x + c, rounded: of c from 2^-40 to 2^40 times x, both ways."""
+    rng, size = torch.Generator().manual_seed(1), 400_000
+    x, c = torch.randn(size, generator=rng), torch.randn(size, generator=rng)
+    c *= torch.randint(-40, 41, (size,), generator=rng).float().exp2()
+    part = Downlink(FedAvg(), Identity())
+    state = part.init({"w": x}, None)
+    state = part.commit(state, {"model": Update(Whole({"w": (size,)}), {"w": c})}, ())
+    assert torch.equal(state["model"]["w"], x + c)
+    assert torch.equal(state["shadow"]["w"], x + c)
+
+
+@pytest.mark.parametrize("part", [Identity(), TopK(ratio=1.0), RandomK(1.0), Menu((Identity(), Sign()))], ids=repr)
+@pytest.mark.parametrize("name", INSIDE)
+def test_compressors_that_lose_nothing_change_nothing(name, part):
+    """communication.md §16.3: the bits of training without, with error feedback too."""
+    plain = trained(INSIDE[name])
+    parts = [part] if isinstance(part, Identity) else [part, ErrorFeedback(part)]
+    for chained in parts:
+        found = trained(INSIDE[name], client_chain={"model": chain(chained)})
+        assert encode(found) == encode(plain)
 
 
 def test_processes_end_with_the_same_bits():
