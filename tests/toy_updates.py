@@ -54,3 +54,16 @@ def moved(update: Update) -> dict[int, float]:
     if "w" not in update.index.shapes:
         return {}
     return dict(zip(update.index.coords("w").tolist(), update.values()["w"].reshape(-1).tolist(), strict=True))
+
+
+def rows_of(num: int, size: int, seed: int = 3) -> torch.Tensor:
+    return torch.randn(num, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def submodels(num, size, held, seed):
+    rng = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(num):
+        at = torch.randperm(size, generator=rng)[:held].sort().values
+        found.append(Update(Coords({"w": (size,)}, {"w": at}), {"w": torch.randn(held, generator=rng).double()}))
+    return found

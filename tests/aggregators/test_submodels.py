@@ -1,0 +1,142 @@
+"""What robustness.md §0.2 asks of every rule over submodels: absence is no vote, and coverage is no lever."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from partwise.aggregators import (
+    Bulyan,
+    CentredClip,
+    FlagAggregator,
+    FoolsGold,
+    GeometricMedian,
+    Krum,
+    MeanAroundMedian,
+    Median,
+    Medoid,
+    NearestNeighbours,
+    Phocas,
+    PrincipalGradients,
+    TrimmedMean,
+)
+from partwise.aggregators.geometry import inner_products
+from partwise.core.index import Coords
+from partwise.core.update import Update
+from toy_updates import SUBMODELS, aggregate, moved, partial, rows_of, submodels, value
+
+
+def test_absence_is_not_a_zero_vote():
+    """The table of §0.2: only index 2 has three holders."""
+    for part in (Median(), TrimmedMean(trim_count=1), MeanAroundMedian(f=1), Phocas(f=1)):
+        assert set(moved(aggregate(part, partial(SUBMODELS)))) == {2}
+    assert moved(aggregate(Median(), partial(SUBMODELS))) == {2: 6.0}
+    assert moved(aggregate(TrimmedMean(trim_count=1), partial(SUBMODELS))) == {2: 6.0}
+    # 3, 5, 7, 100 around 6: the nearest three are 5, 7 and 3
+    assert moved(aggregate(MeanAroundMedian(f=1), partial(SUBMODELS))) == {2: 5.0}
+    # around 6, the mean of 5 and 7, the same three
+    assert moved(aggregate(Phocas(f=1), partial(SUBMODELS))) == {2: 5.0}
+
+
+@pytest.mark.parametrize("least", [1, 23])
+def test_cosines_over_the_overlap_against_plain_loops(least):
+    """Of submodels of 30 coordinates of 40; 0 where a pair shares fewer than it must."""
+    updates = submodels(9, 40, 30, seed=8)
+    got = inner_products(updates, {"w": torch.zeros(40, dtype=torch.float64)}, min_overlap=least)[1]
+    held = [dict(zip(u.index.coords("w").tolist(), u.values()["w"].tolist(), strict=True)) for u in updates]
+    num_apart = 0
+    for (i, a), (k, b) in itertools.product(enumerate(held), enumerate(held)):
+        shared = a.keys() & b.keys()
+        if len(shared) < least:
+            num_apart += 1
+            assert float(got[i, k]) == 0.0
+            continue
+        lengths = math.sqrt(sum(a[j] ** 2 for j in shared)) * math.sqrt(sum(b[j] ** 2 for j in shared))
+        assert float(got[i, k]) == pytest.approx(sum(a[j] * b[j] for j in shared) / lengths, abs=1e-12)
+    assert (0 < num_apart < 72) == (least > 20)  # any two share 20 at least
+
+
+PARTIAL = [
+    Median(),
+    TrimmedMean(trim_count=1),
+    MeanAroundMedian(f=1),
+    Phocas(f=1),
+    GeometricMedian(tolerance=1e-14, max_iterations=2000),
+    Krum(f=1, num_selected=4),
+    Bulyan(f=1),
+    NearestNeighbours(f=1),
+    CentredClip(2.0, min_holders=1),
+    FoolsGold(),
+    FlagAggregator(min_holders=1),
+    PrincipalGradients(warm_up=False),
+]
+
+
+@pytest.mark.parametrize("part", [*PARTIAL, Medoid()], ids=repr)
+def test_full_submodels_give_the_dense_rule(part):
+    """Bit for bit, where the rule's sums go the same way; else to a few roundings.
+
+    Weighted means of whole updates are added up update by update, each read once; those of coordinates are products of
+    a row with a block of columns, divided by the weights' sum at the end. So the four that make one differ in the last
+    bits: the geometric median, FoolsGold, Flag and FedLD.
+    """
+    rows = rows_of(9, 40)
+    dense = [Update(Coords({"w": (40,)}, {"w": torch.arange(40)}), {"w": row}) for row in rows]
+    found = moved(aggregate(part, dense))
+    got = torch.tensor([found[j] for j in range(40)], dtype=torch.float64)
+    expected = torch.tensor(value(part, rows.tolist()), dtype=torch.float64)
+    if isinstance(part, GeometricMedian | FoolsGold | FlagAggregator | PrincipalGradients):
+        assert torch.allclose(got, expected, rtol=1e-14, atol=1e-15)
+    else:
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("part", PARTIAL, ids=repr)
+def test_renumbering_permutes_the_result(part):
+    updates = submodels(9, 40, 30, seed=2)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(7))
+    place = order.argsort()
+    renumbered = []
+    for update in updates:
+        at, by = place[update.index.coords("w")].sort()
+        renumbered.append(Update(Coords({"w": (40,)}, {"w": at}), {"w": update.values()["w"][by]}))
+    base, other = moved(aggregate(part, updates)), moved(aggregate(part, renumbered))
+    assert {int(place[j]): x for j, x in base.items()} == pytest.approx(other, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("part", [Median(), GeometricMedian(), CentredClip(5.0)], ids=repr)
+def test_someone_elsewhere_changes_nothing(part):
+    """A client that holds only what nobody else does."""
+    updates = submodels(9, 40, 30, seed=2)
+    alone = Update(Coords({"w": (50,)}, {"w": torch.tensor([45, 47])}), {"w": torch.tensor([3.0, 5.0]).double()})
+    wide = [Update(Coords({"w": (50,)}, {"w": u.index.coords("w")}), u.value) for u in updates]
+    base, more = moved(aggregate(part, wide)), moved(aggregate(part, [*wide, alone]))
+    for j in base:
+        assert more[j] == pytest.approx(base[j], rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("part", "alone", "with_others"),
+    [
+        (Median(), 20.5, 20.5),
+        (TrimmedMean(trim_fraction=0.3), 21.5, 21.5),  # (9 + 16 + 25 + 36) / 4
+        (TrimmedMean(trim_count=3), 21.5, 25.5),  # one of ten, for three of 30: (1 + 4 + ... + 64) / 8
+        (MeanAroundMedian(f=3), 13.0, 204 / 9),  # 0 to 36, and 0 to 64
+        (Phocas(f=3), 13.0, 204 / 9),
+    ],
+    ids=repr,
+)
+def test_a_declared_number_is_of_all_clients_and_a_fraction_is_of_holders(part, alone, with_others):
+    """Ten hold position 0, with the squares from 0 to 81; then twenty come who hold another one."""
+    holders, others = [{0: float(x * x)} for x in range(10)], [{1: 1.0}] * 20
+    assert moved(aggregate(part, partial(holders)))[0] == pytest.approx(alone)
+    assert moved(aggregate(part, partial([*holders, *others])))[0] == pytest.approx(with_others)
+
+
+def test_what_few_hold_is_held():
+    """The coverage attack: hostile clients pile on what hardly anybody holds, and cannot move it."""
+    honest = [{0: 1.0, 1: 1.1 + 0.1 * i, 2: 0.9} for i in range(6)]
+    crowd = [{3: -1e6}, {3: -1e6}]
+    for part in (Median(), TrimmedMean(trim_count=2), MeanAroundMedian(f=2), Phocas(f=2), GeometricMedian()):
+        assert 3 not in moved(aggregate(part, partial([*honest, *crowd])))
