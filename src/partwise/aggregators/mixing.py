@@ -89,8 +89,8 @@ class NearestNeighbours:
 
 def _mixed(updates: Sequence[Update], params: Params, distance: Tensor, kept: int) -> list[Update]:
     found = []
-    for i, update in enumerate(updates):
-        near = _nearest(distance[i], i, updates, kept)
+    for update, row in zip(updates, distance.clone().fill_diagonal_(-1.0), strict=True):  # nearest to each is itself
+        near = _nearest(row, updates, kept)
         mean = reduce_columns([updates[k] for k in sorted(near)], params, mean_of, least=1)
         full = {name: torch.zeros_like(t) for name, t in params.items() if name in mean.index.shapes}
         mean.index.put_(full, mean.values())
@@ -98,9 +98,8 @@ def _mixed(updates: Sequence[Update], params: Params, distance: Tensor, kept: in
     return found
 
 
-def _nearest(distance: Tensor, own: int, updates: Sequence[Update], kept: int) -> list[int]:
-    """An update and those nearest to it, `kept` at most; none that cannot be compared. distance: (m,), to all."""
-    distance = distance.index_fill(0, torch.tensor([own], device=distance.device), -1.0)
+def _nearest(distance: Tensor, updates: Sequence[Update], kept: int) -> list[int]:
+    """The nearest, `kept` at most; none that cannot be compared. distance: (m,), to all."""
     last = distance.sort().values[kept - 1]
     near = (distance < last).nonzero().reshape(-1).tolist()
     if last < torch.inf:

@@ -20,7 +20,7 @@ from partwise.core.limits import Limit
 from partwise.core.model import Params, Values
 from partwise.core.plan import LocalPlan, ModelLoss, Trained
 from partwise.core.population import Census
-from partwise.core.rank_vote import RankVote, places_of
+from partwise.core.rank_vote import RankVote, places_by
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 from partwise.local import SGD, EdgePopup, LocalTraining
@@ -98,7 +98,7 @@ class FedRank(Algorithm):
             )
         for name, first in ranked.items():
             _check_rankable(name, first)
-        places = {n: places_of(t.abs().reshape(-1).argsort(stable=True)).reshape(t.shape) for n, t in ranked.items()}
+        places = {name: places_by(t.abs()) for name, t in ranked.items()}
         state = {
             "model": {name: t.clone() for name, t in params.items()},
             "places": {name: t.float() for name, t in places.items()},
@@ -147,7 +147,7 @@ class FedRank(Algorithm):
             scores = held["model"][name] + trained.change[name]
             if not scores.isfinite().all():
                 raise ValueError(f"client {site.client}: scores must be finite, got others. Lower the learning rate.")
-            value[name] = places_of(scores.reshape(-1).argsort(stable=True)).reshape(places.shape) - places
+            value[name] = places_by(scores) - places
         return {"places": Update(Whole(shapes_of(value)), value, 1.0)}, own
 
     def aggregators(self) -> Mapping[str, Aggregator]:

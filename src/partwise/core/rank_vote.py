@@ -19,7 +19,7 @@ from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update, is_finite
 
-__all__ = ["RankVote", "places_of", "vote"]
+__all__ = ["RankVote", "places_by", "places_of", "vote"]
 
 
 def places_of(order: Tensor) -> Tensor:
@@ -40,10 +40,21 @@ def places_of(order: Tensor) -> Tensor:
     return places
 
 
+def places_by(scores: Tensor) -> Tensor:
+    """The place of each edge in the order of scores, int64, of their shape; ties go to the edge with the lower number.
+
+    Example:
+        >>> places_by(torch.tensor([[0.5, -1.0], [2.0, 0.5]]))
+        tensor([[1, 0],
+                [3, 2]])
+    """
+    return places_of(scores.reshape(-1).argsort(stable=True)).reshape(scores.shape)
+
+
 def vote(places: Sequence[Tensor]) -> Tensor:
     """The place of each edge by the sum of its places, (n,) int64; ties go to the edge with the lower number."""
     total = torch.stack([p.to(torch.int64) for p in places]).sum(0)
-    return places_of(total.argsort(stable=True))
+    return places_by(total)
 
 
 @dataclass(frozen=True)
