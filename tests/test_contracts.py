@@ -99,6 +99,7 @@ FURTHER = [
     chain(Clip(2.0), ErrorFeedback(TopK(k=3, scope="layer"), when_absent="drop"), Quantize(bits=4, bucket=7)),
     TopK(ratio=1.0),
     TopK(ratio=0.4, sample=8),
+    TopK(ratio=0.1, warmup=3),
     Quantize(bits=2, scale_by="max"),
     Quantize(bits=4, bucket=5, scale_by="max", rounding="nearest", smooth=2),
     Quantize(bits=8, bucket=7, scale_by="max", rounding="nearest"),

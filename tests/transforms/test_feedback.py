@@ -77,6 +77,7 @@ def test_trace_with_a_changing_submodel(when_absent):
 LOSSY = [
     TopK(ratio=0.2),
     TopK(ratio=0.2, sample=9),
+    TopK(ratio=0.1, warmup=5),
     RandomK(0.3),
     Threshold(0.4),
     Sign(),

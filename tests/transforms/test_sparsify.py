@@ -75,6 +75,22 @@ def test_contraction_and_oracle(values, k):
     assert lost <= (1 - min(k, len(values)) / len(values)) * sum(v * v for v in values) + 1e-9
 
 
+def test_warmup_sends_a_quarter_and_then_ever_fewer():
+    """250, then sqrt(sqrt(25)) = 2.236 times fewer in each of four messages; small updates send what they have."""
+    update = Update(Whole({"w": (1000,)}), {"w": torch.randn(1000, generator=torch.Generator().manual_seed(3))})
+    for part in (TopK(k=10, warmup=4), TopK(ratio=0.01, warmup=4), TopK(k=10, scope="layer", warmup=4)):
+        state, counts = part.init({}), []
+        for _ in range(7):
+            sent, state = part.apply(update, state, torch.Generator())
+            counts.append(len(sent.index.coords("w")))
+        assert counts == [250, 112, 50, 22, 10, 10, 10]
+    few = Update(Whole({"w": (8,)}), {"w": torch.arange(8.0)})
+    part = TopK(k=5, warmup=4)
+    assert len(part.apply(few, part.init({}), torch.Generator())[0].value["w"]) == 5
+    with pytest.raises(ValueError, match=r"TopK\(warmup=-1\): must be at least 0, got -1\. 0 is none\."):
+        TopK(k=1, warmup=-1)
+
+
 def test_message_shrinks():
     update = Update(Whole({"w": (100_000,)}), {"w": torch.randn(100_000, generator=torch.Generator())})
     assert encoded_size(sent_by(TopK(ratio=0.01), update)) < encoded_size(update) / 50

@@ -42,6 +42,8 @@ class TopK:
         sample: magnitudes that are looked at to guess the k-th largest; all are sent that reach the guess, which is
             several times faster. About k are sent: where the guess gives less than half of them or more than twice as
             many, it is not used. 0 for exactly k.
+        warmup: messages of a client over which the number falls from a quarter of what is held to k, each time by the
+            same factor; early updates change much of the model at once, and what is left out of them comes late.
 
     Raises:
         ValueError: a value that is NaN: it has no rank.
@@ -61,6 +63,7 @@ class TopK:
     ratio: float | None = None
     scope: Scope = "global"
     sample: int = 0
+    warmup: int = 0
 
     def __post_init__(self) -> None:
         if (self.k is None) == (self.ratio is None):
@@ -75,6 +78,8 @@ class TopK:
         check_scope("TopK", self.scope)
         if self.sample < 0:
             raise ValueError(f"TopK(sample={self.sample}): must be at least 0, got {self.sample}. 0 is exact.")
+        if self.warmup < 0:
+            raise ValueError(f"TopK(warmup={self.warmup}): must be at least 0, got {self.warmup}. 0 is none.")
 
     def claims(self, size: int) -> Claims:
         sent = self.k if self.k is not None else max(1, round((self.ratio or 0.0) * size))
@@ -85,24 +90,33 @@ class TopK:
         return before  # what is left out makes an update no longer
 
     def init(self, params: Params) -> State:
-        return ()
+        return 0 if self.warmup else ()
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
         values = update.values()
         flat = {name: values[name].reshape(-1) for name in sorted(values)}
+        done = 1.0
+        if self.warmup:
+            done, state = min(1.0, state / self.warmup), state + 1
         if self.scope == "layer":
-            sent = {name: self._largest({name: x}, rng)[name] for name, x in flat.items()}
+            sent = {name: self._largest({name: x}, done, rng)[name] for name, x in flat.items()}
         else:
-            sent = self._largest(flat, rng)
+            sent = self._largest(flat, done, rng)
         if all(len(place) == values[name].numel() for name, place in sent.items()):
             return update, state
         return restricted(update, values, {name: place for name, place in sent.items() if len(place)}), state
 
-    def _largest(self, flat: Values, rng: Rng) -> dict[str, Tensor]:
+    def _count(self, size: int, done: float) -> int:
+        """How many of so many are sent. done: share of the warm-up that is over."""
+        k = self.k if self.k is not None else max(1, round((self.ratio or 0.0) * size))
+        first = max(k, size / 4)
+        return k if done == 1 else round(first * (k / first) ** done)
+
+    def _largest(self, flat: Values, done: float, rng: Rng) -> dict[str, Tensor]:
         """Name -> positions of the k largest of all, ascending; among equals, the first."""
         sizes = [x.numel() for x in flat.values()]
         size = sum(sizes)
-        k = self.k if self.k is not None else max(1, round((self.ratio or 0.0) * size))
+        k = self._count(size, done)
         if k >= size:
             return {name: torch.arange(x.numel(), device=x.device) for name, x in flat.items()}
         if any(math.isnan(float(x.sum())) and bool(x.isnan().any()) for x in flat.values()):
