@@ -34,6 +34,7 @@ ROWS = {
     "FedZip, z = 0.1": (FedZip(0.1), 137_512),
     "8 bits, block 512": (Quantize(8, 512, **NEAREST), 1_007_812),
     "QSGD, 4 bits, bucket 512": (Quantize(4, 512), 507_812),
+    "QSGD, 127 levels, bucket 127 x 127 (bound of Elias codes)": (Quantize(8, 127**2), 350_252),
     "bfloat16": (Halved(), 2_000_000),
 }
 

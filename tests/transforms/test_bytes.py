@@ -1,5 +1,7 @@
 """The bytes of one message of a million values, of messages that are really encoded: communication.md §16.6."""
 
+import math
+
 import pytest
 import torch
 
@@ -36,6 +38,9 @@ TABLE = [
     (Quantize(bits=4, bucket=128, smooth=5, **NEAREST), 531_252, 0.7),
     (FedZip(ratio=0.1), 137_500 + 12, 0.4),  # positions instead of Huffman codes, and fewer that are not 0
     (Quantize(**NEAREST), D + 4 * -(-D // 512), 0.7),
+    # QSGD with as many levels as the root of a bucket: 2.8 bits a value and 32 a bucket by Elias codes at most; the
+    # table has 350,004 for one bucket of all.
+    (Quantize(8, 127**2), math.ceil((2.8 * D + 32 * -(-D // 127**2)) / 8), 0.7),
 ]
 
 
