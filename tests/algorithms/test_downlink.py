@@ -3,6 +3,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from partwise.aggregators import MajorityVote
 from partwise.algorithms import LANS, Downlink, FedAvg, FedSubAvg, SignMomentum
 from partwise.core.algorithm import Algorithm
 from partwise.core.around import Around
@@ -15,7 +16,7 @@ from partwise.core.update import Update
 from partwise.runtimes import Processes, Simulate
 from partwise.schedulers import FedBuff, Synchronous
 from partwise.schedulers.staleness import Constant
-from partwise.transforms import ErrorFeedback, Menu, Quantize, RandomK, Sign, Threshold, TopK
+from partwise.transforms import ErrorFeedback, Menu, Quantize, RandomK, Scale, Sign, Threshold, TopK
 from toy_federation import LOCAL, play, star
 from toy_star import Log
 
@@ -33,6 +34,26 @@ def test_it_is_two_way_error_feedback():
         assert state["shadow"]["w"].tolist() == list(shadow)
         assert (state["model"]["w"] - state["shadow"]["w"]).tolist() == list(owed)
     assert int(state["steps"]["version"]) == 2
+
+
+@pytest.mark.parametrize("name", ["vote", "sign momentum"])
+def test_what_moves_all_coordinates_alike_comes_down_in_one_bit_without_loss(name):
+    """communication.md §7 and §15.3: the sign of each coordinate, and once how far all move, is the whole step."""
+    rng, like = torch.Generator().manual_seed(5), {"w": torch.zeros(1000)}
+    inside = FedAvg() if name == "vote" else SignMomentum(FedAvg(), gamma=0.5, lr=0.25, decay=0.0)
+    part = Downlink(inside, Sign())
+    state = part.init({"w": torch.randn(1000, generator=rng).mul_(8).round_().div_(8)}, None)
+    for _ in range(5):
+        sent = [Update(Whole({"w": (1000,)}), {"w": torch.randn(1000, generator=rng)}) for _ in range(3)]
+        total = MajorityVote().reduce(sent, (), like)[0]
+        if name == "vote":
+            total = Scale(0.125).apply(total, (), rng)[0]
+        before = state["model"]["w"].clone()
+        state = part.commit(state, {"model": total}, ())
+        assert (state["model"]["w"] - before).abs().unique().tolist() == [0.125]
+        assert torch.equal(state["shadow"]["w"], state["model"]["w"])
+    row = sum(t[0].nbytes for n, t in state["steps"].items() if n != "version")
+    assert row == 1000 // 8 + 4
 
 
 @dataclass(frozen=True)
