@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from partwise.core.population import Dataset, Population
@@ -18,6 +19,7 @@ from partwise.deploy.runtime import Deployed
 from partwise.programs.star import Star
 
 QUICK = Timing(poll_seconds=0.001, look_seconds=0.001, grace_seconds=0.2, census_seconds=5.0)
+_SCRATCH, _numbers = TemporaryDirectory(), count()  # gone when the tests end
 SPLIT = {"north": range(3), "middle": range(3, 5), "south": range(5, 7)}
 
 
@@ -44,7 +46,7 @@ def node_of(star: Star, name: str, memory: Path | None = None) -> Node:
     """A node with its clients of a star's population."""
     local = Some(star.population, SPLIT[name])
     here = replace(star, population=Enrolled(members(star.population), name, local))
-    return Node(here, Memory(memory or Path(tempfile.mkdtemp()) / "state.sqlite"))
+    return Node(here, Memory(memory or Path(_SCRATCH.name) / f"{next(_numbers)}.sqlite"))
 
 
 def server_of(star: Star) -> Star:
