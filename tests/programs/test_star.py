@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import tracemalloc
+import weakref
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -302,6 +304,22 @@ def test_the_order_of_arrival_changes_nothing():
 
 
 # What the server knows
+
+
+def test_a_run_that_is_over_keeps_no_data():
+    """Without a full collection: many runs in one process would keep the data of several."""
+    gc.collect()
+    gc.disable()
+    try:
+        population = readers()
+        star = star_of(FedSubAvg("heat"), recommender(), population, everybody(population, 2))
+        states, log = run(star)
+        assert log.of("commit")
+        kept = weakref.ref(population)
+        del population, star, states, log
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_census_counts_holders_and_weights():

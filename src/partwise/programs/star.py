@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Literal
+from weakref import ref
 
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, Site
@@ -17,7 +18,7 @@ from partwise.core.errors import CompositionError
 from partwise.core.index import Index
 from partwise.core.limits import Side, check_noise
 from partwise.core.model import Model, Params, like
-from partwise.core.population import Census, Client, Dataset, Population, Roll
+from partwise.core.population import Census, Client, Counts, Dataset, Population, Roll
 from partwise.core.probe import ModelProbe, Probe, probed
 from partwise.core.program import RELAY, SERVER, NodeId, Program
 from partwise.core.schedule import Roster, Scheduler
@@ -254,7 +255,14 @@ class Star:
     @cached_property
     def census(self) -> Census:
         """What the server knows about the population."""
-        return Census(len(self.population.clients), lambda: self.population.counts() or count(self))
+        here = ref(self)  # a star that held itself would keep its data until the next full collection
+
+        def counts() -> Counts:
+            star = here()
+            assert star is not None
+            return star.population.counts() or count(star)
+
+        return Census(len(self.population.clients), counts)
 
     @cached_property
     def like(self) -> Params:
