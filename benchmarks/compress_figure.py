@@ -43,7 +43,6 @@ from partwise.workloads.plays import save_weights
 mpl.use("svg")
 NEAREST = {"scale_by": "max", "rounding": "nearest"}
 LINKS = pw.Constant(seconds_per_step=0.02, uplink=10e6 / 8, downlink=50e6 / 8)
-WARMED = "top 1 %, warmed up"  # over as many messages of a client as a twentieth of the rounds
 METHODS: dict[str, tuple[Any, ...]] = {
     "none": (),
     "bfloat16": (pw.Halved(),),
@@ -53,7 +52,6 @@ METHODS: dict[str, tuple[Any, ...]] = {
     "1 bit (scaled sign)": (pw.ErrorFeedback(pw.Sign()),),
     "1 bit, turned (DRIVE)": (pw.Eden(1),),
     "top 1 %": (pw.ErrorFeedback(pw.TopK(ratio=0.01)),),
-    WARMED: (),
     "top 1 %, no feedback": (pw.TopK(ratio=0.01),),
     "random 1 %": (pw.ErrorFeedback(pw.RandomK(0.01)),),
     "rank 2": (pw.ErrorFeedback(pw.LowRank(2)),),
@@ -72,12 +70,6 @@ class Length(NamedTuple):
 
     rounds: int
     decay: float
-
-
-def chain_of(name: str, rounds: int) -> tuple[Any, ...]:
-    if name == WARMED:
-        return (pw.ErrorFeedback(pw.TopK(ratio=0.01, warmup=max(1, rounds // 20))),)
-    return METHODS[name]
 
 
 def experiment(task: str, length: Length, chain: tuple[Any, ...], seed: int, weights: Path | None) -> pw.Experiment:
@@ -141,7 +133,7 @@ def curves(args: argparse.Namespace, chosen: Iterable[str]) -> dict[str, list[Cu
         if (name, seed) in known:
             continue
         began = time.process_time()
-        known[name, seed] = curve(args.task, length, chain_of(name, args.rounds), seed, weights)
+        known[name, seed] = curve(args.task, length, METHODS[name], seed, weights)
         row = {"method": name, "seed": seed, **length._asdict(), "curve": known[name, seed]}
         with keep.open("a") as file:
             file.write(json.dumps(row) + "\n")
