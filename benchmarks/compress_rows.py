@@ -6,7 +6,8 @@
 layers, 30 clients a round, 20 steps. Each method has the same cohorts, batches and initial parameters for a seed; what
 is a contraction has error feedback, and what is `times 4` is unbiased and has none. Under masks only what is linear may
 stand; for the others the script prints why the experiment is refused. There, a row that fewer than five of the cohort
-hold is not sent, which costs AUC by itself: the masked row without a compressor says how much.
+hold is not sent, which costs AUC by itself: the masked row without a compressor says how much. The third table has a
+download chain, too: what comes down in fewer bits, and with that what clients train from.
 
 Bytes are those of encoded messages, keys, shares and layouts included. `down` is what a client is sent, its rows and,
 under masks, the exchange. What a run found is kept in `--root`, so that a second call goes on where the first stopped.
@@ -50,6 +51,17 @@ IN_THE_CLEAR: dict[str, tuple[Any, ...]] = {
 }
 
 
+# Client chain and download chain.
+BOTH_WAYS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
+    "bfloat16 down": ((), (pw.Halved(),)),
+    "8 bits down": ((), (pw.Quantize(8, 512, **NEAREST),)),
+    "4 bits down": ((), (pw.Quantize(4, 128, **NEAREST),)),
+    "4 bits down, at random": ((), (pw.Quantize(4, 128, scale_by="max"),)),
+    "8 bits both ways": (IN_THE_CLEAR["8 bits"], (pw.Quantize(8, 512, **NEAREST),)),
+    "4 bits, mixed, up, 8 bits down": (IN_THE_CLEAR["4 bits, mixed (SDP4Bit)"], (pw.Quantize(8, 512, **NEAREST),)),
+}
+
+
 def masked(limit: float, bits: int, layout: str) -> pw.Masked:
     return pw.Masked(limit, bits, max_weight=1, layout=layout)  # type: ignore[arg-type]
 
@@ -69,12 +81,15 @@ UNDER_MASKS: dict[str, tuple[tuple[Any, ...], Any]] = {
 }
 
 
-def experiment(chain: tuple[Any, ...], channel: Any, seed: int, rounds: int) -> pw.Experiment:
+def experiment(
+    chain: tuple[Any, ...], channel: Any, seed: int, rounds: int, download: tuple[Any, ...] = ()
+) -> pw.Experiment:
     return pw.Experiment(
         pw.StdlibCode(),
         pw.FedSubAvg("count", pw.LocalTraining(pw.SGD(lr=1.0), batch_size=32, steps=20)),
         pw.Synchronous(COHORT, rounds),
         client=chain,
+        download=download,
         channel=channel,
         seed=seed,
         evaluation=pw.Evaluation(every=5),
@@ -83,14 +98,15 @@ def experiment(chain: tuple[Any, ...], channel: Any, seed: int, rounds: int) -> 
     )
 
 
-def run(args: argparse.Namespace, name: str, is_masked: bool, seed: int) -> dict[str, Any]:
+def run(args: argparse.Namespace, name: str, kind: str, seed: int) -> dict[str, Any]:
     """Version, AUC and bytes at every evaluation; from the file of an earlier call, if there is one."""
-    chain, channel = UNDER_MASKS[name] if is_masked else (IN_THE_CLEAR[name], pw.Plain())
+    chain, channel = UNDER_MASKS[name] if kind == "masked" else (IN_THE_CLEAR.get(name, ()), pw.Plain())
+    chain, download = BOTH_WAYS[name] if kind == "both" else (chain, ())
     words = "".join(c for c in name if c.isalnum())
-    path = args.root / f"{'masked' if is_masked else 'clear'}-{words}-{args.rounds}-{seed}.json"
+    path = args.root / f"{kind}-{words}-{args.rounds}-{seed}.json"
     if not path.exists():
         began = time.process_time()
-        result = experiment(chain, channel, seed, args.rounds).run(root=args.root)
+        result = experiment(chain, channel, seed, args.rounds, download).run(root=args.root)
         rows = result.table("auc", "pooled")
         curve = [[row["version"], row["value"], row["uplink_bytes"], row["downlink_bytes"]] for row in rows]
         path.write_text(json.dumps({"curve": curve, "seconds": time.process_time() - began}))
@@ -149,14 +165,16 @@ def main() -> None:
     print(where, flush=True)
     clear: dict[str, list[dict[str, Any]]] = {}
     hidden: dict[str, list[dict[str, Any]]] = {}
+    both: dict[str, list[dict[str, Any]]] = {}
     for seed in range(FIRST_SEED, FIRST_SEED + args.seeds):
-        for is_masked, names, found in ((False, IN_THE_CLEAR, clear), (True, UNDER_MASKS, hidden)):
+        kinds = ("clear", IN_THE_CLEAR, clear), ("masked", UNDER_MASKS, hidden), ("both", BOTH_WAYS, both)
+        for kind, names, found in kinds:
             for name in names:
-                found.setdefault(name, []).append(run(args, name, is_masked, seed))
-                what = f"{'masked' if is_masked else 'clear':7}{name:34}"
-                print(f"seed {seed} {what}{found[name][-1]['curve'][-1]}", flush=True)
+                found.setdefault(name, []).append(run(args, name, kind, seed))
+                print(f"seed {seed} {kind:7}{name:34}{found[name][-1]['curve'][-1]}", flush=True)
     full = statistics.mean(r["curve"][-1][2] for r in clear["none"]) / args.rounds / COHORT
     print("\n".join(["", "In the clear:", "", *table(clear, full, args.rounds), ""]))
+    print("\n".join(["Both ways:", "", *table(both, full, args.rounds), ""]))
     print("\n".join(["Under masks:", "", *table(hidden, full, args.rounds), "", "Refused:", ""]))
     print("\n".join(refusals(args.rounds)))
     if args.out:

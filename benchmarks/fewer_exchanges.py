@@ -9,8 +9,9 @@ longer than 1; clients use AdamW, but for the methods that say SGD or have a ste
 round. Every method makes the same number of local steps, 800 or 320, so that what differs is how often and what they
 send. Links of 10 Mb/s up and 50 Mb/s down, 20 ms a local step.
 
-Each method's rate is the best of those it has in this file, on seed 0, which is not among those reported; a rate at
-the border of those is marked. What was made is kept in FOLDER and not made again, so that the same command goes on.
+Each method's rate is the best of those it has in this file, on seed 0, which is not among those reported; where that is
+the largest or the smallest, twice or half of it is tried, too, and so on. A rate that diverges is worst. What was made
+is kept in FOLDER and not made again, so that the same command goes on.
 A table (mean over seeds 1 and on, standard deviation, the rate, megabytes, seconds on the clock) and a figure are
 written to OUT. Needs MNIST, or the plays, in the folder `data` of PARTWISE_SHARED.
 """
@@ -247,7 +248,10 @@ class Kept:
         key = name, rate, seed
         if key not in self.known:
             began = time.process_time()
-            self.known[key] = curve(self.task, WORK[self.task].methods[name], rate, seed)
+            try:
+                self.known[key] = curve(self.task, WORK[self.task].methods[name], rate, seed)
+            except pw.DivergedError:
+                self.known[key] = [(math.nan,) * 4]
             row = {"method": name, "rate": rate, "seed": seed, "curve": self.known[key]}
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -259,19 +263,22 @@ class Kept:
         """The best on seed 0; what is not a number is worst."""
         work = WORK[self.task]
         ends = {rate: self.curve(name, rate, 0)[-1][0] for rate in work.methods[name].rates}
-        return work.best((rate for rate, end in ends.items() if not math.isnan(end)), key=ends.__getitem__)
+        while True:
+            best = work.best((rate for rate, end in ends.items() if not math.isnan(end)), key=ends.__getitem__)
+            if min(ends) < best < max(ends):
+                return best
+            more = best * 2 if best == max(ends) else best / 2
+            ends[more] = self.curve(name, more, 0)[-1][0]
 
 
-def table(task: str, rates: dict[str, float], found: dict[str, list[Curve]]) -> list[str]:
+def table(rates: dict[str, float], found: dict[str, list[Curve]]) -> list[str]:
     lines = ["| method | rate | at the end | sd | up, MB | down, MB | seconds |", "|---|---|---|---|---|---|---|"]
     for name, runs in found.items():
         ends = [run[-1] for run in runs]
         quality, up, down, seconds = (statistics.mean(e[i] for e in ends) for i in range(4))
         deviation = statistics.stdev(e[0] for e in ends) if len(ends) > 1 else float("nan")
-        tried = WORK[task].methods[name].rates
-        mark = " (border)" if rates[name] in (min(tried), max(tried)) else ""
         size = [f"{b:.1f}" if b >= 10 else f"{b:.3g}" for b in (up, down)]
-        cells = name, f"{rates[name]:g}{mark}", f"{quality:.4f}", f"{deviation:.4f}", *size, f"{seconds:.0f}"
+        cells = name, f"{rates[name]:g}", f"{quality:.4f}", f"{deviation:.4f}", *size, f"{seconds:.0f}"
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -318,7 +325,7 @@ def main() -> None:
     for seed in range(1, args.seeds + 1):
         for name in names:
             found[name].append(kept.curve(name, rates[name], seed))
-    lines = table(args.task, rates, found)
+    lines = table(rates, found)
     print("\n".join(lines))
     if args.out:
         picture = args.out / f"exchanges-{args.task}.svg"

@@ -19,7 +19,7 @@ from partwise.local import SGD, AdamW, LocalTraining
 from partwise.populations import LogNormal
 from partwise.schedulers import Synchronous
 from partwise.schedulers.choices import Oort
-from partwise.transforms import Adam, Clip, ErrorFeedback, TopK
+from partwise.transforms import Adam, Clip, ErrorFeedback, Quantize, TopK
 from partwise.workloads import LeafSynthetic, StdlibCode
 
 
@@ -56,6 +56,10 @@ local.optimizer = { name = "SGD", lr = 1.5 }
 name = "Synchronous"
 cohort = 30
 rounds = 150
+
+[[download]]
+name = "Quantize"
+bits = 8
 
 [[server]]
 name = "Adam"
@@ -97,6 +101,7 @@ def test_a_specification_is_the_same_as_python():
         seed=3,
         client=(ErrorFeedback(TopK(ratio=0.25)), Clip(5.0)),
         server=(Adam(lr=0.5),),
+        download=(Quantize(8),),
         aggregator=Median(),
         evaluation=Evaluation(every=5, target=1.0),
     )

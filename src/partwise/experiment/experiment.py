@@ -62,6 +62,8 @@ class Experiment:
         seed: all randomness is derived from it.
         client: transforms on a client's update, in order; or stream -> transforms.
         server: transforms on the aggregate, in order; or stream -> transforms.
+        download: compressors of what clients fetch of the stream `model`, in order; or stream of the server ->
+            compressors. They keep nothing, so that any part can be had in fewer bits.
         aggregator: of the stream `model`, or stream -> aggregator; the algorithm's own by default.
         channel: how updates reach the aggregator.
         hostile: clients that attack, to see what the rest is worth.
@@ -86,6 +88,7 @@ class Experiment:
     seed: int = 0
     client: Chains = ()
     server: Chains = ()
+    download: Chains = ()
     aggregator: Aggregator | Mapping[str, Aggregator] | None = None
     channel: Channel = field(default_factory=Plain)
     hostile: Hostile | None = None
@@ -126,6 +129,7 @@ class Experiment:
             aggregators=used,
             client_chain=_chains(parts.client),
             server_chain=_chains(parts.server),
+            download_chain=_chains(_stages(self.download)),
             seed=self.seed,
             on_refused=self.on_refused,
             hostile=self.hostile,
@@ -236,6 +240,7 @@ class Experiment:
             num_clients=len(workload.population.clients),
             client=repr(self.client),
             server=repr(self.server),
+            download=repr(self.download),
             aggregator=repr(self.aggregator or aggregators.get("model", aggregators)),
             channel=repr(self.channel),
             discloses=[*disclosed(self.channel), *disclosed(self.algorithm)],

@@ -35,6 +35,7 @@ _PARTS = (
     "aggregator",
     "client",
     "server",
+    "download",
     "channel",
     "hostile",
     "trusted",

@@ -21,6 +21,7 @@ from partwise.core.program import SERVER, Effect, Failed, Message, NodeId, Send,
 from partwise.core.rng import derive, generator
 from partwise.core.transform import State
 from partwise.core.update import Update
+from partwise.programs.download import opened
 from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class ClientProgram:
                 return node, self._ahead(node, node.open, message)
             node.next = None
         if isinstance(body, Held) and node.next is not None and body.id == node.next.task.id:
-            node.next.came, node.next.fetched = dict(body.streams), message.now
+            node.next.came, node.next.fetched = opened(body.streams), message.now
             return node, []
         effects = self._told(node, message)
         while node.open is None and node.next is not None:
@@ -218,7 +219,7 @@ class ClientProgram:
 
     def _train(self, node: ClientNode, site: Site, held: Held, now: float) -> list[Effect]:
         assert node.open is not None
-        came = {stream: dict(values) for stream, values in held.streams.items()}
+        came = opened(held.streams)
         (asker,) = node.open.asker or (node.own,)
         received = self._star.algorithm.receive(came, node.open.index, node.open.task, asker, site)
         if node.open.came is None:

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from partwise.core.aggregate import Running
 from partwise.core.algorithm import Task
 from partwise.core.codec import encoded_size, register
 from partwise.core.index import Index
-from partwise.core.model import Values
 from partwise.core.schedule import ReplyInfo
 from partwise.core.summing import Outcome
-from partwise.core.update import Update
+from partwise.core.update import Packed, Update
 
 __all__ = [
     "Answer",
@@ -54,10 +55,10 @@ class Fetch:
 
 @register
 class Held(NamedTuple):
-    """The server sends the part: stream -> held values."""
+    """The server sends the part: stream -> held values, which a download chain may have packed."""
 
     id: int
-    streams: Mapping[str, Values]
+    streams: Mapping[str, Mapping[str, Tensor | Packed]]
 
 
 @register

@@ -24,6 +24,7 @@ from partwise.core.sizes import int_size
 from partwise.core.summing import Outcome, Share, SumJob, Summed
 from partwise.core.update import Update
 from partwise.programs.client import FAILURES, check_has_data
+from partwise.programs.download import opened
 from partwise.programs.messages import Collect, Errand, Fetch, Gathered, Held, Refused, Reply, Trouble
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class RelayProgram:
             case Errand(tasks) as errand:
                 return RelayNode(errand), [Send(SERVER, Collect(tasks[0][1].id))]
             case Held(_, streams) if node.errand is not None:
-                shares = partial(self._shares, node.errand, streams["model"])
-                return node, [Work(SumJob(shares, streams["model"]), 0)]
+                params = opened(streams)["model"]
+                return node, [Work(SumJob(partial(self._shares, node.errand, params), params), 0)]
             case Summed() as summed if node.errand is not None:
                 return RelayNode(), self._gathered(node.errand, summed)
             case _:

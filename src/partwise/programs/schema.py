@@ -75,7 +75,7 @@ def check_from_server(body: Any) -> None:
             _count("Held.id", id)
             for stream, values in _mapping("Held.streams", streams):
                 for name, value in _mapping(f"Held.streams[{stream!r}]", values):
-                    _is(f"Held.streams[{stream!r}][{name!r}]", value, Tensor, "a tensor")
+                    _is(f"Held.streams[{stream!r}][{name!r}]", value, (Tensor, Packed), "a tensor")
         case Ask(session, turn, id, stream, _):
             for name, number in (("session", session), ("turn", turn), ("id", id)):
                 _count(f"Ask.{name}", number)

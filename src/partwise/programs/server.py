@@ -34,6 +34,7 @@ from partwise.core.spool import Spool
 from partwise.core.summing import Outcome
 from partwise.core.update import Update, is_finite, scale
 from partwise.programs.coverage import coverage
+from partwise.programs.download import check_streams
 from partwise.programs.messages import (
     Answer,
     Collect,
@@ -77,6 +78,7 @@ class ServerProgram:
         star = self._star
         params = star.initial()
         node = ServerNode(star.algorithm.init(params, star.census))
+        check_streams(star.download_chain, node.streams)
         node.schedule = star.scheduler.init(star.roster)
         for stream, aggregator in star.all_aggregators().items():
             node.reducers[stream] = aggregator.init(node.streams[stream], star.census)
@@ -295,7 +297,7 @@ class ServerProgram:
         """What a client holds; what is all of a parameter is lent, until the next commit."""
         parts = [(name, bool(index.grain(name))) for index in asked.values() for name in index.shapes]
         self._lent.update(name for name, is_part in parts if not is_part)
-        held = {stream: index.gather(node.streams[stream]) for stream, index in asked.items()}
+        held = self._star.given(node.streams, asked, node.version)
         return Send(client, Held(id, held), lent=not any(is_part for _, is_part in parts))
 
     def _take_back(self, streams: ServerState) -> None:

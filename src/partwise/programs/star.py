@@ -9,7 +9,7 @@ from typing import Literal
 from weakref import ref
 
 from partwise.core.aggregate import Aggregator
-from partwise.core.algorithm import Algorithm, Site
+from partwise.core.algorithm import Algorithm, ServerState, Site
 from partwise.core.attack import Hostile
 from partwise.core.channel import Channel, Guarded, Rounding, rounding_of
 from partwise.core.codec import encoded_size, register
@@ -25,6 +25,7 @@ from partwise.core.schedule import Roster, Scheduler
 from partwise.core.transform import Chain, Transform, bound_of
 from partwise.programs.census import count
 from partwise.programs.client import ClientProgram
+from partwise.programs.download import Coded, check_download, made_shorter
 from partwise.programs.hostile import Attacked
 from partwise.programs.relay import RelayProgram
 from partwise.programs.schema import check_from_client, check_from_server
@@ -45,6 +46,7 @@ class Star:
         aggregators: stream -> aggregator; the algorithm's own where a stream is missing.
         client_chain: stream -> transform on the client; unchanged where missing.
         server_chain: stream -> transform on the aggregate; unchanged where missing.
+        download_chain: stream of the server -> compressor of what clients fetch of it; unchanged where missing.
         channel: how updates reach the aggregator.
         seed: of everything.
         on_refused: what a refused update does: it is skipped like a lost client, or it stops the run.
@@ -63,6 +65,7 @@ class Star:
     aggregators: Mapping[str, Aggregator] = field(default_factory=dict)
     client_chain: Mapping[str, Transform] = field(default_factory=dict)
     server_chain: Mapping[str, Transform] = field(default_factory=dict)
+    download_chain: Mapping[str, Transform] = field(default_factory=dict)
     seed: int = 0
     on_refused: Literal["skip", "stop"] = "skip"
     hostile: Hostile | None = None
@@ -103,6 +106,7 @@ class Star:
         self._check_contributors()
         self._check_storage()
         self._check_compressors()
+        self._check_downloads()
         check_noise({s: self._side(s, aggregator) for s, aggregator in self._under_attack.items()})
         known = set(self.all_aggregators())
         for what, chains in (
@@ -174,6 +178,15 @@ class Star:
                         "LowRankSum of the channel, or fewer of its bits."
                     )
 
+    def _check_downloads(self) -> None:
+        if self.algorithm.needs_fresh and self.download_chain:
+            raise CompositionError(
+                f"{self.algorithm!r}: makes the same model on both sides, to the last bit, got a download chain, which "
+                "loses some of it. Use none."
+            )
+        for download in self.download_chain.values():
+            check_download(download)
+
     def all_aggregators(self) -> dict[str, Aggregator]:
         """Stream -> the aggregator that is used."""
         return dict(self._aggregators)
@@ -215,6 +228,15 @@ class Star:
         dim = sum(t.numel() for t in self.like.values()) if isinstance(self.channel, Rounding) else 0
         chains = self.chain("client", stream), aggregator, self.chain("server", stream)
         return Side(*chains, limit, rounding_of(self.channel, dim))
+
+    def given(self, streams: ServerState, asked: Mapping[str, Index], version: int) -> dict[str, Coded]:
+        """Stream -> what a client gets of what it asks for."""
+        given: dict[str, Coded] = {}
+        for stream, index in asked.items():
+            given[stream] = held = index.gather(streams[stream])
+            if stream in self.download_chain:
+                given[stream] = made_shorter(self.download_chain[stream], index, held, self.seed, stream, version)
+        return given
 
     def initial(self) -> Params:
         """The parameters before the first round."""
@@ -286,6 +308,7 @@ class Star:
             and aggregators.keys() == {"model"}
             and aggregators["model"].needs == "sum"
             and self.chain("client", "model") == Chain()
+            and not self.download_chain
         )
 
     def programs(self, *, relays: bool = False) -> Mapping[NodeId, Program]:

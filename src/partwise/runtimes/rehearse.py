@@ -341,11 +341,11 @@ def costs_of(star: Star) -> Costs:
     """
     calm = replace(star, population=_Calm(star.population))
     params = star.algorithm.init(calm.initial(), star.census)
-    program, known = ClientProgram(calm), dict[int, Cost]()
+    known = dict[int, Cost]()
 
     def costs(action: Dispatch) -> Cost:
         if action.client not in known:
-            known[action.client] = _played(program, params, action.client, len(calm.site(action.client).data))
+            known[action.client] = _played(calm, params, action.client)
         cost = known[action.client]
         return cost._replace(steps=action.steps) if action.steps else cost
 
@@ -369,16 +369,17 @@ class _Calm(Population):
         return self._population.profile(client, now)
 
 
-def _played(program: ClientProgram, params: ServerState, client: Client, examples: int) -> Cost:
+def _played(star: Star, params: ServerState, client: Client) -> Cost:
     """The messages of one task, and its steps.
 
     Raises:
         CompositionError: the client cannot do it.
     """
-    state, task = program.init(client), Task(0, 0, 0, 0)
+    program, task = ClientProgram(star), Task(0, 0, 0, 0)
+    state = program.init(client)
     state, (asks,) = program.step(state, Message(0.0, client, SERVER, task))
     fetch = _body(asks, Fetch, client)
-    held = Held(0, {stream: index.gather(params[stream]) for stream, index in fetch.of(params).items()})
+    held = Held(0, star.given(params, fetch.of(params), 0))
     state, (work,) = program.step(state, Message(0.0, client, SERVER, held))
     steps = 0
     if isinstance(work, Work):
@@ -387,7 +388,9 @@ def _played(program: ClientProgram, params: ServerState, client: Client, example
         state, (work,) = program.step(state, Message(0.0, client, client, Trained(nothing, steps, 1.0, job.seed)))
     reply = _body(work, Reply, client)
     trouble = Trouble(0, "download", "the client went away")
-    return Cost(steps, examples, *(encoded_size(message) for message in (task, fetch, held, reply, trouble)))
+    return Cost(
+        steps, len(star.site(client).data), *(encoded_size(message) for message in (task, fetch, held, reply, trouble))
+    )
 
 
 def _body(effect: Effect, kind: type, client: Client) -> Any:

@@ -1,0 +1,173 @@
+"""Download chains: clients train from what a compressor left of their part."""
+
+import math
+import re
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from partwise.algorithms import FedAvg, FedSubAvg, HeteroFL, OneByte, Scaffold
+from partwise.channels import Masked
+from partwise.core.algorithm import Algorithm
+from partwise.core.around import Around
+from partwise.core.errors import CompositionError
+from partwise.core.index import Grid, Rows, Whole
+from partwise.core.population import Profile
+from partwise.core.program import SERVER
+from partwise.core.schedule import Dispatch
+from partwise.core.transform import chain
+from partwise.runtimes import Processes, Simulate
+from partwise.runtimes.rehearse import costs_of
+from partwise.schedulers import Synchronous
+from partwise.transforms import Clip, Eden, ErrorFeedback, Halved, LowRank, Quantize, RandomK, TopK
+from toy_federation import LOCAL, play, population, star
+from toy_star import Log
+
+EIGHT = Quantize(8, bucket=16, scale_by="max", rounding="nearest")
+
+
+@dataclass(frozen=True)
+class Watched(Around):
+    """Notes the server's model of every version, and what clients got of it."""
+
+    inner: Algorithm
+    models: list = field(default_factory=list, compare=False)
+    got: list = field(default_factory=list, compare=False)
+
+    def init(self, params, census):
+        state = self.inner.init(params, census)
+        self.models.append({n: t.clone() for n, t in state["model"].items()})
+        return state
+
+    def commit(self, state, totals, replies):
+        state = self.inner.commit(state, totals, replies)
+        self.models.append({n: t.clone() for n, t in state["model"].items()})
+        return state
+
+    def receive(self, held, index, task, own, site):
+        self.got.append((task.version, index, {n: t.clone() for n, t in held["model"].items()}))
+        return self.inner.receive(held, index, task, own, site)
+
+
+def nearest(values, bucket=16):
+    """Each bucket's values as whole multiples of its largest over 127: a plain loop."""
+    flat, out = values.reshape(-1).tolist(), []
+    for at in range(0, len(flat), bucket):
+        part = flat[at : at + bucket]
+        top = max(map(abs, part)) / 127
+        out += [math.floor(v / top + 0.5) * top if top else 0.0 for v in part]
+    return torch.tensor(out, dtype=torch.float64).reshape(values.shape)
+
+
+def widths():
+    of = population()
+    shares = {i: Profile(0.01, width=(1.0, 0.5)[i % 2]) for i in of.clients}
+    return type(of)(of.columns, shares)
+
+
+KINDS = {
+    "whole": (Whole, {"algorithm": FedAvg(LOCAL)}),
+    "rows": (Rows, {"algorithm": FedSubAvg("count", LOCAL)}),
+    "widths": (Grid, {"algorithm": HeteroFL(LOCAL), "population": widths()}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_client_gets_its_part_to_the_nearest_level(kind):
+    expected, parts = KINDS[kind]
+    watched = Watched(parts["algorithm"])
+    of = star("fedavg", **{**parts, "algorithm": watched, "download_chain": {"model": chain(EIGHT)}})
+    _, reason = Simulate().run(of.programs(), of.population, Log())
+    assert reason == "done"
+    assert any(isinstance(index, expected) for _, index, _ in watched.got)
+    apart = 0.0
+    for version, index, held in watched.got:
+        for name, exact in index.gather(watched.models[version]).items():
+            # but for one that lies half-way between two levels, which float32 may round to the other one
+            halves = (held[name].double() - nearest(exact)).abs() > 1e-6
+            assert int(halves.sum()) <= 1
+            apart = max(apart, float((held[name] - exact).abs().max()))
+    assert apart > 1e-5
+
+
+class Traffic(Log):
+    def ended(self, world, reason):
+        super().ended(world, reason)
+        self.bytes = world.traffic.uplink, world.traffic.downlink
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fewer_bytes_come_down_and_the_model_is_as_good(kind):
+    found = []
+    for chains in ({}, {"model": chain(EIGHT)}):
+        of, log = star("fedavg", rounds=12, **KINDS[kind][1], download_chain=chains), Traffic()
+        states, reason = Simulate().run(of.programs(), of.population, log)
+        assert reason == "done"
+        found.append((states[SERVER].streams["model"], log))
+    (one, full), (other, less) = found
+    # a quarter of the values' bytes; of these small parts headers and tasks are most
+    assert less.bytes[1] < (0.85 if kind == "rows" else 0.75) * full.bytes[1]
+    assert less.bytes[0] == full.bytes[0]
+    assert 0 < max(float((one[n] - other[n]).abs().max()) for n in one) < 0.05
+    losses = [log.of("commit")[-1]["loss"] for log in (full, less)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_all_clients_of_a_version_get_the_same_model_by_chance_too():
+    watched = Watched(FedAvg(LOCAL))
+    of = star("fedavg", algorithm=watched, download_chain={"model": chain(Quantize(4, bucket=16))})
+    Simulate().run(of.programs(), of.population, Log())
+    first = {}
+    for version, _, held in watched.got:
+        same = first.setdefault(version, held)
+        assert all(torch.equal(t, same[n]) for n, t in held.items())
+    assert len(watched.got) > len(first) > 1
+    errors = [held["table.weight"] - watched.models[version]["table.weight"] for version, held in first.items()]
+    assert len({tuple(e.flatten().tolist()) for e in errors}) == len(errors)  # another draw in every version
+
+
+@pytest.mark.parametrize("parts", [EIGHT, Quantize(4, bucket=16), Halved(), Eden(4)], ids=repr)
+def test_every_runtime_gives_the_same_bits(parts):
+    more = {"algorithm": Scaffold(LOCAL), "download_chain": {"model": chain(parts), "control": chain(Halved())}}
+    here, _ = play(Simulate(), star("fedavg", **more))
+    there, _ = play(Processes(), star("fedavg", **more))
+    assert here == there
+
+
+def test_behind_masks_all_get_the_same_model():
+    channel = Masked(limit=0.5, bits=20, max_weight=1, min_contributors=3)
+    more = {"channel": channel, "client_chain": {"model": chain(Clip(0.5))}}
+    coarse = {"model": chain(Quantize(4, bucket=16))}
+    of, log = star("fedavg", algorithm=FedAvg(LOCAL, "uniform"), **more, download_chain=coarse), Log()
+    _, reason = Simulate().run(of.programs(), of.population, log)
+    assert (reason, log.of("lost")) == ("done", [])
+    assert all(e["replies"] == 4 for e in log.of("commit"))
+
+
+def test_a_rehearsal_counts_what_comes_down():
+    found = []
+    for chains in ({}, {"model": chain(EIGHT)}):
+        of = star("fedavg", algorithm=FedSubAvg("count", LOCAL), download_chain=chains, scheduler=Synchronous(7, 1))
+        cost, log = costs_of(of), Traffic()
+        Simulate().run(of.programs(), of.population, log)
+        costs = [cost(Dispatch(client)) for client in of.population.clients]
+        assert sum(c.task + c.held for c in costs) == pytest.approx(log.bytes[1], rel=0.01)
+        found.append(costs)
+    assert all(
+        less.held < full.held and less._replace(held=full.held) == full for full, less in zip(*found, strict=True)
+    )
+
+
+def test_refusals():
+    no_part = re.escape(
+        "cannot be in a download chain, whose parts must send every value in fewer bits and keep nothing"
+    )
+    for part in (ErrorFeedback(EIGHT), TopK(k=3), RandomK(0.5), LowRank(1), Clip(1.0)):
+        with pytest.raises(CompositionError, match=no_part):
+            star("fedavg", download_chain={"model": chain(part)})
+    of = star("fedavg", download_chain={"modell": chain(EIGHT)})
+    with pytest.raises(CompositionError, match=r"server's streams \['model'\], got \['modell'\]\. Name one of them"):
+        Simulate().run(of.programs(), of.population, Log())
+    with pytest.raises(CompositionError, match="to the last bit, got a download chain, which loses some of it"):
+        star("fedavg", algorithm=OneByte(7), download_chain={"model": chain(EIGHT)}, scheduler=Synchronous(3, 2))
