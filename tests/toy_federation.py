@@ -18,7 +18,7 @@ from partwise.core.transform import chain
 from partwise.local import SGD, LocalTraining
 from partwise.programs.star import Star
 from partwise.schedulers import Synchronous
-from partwise.transforms import Clip, ErrorFeedback, TopK
+from partwise.transforms import Clip, ErrorFeedback, Quantize, TopK
 from toy_star import Clients, Log
 
 WORDS, DIM, CLASSES = 60, 5, 3
@@ -70,6 +70,10 @@ CASES: Mapping[str, dict[str, Any]] = {
     "error feedback": {
         "algorithm": FedSubAvg("count", LOCAL),
         "client_chain": {"model": chain(ErrorFeedback(TopK(9)), Clip(0.5))},
+    },
+    "download chain": {
+        "algorithm": FedSubAvg("count", LOCAL),
+        "download_chain": {"model": chain(Quantize(4, bucket=16))},
     },
 }
 

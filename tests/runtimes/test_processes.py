@@ -31,6 +31,7 @@ from toy_star import Log, Saving, everybody, parabolas, workers_end_with
 
 ROUNDS = 4
 STATELESS = {
+    "download chain",
     "fedavg",
     "fedprox",
     "fedsubavg capped",
