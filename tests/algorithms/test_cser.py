@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from partwise.algorithms import CSER, FedAvg
+from partwise.algorithms import CSER, FedAvg, FedSubAvg
 from partwise.core.algorithm import Site, Task
 from partwise.core.errors import CompositionError
 from partwise.core.index import Whole
@@ -12,7 +13,7 @@ from partwise.core.plan import Trained
 from partwise.core.program import SERVER
 from partwise.core.transform import Identity
 from partwise.transforms import ErrorFeedback, LowRank, RandomK, Sign, TopK
-from toy_slopes import Weights, linear, quadratic, states_after, steps, theta_after
+from toy_slopes import Itself, Weights, linear, quadratic, states_after, steps, theta_after
 from toy_star import Clients
 
 
@@ -52,6 +53,55 @@ def test_the_mean_model_is_that_without_loss(part):
     plain = theta_after(of, FedAvg(steps(0.1), "uniform"), 17)
     assert drift.abs().max() > 1e-3
     assert mean.tolist() == pytest.approx(plain, abs=1e-12)
+
+
+class Rates(nn.Module):
+    """Rows of a table times given slopes, summed."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(7, 3, dtype=torch.float64)
+
+    def forward(self, rows, slopes):
+        return (self.table(rows) * slopes).flatten(1).sum(1)
+
+
+def slopes_of(own, seed=9):
+    """Each client's examples name two of its rows, with slopes for them: gradients that do not depend on the model."""
+    rng, columns = torch.Generator().manual_seed(seed), []
+    for rows in own:
+        at = torch.tensor(rows)[torch.randint(len(rows), (6, 2), generator=rng)]
+        columns.append({"rows": at, "slopes": torch.randn(6, 2, 3, generator=rng, dtype=torch.float64)})
+    tables = {"table.weight": ("rows",)}
+    return Model(Rates, Itself(), inputs=("rows", "slopes"), tables=tables), Clients(columns)
+
+
+@pytest.mark.parametrize("gradient", [RandomK(0.3), RandomK(0.5, by_row=True), None], ids=repr)
+def test_over_rows_the_mean_model_of_those_who_hold_a_row_is_that_without_loss(gradient):
+    """Per coordinate and to 1e-12, against the mean over holders of what each sends whole; row 6 is nobody's."""
+    of = slopes_of([(0, 1, 2), (1, 2, 3), (2, 4), (5,)])
+    part = CSER(gradient, RandomK(0.6), every=4, local=steps(0.1), submodel=True)
+    states = states_after(of, part, 11)
+    server = states[SERVER].streams["model"]["table.weight"]
+    held, total, drifts = torch.zeros(7, 1, dtype=torch.float64), torch.zeros(7, 3, dtype=torch.float64), []
+    for i, columns in enumerate(of[1].columns):
+        rows = columns["rows"].unique()
+        drift = states[i].own.value["table.weight"]
+        assert drift.shape == (len(rows), 3)
+        held[rows] += 1
+        total[rows] += drift
+        drifts.append(drift)
+    plain = states_after(of, FedSubAvg("count", steps(0.1), "uniform"), 11)[SERVER].streams["model"]["table.weight"]
+    mean = server + torch.where(held > 0, total / held.clamp(min=1), 0.0)
+    assert max(float(d.abs().max()) for d in drifts) > 1e-3
+    assert (mean - plain).abs().max() < 1e-12
+    assert torch.equal(server[6], of[0].init(3)["table.weight"][6])
+
+
+def test_over_rows_all_must_send_the_same():
+    with pytest.raises(CompositionError, match=r"CSER\(submodel=True\): needs compressors that send the same"):
+        CSER(TopK(k=2), submodel=True)
+    assert CSER(RandomK(0.5), Identity(), submodel=True).model == Identity()
 
 
 def test_without_loss_it_is_sgd():

@@ -14,10 +14,10 @@ from partwise.algorithms.memory import NOTHING
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
 from partwise.core.codec import register
-from partwise.core.compressor import common
+from partwise.core.compressor import Compressor, common
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
-from partwise.core.mean import Mean
+from partwise.core.mean import Mean, MeanBy
 from partwise.core.model import Params, Values
 from partwise.core.plan import LocalPlan, Trained
 from partwise.core.population import Census
@@ -52,9 +52,12 @@ class CSER(Algorithm):
         model: C1, without memory.
         every: versions between two resets, H >= 1.
         local: how a client trains; the paper takes one step of SGD.
+        submodel: clients hold only the table rows that their data touch; means are over those that hold a coordinate,
+            among whom x_i - e_i is the same. Takes compressors that send the same coordinates of all clients.
 
     Raises:
-        CompositionError: a compressor with memory.
+        CompositionError: a compressor with memory; for submodels, one that sends others of every client; a client whose
+            rows are not those it had.
 
     Source: Xie et al., "CSER: communication-efficient SGD with error reset", NeurIPS 2020, arXiv:2007.13221.
     Differs: the server holds x_i - e_i, which all have in common, so that it is sent down; the paper's workers reduce
@@ -65,6 +68,7 @@ class CSER(Algorithm):
     model: Transform = field(default_factory=Identity)
     every: int = 8
     local: LocalTraining = field(default_factory=lambda: LocalTraining(SGD(), steps=1))
+    submodel: bool = False
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -74,6 +78,11 @@ class CSER(Algorithm):
                 raise CompositionError(
                     f"CSER(): needs compressors that keep nothing, got {part!r}. What is lost is kept by CSER."
                 )
+            if self.submodel and isinstance(part, Compressor) and not part.claims(2).is_common:
+                raise CompositionError(
+                    f"CSER(submodel=True): needs compressors that send the same of what clients share, got {part!r}, "
+                    "of which a mean over those who hold a coordinate is not one over those who sent it. Use RandomK."
+                )
 
     def init(self, params: Params, census: Census) -> ServerState:
         model = {name: t.clone() for name, t in params.items()}
@@ -81,6 +90,14 @@ class CSER(Algorithm):
 
     def client_init(self, site: Site) -> ClientState:
         return Drift()
+
+    def select(self, task: Task, own: ClientState, site: Site) -> Index:
+        index = site.touched() if self.submodel else site.whole()
+        if any(own.value[name].shape != t.shape for name, t in index.gather(site.like).items() if name in own.value):
+            raise CompositionError(
+                f"client {site.client}: must hold the rows that it held in its last task, got others. Keep its data."
+            )
+        return index
 
     def fetch(self, index: Index, task: Task, own: ClientState, site: Site) -> Mapping[str, Index]:
         return {"model": index}
@@ -121,11 +138,17 @@ class CSER(Algorithm):
         shared = derive(site.seed, f"common {purpose}", task.version)
         sent, _ = common(part, shared).apply(update, (), generator(site.derive(purpose, task), "compressor"))
         left = {name: t.clone() for name, t in update.values().items()}
-        sent.index.scatter_add_(left, sent.values(), -1.0)
+        if not self.submodel:
+            sent.index.scatter_add_(left, sent.values(), -1.0)
+            return sent, left
+        for name, value in sent.values().items():  # places among what is held
+            at = torch.searchsorted(update.index.coords(name), sent.index.coords(name))
+            left[name].view(-1)[at] -= value.reshape(-1)
         return sent, left
 
     def aggregators(self) -> Mapping[str, Aggregator]:
-        return {"model": Mean("cohort"), "reset": Mean("cohort")}
+        by: MeanBy = "holders" if self.submodel else "cohort"
+        return {"model": Mean(by), "reset": Mean(by)}
 
     def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
         for total in totals.values():
