@@ -122,6 +122,7 @@ FURTHER = [
     Downlink(FedSubAvg("count"), Sign()),
     ServerSGD(lr=0.7, nesterov=True),
     AdaAlter(submodel=True, placeholder=False),
+    CSER(RandomK(0.5), RandomK(0.5), every=2, submodel=True),
     CSER(RandomK(0.5, block=2), TopK(ratio=0.5), every=2),
     SignMomentum(FedSubAvg("count"), 0.1),
     CO2(FedSubAvg("count"), 0.1, gap="constant"),

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from partwise.algorithms import CSER, FedAvg, FedSubAvg
+from partwise.algorithms.cser import Drift
+from partwise.channels import Plain
 from partwise.core.algorithm import Site, Task
 from partwise.core.errors import CompositionError
 from partwise.core.index import Whole
@@ -12,6 +14,8 @@ from partwise.core.model import MeanSquaredError, Model
 from partwise.core.plan import Trained
 from partwise.core.program import SERVER
 from partwise.core.transform import Identity
+from partwise.programs.star import Star
+from partwise.schedulers import Synchronous
 from partwise.transforms import ErrorFeedback, LowRank, RandomK, Sign, TopK
 from toy_slopes import Itself, Weights, linear, quadratic, states_after, steps, theta_after
 from toy_star import Clients
@@ -102,6 +106,16 @@ def test_over_rows_all_must_send_the_same():
     with pytest.raises(CompositionError, match=r"CSER\(submodel=True\): needs compressors that send the same"):
         CSER(TopK(k=2), submodel=True)
     assert CSER(RandomK(0.5), Identity(), submodel=True).model == Identity()
+
+
+def test_over_rows_a_client_whose_rows_changed_is_refused():
+    model, clients = slopes_of([(0, 1, 2)])
+    part = CSER(RandomK(0.5), submodel=True)
+    star = Star(part, Synchronous(1, rounds=1), model, clients, Plain())
+    site, other = star.site(0), Drift({"table.weight": torch.zeros(2, 3)})
+    assert part.select(Task(0, 0, 0, 0), Drift(), site) is site.touched()
+    with pytest.raises(CompositionError, match="client 0: must hold the rows that it held in its last task"):
+        part.select(Task(0, 0, 0, 0), other, site)
 
 
 def test_without_loss_it_is_sgd():
