@@ -28,7 +28,7 @@ from partwise.algorithms import (
     SignMomentum,
 )
 from partwise.algorithms.distillation import PublicExamples
-from partwise.attacks import AdditiveNoise, SignFlip
+from partwise.attacks import AdditiveNoise, Gambler, SignFlip
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
 from partwise.core.attack import Attack
@@ -139,6 +139,7 @@ FURTHER = [
         for by in ("holders", "cohort", "expected", "expected_holders", "ratio")
         for c in (0.0, 1.0)
     ),
+    Gambler(probability=0.5, shards=2, shard=1),
     Krum(f=2, num_selected=5),
     SGD(momentum=0.9, weight_decay=0.1, cautious=True),
     HyperRate(gamma=1.5, rate=0.1, normalize=True),

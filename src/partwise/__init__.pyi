@@ -59,7 +59,9 @@ from partwise.attacks import AdditiveNoise as AdditiveNoise
 from partwise.attacks import AfterRounds as AfterRounds
 from partwise.attacks import ALittleIsEnough as ALittleIsEnough
 from partwise.attacks import Backdoor as Backdoor
+from partwise.attacks import BitFlip as BitFlip
 from partwise.attacks import CoverageAttack as CoverageAttack
+from partwise.attacks import Gambler as Gambler
 from partwise.attacks import GaussianReplace as GaussianReplace
 from partwise.attacks import Hostile as Hostile
 from partwise.attacks import InnerProduct as InnerProduct

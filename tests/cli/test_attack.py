@@ -29,6 +29,14 @@ def test_it_goes_on_where_it_was(here):
     assert len(after.splitlines()) == 4
 
 
+def test_faults_of_single_values_with_everybody_hostile(here):
+    faults = ("--attack", "{name='BitFlip', coordinates=20}", "--attack", "Gambler", "--share", "1")
+    call("attack", "tiny.toml", *CLIENTS, *faults, "--rule", "Median", "--folder", "out")
+    lines = (here / "out" / "table.md").read_text().splitlines()
+    assert lines[0] == "| rule | none | BitFlip, coordinates=20 1 | Gambler 1 |"
+    assert lines[2].startswith("| Median | ")
+
+
 def test_faults_of_what_is_typed_are_told_at_once(here):
     said = call("attack", "tiny.toml", *CLIENTS, "--attack", "SingFlip", "--folder", "out", code=2)[1]
     assert "SingFlip" in said

@@ -2,6 +2,7 @@
 
 from partwise.attacks.coverage import CoverageAttack
 from partwise.attacks.data import Backdoor, LabelFlip, LabelSwap, MultiLabelFlip, PoorData
+from partwise.attacks.faults import BitFlip, Gambler
 from partwise.attacks.mixture import Mixture
 from partwise.attacks.updates import (
     AdditiveNoise,
@@ -21,8 +22,10 @@ __all__ = [
     "AdditiveNoise",
     "AfterRounds",
     "Backdoor",
+    "BitFlip",
     "CoverageAttack",
     "EveryRound",
+    "Gambler",
     "GaussianReplace",
     "Hostile",
     "InnerProduct",
