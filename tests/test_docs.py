@@ -29,12 +29,17 @@ def test_every_block_of_the_page_runs_in_order(page, tmp_path, monkeypatch):
 
 
 def test_the_specification_on_the_page_is_one():
+    from partwise.core.model import MarginCrossEntropy
     from partwise.experiment.spec import dump, loads
+    from partwise.workloads import MNIST, WithLoss
 
-    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "how-to" / "spec-files.md").read_text(), re.DOTALL)
-    written = dump(loads(block))
+    page = (ROOT / "docs" / "how-to" / "spec-files.md").read_text()
+    whole, workload = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    written = dump(loads(whole))
     assert 'name = "ErrorFeedback"' in written
     assert "target = 0.78" in written
+    other = loads(workload + '[algorithm]\nname = "FedAvg"\n').workload
+    assert other == WithLoss(MNIST(), MarginCrossEntropy(margin=0.03))
 
 
 def test_the_clients_in_time_of_a_specification():

@@ -115,6 +115,7 @@ from partwise.core.metrics import Perplexity as Perplexity
 from partwise.core.metrics import TopKAccuracy as TopKAccuracy
 from partwise.core.model import BinaryCrossEntropy as BinaryCrossEntropy
 from partwise.core.model import CrossEntropy as CrossEntropy
+from partwise.core.model import MarginCrossEntropy as MarginCrossEntropy
 from partwise.core.model import MeanSquaredError as MeanSquaredError
 from partwise.core.model import Model as Model
 from partwise.core.plan import GradientTerm as GradientTerm
@@ -243,6 +244,7 @@ from partwise.workloads import Shakespeare as Shakespeare
 from partwise.workloads import ShakespeareGPT as ShakespeareGPT
 from partwise.workloads import SparseLogistic as SparseLogistic
 from partwise.workloads import StdlibCode as StdlibCode
+from partwise.workloads import WithLoss as WithLoss
 from partwise.workloads.plays import save_weights as save_weights
 
 __version__: str

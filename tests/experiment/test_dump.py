@@ -93,6 +93,7 @@ SAMPLES: dict[Any, Any] = {
     Transform: TopK(k=5),
     tuple[Transform, ...]: (TopK(k=5), Sign()),
     ExampleLoss: CrossEntropy("z"),
+    WorkloadSource: LeafSynthetic(num_clients=3),
 }
 PARTS = [p for p in catalog() if is_writable(p.cls) and any(fits(p.cls, m) for m in union_members(PROTOCOLS[p.family]))]
 

@@ -43,7 +43,8 @@ class PrincipalGradients:
         warm_up: whether the first commit is a plain mean.
         min_holders: how many must hold a coordinate for it to move, >= 1.
 
-    Source: Zeng et al., "FedLD", MICCAI 2024, arXiv:2408.12300, principal gradient aggregation, as released.
+    Source: Zeng et al., "FedLD", MICCAI 2024, arXiv:2408.12300, principal gradient aggregation, as released; its
+        clients' loss is `MarginCrossEntropy`.
     Differs: submodels; k is at least 1; a client across a direction has no part of it.
 
     Example:

@@ -5,6 +5,7 @@ from partwise.workloads.images import CIFAR10, MNIST, FashionMNIST
 from partwise.workloads.plays import ShakespeareGPT
 from partwise.workloads.shakespeare import Shakespeare
 from partwise.workloads.stdlib_code import StdlibCode
+from partwise.workloads.with_loss import WithLoss
 
 __all__ = [
     "CIFAR10",
@@ -16,4 +17,5 @@ __all__ = [
     "ShakespeareGPT",
     "SparseLogistic",
     "StdlibCode",
+    "WithLoss",
 ]

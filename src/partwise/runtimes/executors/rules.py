@@ -366,6 +366,7 @@ def _check(settings: Mapping[str, Any], known: Mapping[str, Any], but: str = "")
 _RELU = _Pointwise(torch.relu, lambda grad, _, found: _aten.threshold_backward.default(grad, found, 0))
 _TANH = _Pointwise(torch.tanh, lambda grad, _, found: _aten.tanh_backward.default(grad, found))
 _SIGMOID = _Pointwise(torch.sigmoid, lambda grad, _, found: _aten.sigmoid_backward.default(grad, found))
+_LOG1P = _Pointwise(torch.log1p, lambda grad, x, _: grad / (x + 1))
 _T = Tensor
 
 RULES: Mapping[Callable[..., Any], Callable[..., Call]] = {
@@ -383,6 +384,7 @@ RULES: Mapping[Callable[..., Any], Callable[..., Call]] = {
     **dict.fromkeys((F.relu, torch.relu, _T.relu), _pointwise(_RELU)),
     **dict.fromkeys((F.tanh, torch.tanh, _T.tanh), _pointwise(_TANH)),
     **dict.fromkeys((F.sigmoid, torch.sigmoid, _T.sigmoid), _pointwise(_SIGMOID)),
+    **dict.fromkeys((torch.log1p, _T.log1p), _pointwise(_LOG1P)),
     **dict.fromkeys((F.softmax, torch.softmax, _T.softmax), _softmax_of),
     **dict.fromkeys((torch.flatten, _T.flatten), _flattened),
     **dict.fromkeys((torch.squeeze, _T.squeeze), _squeezed),
