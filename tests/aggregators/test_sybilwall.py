@@ -40,11 +40,14 @@ def mean_with_own(rows, weights, own=1.0):
 
 
 def test_numbers_of_the_specification():
-    """Scores .9 and .2 of neighbours at 10 and 20, own model 30: 20.476190 (not 10.625)."""
+    """Scores .9 and .2 of neighbours at 10 and 20, own model 30: 20.476190 (not 10.625), by weights that sum to 1."""
     params = {"w": torch.tensor([30.0], dtype=torch.float64)}
     updates = whole([[10.0 - 30.0], [20.0 - 30.0]])
     got = _with_own(updates, params, torch.tensor([0.9, 0.2], dtype=torch.float64), 1.0, 1)
     assert 30.0 + got.values()["w"].item() == pytest.approx(20.476190, abs=1e-6)
+    scores, plane = torch.tensor([0.9, 0.2], dtype=torch.float64), {"w": torch.zeros(2, dtype=torch.float64)}
+    weights = _with_own(whole([[1.0, 0.0], [0.0, 1.0]]), plane, scores, 1.0, 1).values()["w"].tolist()
+    assert [*weights, 1 - sum(weights)] == pytest.approx([0.428571, 0.095238, 0.476190], abs=1e-6)
     single = [moved(_with_own(whole([row]), params, torch.ones(1).double(), 1.0, 1)) for row in ([4.0], [0.0])]
     assert single == [{0: 2.0}, {0: 0.0}]
 

@@ -72,6 +72,14 @@ def test_what_a_targeted_attack_is_after_is_measured():
     assert play(experiment(Mean(), Hostile(flip, 0.0)))["success"] < 0.1
 
 
+def test_examples_of_the_class_itself_are_no_success_of_the_attack():
+    """A model that names every class and knows no mark: a quarter of all marked images are of the class by right."""
+    unharmed = experiment(Mean(), Hostile(Backdoor(into=0, size=1, value=0.0), 0.0))
+    assert play(unharmed)["success"] < 0.02
+    labels = unharmed.build()[1].population.central_test().columns()["y"]
+    assert 0.15 < float((labels == 0).double().mean()) < 0.35
+
+
 def test_trials_are_made_once(tmp_path):
     keep, made = tmp_path / "deep" / "trials.jsonl", []
     first = make_trials(GRID[:6], of, keep, about="a", said=made.append)

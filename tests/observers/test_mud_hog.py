@@ -157,6 +157,17 @@ def test_precision_and_recall_of_the_crowd():
     assert {c: found[2][c] for c in (5, 11)} == {5: ("noise", False), 11: ("targeted", False)}
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1e4])
+def test_verdicts_have_no_unit(unit):
+    """eps is a share of the median length, so that longer updates, of a larger model say, are judged alike."""
+    rounds = crowd(6, size=60)
+    scaled = [[[unit * x for x in row] for row in rows] for rows in rounds]
+    part = MUDHoG(eps=0.7)
+    expected = watched(part, rounds)
+    assert {kind for kind, _ in expected[-1].values()} >= {"sign flip", "noise"}
+    assert watched(part, scaled) == expected
+
+
 def test_nobody_is_accused_where_all_are_honest():
     rng = torch.Generator().manual_seed(3)
     way = torch.randn(200, generator=rng).double()

@@ -46,7 +46,9 @@ class SybilWall:
 
     Source: Werthenbach, Pouwelse, "Towards Sybil resilience in decentralized learning", 2023, arXiv:2306.15044, §4.
     Differs: the star's server is the one node that trusts itself, and the histories that it remembers are those that
-        gossip would bring; a history begins with the first update, not the first model; submodels.
+        gossip would bring. So nothing is passed on: the draw of a history by its distance, with weights of
+        exp(-0.8 (distance - 1)), and signatures of what came from afar have no place here. A history begins with the
+        first update, not the first model; submodels.
 
     Example:
         >>> from partwise.core.index import Whole
