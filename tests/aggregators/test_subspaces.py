@@ -57,6 +57,15 @@ def test_iterations_never_make_it_worse():
         assert found == sorted(found, reverse=True)
 
 
+@pytest.mark.parametrize(("num", "rank"), [(15, 8), (4, 3), (5, 3)])
+def test_rank_is_just_above_half_where_none_is_given(num, rank):
+    """⌈(p + 1) / 2⌉, 8 of 15 as in the released script."""
+    rows = torch.randn(num, 20, generator=torch.Generator().manual_seed(7)).double()
+    basis = rows.t() @ FlagAggregator().subspace(gram(rows.tolist()))
+    assert int(torch.linalg.matrix_rank(basis)) == rank
+    assert value(FlagAggregator(), rows.tolist()) == pytest.approx(value(FlagAggregator(rank=rank), rows.tolist()))
+
+
 def test_full_rank_gives_the_mean():
     rows = torch.randn(5, 7, generator=torch.Generator().manual_seed(1)).double()
     got = value(FlagAggregator(rank=5, clip=False), rows.tolist())
