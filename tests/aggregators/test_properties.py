@@ -240,10 +240,30 @@ def test_breakdown_of_the_median_is_tight():
     assert value(Median(), [[0.0], [1.0], [1e9], [1e9]]) == [pytest.approx(5e8, rel=1e-6)]
 
 
-@pytest.mark.parametrize("size", [1e2, 1e4, 1e6])
-def test_geometric_median_does_not_follow_two_of_five(size):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e6, 1e10, 1e16, 1e20, 1e30])
+def test_geometric_median_does_not_follow_two_of_five(size, dtype):
     rows = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [size, size], [size, size]]
-    assert value(GeometricMedian(), rows) == pytest.approx([0.788675] * 2, abs=2e-4)
+    assert value(GeometricMedian(), rows, dtype) == pytest.approx([0.788675] * 2, abs=2e-6)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e9, 1e14, 1e20])
+def test_geometric_median_is_optimal_however_far_the_faulty_are(size):
+    """Four of eleven, each far in a direction of its own; then in one, as an omniscient attacker sends them."""
+    part = GeometricMedian(tolerance=1e-12, max_iterations=5000, smoothing=1e-12)
+    rows = rows_of(11, 3, seed=4)
+    rows[:4] *= size * torch.tensor([1.0, 3.0, 0.2, 0.7]).double().unsqueeze(1)
+    assert pull(value(part, rows.tolist()), rows.tolist()) < 1e-6
+    rows[:4] = -size * rows[4:].sum(0)
+    assert pull(value(part, rows.tolist()), rows.tolist()) < 1e-6
+
+
+def test_geometric_median_of_equal_updates_is_what_they_are_whatever_else_is_sent():
+    rows = [[0.1, 0.7]] * 4 + [[1e18, -1e3], [-1e200, 2.0], [5.0, 1e30]]
+    assert value(GeometricMedian(), rows) == pytest.approx([0.1, 0.7], rel=1e-12)
+    apart = [[0.1, 0.7], [0.2, 0.7], [0.1, 0.9], [0.3, 0.6], [1e200, 1e200]]
+    got = value(GeometricMedian(), apart)
+    assert all(low <= x <= high for x, (low, high) in zip(got, ((0.1, 0.3), (0.6, 0.9)), strict=True))
 
 
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e6])

@@ -57,6 +57,17 @@ def test_cosines_over_the_overlap_against_plain_loops(least):
     assert (0 < num_apart < 72) == (least > 20)  # any two share 20 at least
 
 
+@pytest.mark.parametrize("crowd", [1, 2, 4])
+def test_who_shares_little_with_anybody_does_not_lead_the_geometric_median(crowd):
+    """Ten hold 0..99; liars hold four of these, too few to be compared, and coordinates of their own."""
+    rows = rows_of(10, 100, seed=6)
+    honest = [dict(enumerate(row.tolist())) for row in rows]
+    liars = [dict.fromkeys([0, 1, 2, 3, *range(100 + 100 * i, 200 + 100 * i)], 1e6) for i in range(crowd)]
+    got = moved(aggregate(GeometricMedian(), partial([*honest, *liars], size=600)))
+    assert set(got) == set(range(100))
+    assert all(abs(got[j]) < 10 for j in range(100))
+
+
 PARTIAL = [
     Median(),
     TrimmedMean(trim_count=1),

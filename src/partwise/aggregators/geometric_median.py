@@ -5,8 +5,8 @@ Shapes and notation: m updates v_i; z is the result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,15 +21,17 @@ from partwise.aggregators.columns import (
     num_union,
     reduce_columns,
 )
-from partwise.aggregators.geometry import compared, distances_to
+from partwise.aggregators.geometry import compared, distances, distances_to
 from partwise.aggregators.krum import averaged, ranked
 from partwise.core.aggregate import Sum
-from partwise.core.model import Params
+from partwise.core.model import Params, Values
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
 __all__ = ["GeometricMedian", "Medoid"]
+
+_FAR = 1e8  # typical distances: sums of squared distances keep eight digits of what is that much nearer
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class GeometricMedian:
     """argmin over z of the sum of ‖z - v_i‖, by Weiszfeld's iteration; z is a weighted mean of the updates.
 
     z <- sum of w_i v_i / sum of w_i with w_i = 1 / max(‖z - v_i‖, ν). Where all hold everything, distances are kept as
-    a matrix of m by m numbers and updates are read twice, whatever the number of iterations. Of submodels, a
+    a matrix of m by m numbers and updates are read twice, whatever the number of iterations; once more where some are
+    1e8 times as far away as is usual, which are drawn in to that, for distance does not count. Of submodels, a
     coordinate of z is the mean over its holders, and the distance to an update is that over what it holds, scaled to
     the size of the union; then each iteration reads the updates. Stays where it is, however far the faulty go, while
     they are fewer than half. Not by coordinates: one bad value in each column, by another client each, breaks it.
@@ -89,6 +92,7 @@ class GeometricMedian:
         if not updates:
             return reduce_columns(updates, params, mean_of, least=1), state
         if is_whole(updates, params):
+            updates, squared = _drawn_in(updates, params, squared)
             weights = self._weiszfeld(squared)
         else:
             weights = self._over_submodels(updates, params, squared)
@@ -111,10 +115,8 @@ class GeometricMedian:
 
     def _begin(self, squared: Tensor) -> tuple[float, Tensor]:
         """ν, and weights to begin with: one step from the update that is nearest to all others."""
-        apart = squared.sqrt()
-        known = torch.where(apart < torch.inf, apart, torch.nan)
-        closest = known[int(known.nanmean(1).argmin())]
-        typical = float(closest.nanmedian())  # of an honest majority: that of all pairs would grow with the others
+        known, at, typical = _typical(squared)
+        closest = known[at]
         near = max(self.smoothing * typical, 1e-150)
         return near, _normal(closest.clamp(min=max(typical, near)).reciprocal().nan_to_num(0.0))
 
@@ -129,6 +131,44 @@ class GeometricMedian:
             if self._is_settled(before, weights):
                 break
         return weights
+
+
+def _typical(squared: Tensor) -> tuple[Tensor, int, float]:
+    """Distances, NaN where not known; which update is nearest to all others; and the median of its distances.
+
+    That is one of an honest majority: the median of all pairs would grow with the others, and who can be compared with
+    few would be near to all of them.
+    """
+    apart = squared.sqrt()
+    known = torch.where(apart < torch.inf, apart, torch.nan)
+    num = known.isfinite().sum(1)
+    at = int(torch.where(num == num.max(), known.nanmean(1), torch.inf).argmin())
+    return known, at, float(known[at].nanmedian())
+
+
+def _drawn_in(updates: list[Update], params: Params, squared: Tensor) -> tuple[list[Update], Tensor]:
+    """Updates, and distances, of which none is too far for the digits of the others.
+
+    The median depends on the direction in which an update lies, and not on how far: what is farther than that is put
+    on its way from the update that is nearest to all others, so that directions turn by 1 / `_FAR` at most. Where the
+    square of a distance runs over, its way is not known, and it is put there itself.
+    """
+    _, at, typical = _typical(squared)
+    apart = squared[at].sqrt().tolist()
+    far = [i for i, distance in enumerate(apart) if distance > _FAR * typical]
+    if not far:
+        return updates, squared
+    centre, nearer = updates[at].values(), list(updates)
+    for i in far:
+        share = _FAR * typical / apart[i]
+        value = {n: (c + share * (v.double() - c)).to(v) for n, v, c in _beside(updates[i], centre)}
+        nearer[i] = replace(updates[i], value=value)
+    return nearer, distances(nearer, params, 1)
+
+
+def _beside(update: Update, centre: Values) -> Iterator[tuple[str, Tensor, Tensor]]:
+    for name, value in update.values().items():
+        yield name, value, centre[name].double()
 
 
 @dataclass(frozen=True)
