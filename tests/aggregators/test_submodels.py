@@ -68,6 +68,17 @@ def test_who_shares_little_with_anybody_does_not_lead_the_geometric_median(crowd
     assert all(abs(got[j]) < 10 for j in range(100))
 
 
+@pytest.mark.parametrize("far", [1e6, 1e12])
+def test_who_holds_everything_does_not_lead_the_geometric_median(far):
+    """Two groups that share nothing, and liars who can be compared with both: 12 to 6 at every coordinate."""
+    rows = rows_of(24, 20, seed=7)
+    honest = [{j + 20 * (i % 2): v for j, v in enumerate(row.tolist())} for i, row in enumerate(rows)]
+    liars = [dict.fromkeys(range(40), far) for _ in range(6)]
+    got = moved(aggregate(GeometricMedian(), partial([*honest, *liars], size=40)))
+    assert set(got) == set(range(40))
+    assert all(abs(got[j]) < 10 for j in range(40))
+
+
 PARTIAL = [
     Median(),
     TrimmedMean(trim_count=1),

@@ -136,13 +136,14 @@ class GeometricMedian:
 def _typical(squared: Tensor) -> tuple[Tensor, int, float]:
     """Distances, NaN where not known; which update is nearest to all others; and the median of its distances.
 
-    That is one of an honest majority: the median of all pairs would grow with the others, and who can be compared with
-    few would be near to all of them.
+    That is one of an honest majority: the median of all pairs would grow with the others. It can be compared with no
+    fewer than half of the updates can: who shares little with anybody would be near to all, and of those who can be
+    compared with most, as who holds everything can, the faulty may be the only ones.
     """
     apart = squared.sqrt()
     known = torch.where(apart < torch.inf, apart, torch.nan)
     num = known.isfinite().sum(1)
-    at = int(torch.where(num == num.max(), known.nanmean(1), torch.inf).argmin())
+    at = int(torch.where(num >= num.median(), known.nanmean(1), torch.inf).argmin())
     return known, at, float(known[at].nanmedian())
 
 
@@ -211,7 +212,7 @@ class Medoid:
         is_near = apart < torch.inf
         num = is_near.sum(1)
         sums = torch.where(is_near, apart, 0.0).sort(dim=1).values.sum(1)  # so that no order of rows shows in it
-        sums = torch.where(num == num.max(), sums, torch.inf) if len(updates) else sums
+        sums = torch.where(num >= num.median(), sums, torch.inf) if len(updates) else sums
         chosen = [updates[i] for i in ranked(sums, updates)[:1]]
         return averaged(chosen, params), state
 
