@@ -143,7 +143,8 @@ def ferret(lr: float, local: Local) -> dict[str, Any]:
 
 SGD_RATES = (0.05, 0.1, 0.2)
 ALTER_RATES = (0.1, 0.2, 0.4)
-BLOCK_RATES = (0.1, 0.3, 1.0)
+FED_BACK_RATES = (0.005, 0.01, 0.02)
+RESET_RATES = (0.05, 0.1, 0.2)
 SIGN_RATES = (0.0003, 0.001, 0.003)
 PLAIN_RATES = (0.3, 1.0, 3.0)
 LANS_RATES = (0.003, 0.01, 0.03)
@@ -162,10 +163,10 @@ SILOS = {
     "CO2 with momentum .5, no penalty": Method(40, SGD_RATES, late(40, pw.SGD, beta=0.5, gap="constant")),
     "AdaAlter, every step": Method(1, ALTER_RATES, ada_alter(1)),
     "Local AdaAlter, 4": Method(4, ALTER_RATES, ada_alter(4)),
-    "error feedback, 1/64": Method(1, BLOCK_RATES, fed_back(1 / 64)),
-    "CSER, 1/64 (8, 16, 128)": Method(1, BLOCK_RATES, reset(1 / 128, 1 / 16, 8)),
-    "error feedback, 1/256": Method(1, BLOCK_RATES, fed_back(1 / 256)),
-    "CSER, 1/256 (1, 256, -)": Method(1, BLOCK_RATES, reset(0.0, 1 / 256, 1)),
+    "error feedback, 1/64": Method(1, FED_BACK_RATES, fed_back(1 / 64)),
+    "CSER, 1/64 (8, 16, 128)": Method(1, RESET_RATES, reset(1 / 128, 1 / 16, 8)),
+    "error feedback, 1/256": Method(1, FED_BACK_RATES, fed_back(1 / 256)),
+    "CSER, 1/256 (1, 256, -)": Method(1, RESET_RATES, reset(0.0, 1 / 256, 1)),
     "LANS": Method(1, LANS_RATES, lans),
     "CLAN": Method(1, LANS_RATES, clan),
     "Signum": Method(1, SIGN_RATES, signum),
@@ -182,7 +183,7 @@ PLAYS = {
     "AdaAlter, every step": Method(1, ALTER_RATES, ada_alter(1)),
     "Local AdaAlter, 4": Method(4, ALTER_RATES, ada_alter(4)),
     "SGD, every step": Method(1, PLAIN_RATES, plain(1, pw.SGD)),
-    "error feedback, 1/64": Method(1, PLAIN_RATES, fed_back(1 / 64)),
+    "error feedback, 1/64": Method(1, (0.03, 0.06, 0.12), fed_back(1 / 64)),
     "CSER, 1/64 (8, 16, 128)": Method(1, PLAIN_RATES, reset(1 / 128, 1 / 16, 8)),
     "LANS": Method(1, LANS_RATES, lans),
     "CLAN": Method(1, LANS_RATES, clan),
@@ -264,7 +265,8 @@ class Kept:
         work = WORK[self.task]
         ends = {rate: self.curve(name, rate, 0)[-1][0] for rate in work.methods[name].rates}
         while True:
-            best = work.best((rate for rate, end in ends.items() if not math.isnan(end)), key=ends.__getitem__)
+            known = [rate for rate, end in ends.items() if not math.isnan(end)]
+            best = work.best(known, key=ends.__getitem__) if known else min(ends)
             if min(ends) < best < max(ends):
                 return best
             more = best * 2 if best == max(ends) else best / 2

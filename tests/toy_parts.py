@@ -44,7 +44,7 @@ from partwise.algorithms import (
 )
 from partwise.channels import Plain as InTheClear
 from partwise.core.algorithm import Algorithm
-from partwise.core.model import Model
+from partwise.core.model import MarginCrossEntropy, Model
 from partwise.core.plan import Executor, Job, opened
 from partwise.core.population import Examples, Population, Profile
 from partwise.core.workload import Workload, WorkloadSource
@@ -65,6 +65,7 @@ from partwise.workloads import (
     ShakespeareGPT,
     SparseLogistic,
     StdlibCode,
+    WithLoss,
 )
 from partwise.workloads.models import ImageCNN, ImageMLP
 from toy_star import Log
@@ -188,6 +189,9 @@ WORKLOADS: Mapping[str, Callable[[Path], WorkloadSource]] = {
     ),
     "SparseLogistic": lambda folder: SparseLogistic(5, 60, 12, 30, 3),
     "StdlibCode": lambda folder: StdlibCode(3, 4, 4, min_names=20, cache=False, folder=folder),
+    "WithLoss": lambda folder: WithLoss(
+        LeafSynthetic(num_clients=5, num_features=7, classes=4, max_examples=55), MarginCrossEntropy()
+    ),
 }
 HAVE_TABLES = {"ClickLog", "Shakespeare", "SparseLogistic", "StdlibCode"}
 _FILES: Mapping[str, Callable[[Path], None]] = {

@@ -11,16 +11,18 @@ from partwise.algorithms import FedAvg, FedSubAvg, HeteroFL, OneByte, Scaffold
 from partwise.channels import Masked
 from partwise.core.algorithm import Algorithm
 from partwise.core.around import Around
-from partwise.core.errors import CompositionError
+from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.index import Grid, Rows, Whole
 from partwise.core.population import Profile
 from partwise.core.program import SERVER
 from partwise.core.schedule import Dispatch
 from partwise.core.transform import chain
+from partwise.programs.download import opened
 from partwise.runtimes import Processes, Simulate
 from partwise.runtimes.rehearse import costs_of
 from partwise.schedulers import Synchronous
 from partwise.transforms import Clip, Eden, ErrorFeedback, Halved, LowRank, Quantize, RandomK, TopK
+from partwise.transforms.lowrank import Factors
 from toy_federation import LOCAL, play, population, star
 from toy_star import Log
 
@@ -171,3 +173,16 @@ def test_refusals():
         Simulate().run(of.programs(), of.population, Log())
     with pytest.raises(CompositionError, match="to the last bit, got a download chain, which loses some of it"):
         star("fedavg", algorithm=OneByte(7), download_chain={"model": chain(EIGHT)}, scheduler=Synchronous(3, 2))
+
+
+def test_what_would_unpack_to_more_than_the_parameter_is_refused():
+    """A few bytes may stand for a matrix of any size."""
+    bomb = Factors(torch.ones(1000, 1), torch.ones(1000, 1), (1000, 1000), "float32")
+    rule = re.escape(
+        "Held.streams['model']['w']: must be a part of a parameter with 4 values, got 1000000. Use the same"
+    )
+    with pytest.raises(ProtocolError, match=rule):
+        opened({"model": {"w": bomb}}, {"w": torch.zeros(4)})
+    with pytest.raises(ProtocolError, match="with 0 values"):
+        opened({"model": {"other": bomb}}, {"w": torch.zeros(4)})
+    assert opened({"model": {"w": torch.ones(2)}}, {})["model"]["w"].tolist() == [1.0, 1.0]

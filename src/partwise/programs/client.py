@@ -21,7 +21,7 @@ from partwise.core.program import SERVER, Effect, Failed, Message, NodeId, Send,
 from partwise.core.rng import derive, generator
 from partwise.core.transform import State
 from partwise.core.update import Update
-from partwise.programs.download import opened
+from partwise.programs.download import Coded, opened
 from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class OpenTask:
         fetched: when that came.
         began: when training began.
         fate: what will become of it.
-        came: what came while the task before was under way.
+        came: what came while the task before was under way, as it came.
         asker: the client's state when it asked for that, if another task was under way; of length 1 then.
     """
 
@@ -58,7 +58,7 @@ class OpenTask:
     fetched: float = 0.0
     began: float = 0.0
     fate: Fate = _THROUGH
-    came: dict[str, Values] | None = None
+    came: dict[str, Coded] | None = None
     asker: tuple[ClientState, ...] = ()
 
 
@@ -132,7 +132,7 @@ class ClientProgram:
                 return node, self._ahead(node, node.open, message)
             node.next = None
         if isinstance(body, Held) and node.next is not None and body.id == node.next.task.id:
-            node.next.came, node.next.fetched = opened(body.streams), message.now
+            node.next.came, node.next.fetched = dict(body.streams), message.now
             return node, []
         effects = self._told(node, message)
         while node.open is None and node.next is not None:
@@ -219,7 +219,7 @@ class ClientProgram:
 
     def _train(self, node: ClientNode, site: Site, held: Held, now: float) -> list[Effect]:
         assert node.open is not None
-        came = opened(held.streams)
+        came = opened(held.streams, self._star.like)
         (asker,) = node.open.asker or (node.own,)
         received = self._star.algorithm.receive(came, node.open.index, node.open.task, asker, site)
         if node.open.came is None:

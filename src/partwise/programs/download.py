@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import prod
 
 import torch
 from torch import Tensor
 
 from partwise.core.compressor import common, compressors
-from partwise.core.errors import CompositionError
+from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.index import Index, Whole
-from partwise.core.model import Values
+from partwise.core.model import Params, Values
 from partwise.core.rng import derive, generator
 from partwise.core.transform import Chain, Transform
 from partwise.core.update import Packed, Update
 
-__all__ = ["check_download", "check_streams", "made_shorter", "opened"]
+__all__ = ["Coded", "check_download", "check_streams", "made_shorter", "opened"]
 
 Coded = Mapping[str, Tensor | Packed]
 
@@ -61,9 +62,25 @@ def made_shorter(chain: Transform, index: Index, values: Values, seed: int, stre
     return sent.value
 
 
-def opened(streams: Mapping[str, Coded]) -> dict[str, Values]:
-    """What was sent, as a client uses it."""
+def opened(streams: Mapping[str, Coded], like: Params) -> dict[str, Values]:
+    """What was sent, as a client uses it.
+
+    Raises:
+        ProtocolError: a packed value that would become larger than the parameter in `like` that it is a part of.
+    """
     return {
-        stream: {name: value.unpack() if isinstance(value, Packed) else value for name, value in values.items()}
-        for stream, values in streams.items()
+        stream: {name: _unpacked(f"Held.streams[{stream!r}][{name!r}]", value, like.get(name)) for name, value in part}
+        for stream, part in ((stream, values.items()) for stream, values in streams.items())
     }
+
+
+def _unpacked(what: str, value: Tensor | Packed, like: Tensor | None) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    most = 0 if like is None else like.numel()
+    if prod(value.shape) > most:
+        raise ProtocolError(
+            f"{what}: must be a part of a parameter with {most} values, got {prod(value.shape)}. Use the same model on "
+            "both sides."
+        )
+    return value.unpack()

@@ -68,7 +68,7 @@ class RelayProgram:
             case Errand(tasks) as errand:
                 return RelayNode(errand), [Send(SERVER, Collect(tasks[0][1].id))]
             case Held(_, streams) if node.errand is not None:
-                params = opened(streams)["model"]
+                params = opened(streams, self._star.like)["model"]
                 return node, [Work(SumJob(partial(self._shares, node.errand, params), params), 0)]
             case Summed() as summed if node.errand is not None:
                 return RelayNode(), self._gathered(node.errand, summed)
