@@ -48,6 +48,7 @@ METHODS: dict[str, tuple[Any, ...]] = {
     "bfloat16": (pw.Halved(),),
     "8 bits": (pw.ErrorFeedback(pw.Quantize(8, 512, **NEAREST)),),
     "4 bits, mixed (SDP4Bit)": (pw.ErrorFeedback(pw.Quantize(4, 128, smooth=5, **NEAREST)),),
+    "4 bits up, 8 bits down": (pw.ErrorFeedback(pw.Quantize(4, 128, smooth=5, **NEAREST)),),
     "QSGD, 4 bits": (pw.Quantize(4, 512),),
     "1 bit (scaled sign)": (pw.ErrorFeedback(pw.Sign()),),
     "1 bit, turned (DRIVE)": (pw.Eden(1),),
@@ -58,6 +59,7 @@ METHODS: dict[str, tuple[Any, ...]] = {
     "FedZip, 1 %": (pw.ErrorFeedback(pw.FedZip(0.01)),),
 }
 
+DOWN = {"4 bits up, 8 bits down": (pw.Quantize(8, 512, **NEAREST),)}  # download chains; what is not here is as it is
 
 Curve = list[tuple[float, float, float]]  # quality, megabytes up, seconds; at every evaluation
 
@@ -72,13 +74,14 @@ class Length(NamedTuple):
     decay: float
 
 
-def experiment(task: str, length: Length, chain: tuple[Any, ...], seed: int, weights: Path | None) -> pw.Experiment:
+def experiment(task: str, length: Length, name: str, seed: int, weights: Path | None) -> pw.Experiment:
     rounds, decay = length
     common = {
         "evaluation": pw.Evaluation(every=max(1, rounds // 6), per_client=task == "plays"),
         "checkpointing": pw.Checkpointing(every_seconds=1e9),
         "runtime": pw.Simulate(executor=Stacked() if task == "silos" else Plain()),
-        "client": chain,
+        "client": METHODS[name],
+        "download": DOWN.get(name, ()),
         "seed": seed,
     }
     if task == "mnist":
@@ -113,9 +116,9 @@ def pretrained(folder: Path) -> Path:
     return path
 
 
-def curve(task: str, length: Length, chain: tuple[Any, ...], seed: int, weights: Path | None) -> Curve:
+def curve(task: str, length: Length, name: str, seed: int, weights: Path | None) -> Curve:
     with tempfile.TemporaryDirectory() as folder:
-        result = experiment(task, length, chain, seed, weights).run(Path(folder) / "run")
+        result = experiment(task, length, name, seed, weights).run(Path(folder) / "run")
         rows = result.table("accuracy", "central") if task != "plays" else result.table("loss", "pooled")
         return [(row["value"], row["uplink_bytes"] / 1e6, row["time"]) for row in rows]
 
@@ -133,7 +136,7 @@ def curves(args: argparse.Namespace, chosen: Iterable[str]) -> dict[str, list[Cu
         if (name, seed) in known:
             continue
         began = time.process_time()
-        known[name, seed] = curve(args.task, length, METHODS[name], seed, weights)
+        known[name, seed] = curve(args.task, length, name, seed, weights)
         row = {"method": name, "seed": seed, **length._asdict(), "curve": known[name, seed]}
         with keep.open("a") as file:
             file.write(json.dumps(row) + "\n")
