@@ -117,10 +117,13 @@ def lans(lr: float, local: Local) -> dict[str, Any]:
 
 
 def clan(lr: float, local: Local) -> dict[str, Any]:
-    return {
-        "algorithm": pw.Downlink(lans(lr, local)["algorithm"], pw.Sign()),
-        "client": (pw.ErrorFeedback(pw.Sign()),),
-    }
+    mirrored = pw.Mirrored(lans(lr, local)["algorithm"], pw.Sign())
+    return {"algorithm": mirrored, "client": (pw.ErrorFeedback(pw.Sign()),)}
+
+
+def lans_by_differences(lr: float, local: Local) -> dict[str, Any]:
+    """As CLAN, but what comes down is signs of the model's differences."""
+    return {**clan(lr, local), "algorithm": pw.Downlink(lans(lr, local)["algorithm"], pw.Sign())}
 
 
 def signum(lr: float, local: Local) -> dict[str, Any]:
@@ -169,6 +172,7 @@ SILOS = {
     "CSER, 1/256 (1, 256, -)": Method(1, RESET_RATES, reset(0.0, 1 / 256, 1)),
     "LANS": Method(1, LANS_RATES, lans),
     "CLAN": Method(1, LANS_RATES, clan),
+    "LANS, signs of differences down": Method(1, LANS_RATES, lans_by_differences),
     "Signum": Method(1, SIGN_RATES, signum),
 }
 PLAYS = {
@@ -187,6 +191,7 @@ PLAYS = {
     "CSER, 1/64 (8, 16, 128)": Method(1, PLAIN_RATES, reset(1 / 128, 1 / 16, 8)),
     "LANS": Method(1, LANS_RATES, lans),
     "CLAN": Method(1, LANS_RATES, clan),
+    "LANS, signs of differences down": Method(1, LANS_RATES, lans_by_differences),
     "Ferret, 256 numbers, 20": Method(20, (0.01, 0.03, 0.1), ferret),
 }
 

@@ -12,6 +12,7 @@ from partwise.aggregators import Krum, Mean, Median
 from partwise.algorithms import (
     CO2,
     CSER,
+    LANS,
     AdaAlter,
     AdaptiveClip,
     Distillation,
@@ -23,6 +24,7 @@ from partwise.algorithms import (
     Ferret,
     HeteroFL,
     LocalOnly,
+    Mirrored,
     OneByte,
     Scaffold,
     SignMomentum,
@@ -86,6 +88,7 @@ NEEDED |= {"CO2": {"inner": FedAvg(), "gamma": 0.1}, "SignMomentum": {"inner": F
 NEEDED |= {"Menu": {"options": (Identity(), Halved(), Sign())}}
 NEEDED |= {"ByLink": {"inner": Synchronous(cohort=5, rounds=3), "sizes": (4000, 500), "steps": 3}}
 NEEDED |= {"Distillation": {"public": PublicExamples(example_sites(example_model())[0].data, (7, 2))}}
+NEEDED |= {"Mirrored": {"inner": LANS(FedAvg()), "compress": Sign()}}
 NEEDED |= {"LANS": {"inner": FedAvg()}}
 NEEDED |= {"RandomK": {"ratio": 0.4}, "Threshold": {"above": 0.3}}
 NEEDED |= {"FedHyper": {"inner": FedAvg()}, "Utility": {"inner": FedAvg()}}
@@ -120,6 +123,7 @@ FURTHER = [
     Menu((RandomK(0.5, unbiased=True), Quantize(bits=4, bucket=7)), at=1),
     ByLink(Overlapped(4), (900, 800), 2, overhead=1.0, patience=1),
     Downlink(FedSubAvg("count"), Sign()),
+    Mirrored(LANS(FedAvg()), Sign()),
     ServerSGD(lr=0.7, nesterov=True),
     AdaAlter(submodel=True, placeholder=False),
     CSER(RandomK(0.5), RandomK(0.5), every=2, submodel=True),

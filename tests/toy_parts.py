@@ -37,6 +37,7 @@ from partwise.algorithms import (
     FjORD,
     HeteroFL,
     LocalOnly,
+    Mirrored,
     Mixing,
     Scaffold,
     SignMomentum,
@@ -101,6 +102,7 @@ ALGORITHMS: Mapping[str, Callable[[Model], Algorithm]] = {
     "CSER": lambda model: CSER(TopK(ratio=0.2), every=2, local=LOCAL),
     "Downlink": lambda model: Downlink(FedAvg(LOCAL), Sign()),
     "Ferret": lambda model: Ferret(16, 0.1, LOCAL),
+    "Mirrored": lambda model: Mirrored(LANS(FedAvg(LOCAL)), Sign()),
     "LANS": lambda model: LANS(FedAvg(LOCAL)),
     "SignMomentum, rows": lambda model: SignMomentum(FedSubAvg("count", LOCAL), 0.1),
     "FedAMD": lambda model: FedAMD(LOCAL, anchor_prob=0.0),  # anchors in the first round, miners in the second

@@ -152,6 +152,7 @@ _MODULE_OF = {
     "Medoid": "partwise.aggregators",
     "Menu": "partwise.transforms",
     "Metric": "partwise.core.metrics",
+    "Mirrored": "partwise.algorithms",
     "Mixing": "partwise.algorithms",
     "Mixture": "partwise.attacks",
     "Model": "partwise.core.model",

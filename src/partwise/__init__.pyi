@@ -48,6 +48,7 @@ from partwise.algorithms import Ferret as Ferret
 from partwise.algorithms import FjORD as FjORD
 from partwise.algorithms import HeteroFL as HeteroFL
 from partwise.algorithms import LocalOnly as LocalOnly
+from partwise.algorithms import Mirrored as Mirrored
 from partwise.algorithms import Mixing as Mixing
 from partwise.algorithms import OneByte as OneByte
 from partwise.algorithms import Scaffold as Scaffold

@@ -12,6 +12,7 @@ from partwise.algorithms.downlink import Downlink
 from partwise.algorithms.ferret import Ferret
 from partwise.algorithms.hyper import FedHyper
 from partwise.algorithms.latest import FedLaAvg
+from partwise.algorithms.mirrored import Mirrored
 from partwise.algorithms.mixing import Mixing
 from partwise.algorithms.one_byte import OneByte
 from partwise.algorithms.outer import CO2, LANS, SignMomentum
@@ -47,6 +48,7 @@ __all__ = [
     "FjORD",
     "HeteroFL",
     "LocalOnly",
+    "Mirrored",
     "Mixing",
     "OneByte",
     "Scaffold",

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 
+from partwise.algorithms.forms import form_of
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
 from partwise.core.around import Around
-from partwise.core.codec import encode, join, register, split
+from partwise.core.codec import register
 from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.index import Index, Rows, Whole, shapes_of
 from partwise.core.model import Params, Values
@@ -78,6 +77,10 @@ class Downlink(Around):
         if self.keep < 1:
             raise ValueError(f"Downlink(keep={self.keep}): must be at least 1, got {self.keep}. 16 is usual.")
 
+    @property
+    def mirrors(self) -> bool:
+        return True
+
     def init(self, params: Params, census: Census) -> ServerState:
         state = self.inner.init(params, census)
         if _OWN & state.keys():
@@ -85,7 +88,7 @@ class Downlink(Around):
                 f"{self!r}: has the streams {sorted(_OWN)} of its own, got an algorithm that has them too. Use one "
                 "Downlink."
             )
-        form = _form_of(self.compress, state["model"])
+        form = form_of("Downlink", self.compress, state["model"])
         steps = {name: torch.zeros((self.keep, *shape), dtype=dtype) for name, (shape, dtype) in form.fields.items()}
         shadow = {name: t.clone() for name, t in state["model"].items()}
         return {**state, "shadow": shadow, "steps": {**steps, _VERSION: torch.zeros(1, dtype=torch.int64)}}
@@ -98,7 +101,7 @@ class Downlink(Around):
 
     def fetch(self, index: Index, task: Task, own: ClientState, site: Site) -> Mapping[str, Index]:
         asked = {**self.asked(index, task, own.inner, site), "model": Whole({})}
-        form = _form_of(self.compress, site.like)
+        form = form_of("Downlink", self.compress, site.like)
         missed = _missed(own, task)
         # Half of what is kept: meanwhile there may be newer versions, which take the places of the oldest.
         is_near = own.value.keys() == site.like.keys() == index.shapes.keys() and len(missed) <= max(1, self.keep // 2)
@@ -120,7 +123,8 @@ class Downlink(Around):
                     f"{self!r}: must get the messages since version {own.version}, got those up to {int(version)}, "
                     "the last of which have taken the place of the first. Raise keep."
                 )
-            form, model = _form_of(self.compress, site.like), {name: t.clone() for name, t in own.value.items()}
+            form = form_of("Downlink", self.compress, site.like)
+            model = {name: t.clone() for name, t in own.value.items()}
             at = {v % self.keep: i for i, v in enumerate(sorted(missed, key=lambda v: v % self.keep))}
             for v in missed:
                 step = form.update({name: of[at[v % self.keep]] for name, of in steps.items()})
@@ -159,7 +163,7 @@ class Downlink(Around):
         sent, _ = self.compress.apply(
             Update(Whole(shapes_of(apart)), apart), (), generator(0, "downlink", int(version))
         )
-        for name, value in _form_of(self.compress, shadow).read(sent).items():
+        for name, value in form_of("Downlink", self.compress, shadow).read(sent).items():
             steps[name][int(version) % self.keep] = value
         sent.index.scatter_add_(shadow, sent.values())
         return {**state, "shadow": shadow, "steps": {**steps, _VERSION: version}}
@@ -167,62 +171,3 @@ class Downlink(Around):
 
 def _missed(own: Shadow, task: Task) -> range:
     return range(own.version + 1, task.version + 1)
-
-
-class _Form(NamedTuple):
-    """How a message is put together from tensors of fixed shapes.
-
-    Args:
-        skeleton: all of it but for its tensors.
-        fields: name -> shape and type.
-        size: bytes of a message's tensors.
-    """
-
-    skeleton: bytes
-    fields: dict[str, tuple[tuple[int, ...], torch.dtype]]
-    size: int
-
-    def read(self, sent: Update) -> Values:
-        """The tensors of a message."""
-        skeleton, tensors = split(sent)
-        if skeleton != self.skeleton:
-            raise CompositionError(
-                "Downlink(): needs a transform whose messages differ in their tensors only, got two of other forms. "
-                "Use Quantize, Sign or Halved."
-            )
-        return tensors
-
-    def update(self, tensors: Values) -> Update:
-        """The message again."""
-        found: Update = join(self.skeleton, tensors)
-        return found
-
-
-def _form_of(compress: Transform, params: Params) -> _Form:
-    like = tuple((n, tuple(t.shape), t.dtype) for n, t in params.items())
-    return _form(compress, like)  # type: ignore[arg-type]  # a frozen dataclass has a hash
-
-
-@lru_cache(8)
-def _form(compress: Transform, like: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]) -> _Form:
-    """The form of two messages, which must be the same."""
-    forms = []
-    for draw in range(2):
-        rng = generator(draw, "downlink form")
-        values = {n: torch.randn(shape, generator=rng, dtype=torch.float32).to(dtype) for n, shape, dtype in like}
-        state = compress.init(values)
-        sent, after = compress.apply(Update(Whole(shapes_of(values)), values), state, rng)
-        if encode(state) != encode(()) or encode(after) != encode(()):
-            raise CompositionError(
-                f"Downlink(compress={compress!r}): needs a transform that keeps nothing, got one with memory. What a "
-                "message loses is in the next one, without error feedback."
-            )
-        skeleton, tensors = split(sent)
-        fields = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
-        forms.append(_Form(skeleton, fields, sum(t.nbytes for t in tensors.values())))
-    if forms[0] != forms[1]:
-        raise CompositionError(
-            f"Downlink(compress={compress!r}): needs a transform whose messages differ in their tensors only, got two "
-            "of other forms. Use Quantize, Sign or Halved."
-        )
-    return forms[0]

@@ -75,6 +75,10 @@ class Ferret(Algorithm):
     def needs_fresh(self) -> bool:
         return True
 
+    @property
+    def mirrors(self) -> bool:
+        return True
+
     def _index(self, params: Params, version: int) -> Seeded:
         size = sum(t.numel() for t in params.values())
         counts = {n: max(2, round(self.directions * t.numel() / size)) for n, t in params.items()}

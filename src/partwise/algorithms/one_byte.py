@@ -136,6 +136,10 @@ class OneByte(Algorithm):
     def needs_fresh(self) -> bool:
         return True
 
+    @property
+    def mirrors(self) -> bool:
+        return True
+
     def _fields(self) -> Values:
         kind = torch.uint8 if self.is_coded else torch.float32
         return {"slopes": torch.zeros(self.num_clients, self.samples, dtype=kind), "count": torch.zeros(1)}

@@ -198,8 +198,8 @@ class LANS(_Outer):
 
     m <- beta1 m + (1 - beta1) D; v <- beta2 v + (1 - beta2) D²; u_m = m' / (√v' + eps) + lambda x and u_g = D / (√v' +
     eps) + lambda x, with m', v' free of their start; x <- x - lr ‖x‖ (beta1 u_m / ‖u_m‖ + (1 - beta1) u_g / ‖u_g‖).
-    The length of an update plays no part, so that a compressor may get it wrong. With compressors on both sides, one
-    local step and `Downlink` around it, it is CLAN.
+    The length of an update plays no part, so that a compressor may get it wrong. With `ErrorFeedback(Sign())` in the
+    client chain, one local step and `Mirrored(..., Sign())` around it, it is CLAN.
 
     Args:
         inner: what clients do, in one step of plain SGD; whole parameters only.

@@ -84,6 +84,10 @@ class FedRank(Algorithm):
     def needs_fresh(self) -> bool:
         return True
 
+    @property
+    def mirrors(self) -> bool:
+        return True
+
     def limit(self, stream: str) -> Limit:
         return Limit(weight=1.0)
 

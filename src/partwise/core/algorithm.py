@@ -168,6 +168,11 @@ class Algorithm(Protocol):
         return False
 
     @property
+    def mirrors(self) -> bool:
+        """Whether clients make for themselves, to the last bit, what the server has: what they fetch must be exact."""
+        return False
+
+    @property
     def sends_change(self) -> bool:
         """Whether a client sends the change of what it held, by its weight, and neither keeps nor tells anything else.
 

@@ -40,6 +40,10 @@ class Around(Algorithm, Protocol):
         return self.inner.needs_fresh
 
     @property
+    def mirrors(self) -> bool:
+        return self.inner.mirrors
+
+    @property
     def sends_change(self) -> bool:
         return self.inner.sends_change and leaves_clients_to(type(self), Around)
 

@@ -179,7 +179,7 @@ class Star:
                     )
 
     def _check_downloads(self) -> None:
-        if self.algorithm.needs_fresh and self.download_chain:
+        if self.algorithm.mirrors and self.download_chain:
             raise CompositionError(
                 f"{self.algorithm!r}: makes the same model on both sides, to the last bit, got a download chain, which "
                 "loses some of it. Use none."

@@ -1,0 +1,195 @@
+"""Fewer bytes to the client: it makes the server's steps itself, of compressed aggregates.
+
+Notation: D is the aggregate of a round and what is owed of earlier ones; p is what is sent of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from partwise.algorithms.forms import Form, form_of
+from partwise.algorithms.replica import VERSION, advanced, log_of
+from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
+from partwise.core.around import Around
+from partwise.core.codec import register
+from partwise.core.compressor import Compressor
+from partwise.core.errors import CompositionError, ProtocolError
+from partwise.core.index import Index, Rows, Whole, shapes_of
+from partwise.core.model import Params, Values
+from partwise.core.plan import LocalPlan, Trained
+from partwise.core.population import Census, Dataset
+from partwise.core.rng import generator
+from partwise.core.schedule import ReplyInfo
+from partwise.core.transform import Transform
+from partwise.core.update import Update
+
+__all__ = ["Mirror", "Mirrored"]
+
+_OWN = {"owed", "log"}
+
+
+@register
+@dataclass(frozen=True, eq=False)
+class Mirror:
+    """What a client keeps.
+
+    Args:
+        inner: its state of the algorithm inside.
+        version: of the streams that it holds.
+        streams: the server's, but for what is owed and the log; nothing stands for those of the seed's model.
+    """
+
+    inner: ClientState
+    version: int = 0
+    streams: dict[str, Values] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Mirrored(Around):
+    """p = C(D), of which commits are made on both sides: D is the aggregate and what earlier messages left out.
+
+    The server's optimiser is the algorithm inside (`LANS`, `SignMomentum`), and each client keeps its state beside the
+    model. A client fetches the messages that it missed, half of `keep` versions back, as long as they are shorter than
+    all of that, and makes their steps as the server did. So what comes down is as short as what goes up, and what a
+    compressor gets wrong is the optimiser's input, not the model: with `ErrorFeedback(Sign())` in the client chain and
+    one local step, `Mirrored(LANS(...), Sign())` is CLAN. `Downlink` compresses what the optimiser made of an exact
+    aggregate instead. All clients hold the whole model.
+
+    Args:
+        inner: what is really done, with nothing but the stream `model` summed.
+        compress: C, a transform without memory and with messages of one size, such as `Quantize` or `Sign`; of one that
+            is right on average nothing is owed.
+        keep: versions whose messages the server keeps, >= 2.
+
+    Raises:
+        CompositionError: messages of several sizes, a transform that keeps something, or clients that hold a part.
+
+    Source: Zhong et al., "Compressed communication for distributed training: adaptive methods and system", 2021,
+        arXiv:2105.07829.
+    Differs: messages are kept for those who were away; draws of C follow from the version.
+
+    Example:
+        >>> from partwise.algorithms import LANS, FedAvg
+        >>> from partwise.transforms import Sign
+        >>> clan = Mirrored(LANS(FedAvg(), lr=0.01), Sign())
+    """
+
+    inner: Algorithm
+    compress: Transform
+    keep: int = 16
+
+    def __post_init__(self) -> None:
+        if self.keep < 2:
+            raise ValueError(f"Mirrored(keep={self.keep}): must be at least 2, got {self.keep}. 16 is usual.")
+        if set(self.inner.aggregators()) != {"model"}:
+            raise CompositionError(
+                f"Mirrored(inner={self.inner!r}): must sum the stream 'model' alone, got "
+                f"{sorted(self.inner.aggregators())}. Use an algorithm without control variates."
+            )
+
+    @property
+    def mirrors(self) -> bool:
+        return True
+
+    def _form(self, params: Params) -> Form:
+        return form_of("Mirrored", self.compress, params)
+
+    def init(self, params: Params, census: Census) -> ServerState:
+        state = self.inner.init(params, census)
+        if _OWN & state.keys():
+            raise CompositionError(
+                f"{self!r}: has the streams {sorted(_OWN)} of its own, got an algorithm that has them too. Use one "
+                "Mirrored."
+            )
+        fields = self._form(state["model"]).fields.items()
+        log = log_of({name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in fields}, self.keep)
+        return {**state, "owed": {name: torch.zeros_like(t) for name, t in state["model"].items()}, "log": log}
+
+    def _streams(self, own: Mirror, site: Site) -> Mapping[str, Params]:
+        """What the client has of the server."""
+        return own.streams or self.inner.init(site.model.init(site.seed), Census(0))
+
+    def client_init(self, site: Site) -> ClientState:
+        return Mirror(self.inner.client_init(site))
+
+    def select(self, task: Task, own: ClientState, site: Site) -> Index:
+        index = self.inner.select(task, own.inner, site)
+        if index.shapes.keys() != site.like.keys() or any(index.grain(name) for name in index.shapes):
+            raise CompositionError(
+                f"{self!r}: all clients must hold the whole model, got client {site.client} with a part. Use a "
+                "download chain for those who hold parts."
+            )
+        return index
+
+    def fetch(self, index: Index, task: Task, own: ClientState, site: Site) -> Mapping[str, Index]:
+        form, missed = self._form(site.like), range(own.version + 1, task.version + 1)
+        streams = self._streams(own, site)
+        size = sum(t.nbytes for values in streams.values() for t in values.values())
+        # Half of what is kept: meanwhile there may be newer versions, which take the places of the oldest.
+        if len(missed) > max(1, self.keep // 2) or len(missed) * form.size >= size:
+            whole = {stream: Whole(shapes_of(values)) for stream, values in streams.items()}
+            return {**whole, "log": Whole({VERSION: (1,)})}
+        shapes = {name: (self.keep, *shape) for name, (shape, _) in form.fields.items()}
+        rows = torch.tensor(sorted(v % self.keep for v in missed), dtype=torch.int64)
+        log = Rows({**shapes, VERSION: (1,)}, {**dict.fromkeys(shapes, rows), VERSION: None})
+        return {"model": Whole({}), "log": log}
+
+    def receive(
+        self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site
+    ) -> Mapping[str, Values]:
+        streams, log = _without_log(held), dict(held["log"])
+        version = int(log.pop(VERSION))
+        if log:
+            if version - own.version > self.keep:
+                raise ProtocolError(
+                    f"{self!r}: must get the messages since version {own.version}, got those up to {version}, the "
+                    "last of which have taken the place of the first. Raise keep."
+                )
+            form = self._form(site.like)
+            streams = {s: {n: t.clone() for n, t in values.items()} for s, values in self._streams(own, site).items()}
+            missed = range(own.version + 1, task.version + 1)
+            at = {v: i for i, v in enumerate(sorted(missed, key=lambda v: v % self.keep))}
+            for v in missed:
+                sent = form.update({name: rows[at[v]] for name, rows in log.items()})
+                streams = self.inner.commit(streams, {"model": sent}, ())
+            version = max(own.version, task.version)
+        received = self.inner.receive(streams, index, task, own.inner, site)
+        return {**received, "log": {VERSION: torch.tensor([version])}}
+
+    def personalize(self, values: Values, own: ClientState) -> Values:
+        return self.inner.personalize(values, None if own is None else own.inner)
+
+    def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
+        return self.inner.plan(held, index, task, own.inner, site)
+
+    def examples(self, index: Index, own: ClientState, site: Site) -> Dataset:
+        return self.inner.examples(index, own.inner, site)
+
+    def report(
+        self, held: Mapping[str, Values], trained: Trained, task: Task, own: ClientState, site: Site
+    ) -> Mapping[str, float]:
+        return self.inner.report(held, trained, task, own.inner, site)
+
+    def finish(
+        self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
+    ) -> tuple[dict[str, Update], ClientState]:
+        updates, inner = self.inner.finish(held, trained, index, task, own.inner, site)
+        return updates, Mirror(inner, int(held["log"][VERSION]), _without_log(held))
+
+    def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
+        owed, log = state.pop("owed"), state.pop("log")
+        totals["model"].index.scatter_add_(owed, totals["model"].values())
+        rng = generator(0, "mirrored", int(log[VERSION]) + 1)
+        sent, _ = self.compress.apply(Update(Whole(shapes_of(owed)), owed), (), rng)
+        log = advanced(log, self._form(owed).read(sent))
+        is_biased = not isinstance(self.compress, Compressor) or self.compress.claims(2).omega is None
+        left = {name: owed[name] - t if is_biased else torch.zeros_like(t) for name, t in sent.values().items()}
+        # As clients do it: of the message alone, for they know neither weights nor who replied.
+        return {**self.inner.commit(state, {"model": sent}, ()), "owed": left, "log": log}
+
+
+def _without_log(held: Mapping[str, Values]) -> dict[str, Values]:
+    return {stream: dict(values) for stream, values in held.items() if stream != "log"}

@@ -1,0 +1,163 @@
+"""Two-way compression before the server's optimiser: communication.md §5."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from partwise.algorithms import LANS, FedAvg, FedSubAvg, Mirrored, Scaffold, SignMomentum
+from partwise.core.algorithm import Algorithm
+from partwise.core.around import Around
+from partwise.core.errors import CompositionError
+from partwise.core.index import Whole
+from partwise.core.program import SERVER
+from partwise.core.transform import Identity, chain
+from partwise.core.update import Update
+from partwise.runtimes import Processes, Simulate
+from partwise.schedulers import FedBuff, Synchronous
+from partwise.schedulers.staleness import Constant
+from partwise.transforms import ErrorFeedback, Quantize, Sign, TopK
+from toy_federation import LOCAL, play, star
+from toy_slopes import linear, states_after, steps
+from toy_star import Log
+
+EIGHT = Quantize(bucket=8, scale_by="max", rounding="nearest")
+
+
+def test_worked_example_and_conservation():
+    """Changes (3, -1) and (1, 1): p is (1, -1), then (2, 2); sums of p, and of what all owe, are those of changes.
+
+    A 0 counts as positive, so that the example's gradients stand here for changes.
+    """
+    of = linear([[(-3.0, 1.0)], [(-1.0, -1.0)]], (0.0, 0.0))
+    part, sent = Mirrored(FedAvg(steps(1.0), "uniform"), Sign()), {"model": chain(ErrorFeedback(Sign()))}
+    found = [states_after(of, part, n, client_chain=sent) for n in (1, 2, 7)]
+    models, owed = ([states[SERVER].streams[s]["theta"].tolist() for states in found] for s in ("model", "owed"))
+    assert models[:2] == [[1.0, -1.0], [3.0, 1.0]]
+    assert owed[:2] == [[0.5, 0.5], [0.0, 0.0]]
+    kept = [found[2][i].chains["model"][0].value.get("theta", torch.zeros(2)) for i in (0, 1)]
+    total = torch.tensor(models[2]) + torch.tensor(owed[2]) + sum(kept) / 2
+    assert total.tolist() == pytest.approx([14.0, 0.0], abs=1e-12)
+
+
+def test_the_optimiser_sees_what_was_sent():
+    """By hand: p of x = (3, 4) and D = (-2, 2) is D; of D = (-4, 2) it is (-3, 3), whatever LANS makes of that."""
+    for d, p in (((-2.0, 2.0), (-2.0, 2.0)), ((-4.0, 2.0), (-3.0, 3.0))):
+        part, inner = Mirrored(LANS(FedAvg(), lr=0.1), Sign()), LANS(FedAvg(), lr=0.1)
+        x = {"w": torch.tensor([3.0, 4.0])}
+        state = part.commit(part.init(x, None), {"model": Update(Whole({"w": (2,)}), {"w": torch.tensor(d)})}, ())
+        other = inner.commit(inner.init(x, None), {"model": Update(Whole({"w": (2,)}), {"w": torch.tensor(p)})}, ())
+        assert all(torch.equal(state[s]["w"], other[s]["w"]) for s in ("model", "momentum", "squares"))
+        assert state["owed"]["w"].tolist() == [a - b for a, b in zip(d, p, strict=True)]
+
+
+def test_of_what_is_right_on_average_nothing_is_owed():
+    part = Mirrored(FedAvg(), Quantize(4, bucket=4))
+    state = part.init({"w": torch.zeros(8)}, None)
+    total = Update(Whole({"w": (8,)}), {"w": torch.randn(8, generator=torch.Generator().manual_seed(1))})
+    state = part.commit(state, {"model": total}, ())
+    assert not state["owed"]["w"].any()
+    assert not torch.equal(state["model"]["w"], total.values()["w"])
+
+
+@dataclass(frozen=True)
+class Watched(Around):
+    """Notes the server's streams of every version."""
+
+    inner: Algorithm
+    seen: list = field(default_factory=list, compare=False)
+
+    def _noted(self, state):
+        self.seen.append({s: {n: t.clone() for n, t in values.items()} for s, values in state.items()})
+        return state
+
+    def init(self, params, census):
+        return self._noted(self.inner.init(params, census))
+
+    def commit(self, state, totals, replies):
+        return self._noted(self.inner.commit(state, totals, replies))
+
+
+INSIDE = {
+    "fedavg": FedAvg(LOCAL),
+    "lans": LANS(FedAvg(LOCAL), lr=0.05),
+    "sign momentum": SignMomentum(FedAvg(LOCAL), gamma=0.2, lr=0.1),
+}
+SCHEDULERS = {
+    "rounds": Synchronous(cohort=3, rounds=9),
+    "buffer": FedBuff(buffer=2, versions=9, staleness=Constant(), replace="commit", concurrency=4),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS)
+@pytest.mark.parametrize("keep", [2, 4, 16])
+def test_every_client_holds_what_the_server_had_at_its_version(name, scheduler, keep):
+    watched = Watched(Mirrored(INSIDE[name], EIGHT, keep))
+    of, log = star("fedavg", algorithm=watched, scheduler=scheduler), Log()
+    states, reason = Simulate().run(of.programs(), of.population, log)
+    assert (reason, log.of("lost")) == ("done", [])
+    versions = set()
+    for client in of.population.clients:
+        own = states[client].own if client in states else None
+        if own is not None and own.streams:
+            versions.add(own.version)
+            then = watched.seen[own.version]
+            assert own.streams.keys() == then.keys() - {"owed", "log"}
+            assert all(torch.equal(t, then[s][n]) for s, values in own.streams.items() for n, t in values.items())
+    assert len(versions) > 1
+    assert any(t.any() for t in states[SERVER].streams["owed"].values())
+
+
+def trained(algorithm):
+    of = star("fedavg", algorithm=algorithm)
+    states, reason = Simulate().run(of.programs(), of.population, Log())
+    assert reason == "done"
+    return states[SERVER].streams
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_without_loss_it_is_the_algorithm_inside(name):
+    one, other = trained(INSIDE[name]), trained(Mirrored(INSIDE[name], Identity()))
+    assert all(torch.equal(t, other[s][n]) for s, values in one.items() for n, t in values.items())
+
+
+class Traffic(Log):
+    def ended(self, world, reason):
+        super().ended(world, reason)
+        self.bytes = world.traffic.uplink, world.traffic.downlink
+
+
+def test_fewer_bytes_come_down():
+    found = []
+    for algorithm in (INSIDE["lans"], Mirrored(INSIDE["lans"], Sign())):
+        of, log = star("fedavg", algorithm=algorithm, scheduler=Synchronous(cohort=7, rounds=12)), Traffic()
+        Simulate().run(of.programs(), of.population, log)
+        found.append(log.bytes)
+    assert found[1][1] < 0.5 * found[0][1]
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_every_runtime_gives_the_same_bits(name):
+    more = {"algorithm": Mirrored(INSIDE[name], Sign()), "client_chain": {"model": chain(ErrorFeedback(Sign()))}}
+    here, _ = play(Simulate(), star("fedavg", **more))
+    there, _ = play(Processes(), star("fedavg", **more))
+    assert here == there
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"Mirrored\(keep=1\): must be at least 2, got 1\. 16 is usual\."):
+        Mirrored(FedAvg(), Sign(), keep=1)
+    with pytest.raises(CompositionError, match=r"must sum the stream 'model' alone, got \['control', 'model'\]"):
+        Mirrored(Scaffold(), Sign())
+    for part in (ErrorFeedback(Sign()), TopK(k=3)):
+        with pytest.raises(CompositionError, match="Mirrored"):
+            trained(Mirrored(FedAvg(LOCAL), part))
+    with pytest.raises(CompositionError, match="has the streams"):
+        trained(Mirrored(Mirrored(FedAvg(LOCAL), Sign()), Sign()))
+    of, log = star("fedavg", algorithm=Mirrored(FedSubAvg("count", LOCAL), Sign())), Log()
+    Simulate().run(of.programs(), of.population, log)
+    assert all("all clients must hold the whole model" in e["reason"] for e in log.of("lost"))
+    assert log.of("lost")
+    with pytest.raises(CompositionError, match="to the last bit, got a download chain"):
+        star("fedavg", algorithm=Mirrored(FedAvg(LOCAL), Sign()), download_chain={"model": chain(EIGHT)})
