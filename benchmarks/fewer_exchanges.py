@@ -291,7 +291,7 @@ def table(rates: dict[str, float], found: dict[str, list[Curve]]) -> list[str]:
 
 
 def draw(task: str, found: dict[str, list[Curve]], path: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(14, 5.5), sharey=True)
     for number, (name, runs) in enumerate(found.items()):
         points = list(zip(*runs, strict=True))[1:]  # of one evaluation, over seeds; before the first byte is nowhere
         low, mean, high = ([f(p[0] for p in at) for at in points] for f in (min, statistics.mean, max))
@@ -303,9 +303,8 @@ def draw(task: str, found: dict[str, list[Curve]], path: Path) -> None:
     for axis, label in zip(axes, ("megabytes up, all clients", "seconds at 10 Mb/s up, 50 Mb/s down"), strict=True):
         axis.set(xlabel=label, xscale="log")
     axes[0].set_ylabel("accuracy" if task == "silos" else "loss a character")
-    if task == "silos":
-        axes[0].set_ylim(0.85, None)
-    axes[1].legend(fontsize=7)
+    axes[0].set_ylim(*((0.85, 0.985) if task == "silos" else (2.2, 4.0)))
+    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
