@@ -74,7 +74,7 @@ def compressors(transform: Transform) -> tuple[Compressor, ...]:
     Example:
         >>> from partwise.transforms import Clip, ErrorFeedback, TopK
         >>> compressors(Chain((ErrorFeedback(TopK(k=5)), Clip(1.0))))
-        (TopK(k=5, ratio=None, scope='global', sample=0),)
+        (TopK(k=5, ratio=None, scope='global', sample=0, warmup=0),)
     """
     if isinstance(transform, Chain):
         return tuple(part for stage in transform.stages for part in compressors(stage))
