@@ -79,6 +79,14 @@ def test_who_holds_everything_does_not_lead_the_geometric_median(far):
     assert all(abs(got[j]) < 10 for j in range(40))
 
 
+def test_the_medoid_is_one_of_those_who_can_be_compared_with_most():
+    """Six hold one half or the other, two hold all: sums over fewer distances do not make the halves medoids."""
+    rows = rows_of(6, 20, seed=8)
+    halves = [{j + 20 * (i % 2): v for j, v in enumerate(row.tolist())} for i, row in enumerate(rows)]
+    whole = [dict(enumerate(row.tolist())) for row in rows_of(2, 40, seed=9)]
+    assert set(moved(aggregate(Medoid(), partial([*halves, *whole], size=40)))) == set(range(40))
+
+
 PARTIAL = [
     Median(),
     TrimmedMean(trim_count=1),

@@ -212,7 +212,7 @@ class Medoid:
         is_near = apart < torch.inf
         num = is_near.sum(1)
         sums = torch.where(is_near, apart, 0.0).sort(dim=1).values.sum(1)  # so that no order of rows shows in it
-        sums = torch.where(num >= num.median(), sums, torch.inf) if len(updates) else sums
+        sums = torch.where(num == num.max(), sums, torch.inf) if len(updates) else sums
         chosen = [updates[i] for i in ranked(sums, updates)[:1]]
         return averaged(chosen, params), state
 
