@@ -15,7 +15,7 @@ from torch import Tensor
 from partwise.algorithms.answers import UNASKED, Level, answered, said
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, Site, Task
-from partwise.core.around import Around
+from partwise.core.around import Keeping
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError, DataError
 from partwise.core.index import Index, Rows
@@ -44,7 +44,7 @@ class DeniableState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Deniable(Around):
+class Deniable(Keeping):
     """A client asks for rows that it may not hold, and does not ask for all that it holds.
 
     It trains on the rows that it both holds and asked for, on the examples that have enough of them: an id that was not
@@ -154,17 +154,6 @@ class Deniable(Around):
         succinct = self._succinct(index, site)
         plan = self.inner.plan(held, index, task, own.inner, succinct)
         return plan if len(succinct.data) else replace(plan, steps=0, epochs=0)
-
-    def personalize(self, values: Values, own: ClientState) -> Values:
-        return self.inner.personalize(values, None if own is None else own.inner)
-
-    def fetch(self, index: Index, task: Task, own: ClientState, site: Site) -> Mapping[str, Index] | None:
-        return self.inner.fetch(index, task, own.inner, site)
-
-    def report(
-        self, held: Mapping[str, Values], trained: Trained, task: Task, own: ClientState, site: Site
-    ) -> Mapping[str, float]:
-        return self.inner.report(held, trained, task, own.inner, site)
 
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site

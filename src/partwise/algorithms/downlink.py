@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from partwise.algorithms.forms import form_of
+from partwise.algorithms.replica import THE_VERSION, VERSION, advanced, each_missed, is_near, log_of, rows_of_log
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
-from partwise.core.around import Around
+from partwise.core.around import Keeping
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError, ProtocolError
-from partwise.core.index import Index, Rows, Whole, shapes_of
+from partwise.core.index import Index, Whole, shapes_of
 from partwise.core.model import Params, Values
-from partwise.core.plan import LocalPlan, Trained
-from partwise.core.population import Census, Dataset
+from partwise.core.plan import Trained
+from partwise.core.population import Census
 from partwise.core.rng import generator
 from partwise.core.schedule import ReplyInfo
 from partwise.core.transform import Transform
@@ -26,7 +25,7 @@ from partwise.core.update import Update
 
 __all__ = ["Downlink", "Shadow"]
 
-_VERSION, _OWN = "version", {"shadow", "steps"}
+_OWN = {"shadow", "steps"}
 
 
 @register
@@ -46,7 +45,7 @@ class Shadow:
 
 
 @dataclass(frozen=True)
-class Downlink(Around):
+class Downlink(Keeping):
     """An algorithm whose clients fetch compressed differences: p = C(w - x), x <- x + p, on both sides.
 
     The difference is taken to what clients really hold, so that what one message loses is in the next: the server's
@@ -89,34 +88,26 @@ class Downlink(Around):
                 "Downlink."
             )
         form = form_of("Downlink", self.compress, state["model"])
-        steps = {name: torch.zeros((self.keep, *shape), dtype=dtype) for name, (shape, dtype) in form.fields.items()}
         shadow = {name: t.clone() for name, t in state["model"].items()}
-        return {**state, "shadow": shadow, "steps": {**steps, _VERSION: torch.zeros(1, dtype=torch.int64)}}
+        return {**state, "shadow": shadow, "steps": log_of(form.blank(), self.keep)}
 
     def client_init(self, site: Site) -> ClientState:
         return Shadow(self.inner.client_init(site))
-
-    def select(self, task: Task, own: ClientState, site: Site) -> Index:
-        return self.inner.select(task, own.inner, site)
 
     def fetch(self, index: Index, task: Task, own: ClientState, site: Site) -> Mapping[str, Index]:
         asked = {**self.asked(index, task, own.inner, site), "model": Whole({})}
         form = form_of("Downlink", self.compress, site.like)
         missed = _missed(own, task)
-        # Half of what is kept: meanwhile there may be newer versions, which take the places of the oldest.
-        is_near = own.value.keys() == site.like.keys() == index.shapes.keys() and len(missed) <= max(1, self.keep // 2)
-        if not is_near or len(missed) * form.size >= sum(site.like[name].nbytes for name in index.shapes):
-            return {**asked, "shadow": index, "steps": Whole({_VERSION: (1,)})}
-        shapes = {name: (self.keep, *shape) for name, (shape, _) in form.fields.items()}
-        rows = torch.tensor(sorted(v % self.keep for v in missed), dtype=torch.int64)
-        steps = Rows({**shapes, _VERSION: (1,)}, {**dict.fromkeys(shapes, rows), _VERSION: None})
-        return {**asked, "shadow": Whole({}), "steps": steps}
+        can_follow = own.value.keys() == site.like.keys() == index.shapes.keys() and is_near(missed, self.keep)
+        if not can_follow or len(missed) * form.size >= sum(site.like[name].nbytes for name in index.shapes):
+            return {**asked, "shadow": index, "steps": THE_VERSION}
+        return {**asked, "shadow": Whole({}), "steps": rows_of_log(form.shapes, missed, self.keep)}
 
     def receive(
         self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site
     ) -> Mapping[str, Values]:
         steps, model, missed = dict(held["steps"]), dict(held["shadow"]), _missed(own, task)
-        version = steps.pop(_VERSION)
+        version = steps.pop(VERSION)
         if steps:
             if int(version) - own.version > self.keep:
                 raise ProtocolError(
@@ -125,27 +116,12 @@ class Downlink(Around):
                 )
             form = form_of("Downlink", self.compress, site.like)
             model = {name: t.clone() for name, t in own.value.items()}
-            at = {v % self.keep: i for i, v in enumerate(sorted(missed, key=lambda v: v % self.keep))}
-            for v in missed:
-                step = form.update({name: of[at[v % self.keep]] for name, of in steps.items()})
+            for _, message in each_missed(steps, missed, self.keep):
+                step = form.update(message)
                 step.index.scatter_add_(model, step.values())
             version = version.new_tensor([task.version])
         rest = {stream: values for stream, values in held.items() if stream not in _OWN}
-        return self.inner.receive({**rest, "model": model, "steps": {_VERSION: version}}, index, task, own.inner, site)
-
-    def personalize(self, values: Values, own: ClientState) -> Values:
-        return self.inner.personalize(values, None if own is None else own.inner)
-
-    def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
-        return self.inner.plan(held, index, task, own.inner, site)
-
-    def examples(self, index: Index, own: ClientState, site: Site) -> Dataset:
-        return self.inner.examples(index, own.inner, site)
-
-    def report(
-        self, held: Mapping[str, Values], trained: Trained, task: Task, own: ClientState, site: Site
-    ) -> Mapping[str, float]:
-        return self.inner.report(held, trained, task, own.inner, site)
+        return self.inner.receive({**rest, "model": model, "steps": {VERSION: version}}, index, task, own.inner, site)
 
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
@@ -153,20 +129,17 @@ class Downlink(Around):
         updates, inner = self.inner.finish(held, trained, index, task, own.inner, site)
         if index.shapes.keys() != site.like.keys() or any(index.grain(name) for name in index.shapes):
             return updates, Shadow(inner)
-        return updates, Shadow(inner, int(held["steps"][_VERSION]), dict(held["model"]))
+        return updates, Shadow(inner, int(held["steps"][VERSION]), dict(held["model"]))
 
     def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
         shadow, steps = state.pop("shadow"), state.pop("steps")
         state = self.inner.commit(state, totals, replies)
-        version = steps[_VERSION] + 1
+        version = int(steps[VERSION]) + 1
         apart = {name: t - shadow[name] for name, t in state["model"].items()}
-        sent, _ = self.compress.apply(
-            Update(Whole(shapes_of(apart)), apart), (), generator(0, "downlink", int(version))
-        )
-        for name, value in form_of("Downlink", self.compress, shadow).read(sent).items():
-            steps[name][int(version) % self.keep] = value
+        sent, _ = self.compress.apply(Update(Whole(shapes_of(apart)), apart), (), generator(0, "downlink", version))
+        steps = advanced(steps, form_of("Downlink", self.compress, shadow).read(sent))
         sent.index.scatter_add_(shadow, sent.values())
-        return {**state, "shadow": shadow, "steps": {**steps, _VERSION: version}}
+        return {**state, "shadow": shadow, "steps": steps}
 
 
 def _missed(own: Shadow, task: Task) -> range:

@@ -33,6 +33,14 @@ class Form(NamedTuple):
     fields: dict[str, tuple[tuple[int, ...], torch.dtype]]
     size: int
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: shape for name, (shape, _) in self.fields.items()}
+
+    def blank(self) -> Values:
+        """Tensors of a message, all 0."""
+        return {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in self.fields.items()}
+
     def read(self, sent: Update) -> Values:
         """The tensors of a message."""
         skeleton, tensors = split(sent)

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 import torch
 
 from partwise.algorithms.forms import Form, form_of
-from partwise.algorithms.replica import VERSION, advanced, log_of
+from partwise.algorithms.replica import THE_VERSION, VERSION, advanced, each_missed, is_near, log_of, rows_of_log
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
-from partwise.core.around import Around
+from partwise.core.around import Keeping
 from partwise.core.codec import register
 from partwise.core.compressor import Compressor
 from partwise.core.errors import CompositionError, ProtocolError
-from partwise.core.index import Index, Rows, Whole, shapes_of
+from partwise.core.index import Index, Whole, shapes_of
 from partwise.core.model import Params, Values
-from partwise.core.plan import LocalPlan, Trained
-from partwise.core.population import Census, Dataset
+from partwise.core.plan import Trained
+from partwise.core.population import Census
 from partwise.core.rng import generator
 from partwise.core.schedule import ReplyInfo
 from partwise.core.transform import Transform
@@ -48,7 +48,7 @@ class Mirror:
 
 
 @dataclass(frozen=True)
-class Mirrored(Around):
+class Mirrored(Keeping):
     """p = C(D), of which commits are made on both sides: D is the aggregate and what earlier messages left out.
 
     The server's optimiser is the algorithm inside (`LANS`, `SignMomentum`), and each client keeps its state beside the
@@ -104,8 +104,7 @@ class Mirrored(Around):
                 f"{self!r}: has the streams {sorted(_OWN)} of its own, got an algorithm that has them too. Use one "
                 "Mirrored."
             )
-        fields = self._form(state["model"]).fields.items()
-        log = log_of({name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in fields}, self.keep)
+        log = log_of(self._form(state["model"]).blank(), self.keep)
         return {**state, "owed": {name: torch.zeros_like(t) for name, t in state["model"].items()}, "log": log}
 
     def _streams(self, own: Mirror, site: Site) -> Mapping[str, Params]:
@@ -128,14 +127,10 @@ class Mirrored(Around):
         form, missed = self._form(site.like), range(own.version + 1, task.version + 1)
         streams = self._streams(own, site)
         size = sum(t.nbytes for values in streams.values() for t in values.values())
-        # Half of what is kept: meanwhile there may be newer versions, which take the places of the oldest.
-        if len(missed) > max(1, self.keep // 2) or len(missed) * form.size >= size:
+        if not is_near(missed, self.keep) or len(missed) * form.size >= size:
             whole = {stream: Whole(shapes_of(values)) for stream, values in streams.items()}
-            return {**whole, "log": Whole({VERSION: (1,)})}
-        shapes = {name: (self.keep, *shape) for name, (shape, _) in form.fields.items()}
-        rows = torch.tensor(sorted(v % self.keep for v in missed), dtype=torch.int64)
-        log = Rows({**shapes, VERSION: (1,)}, {**dict.fromkeys(shapes, rows), VERSION: None})
-        return {"model": Whole({}), "log": log}
+            return {**whole, "log": THE_VERSION}
+        return {"model": Whole({}), "log": rows_of_log(form.shapes, missed, self.keep)}
 
     def receive(
         self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site
@@ -150,28 +145,11 @@ class Mirrored(Around):
                 )
             form = self._form(site.like)
             streams = {s: {n: t.clone() for n, t in values.items()} for s, values in self._streams(own, site).items()}
-            missed = range(own.version + 1, task.version + 1)
-            at = {v: i for i, v in enumerate(sorted(missed, key=lambda v: v % self.keep))}
-            for v in missed:
-                sent = form.update({name: rows[at[v]] for name, rows in log.items()})
-                streams = self.inner.commit(streams, {"model": sent}, ())
+            for _, message in each_missed(log, range(own.version + 1, task.version + 1), self.keep):
+                streams = self.inner.commit(streams, {"model": form.update(message)}, ())
             version = max(own.version, task.version)
         received = self.inner.receive(streams, index, task, own.inner, site)
         return {**received, "log": {VERSION: torch.tensor([version])}}
-
-    def personalize(self, values: Values, own: ClientState) -> Values:
-        return self.inner.personalize(values, None if own is None else own.inner)
-
-    def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
-        return self.inner.plan(held, index, task, own.inner, site)
-
-    def examples(self, index: Index, own: ClientState, site: Site) -> Dataset:
-        return self.inner.examples(index, own.inner, site)
-
-    def report(
-        self, held: Mapping[str, Values], trained: Trained, task: Task, own: ClientState, site: Site
-    ) -> Mapping[str, float]:
-        return self.inner.report(held, trained, task, own.inner, site)
 
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site

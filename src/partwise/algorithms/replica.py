@@ -7,7 +7,7 @@ it was missed, does it fetch the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,9 +19,23 @@ from partwise.core.index import Index, Rows, Whole
 from partwise.core.model import Params, Values
 from partwise.core.schedule import ReplyInfo
 
-__all__ = ["VERSION", "Replica", "advanced", "asked", "caught_up", "check_versions", "first", "log_of"]
+__all__ = [
+    "THE_VERSION",
+    "VERSION",
+    "Replica",
+    "advanced",
+    "asked",
+    "caught_up",
+    "check_versions",
+    "each_missed",
+    "first",
+    "is_near",
+    "log_of",
+    "rows_of_log",
+]
 
 VERSION = "version"
+THE_VERSION = Whole({VERSION: (1,)})  # of a log, what says which version the server is at
 
 
 @register
@@ -56,13 +70,28 @@ def asked(own: Replica, task: Task, fields: Params, keep: int, site: Site) -> di
     """What a client fetches of the streams `model` and `log`."""
     missed = range(own.version + 1, task.version + 1)
     row, model = (sum(t.nbytes for t in values.values()) for values in (fields, site.like))
-    # Half of what is kept: meanwhile there may be newer versions, which take the places of the oldest.
-    if len(missed) > max(1, keep // 2) or len(missed) * row >= model:
-        return {"model": site.whole(), "log": Whole({VERSION: (1,)})}
+    if not is_near(missed, keep) or len(missed) * row >= model:
+        return {"model": site.whole(), "log": THE_VERSION}
+    return {"model": Whole({}), "log": rows_of_log({name: t.shape for name, t in fields.items()}, missed, keep)}
+
+
+def is_near(missed: range, keep: int) -> bool:
+    """Whether a log can be counted on for these versions: meanwhile newer ones may take the places of the oldest."""
+    return len(missed) <= max(1, keep // 2)
+
+
+def rows_of_log(shapes: Mapping[str, Sequence[int]], missed: range, keep: int) -> Index:
+    """What of a log some versions have, and the version. shapes: of its fields, by name."""
     rows = torch.tensor(sorted(v % keep for v in missed), dtype=torch.int64)
-    shapes = {name: (keep, *t.shape) for name, t in fields.items()}
-    log = Rows({**shapes, VERSION: (1,)}, {**dict.fromkeys(shapes, rows), VERSION: None})
-    return {"model": Whole({}), "log": log}
+    logs = {name: (keep, *shape) for name, shape in shapes.items()}
+    return Rows({**logs, VERSION: (1,)}, {**dict.fromkeys(logs, rows), VERSION: None})
+
+
+def each_missed(fields: Params, missed: range, keep: int) -> Iterator[tuple[int, Values]]:
+    """Each version and its fields, in order, of what `rows_of_log` brought."""
+    at = {v: i for i, v in enumerate(sorted(missed, key=lambda v: v % keep))}
+    for v in missed:
+        yield v, {name: rows[at[v]] for name, rows in fields.items()}
 
 
 def first(own: Replica, site: Site) -> Values:
@@ -102,9 +131,8 @@ def caught_up(
             f"last of which have taken the place of the first. Raise keep={keep}."
         )
     missed, model = range(own.version + 1, task.version + 1), first(own, site)
-    at = {v: i for i, v in enumerate(sorted(missed, key=lambda v: v % keep))}
-    for v in missed:
-        step_(model, v - 1, {name: t[at[v]] for name, t in fields.items()})
+    for v, of in each_missed(fields, missed, keep):
+        step_(model, v - 1, of)
     return model, max(own.version, task.version)
 
 

@@ -16,7 +16,7 @@ from partwise.core.population import Census, Dataset
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["Around"]
+__all__ = ["Around", "Keeping"]
 
 
 class Around(Algorithm, Protocol):
@@ -108,3 +108,27 @@ class Around(Algorithm, Protocol):
 
     def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
         return self.inner.commit(state, totals, replies)
+
+
+class Keeping(Around, Protocol):
+    """One whose clients keep something of their own: a state in which `inner` is that of the algorithm inside."""
+
+    def select(self, task: Task, own: ClientState, site: Site) -> Index:
+        return self.inner.select(task, own.inner, site)
+
+    def fetch(self, index: Index, task: Task, own: ClientState, site: Site) -> Mapping[str, Index] | None:
+        return self.inner.fetch(index, task, own.inner, site)
+
+    def personalize(self, values: Values, own: ClientState) -> Values:
+        return self.inner.personalize(values, None if own is None else own.inner)
+
+    def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
+        return self.inner.plan(held, index, task, own.inner, site)
+
+    def examples(self, index: Index, own: ClientState, site: Site) -> Dataset:
+        return self.inner.examples(index, own.inner, site)
+
+    def report(
+        self, held: Mapping[str, Values], trained: Trained, task: Task, own: ClientState, site: Site
+    ) -> Mapping[str, float]:
+        return self.inner.report(held, trained, task, own.inner, site)
