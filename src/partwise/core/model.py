@@ -255,7 +255,7 @@ class Model:
         if not self.channels_last or x.dim() != 4 or not x.is_cpu or not x.is_floating_point():
             return x
         # Not `contiguous`, which leaves one channel as it is: then convolutions would take it for the other layout.
-        return torch.empty_like(x, memory_format=torch.channels_last).copy_(x)
+        return x.clone(memory_format=torch.channels_last)
 
     def losses(self, params: Params, batch: Batch, *, training: bool = True) -> Tensor:
         """One loss per example, (b,)."""

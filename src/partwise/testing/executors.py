@@ -52,7 +52,7 @@ def check_executor(part: Executor, *, near: Near | None = None) -> None:
     processes = set(multiprocessing.active_children())
     with torch_threads(1):  # with more of them sums may come out otherwise in the last bit
         if isinstance(part, Resident):
-            _as_plain(part, part, jobs[:3], near, Plain().run(jobs[:3]))
+            _as_plain(part, part, jobs[:3], near, Plain(autograd=True).run(jobs[:3]))
         with opened(part, {}) as executor:
             _check_opened(part, executor, jobs, near)
     rule = "must leave no process behind"
@@ -77,7 +77,7 @@ def check_jobs(part: Executor, jobs: Sequence[Job], *, near: Near | None = None)
         >>> check_jobs(Pool(workers=1), example_jobs()[:2])
     """
     with torch_threads(1), opened(part, {}) as executor:
-        _as_plain(part, executor, jobs, near, Plain().run(jobs))
+        _as_plain(part, executor, jobs, near, Plain(autograd=True).run(jobs))
         _check_sums(part, executor, jobs, near)
 
 
@@ -85,14 +85,14 @@ def _check_opened(part: Executor, executor: Executor, jobs: Sequence[Job], near:
     rule = "must give nothing for no jobs"
     none = _run(part, executor, [], rule)
     expect(not none, part, rule, got=f"{len(none)} results", remedy="Return an empty list")
-    expected = Plain().run(jobs)
+    expected = Plain(autograd=True).run(jobs)
     found = _as_plain(part, executor, jobs, near, expected)
     _repeats(part, executor, jobs, found)
     _as_plain(part, executor, jobs[::-1], near, expected[::-1])
     for number in range(3):
         _as_plain(part, executor, [jobs[number]], near, [expected[number]])
     bad = _broken(jobs[0])
-    errors = Plain().run(bad)
+    errors = Plain(autograd=True).run(bad)
     mixed = [bad[0], *jobs[:4], bad[1], *jobs[4:], bad[2]]
     _as_plain(part, executor, mixed, near, [errors[0], *expected[:4], errors[1], *expected[4:], errors[2]])
     _own_memory(part, executor, jobs)
@@ -131,7 +131,7 @@ def _check_sums(part: Executor, executor: Executor, jobs: Sequence[Job], near: N
     for some in _alike(jobs):
         job = _sum_job(some)
         with trying(part, "must add up what jobs change"):
-            expected, found = add_up(Plain(), job), added(executor, job)
+            expected, found = add_up(Plain(autograd=True), job), added(executor, job)
         rule = "must tell of each job whose change is added up what Plain does"
         told = [[_told(outcome) for outcome in summed.outcomes] for summed in (expected, found)]
         expect(told[0] == told[1], part, rule, got=told[1], remedy="Keep their order")

@@ -195,8 +195,8 @@ def test_run_equals_one_with_plain_but_for_its_record(case):
     found, again = play(Simulate(Auto(EXACT, trial_seconds=0.02)), star(case, rounds=3))
     assert found == expected
     (choice,) = again.of("executor")
-    assert choice["chosen"] in {"Plain()", "Pool(workers=2)"}
-    assert set(choice["seconds"]) == {"Plain()", "Pool(workers=2)"}
+    assert choice["chosen"] in {repr(Plain()), "Pool(workers=2)"}
+    assert set(choice["seconds"]) == {repr(Plain()), "Pool(workers=2)"}
     assert [r for r in again.records if r.kind != "executor"] == log.records
     assert case in CASES
 
@@ -261,7 +261,7 @@ def test_record_of_a_run_has_the_choice_once_also_when_it_was_resumed(tmp_path: 
     whole = described.run(tmp_path / "whole").streams["model"]
     with pytest.raises(KeyboardInterrupt):
         described.run(tmp_path / "broken", progress=Crash())
-    monkeypatch.setattr(auto, "_fastest", lambda seconds: "Plain()")
+    monkeypatch.setattr(auto, "_fastest", lambda seconds: repr(Plain()))
     resumed = described.run(tmp_path / "broken", resume=True).streams["model"]
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     with RunStore(tmp_path / "broken", "read") as store:
@@ -277,7 +277,7 @@ def test_is_written_and_read_as_a_specification():
     for executor in (Auto(), Auto([Plain(), Pool(3)], trial_seconds=0.5)):
         runtime = Simulate(executor)
         assert loads(dump(Experiment(StdlibCode(), FedAvg(), runtime=runtime))).runtime == runtime
-    assert repr(Auto([Plain()])) == "Auto(candidates=(Plain(),), trial_seconds=2.0)"
+    assert repr(Auto([Plain()])) == "Auto(candidates=(Plain(autograd=False),), trial_seconds=2.0)"
 
 
 def test_arguments_are_checked():

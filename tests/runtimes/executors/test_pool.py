@@ -14,13 +14,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from partwise.core.aggregate import Accumulator
 from partwise.core.errors import CompositionError, ProtocolError
+from partwise.core.index import Whole
 from partwise.core.model import CrossEntropy, Model
 from partwise.core.plan import Job, Trained
 from partwise.core.population import Examples
+from partwise.core.summing import Share, SumJob, Summed
 from partwise.local import LocalTraining
 from partwise.runtimes import Processes, Simulate
 from partwise.runtimes.executors import Plain, Pool
+from partwise.runtimes.executors import pool as pool_module
+from partwise.runtimes.executors.adding import added
 from toy_federation import CASES, play, star
 from toy_jobs import jobs, model, same
 from toy_star import Log, workers_end_with
@@ -168,6 +173,55 @@ def test_killed_worker_loses_the_job_it_was_at_and_nothing_else():
         victim.kill()
         victim.join()
         assert same(pool.run(given), expected)  # who had nothing to do loses nothing
+
+
+def sum_of(given: list[Job]) -> SumJob:
+    params = given[0].start
+    whole = Whole({name: tuple(t.shape) for name, t in params.items()})
+    shares = [Share(job, whole, 1.0 + n) for n, job in enumerate(given)]
+    return SumJob(lambda: iter(shares), params)
+
+
+def totals(summed: Summed, params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return Accumulator(params, summed.sums).take().value
+
+
+def test_killed_worker_is_missing_in_the_sum():
+    given = jobs()
+    expected = added(Plain(), sum_of([*given[:2], with_term(given[2], die), *given[3:]]))  # which dies in workers only
+    with Pool(workers=2).open({}) as pool:
+        summed = added(pool, sum_of([*given[:2], with_term(given[2], die), *given[3:]]))
+        assert isinstance(summed.outcomes[2], ProtocolError)
+        assert [*summed.outcomes[:2], *summed.outcomes[3:]] == [*expected.outcomes[:2], *expected.outcomes[3:]]
+        whole = added(pool, sum_of(given))
+    assert same_values(totals(whole, given[0].start), totals(added(Plain(), sum_of(given)), given[0].start))
+    assert summed.sums.count == len(given) - 1
+
+
+def same_values(ones: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(t, others[name]) for name, t in ones.items())
+
+
+def test_sum_keeps_few_results_whatever_the_order_they_come_in(monkeypatch):
+    """The first job takes longest: those behind it wait for their turn, and others are not begun."""
+    monkeypatch.setattr(pool_module, "A_FEW", 3)
+    monkeypatch.setattr(pool_module, "TOGETHER_BYTES", 1)
+    few = jobs()
+    given = [few[2]._replace(plan=replace(few[2].plan, steps=200)), *(few * 5)]
+    expected = added(Plain(), sum_of(given))
+    most, put = [], pool_module._Added.put
+
+    def watched(self, number, found):
+        put(self, number, found)
+        most.append(len(self.found))
+
+    monkeypatch.setattr(pool_module._Added, "put", watched)
+    with Pool(workers=2).open({}) as pool:
+        summed = added(pool, sum_of(given))
+    assert summed.outcomes == expected.outcomes
+    assert same_values(totals(summed, given[0].start), totals(expected, given[0].start))
+    assert len(most) == len(given)
+    assert 1 <= max(most) <= 3
 
 
 def test_killed_worker_is_a_lost_client_and_the_run_goes_on():

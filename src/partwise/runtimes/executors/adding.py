@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from partwise.core.aggregate import Accumulator
 from partwise.core.errors import DivergedError
@@ -11,7 +11,7 @@ from partwise.core.plan import Executor, Trained
 from partwise.core.summing import Adder, Outcome, Share, SumJob, Summed
 from partwise.core.update import Update, is_finite
 
-__all__ = ["A_FEW", "MANY", "TOGETHER_BYTES", "add_one_", "add_up", "added", "portions"]
+__all__ = ["A_FEW", "MANY", "TOGETHER_BYTES", "add_one_", "add_up", "added", "of_start", "portions"]
 
 # How many clients train together: no settings, so that they are the same in every run, for how simultaneous events are
 # ordered depends on them.
@@ -47,12 +47,26 @@ def add_one_(total: Accumulator, share: Share, trained: Trained | Exception) -> 
     return Outcome(trained.steps, trained.loss, len(share.job.data))
 
 
-def portions(shares: Iterable[Share | Exception]) -> Iterator[Sequence[Share | Exception]]:
-    """As many shares at a time as may be in memory."""
+def of_result(share: Share, portion: Sequence[Share | Exception]) -> int:
+    """Bytes of what a job gives."""
+    return sum(t.nbytes for t in share.job.start.values())
+
+
+def of_start(share: Share, portion: Sequence[Share | Exception]) -> int:
+    """Bytes of what a job begins with, where the job before it does not have them too."""
+    last = portion[-1] if portion else None
+    known = last.job.start if isinstance(last, Share) else {}
+    return sum(t.nbytes for name, t in share.job.start.items() if known.get(name) is not t)
+
+
+def portions(
+    shares: Iterable[Share | Exception], size_of: Callable[[Share, Sequence[Share | Exception]], int] = of_result
+) -> Iterator[Sequence[Share | Exception]]:
+    """As many shares at a time as may be in memory. size_of: bytes of one more."""
     portion: list[Share | Exception] = []
     size = 0
     for share in shares:
-        bytes_ = 0 if isinstance(share, Exception) else sum(t.nbytes for t in share.job.start.values())
+        bytes_ = 0 if isinstance(share, Exception) else size_of(share, portion)
         if len(portion) >= MANY or (len(portion) >= A_FEW and size + bytes_ > TOGETHER_BYTES):
             yield portion
             portion, size = [], 0

@@ -8,18 +8,16 @@ import socket
 import struct
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any
 
 import torch
 
 from partwise.core.errors import ProtocolError
-from partwise.core.plan import Job, Trained
-from partwise.core.spool import owned
-from partwise.runtimes import child
+from partwise.core.plan import Job
+from partwise.runtimes import child, pages
 from partwise.runtimes.executors.plain import Plain
-from partwise.runtimes.executors.scratch import Scratch
 from partwise.runtimes.executors.slots import Inherited, Place, Slot, UnsendableError, pickles
 
 __all__ = ["Hand"]
@@ -44,11 +42,10 @@ class Hand:
     Args:
         name: what errors call it.
         inherited: what it has from the fork.
-        scratch: where results are copied to.
     """
 
-    def __init__(self, name: str, inherited: Inherited, scratch: Scratch) -> None:
-        self.name, self._inherited, self._scratch = name, inherited, scratch
+    def __init__(self, name: str, inherited: Inherited) -> None:
+        self.name, self._inherited = name, inherited
         self._slots = [Slot() for _ in range(_SLOTS)]
         self.under_way: deque[tuple[int, int]] = deque()  # (number of the job, slot), in the order they are done
         self._clear()
@@ -88,10 +85,12 @@ class Hand:
         with contextlib.suppress(ConnectionError):  # that it is dead is seen where it is read
             _send(self.socket, _Kind.JOB, slot, place)
 
-    def take(self) -> tuple[int, Any] | None:
-        """What it has to say, which must have come: the result of a job, or None.
+    def take(self, use: Callable[[int, Any], None]) -> None:
+        """Hear what it has to say, which must have come.
 
-        The result is an `UnsendableError` if there was something in the job that must be inherited.
+        Args:
+            use: is called with the number of a job that is done and its result, whose tensors are there as long as the
+                call takes; an `UnsendableError` if there was something in the job that must be inherited.
 
         Raises:
             ProtocolError: it does not start.
@@ -101,24 +100,19 @@ class Hand:
             kind, slot, place = _receive(self.socket)
         except (EOFError, ConnectionError):
             self._bury()
-            return None
+            return
         if kind == _Kind.READY:
             self._is_ready, self._false_starts = True, 0
-            return None
+            return
         found: Any = UnsendableError()
         if kind != _Kind.UNREADABLE:
-            found = self._copied(self._slots[slot].read(place, self._inherited))
+            found = self._slots[slot].read(place, self._inherited)
         if kind == _Kind.FATAL:
             error, text = found
             raise error from ProtocolError(f"{self.name}: {text}")
         number, _ = self.under_way.popleft()
+        use(number, found)
         self._free.append(slot)
-        return number, found
-
-    def _copied(self, found: Any) -> Any:
-        if not isinstance(found, Trained):
-            return owned(found)
-        return found._replace(change=self._scratch.clone(found.change))
 
     def _bury(self) -> None:
         self.is_dead, self.fate = True, child.how_it_ended(self.process)
@@ -154,7 +148,7 @@ class Hand:
 
     def _serve(self, up: socket.socket) -> None:
         torch.set_num_threads(1)
-        child.keep_pages()
+        pages.keep_pages()
         gc.freeze()  # what was inherited is not looked through, and so not copied
         slot, plain = 0, Plain()
         try:

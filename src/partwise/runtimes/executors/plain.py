@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from partwise.core.aggregate import Accumulator
 from partwise.core.model import Values
 from partwise.core.plan import Job, LocalPlan, Trained
 from partwise.core.rng import generator, numpy_generator
+from partwise.core.summing import Outcome, SumJob, Summed
+from partwise.runtimes.executors.adding import add_one_
 from partwise.runtimes.executors.scratch import Scratch
+from partwise.runtimes.executors.solo import Solo, mean_and_grads
 
 __all__ = ["Plain", "batches"]
 
@@ -29,34 +33,58 @@ def batches(plan: LocalPlan, examples: int, seed: int) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Plain:
-    """The executor that all others are compared with: a loop of gradient steps per client."""
+    """The executor that all others are compared with: a loop of gradient steps per client.
 
+    Args:
+        autograd: find every gradient by autograd. By default it is found without, where the gradient of all that a
+            model does is known and a trial, once per model and shapes, gives the same bits: the result is the same.
+
+    Example:
+        >>> Plain().run([])
+        []
+    """
+
+    autograd: bool = False
     _scratch: Scratch = field(default_factory=Scratch, init=False, repr=False, compare=False)
+    _solo: Solo = field(default_factory=Solo, init=False, repr=False, compare=False)
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Trained | Exception]:
-        results: list[Trained | Exception] = []
         with torch.random.fork_rng(devices=[]):
-            for job in jobs:
-                try:
-                    results.append(_train(job, self._scratch))
-                except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
-                    results.append(error)
-        return results
+            return [self._one(job) for job in jobs]
+
+    def add(self, job: SumJob) -> Summed:
+        """The sum of what jobs change, each added while it is still in the cache."""
+        total, outcomes = Accumulator(job.params), list[Outcome | Exception]()
+        with torch.random.fork_rng(devices=[]):
+            for share in job.shares():
+                outcomes.append(share if isinstance(share, Exception) else add_one_(total, share, self._one(share.job)))
+        return Summed(total.state, outcomes)
+
+    def _one(self, job: Job) -> Trained | Exception:
+        try:
+            return _train(job, self._scratch, None if self.autograd else self._solo)
+        except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+            return error
 
 
-def _train(job: Job, scratch: Scratch) -> Trained:
+def _train(job: Job, scratch: Scratch, solo: Solo | None) -> Trained:
     plan, data, loss_of, step_ = job.plan, job.data, job.plan.loss, job.plan.optimizer.step_
     params = scratch.clone(job.start)
     names = [n for n, t in params.items() if plan.trainable(n) and n not in plan.buffers and t.is_floating_point()]
     values: Values = {n: t.detach() for n, t in params.items()}  # the same memory, out of autograd's sight
-    leaves = [params[n].requires_grad_() for n in names]
+    tape = solo.tape(job, names) if solo is not None else None
+    leaves = [params[n].requires_grad_() for n in names] if tape is None else []
     state = plan.optimizer.init({n: values[n] for n in names})
     rng, steps = generator(job.seed, "loss"), 0
     losses: list[Tensor] = []
+    found: Sequence[Tensor | None]
     torch.default_generator.manual_seed(job.seed)  # dropout layers know no generator but the global one
     for at in batches(plan, len(data), job.seed):
-        loss = loss_of(params, data.batch(at), rng)
-        found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        if tape is not None:
+            loss, found = mean_and_grads(tape, values, data.batch(at), names)
+        else:
+            loss = loss_of(params, data.batch(at), rng)
+            found = torch.autograd.grad(loss, leaves, allow_unused=True)
         grads = {n: torch.zeros_like(values[n]) if g is None else g for n, g in zip(names, found, strict=True)}
         for term in plan.gradient:
             grads = term(values, grads, steps)

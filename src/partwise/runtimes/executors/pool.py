@@ -9,10 +9,15 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+from partwise.core.aggregate import Accumulator
 from partwise.core.errors import ProtocolError
+from partwise.core.index import Whole
 from partwise.core.plan import Executor, Job, Trained
+from partwise.core.summing import Outcome, Share, SumJob, Summed
+from partwise.runtimes.executors.adding import A_FEW, TOGETHER_BYTES, add_one_, of_start, portions
 from partwise.runtimes.executors.hands import Hand
 from partwise.runtimes.executors.scratch import Scratch
 from partwise.runtimes.executors.slots import Inherited, UnsendableError
@@ -65,26 +70,95 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+class _Results:
+    """The results of jobs, copied out of where workers put them."""
+
+    def __init__(self, scratch: Scratch) -> None:
+        self.found: dict[int, Trained | Exception] = {}
+        self._scratch = scratch
+
+    def has_room(self, number: int) -> bool:
+        """Whether this job may be begun."""
+        return True
+
+    def put(self, number: int, found: Trained | Exception) -> None:
+        """Take a result; its tensors will be gone after the call."""
+        self.found[number] = self.copied(found)
+
+    def copied(self, found: Trained | Exception) -> Trained | Exception:
+        if isinstance(found, Trained):
+            return found._replace(change=self._scratch.clone(found.change))
+        return found
+
+
+class _Added(_Results):
+    """The sum of results, in the order of jobs; those that come early wait for their turn, and a few more only.
+
+    Args:
+        scratch: where they wait.
+        total: what is added to.
+        shares: of the jobs.
+    """
+
+    def __init__(self, scratch: Scratch, total: Accumulator, shares: Sequence[Share]) -> None:
+        super().__init__(scratch)
+        self.outcomes: list[Outcome | Exception] = []
+        self._total, self._shares = total, shares
+        bytes_ = max(sum(t.nbytes for t in share.job.start.values()) for share in shares)
+        self._most = max(A_FEW, TOGETHER_BYTES // max(1, bytes_))
+
+    def has_room(self, number: int) -> bool:
+        return number < len(self.outcomes) + self._most
+
+    def put(self, number: int, found: Trained | Exception) -> None:
+        # Sums of whole parameters copy what they are given; those of rows keep it.
+        if number == len(self.outcomes) and isinstance(self._shares[number].index, Whole):
+            self._add(found)
+        else:
+            super().put(number, found)
+        while (ready := self.found.pop(len(self.outcomes), None)) is not None:
+            self._add(ready)
+
+    def _add(self, found: Trained | Exception) -> None:
+        self.outcomes.append(add_one_(self._total, self._shares[len(self.outcomes)], found))
+
+
 class _Batch(NamedTuple):
     """Jobs, the numbers of those not given to anybody, what came of the others, and those that no worker could read."""
 
     jobs: Sequence[Job]
     todo: deque[int]
-    results: dict[int, Trained | Exception]
+    results: _Results
     unreadable: set[int]
 
 
 class _Pool:
     def __init__(self, workers: int) -> None:
-        self._inherited, scratch = Inherited(), Scratch()
-        self._hands = [Hand(f"Pool(workers={workers}): worker {n}", self._inherited, scratch) for n in range(workers)]
+        self._inherited, self._scratch = Inherited(), Scratch()
+        self._hands = [Hand(f"Pool(workers={workers}): worker {n}", self._inherited) for n in range(workers)]
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Trained | Exception]:
+        results = _Results(self._scratch)
+        self._work(jobs, results)
+        return [results.found[n] for n in range(len(jobs))]
+
+    def add(self, job: SumJob) -> Summed:
+        """The sum of what jobs change: added up in their order, while workers are at the next ones."""
+        total, outcomes = Accumulator(job.params), list[Outcome | Exception]()
+        for portion in portions(job.shares(), of_start):
+            shares = [share for share in portion if isinstance(share, Share)]
+            added = _Added(self._scratch, total, shares) if shares else None
+            if added is not None:
+                self._work([share.job for share in shares], added)
+            found = iter(added.outcomes if added is not None else ())
+            outcomes += [share if isinstance(share, Exception) else next(found) for share in portion]
+        return Summed(total.state, outcomes)
+
+    def _work(self, jobs: Sequence[Job], results: _Results) -> None:
         for job in jobs:
             _refuse_devices(job)
-        # The longest first, so that all workers are through at about the same time.
         self._inherited.share(jobs)
-        batch = _Batch(jobs, deque(sorted(range(len(jobs)), key=lambda n: -_examples_seen(jobs[n]))), {}, set())
+        batch = _Batch(jobs, deque(_ordered(jobs, results)), results, set())
         try:
             # The cores are the workers': a second thread would go on spinning on one of them after each operation.
             with torch_threads(1):
@@ -97,7 +171,6 @@ class _Pool:
             raise
         finally:
             self._inherited.forget(jobs)
-        return [batch.results[n] for n in range(len(jobs))]
 
     def close(self) -> None:
         """End the processes and give their memory up."""
@@ -120,7 +193,7 @@ class _Pool:
             self._learn(batch)
         for waiting in (1, 2):
             for hand in self._hands:
-                if len(batch.todo) <= (waiting - 1) * len(self._hands):
+                if len(batch.todo) <= (waiting - 1) * len(self._hands) or not batch.results.has_room(batch.todo[0]):
                     return
                 if hand.is_dead:
                     hand.start(self._hands)
@@ -159,19 +232,31 @@ class _Pool:
             poller.register(fd, select.POLLIN)
         for fd, _ in poller.poll(None if wait else 0) if alive else ():
             hand = alive[fd]
-            found = hand.take()
-            if found is not None and isinstance(found[1], UnsendableError):
-                batch.unreadable.add(found[0])
-                batch.todo.appendleft(found[0])
-            elif found is not None:
-                batch.results[found[0]] = found[1]
-            elif hand.is_dead:
+            hand.take(partial(_put, batch))
+            if hand.is_dead:
                 lost, again = hand.drop()
                 batch.todo.extendleft(reversed(again))
                 for number in lost:
-                    batch.results[number] = ProtocolError(
-                        f"{hand.name} must live until its job is done, but {hand.fate}. Is there enough memory?"
-                    )
+                    rule = f"{hand.name} must live until its job is done, but {hand.fate}. Is there enough memory?"
+                    batch.results.put(number, ProtocolError(rule))
+
+
+def _put(batch: _Batch, number: int, found: Any) -> None:
+    if isinstance(found, UnsendableError):
+        batch.unreadable.add(number)
+        batch.todo.appendleft(number)
+    else:
+        batch.results.put(number, found)
+
+
+def _ordered(jobs: Sequence[Job], results: _Results) -> list[int]:
+    """The longest first, so that all workers are through at about the same time; by windows, where some must wait."""
+    size = next((max(1, n // 2) for n in range(len(jobs)) if not results.has_room(n)), len(jobs))
+    found = list[int]()
+    for begin in range(0, len(jobs), max(1, size)):
+        window = range(begin, min(begin + size, len(jobs)))
+        found += sorted(window, key=lambda n: -_examples_seen(jobs[n]))
+    return found
 
 
 def _examples_seen(job: Job) -> int:

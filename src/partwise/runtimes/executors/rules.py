@@ -26,10 +26,11 @@ from partwise.runtimes.executors.folded import (
     rows_of,
 )
 
-__all__ = ["QUERIES", "RULES", "Op"]
+__all__ = ["QUERIES", "RELU", "RULES", "Call", "Grads", "Op", "refuse"]
 
 Grads = Sequence[Tensor | None]
 _aten = torch.ops.aten
+_log_softmax_backward = _aten._log_softmax_backward_data.default  # noqa: SLF001 - what torch calls it
 
 
 class Op(Protocol):
@@ -202,7 +203,7 @@ class _CrossEntropy(Op):
         found, target = kept
         # 0: no reduction; the last one, the total of the weights, is of a mean.
         own = _aten.nll_loss_backward.default(grad, found, target, None, 0, self.ignored, grad.new_zeros(()))
-        return own.addcmul(found.exp(), own.sum(1, keepdim=True), value=-1), None
+        return _log_softmax_backward(own, found, 1, found.dtype), None
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,21 @@ class _Converted(Op):
         return x.to(self.dtype), None
 
     def backward(self, grad: Tensor, kept: Any, wanted: Sequence[bool]) -> Grads:
-        raise _refuse("a conversion")  # the recorder has seen to it
+        raise refuse("a conversion")  # the recorder has seen to it
+
+
+@dataclass(frozen=True)
+class _LaidOut(Op):
+    """The same numbers, otherwise in memory; of data, as a model does it before its module begins."""
+
+    order: torch.memory_format
+    is_differentiable: bool = False
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+        return x.clone(memory_format=self.order), None
+
+    def backward(self, grad: Tensor, kept: Any, wanted: Sequence[bool]) -> Grads:
+        raise refuse("another order in memory")  # the recorder has seen to it
 
 
 # How a call becomes an operation and what it is given: refused where something is asked that is not known above.
@@ -234,14 +249,15 @@ class _Converted(Op):
 Call = tuple[Op, Sequence[Any]]
 
 
-def _refuse(what: str) -> UnstackableError:
+def refuse(what: str) -> UnstackableError:
+    """The error that says of what the gradient is not known."""
     return UnstackableError(f"{what} has no gradient here")
 
 
 def _axis(x: Tensor, axis: Any) -> int:
     found = axis + x.dim() if axis < 0 else axis
     if found == 0:
-        raise _refuse("what goes over the examples")
+        raise refuse("what goes over the examples")
     return int(found)
 
 
@@ -251,14 +267,14 @@ def _linear_of(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Cal
 
 def _lookup_of(input: Tensor, weight: Tensor, **settings: Any) -> Call:
     if any(settings[key] != usual for key, usual in USUAL.items()):
-        raise _refuse("an embedding with special settings")
+        raise refuse("an embedding with special settings")
     return _Lookup(), (input, weight)
 
 
 def _pointwise(op: _Pointwise) -> Callable[..., Call]:
     def found(input: Tensor, inplace: bool = False) -> Call:
         if inplace:
-            raise _refuse("what overwrites its input")
+            raise refuse("what overwrites its input")
         return op, (input,)
 
     return found
@@ -289,10 +305,14 @@ def _converted(kind: torch.dtype | None) -> Callable[..., Call]:
 
     def found(input: Tensor, dtype: Any = kind) -> Call:
         if not isinstance(dtype, torch.dtype):
-            raise _refuse("a move to another device")
+            raise refuse("a move to another device")
         return _Converted(dtype), (input,)
 
     return found
+
+
+def _laid_out(input: Tensor, *, memory_format: torch.memory_format) -> Call:
+    return _LaidOut(memory_format), (input,)
 
 
 def _expanded(input: Tensor, other: Tensor) -> Call:
@@ -302,9 +322,9 @@ def _expanded(input: Tensor, other: Tensor) -> Call:
 def _aligned(one: Any, other: Any) -> Sequence[Tensor]:
     """Two tensors whose examples are along the same axis."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor) or one.dim() != other.dim():
-        raise _refuse("arithmetic of other things than tensors of as many axes")
+        raise refuse("arithmetic of other things than tensors of as many axes")
     if one.dtype != other.dtype:
-        raise _refuse("arithmetic of several types")
+        raise refuse("arithmetic of several types")
     return one, other
 
 
@@ -329,7 +349,7 @@ def _beside(tensors: Sequence[Tensor], dim: int = 0) -> Call:
 
 def _softmax_of(input: Tensor, dim: int, _stacklevel: int = 3, dtype: None = None) -> Call:
     if dtype is not None:
-        raise _refuse("a softmax of another type")
+        raise refuse("a softmax of another type")
     return _Softmax(_axis(input, dim)), (input,)
 
 
@@ -337,7 +357,7 @@ def _total(*, is_mean: bool) -> Callable[..., Call]:
     def found(input: Tensor, dim: int | Sequence[int], keepdim: bool = False) -> Call:
         axes = tuple(_axis(input, axis) for axis in ([dim] if isinstance(dim, int) else dim))
         if not axes or not input.is_floating_point():
-            raise _refuse("a sum over the examples, or of whole numbers")
+            raise refuse("a sum over the examples, or of whole numbers")
         return _Total(axes, keepdim, is_mean), (input,)
 
     return found
@@ -347,7 +367,7 @@ def _cross_entropy_of(input: Tensor, target: Tensor, **settings: Any) -> Call:
     known = {"reduction": "none", "weight": None, "size_average": None, "reduce": None, "label_smoothing": 0.0}
     _check(settings, known, but="ignore_index")
     if input.dim() != 2 or target.dim() != 1:
-        raise _refuse("a cross-entropy of more axes")
+        raise refuse("a cross-entropy of more axes")
     return _CrossEntropy(settings.get("ignore_index", -100)), (input, target)
 
 
@@ -360,10 +380,10 @@ def _binary_cross_entropy_of(input: Tensor, target: Tensor, **settings: Any) -> 
 def _check(settings: Mapping[str, Any], known: Mapping[str, Any], but: str = "") -> None:
     """Refuse a loss that is reduced, or has other settings than these."""
     if settings.get("reduction") != "none" or any(settings[key] != known[key] for key in settings if key != but):
-        raise _refuse("a loss with special settings")
+        raise refuse("a loss with special settings")
 
 
-_RELU = _Pointwise(torch.relu, lambda grad, _, found: _aten.threshold_backward.default(grad, found, 0))
+RELU = _Pointwise(torch.relu, lambda grad, _, found: _aten.threshold_backward.default(grad, found, 0))
 _TANH = _Pointwise(torch.tanh, lambda grad, _, found: _aten.tanh_backward.default(grad, found))
 _SIGMOID = _Pointwise(torch.sigmoid, lambda grad, _, found: _aten.sigmoid_backward.default(grad, found))
 _LOG1P = _Pointwise(torch.log1p, lambda grad, x, _: grad / (x + 1))
@@ -377,11 +397,12 @@ RULES: Mapping[Callable[..., Any], Callable[..., Call]] = {
     F.binary_cross_entropy_with_logits: _binary_cross_entropy_of,
     torch.cat: _beside,
     _T.expand_as: _expanded,
+    _T.clone: _laid_out,
     _T.to: _converted(None),
     _T.long: _converted(torch.int64),
     _T.float: _converted(torch.float32),
     _T.double: _converted(torch.float64),
-    **dict.fromkeys((F.relu, torch.relu, _T.relu), _pointwise(_RELU)),
+    **dict.fromkeys((F.relu, torch.relu, _T.relu), _pointwise(RELU)),
     **dict.fromkeys((F.tanh, torch.tanh, _T.tanh), _pointwise(_TANH)),
     **dict.fromkeys((F.sigmoid, torch.sigmoid, _T.sigmoid), _pointwise(_SIGMOID)),
     **dict.fromkeys((torch.log1p, _T.log1p), _pointwise(_LOG1P)),

@@ -67,6 +67,7 @@ class Stacked:
     max_bytes: int = 0
     _ways: dict[Hashable, Way] = field(default_factory=dict, init=False, repr=False, compare=False)
     _scratch: Scratch = field(default_factory=Scratch, init=False, repr=False, compare=False)
+    _plain: Plain = field(default_factory=Plain, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.max_clients < 1:
@@ -104,12 +105,12 @@ class Stacked:
     def _run_group(self, unit: Unit | str, jobs: Sequence[Job]) -> Sequence[Trained | Exception]:
         way = self._way(unit, jobs)
         if isinstance(unit, str) or way.name == "alone":
-            return Plain().run(jobs)
+            return self._plain.run(jobs)
         results: dict[int, Trained | Exception] = {}
         for at in _chunks(unit, way, jobs, _Bounds(self.max_clients, self.max_bytes)):
             chunk = [jobs[i] for i in at]
             together = self._together(unit, chunk, way)
-            found = Plain().run(chunk) if together is None else together.each(chunk)
+            found = self._plain.run(chunk) if together is None else together.each(chunk)
             results.update(zip(at, found, strict=True))
         return [results[i] for i in range(len(jobs))]
 
@@ -127,13 +128,28 @@ class Stacked:
         for unit, at in _groups(jobs):
             way = self._way(unit, [jobs[i] for i in at])
             if isinstance(unit, str) or way.name == "alone":
-                outcomes.update((i, add_one_(total, shares[i], *Plain().run([jobs[i]]))) for i in at)
+                outcomes.update((i, add_one_(total, shares[i], *self._plain.run([jobs[i]]))) for i in at)
                 continue
             for chunk in _chunks(unit, way, [jobs[i] for i in at], bounds):
                 some = [at[i] for i in chunk]
                 together = self._together(unit, [jobs[i] for i in some], way, is_summed=True)
-                outcomes.update(zip(some, _add_together(total, [shares[i] for i in some], together), strict=True))
+                outcomes.update(zip(some, self._add_together(total, [shares[i] for i in some], together), strict=True))
         return [outcomes[i] for i in range(len(shares))]
+
+    def _add_together(
+        self, total: Accumulator, shares: Sequence[Share], together: Together | None
+    ) -> Sequence[Outcome | Exception]:
+        """Add what was trained together, or each by itself."""
+        jobs = [share.job for share in shares]
+        if together is not None and all(map(math.isfinite, together.losses)):
+            ordered = [shares[i] for i in together.order]
+            indices, weights = [share.index for share in ordered], [share.weight for share in ordered]
+            if total.add_stacked_(indices, together.changes, weights):
+                told = zip(together.order, together.steps, together.losses, strict=True)
+                found = {i: Outcome(steps, loss, len(jobs[i].data)) for i, steps, loss in told}
+                return [found[i] for i in range(len(shares))]
+        results = self._plain.run(jobs) if together is None else together.each(jobs)
+        return [add_one_(total, share, trained) for share, trained in zip(shares, results, strict=True)]
 
     def _way(self, unit: Unit | str, jobs: Sequence[Job]) -> Way:
         if isinstance(unit, str):
@@ -159,22 +175,6 @@ def _sentence(unit: Unit | str, way: Way) -> str:
         return f"together by torch.func.vmap{because}"
     how = ", without autograd" if way.tape is not None else ""
     return f"together, folded into the batch{how}" + (", SGD within the backward pass" if unit.is_plain else "")
-
-
-def _add_together(
-    total: Accumulator, shares: Sequence[Share], together: Together | None
-) -> Sequence[Outcome | Exception]:
-    """Add what was trained together, or each by itself."""
-    jobs = [share.job for share in shares]
-    if together is not None and all(map(math.isfinite, together.losses)):
-        ordered = [shares[i] for i in together.order]
-        indices, weights = [share.index for share in ordered], [share.weight for share in ordered]
-        if total.add_stacked_(indices, together.changes, weights):
-            told = zip(together.order, together.steps, together.losses, strict=True)
-            found = {i: Outcome(steps, loss, len(jobs[i].data)) for i, steps, loss in told}
-            return [found[i] for i in range(len(shares))]
-    results = Plain().run(jobs) if together is None else together.each(jobs)
-    return [add_one_(total, share, trained) for share, trained in zip(shares, results, strict=True)]
 
 
 # Groups and chunks

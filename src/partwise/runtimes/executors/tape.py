@@ -23,12 +23,14 @@ from partwise.core.population import Batch
 from partwise.runtimes.executors.engines import beyond, collected
 from partwise.runtimes.executors.factors import Factors
 from partwise.runtimes.executors.folded import Fold, Held, UnstackableError
-from partwise.runtimes.executors.rules import QUERIES, RULES, Op
+from partwise.runtimes.executors.rules import QUERIES, RULES, Call, Op
 
-__all__ = ["Tape", "Taped", "recorded"]
+__all__ = ["Step", "Tape", "Taped", "recorded", "replayed"]
+
+Rules = Mapping[Callable[..., Any], Callable[..., Call]]
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
     """An operation, the numbers of what it is given and of what it makes, and which of the former want a gradient."""
 
     op: Op
@@ -37,8 +39,7 @@ class _Step(NamedTuple):
     wanted: tuple[bool, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Tape:
+class Tape(NamedTuple):
     """What a model does, as operations on numbered things.
 
     Args:
@@ -51,12 +52,12 @@ class Tape:
 
     columns: Mapping[str, int]
     parameters: Mapping[str, int]
-    steps: Sequence[_Step]
+    steps: Sequence[Step]
     losses: int
     size: int
 
 
-def recorded(model: Model, params: Params, batch: Batch, names: Collection[str]) -> Tape:
+def recorded(model: Model, params: Params, batch: Batch, names: Collection[str], rules: Rules = RULES) -> Tape:
     """What a model does.
 
     Args:
@@ -64,26 +65,29 @@ def recorded(model: Model, params: Params, batch: Batch, names: Collection[str])
         params: of one client.
         batch: some examples.
         names: what gets a gradient.
+        rules: of the functions that are known. With `RULES`, parameters will be `Held`: only what takes them may use
+            them.
 
     Raises:
         UnstackableError: it does something of which the gradient is not known here.
     """
     own = {name: t.detach().view_as(t) for name, t in params.items()}  # tensors of its own, told apart by identity
     columns = {name: t.view_as(t) for name, t in batch.items()}
-    recorder = _Recorder(own, columns, names)
+    recorder = _Recorder(own, columns, names, rules)
     with torch.no_grad(), recorder:
         losses = model.losses(own, columns)
     return recorder.tape(losses)
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, params: Params, batch: Batch, names: Collection[str]) -> None:
+    def __init__(self, params: Params, batch: Batch, names: Collection[str], rules: Rules) -> None:
         super().__init__()
+        self._rules, self._is_folded = rules, rules is RULES
         self._things: list[Tensor] = [*params.values(), *batch.values()]  # kept, so that no id comes twice
         self._numbers = {id(t): number for number, t in enumerate(self._things)}
         self._names, self._columns = list(params), list(batch)
         self._wanted = [*(name in names for name in params), *(False for _ in batch)]
-        self._steps: list[_Step] = []
+        self._steps: list[Step] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -91,10 +95,10 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in QUERIES or not any(id(t) in self._numbers for t in _tensors([*args, *kwargs.values()])):
             return func(*args, **kwargs)
-        if func not in RULES:
+        if func not in self._rules:
             raise UnstackableError(f"{getattr(func, '__name__', func)} has no gradient here")
         try:
-            op, given = RULES[func](*args, **kwargs)
+            op, given = self._rules[func](*args, **kwargs)
         except TypeError as error:  # arguments that the rule does not know
             raise UnstackableError(f"{getattr(func, '__name__', func)}: {error}") from error
         found = func(*args, **kwargs)
@@ -102,7 +106,7 @@ class _Recorder(TorchFunctionMode):
         wanted = tuple(self._wanted[number] for number in numbers)
         if any(wanted) and not op.is_differentiable:
             raise UnstackableError("the gradient of a conversion is not known here")
-        self._steps.append(_Step(op, numbers, len(self._things), wanted))
+        self._steps.append(Step(op, numbers, len(self._things), wanted))
         self._numbers[id(found)] = len(self._things)
         self._things.append(found)
         self._wanted.append(any(wanted))
@@ -110,7 +114,8 @@ class _Recorder(TorchFunctionMode):
 
     def _number(self, thing: object, op: Op, place: int) -> int:
         number = self._numbers.get(id(thing), -1)
-        if number < 0 or (number < len(self._names)) != (op.takes_parameters and place > 0):
+        is_parameter = number < len(self._names)
+        if number < 0 or (self._is_folded and is_parameter != (op.takes_parameters and place > 0)):
             raise UnstackableError("an operation on something else than it is known for")
         return number
 
@@ -129,6 +134,41 @@ def _tensors(things: Sequence[object]) -> Iterator[object]:
             yield from _tensors(thing)
         else:
             yield thing
+
+
+def replayed(
+    tape: Tape, params: Mapping[str, Any], batch: Batch, shares: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """Losses, one per example, and the gradients of things; of parameters that are `Held`, they have received theirs.
+
+    Args:
+        tape: what to do.
+        params: name -> what stands for the parameter.
+        batch: the examples.
+        shares: of the losses: how much of each is in what the gradients are of.
+    """
+    things: list[Any] = [None] * tape.size
+    for name, number in tape.columns.items():
+        things[number] = batch[name]
+    for name, number in tape.parameters.items():
+        things[number] = params[name]
+    kept: list[Any] = []
+    for op, given, made, _ in tape.steps:
+        things[made], known = op.forward(*[things[number] for number in given])
+        kept.append(known)
+    losses: Tensor = things[tape.losses]
+    grads: list[Tensor | None] = [None] * tape.size
+    grads[tape.losses] = shares(losses)
+    for (op, given, made, wanted), known in zip(reversed(tape.steps), reversed(kept), strict=True):
+        grad = grads[made]
+        if grad is None or not any(wanted):
+            continue
+        grads[made] = None
+        for number, more in zip(given, op.backward(grad, known, wanted), strict=False):
+            if more is not None:
+                before = grads[number]
+                grads[number] = more if before is None else before + more
+    return losses, grads
 
 
 @dataclass
@@ -161,36 +201,10 @@ class Taped:
             for n, t in values.items()
         }
         with torch.no_grad():
-            losses = self._run(held, batch, shares)
+            losses, _ = replayed(self.tape, held, batch, lambda _: shares.reshape(-1))
             means = (losses.view(clients, width) * shares).sum(1)
             self.linear = {n: held[n].rows // width for n in self.names if held[n].rows}
             for name, parameter in held.items():
                 if parameter.bounds:
                     self.bad += beyond(parameter, self.num_rows.get(name))
             return means, collected(held, values, self.names, lr)
-
-    def _run(self, held: Mapping[str, Held], batch: Batch, shares: Tensor) -> Tensor:
-        """Losses (A * b,); the parameters have received their gradients."""
-        tape = self.tape
-        things: list[Any] = [None] * tape.size
-        for name, number in tape.columns.items():
-            things[number] = batch[name]
-        for name, number in tape.parameters.items():
-            things[number] = held[name]
-        kept: list[Any] = []
-        for op, given, made, _ in tape.steps:
-            things[made], known = op.forward(*[things[number] for number in given])
-            kept.append(known)
-        grads: list[Tensor | None] = [None] * tape.size
-        grads[tape.losses] = shares.reshape(-1)  # the gradient of the sum of the clients' means
-        for (op, given, made, wanted), known in zip(reversed(tape.steps), reversed(kept), strict=True):
-            grad = grads[made]
-            if grad is None or not any(wanted):
-                continue
-            grads[made] = None
-            for number, more in zip(given, op.backward(grad, known, wanted), strict=False):
-                if more is not None:
-                    before = grads[number]
-                    grads[number] = more if before is None else before + more
-        losses: Tensor = things[tape.losses]
-        return losses

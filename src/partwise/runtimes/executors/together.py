@@ -15,8 +15,7 @@ from torch import Tensor
 
 from partwise.core.model import Model, Values
 from partwise.core.plan import Job, Trained
-from partwise.core.population import Batch, Examples
-from partwise.core.rng import generator
+from partwise.core.population import Batch
 from partwise.runtimes.executors.engines import Folded, Vmapped, check_ids, of_function, of_model
 from partwise.runtimes.executors.factors import Factors, pays
 from partwise.runtimes.executors.feed import Feed
@@ -24,6 +23,7 @@ from partwise.runtimes.executors.folded import BetterAloneError, UnstackableErro
 from partwise.runtimes.executors.groups import Unit, narrowed, stacked, stacked_terms
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.executors.scratch import Scratch
+from partwise.runtimes.executors.solo import perturbed
 from partwise.runtimes.executors.tape import Tape, Taped, recorded
 
 __all__ = ["FAILURES", "Together", "Way", "train", "way_of"]
@@ -205,7 +205,7 @@ def way_of(unit: Unit, jobs: Sequence[Job]) -> tuple[Way, bool]:
     Each is tried on two clients whose parameters and data differ. A tape is compared with autograd on one client after
     the other; folding with vmap, which keeps clients apart by construction, and refuses what it cannot.
     """
-    two = [_perturbed(jobs[0], 1), _perturbed(jobs[-1], 2)]
+    two = [perturbed(jobs[0], 1), perturbed(jobs[-1], 2)]
     taped = _taped(unit, two)
     if taped is not None:
         return taped, True
@@ -261,19 +261,6 @@ def _one_by_one(unit: Unit, model: Model, jobs: Sequence[Job]) -> list[Tensor]:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _perturbed(job: Job, seed: int) -> Job:
-    """The job at other values and, where they are no integers, on other data: zeros would hide much."""
-    rng = generator(seed, "trial")
-
-    def noisy(values: Tensor) -> Tensor:
-        if not values.is_floating_point():
-            return values
-        return values + 0.1 * torch.randn(values.shape, generator=rng, dtype=torch.float64).to(values)
-
-    start = {n: noisy(t) for n, t in job.start.items()}
-    return job._replace(start=start, data=Examples({n: noisy(c) for n, c in job.data.columns().items()}), seed=seed)
 
 
 def _first_step(unit: Unit, jobs: Sequence[Job]) -> tuple[_Chunk, Batch, Tensor]:

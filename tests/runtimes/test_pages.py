@@ -7,19 +7,19 @@ import sys
 
 import pytest
 
-from partwise.runtimes import child
+from partwise.runtimes import pages
 
 HOW_MUCH_IS_GIVEN_BACK = """
 import resource, sys
 from pathlib import Path
 import torch
-from partwise.runtimes import child
+from partwise.runtimes import pages
 
 def memory_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 if sys.argv[1] == "kept":
-    child.keep_pages()
+    pages.keep_pages()
 blocks = [torch.ones(1 << 20) for _ in range(16)]  # 4 MiB each
 before = memory_bytes()
 del blocks
@@ -38,5 +38,5 @@ def test_pages_are_kept(what):
 
 
 def test_where_the_c_library_has_no_such_setting_nothing_happens(monkeypatch):
-    monkeypatch.setattr(child.ctypes, "CDLL", lambda name: object())
-    child.keep_pages()
+    monkeypatch.setattr(pages.ctypes, "CDLL", lambda name: object())
+    pages.keep_pages()
