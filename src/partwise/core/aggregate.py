@@ -278,7 +278,11 @@ class Accumulator:
         weight: Values = {}
         whole: dict[str, Tensor | None] = {}
         single: dict[str, Tensor] = {}
-        state, cover_of = self._state, self._cover.weights
+        state = self._state
+        alone = {name: w for name, w in state.even.items() if w > 0 and name not in state.cover}
+        for name in alone:
+            del state.even[name]
+        cover_of = self._cover.weights
         self._state = Running()
         for name in self._params:  # in the parameters' order, however they were touched
             if name in state.rows:
@@ -286,6 +290,11 @@ class Accumulator:
                 assert isinstance(per_row, Tensor)
                 whole[name] = None if len(rows) == len(self._params[name]) else rows
                 weight[name] = per_row.reshape(-1, *(1,) * (self._params[name].dim() - 1))
+                continue
+            if name in alone:  # all of it, by everybody: no need to look
+                value[name], whole[name] = state.value[name], None
+                shape = (1,) * self._params[name].dim()
+                weight[name] = torch.full(shape, alone[name], dtype=torch.float64, device=self._params[name].device)
                 continue
             if name not in cover_of:
                 continue

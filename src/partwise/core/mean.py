@@ -91,11 +91,11 @@ class Mean:
         if self.by == "holders":
             return got.weight if got.scale == 1 else {name: w / got.scale for name, w in got.weight.items()}
         if self.by == "cohort":
-            return {name: torch.tensor(got.total, dtype=torch.float64) for name in got.value}
+            return dict.fromkeys(got.value, torch.tensor(got.total, dtype=torch.float64))
         num_clients, total_weight, holders = state
         if self.by == "expected":
             expected = got.count / num_clients * total_weight
-            return {name: torch.tensor(expected, dtype=torch.float64) for name in got.value}
+            return dict.fromkeys(got.value, torch.tensor(expected, dtype=torch.float64))
         shapes = got.index.shapes
         population = got.index.gather({name: holders[name].expand(shape) for name, shape in shapes.items()})
         factor = got.total / total_weight if self.by == "ratio" else got.count / num_clients

@@ -207,7 +207,8 @@ class Model:
 
     def buffers(self) -> frozenset[str]:
         """Names of the floating buffers, such as running means: they change in `forward`, not by gradients."""
-        return frozenset(slot.name for slot in self._slots() if slot.is_buffer)
+        self._slots()
+        return self._found["buffers"]  # type: ignore[no-any-return]
 
     def _slots(self) -> list[_Slot]:
         """Where the module keeps its tensors; found once."""
@@ -227,7 +228,8 @@ class Model:
                         name = names.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
                         is_first = name == (f"{prefix}.{key}" if prefix else key)
                         slots.append(_Slot(home, key, name, is_buffer, is_first))
-            self._found.update(module=module, slots=slots, rest=rest)
+            buffers = frozenset(slot.name for slot in slots if slot.is_buffer)
+            self._found.update(module=module, slots=slots, rest=rest, buffers=buffers)
         return self._found["slots"]  # type: ignore[no-any-return]
 
     def outputs(self, params: Params, batch: Batch, *, training: bool = False) -> Tensor:

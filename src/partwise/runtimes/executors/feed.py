@@ -39,27 +39,39 @@ class Feed:
         steps: of each job; must not ascend.
         like: the shares' type and device.
         is_kept: whether a batch that stays the same is given again, to somebody who does not write into it.
+        at_once: whether all batches are made at the first one: for somebody who keeps them anyway.
     """
 
-    def __init__(self, jobs: Sequence[Job], steps: Sequence[int], like: Tensor, *, is_kept: bool = False) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], steps: Sequence[int], like: Tensor, *, is_kept: bool = False, at_once: bool = False
+    ) -> None:
         counts = [len(job.data) for job in jobs]
         kinds = [_kind(job.plan, n, many) for job, n, many in zip(jobs, counts, steps, strict=True)]
         long, wide = max(k[0] for k in kinds), max(k[1] for k in kinds)
         self._is_constant, self._is_kept = long == 1, is_kept
         at = np.zeros((long, len(jobs), wide), np.int64)
         self._widths = np.ones((steps[0], len(jobs)), np.int64)
-        restarts = Restarts()
+        restarts = Restarts() if any(size < n for n, (_, size) in zip(counts, kinds, strict=True)) else None
         for c, (job, (many, size)) in enumerate(zip(jobs, kinds, strict=True)):
-            positions, widths = _drawn(counts[c], size, many, partial(restarts.at, job.seed, "batches"))
-            rows = len(at) if many == 1 else many
-            at[:rows, c, :size] = positions
-            at[:rows, c, size:] = at[:rows, c, size - 1 : size]
-            self._widths[: steps[c], c] = widths
+            rows = long if many == 1 else many
+            if restarts is None or size == counts[c]:
+                at[:rows, c, :size] = np.arange(size)  # the order of one batch of everything is not drawn
+                self._widths[: steps[c], c] = size
+            else:
+                drawn = _drawn(counts[c], size, many, partial(restarts.at, job.seed, "batches"))
+                at[:rows, c, :size], self._widths[: steps[c], c] = drawn
+            if size < wide:
+                at[:rows, c, size:] = at[:rows, c, size - 1 : size]
         self._columns, at = _joined([job.data.columns() for job in jobs], at)
         self._like, self._at = like, torch.from_numpy(at).to(next(iter(self._columns.values())).device)
         self._active = (np.array(steps) > np.arange(steps[0])[:, None]).sum(1).tolist()
         self._made: dict[tuple[int, int], Tensor] = {}  # shares where all clients' batches are full
         self._last: tuple[int, Batch, Tensor] | None = None  # of so many clients, where batches stay the same
+        self._all: Sequence[Batch] = ()
+        if at_once and not self._is_constant and steps[0] == steps[-1] and int(self._widths.min()) == wide:
+            rows = {name: column.index_select(0, self._at.view(-1)) for name, column in self._columns.items()}
+            parts = {name: t.view(long, -1, *t.shape[1:]).unbind() for name, t in rows.items()}
+            self._all = [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
 
     def active(self, step: int) -> int:
         """How many of the clients take this step: A."""
@@ -71,6 +83,8 @@ class Feed:
         if self._last is not None and self._last[0] == active:
             return self._last[1:]
         widths = self._widths[step, :active]
+        if self._all:
+            return self._all[step], self._shares(widths, self._at.shape[2])
         width = int(widths.max())
         at = self._at[0 if self._is_constant else step, :active, :width].reshape(-1)
         found = {name: column.index_select(0, at) for name, column in self._columns.items()}
@@ -100,21 +114,20 @@ def _drawn(
 ) -> tuple[Ints, Ints | int]:
     """The positions of each batch (T, b), as `executors.plain.batches` draws them, and how many of them count (T,).
 
-    The order of one batch of everything is not drawn. chance: the generator of each pass.
+    chance: the generator of each pass.
     """
-    if size == examples:
-        return np.arange(examples)[None], examples
     each = -(-examples // size)
     passes = -(-steps // each)
-    orders = np.empty((passes, each * size), np.int64)
-    for i, order in enumerate(orders):
-        order[:examples] = chance(i).permutation(examples)
-        order[examples:] = order[examples - 1]
+    drawn = [chance(i).permutation(examples) for i in range(passes)]
     if each * size == examples:
-        return orders.reshape(-1, size)[:steps], size
+        order = drawn[0] if passes == 1 else np.concatenate(drawn)
+        return order[: steps * size].reshape(steps, size), size
+    padded = np.empty((passes, each * size), np.int64)
+    for row, order in zip(padded, drawn, strict=True):
+        row[:examples], row[examples:] = order, order[-1]
     sizes = np.full((passes, each), size)
     sizes[:, -1] = examples - (each - 1) * size
-    return orders.reshape(-1, size)[:steps], sizes.reshape(-1)[:steps]
+    return padded.reshape(-1, size)[:steps], sizes.reshape(-1)[:steps]
 
 
 def _joined(datas: Sequence[Batch], at: Ints) -> tuple[dict[str, Tensor], Ints]:
@@ -148,12 +161,14 @@ def _shared(datas: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[int]]
     bases, found = [], None
     for columns in zip(*datas, strict=True):
         first = columns[0]
-        storage, width = first.untyped_storage().data_ptr(), first.stride(0) if first.dim() else 0
-        if not width or not first.numel() or any(c.untyped_storage().data_ptr() != storage for c in columns):
+        stride = first.stride()
+        width = stride[0] if stride else 0
+        if not width or not first.numel():
             return None
-        if any(not c.is_contiguous() or c.stride(0) != width for c in columns):
-            return None
-        offsets = [c.storage_offset() for c in columns]
+        storage, offsets = first.untyped_storage().data_ptr(), [c.storage_offset() for c in columns]
+        for c in columns:  # contiguous, so that equal strides are equal shapes but for the examples
+            if c.stride() != stride or not c.is_contiguous() or c.untyped_storage().data_ptr() != storage:
+                return None
         low = min(offsets)
         if any((offset - low) % width for offset in offsets):
             return None
@@ -161,6 +176,6 @@ def _shared(datas: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[int]]
         if found is not None and starts != found:
             return None
         found = starts
-        total = max(start + len(c) for start, c in zip(starts, columns, strict=True))
-        bases.append(first.as_strided((total, *first.shape[1:]), first.stride(), low))
+        total = max(start + c.shape[0] for start, c in zip(starts, columns, strict=True))
+        bases.append(first.as_strided((total, *first.shape[1:]), stride, low))
     return (bases, found) if found is not None else None

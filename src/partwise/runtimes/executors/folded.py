@@ -66,7 +66,7 @@ class Fold:
     def lead(self, x: Tensor) -> Tensor:
         """(A * n, ...) -> (A, n, ...)."""
         each = self.clients * self.examples
-        if not x.dim() or not len(x) or len(x) % each:
+        if not x.dim() or not x.shape[0] or x.shape[0] % each:
             raise UnstackableError(f"an input of shape {tuple(x.shape)} does not begin with the examples")
         return x.reshape(self.clients, -1, *x.shape[1:])
 
@@ -249,7 +249,9 @@ class _Linear(torch.autograd.Function):
 
 def by_client(input: Tensor, weight: Held, bias: Held | None) -> Tensor:
     """The input of a linear map, (A, n, i); notes that weight and bias are used by it."""
-    x = weight.fold.lead(input).reshape(weight.fold.clients, -1, input.shape[-1])
+    x = weight.fold.lead(input)
+    if x.dim() != 3:
+        x = x.reshape(weight.fold.clients, -1, input.shape[-1])
     weight.used(rows=x.shape[1])
     if bias is not None:
         bias.used()

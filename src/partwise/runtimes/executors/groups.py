@@ -89,18 +89,22 @@ def are_alike(one: Job, other: Job) -> bool:
         return False
     if one.start.keys() != other.start.keys():
         return False
-    tables = p.loss.model.tables
-    if not all(_is_alike(one.start[n], t, n in tables) for n, t in other.start.items()):
-        return False
+    tables, start = p.loss.model.tables, one.start
+    for name, t in other.start.items():  # a loop: this is asked for every client
+        first = start[name]
+        if first is not t and not _is_alike(first, t, name in tables):
+            return False
     a, b = one.data, other.data
     if type(a) is not Examples or type(b) is not Examples or not len(a) or not len(b) or a.data.keys() != b.data.keys():
         return False
-    return all(a.data[n].dtype is t.dtype and a.data[n].shape[1:] == t.shape[1:] for n, t in b.data.items())
+    for name, t in b.data.items():
+        first = a.data[name]
+        if first.dtype is not t.dtype or first.shape[1:] != t.shape[1:]:
+            return False
+    return True
 
 
 def _is_alike(one: Tensor, other: Tensor, is_table: bool) -> bool:
-    if one is other:
-        return True
     shapes = (one.shape[1:], other.shape[1:]) if is_table else (one.shape, other.shape)
     return one.dtype is other.dtype and shapes[0] == shapes[1] and one.device == other.device
 
@@ -162,10 +166,11 @@ def stacked(values: Sequence[Params], rows: Mapping[str, int]) -> Values:
     """
     found: Values = {}
     for name, first in values[0].items():
-        tensors = [v[name].detach() for v in values]
         if all(v[name] is first for v in values):
-            found[name] = tensors[0].expand(len(values), *first.shape)
-        elif name not in rows or all(len(t) == rows[name] for t in tensors):
+            found[name] = first.detach().expand(len(values), *first.shape)
+            continue
+        tensors = [v[name].detach() for v in values]
+        if name not in rows or all(len(t) == rows[name] for t in tensors):
             found[name] = torch.stack(tensors)
         else:
             found[name] = _ragged(name, tensors, rows[name])

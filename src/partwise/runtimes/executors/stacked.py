@@ -243,7 +243,7 @@ class _Size(NamedTuple):
 def _size_of(unit: Unit, job: Job) -> _Size:
     examples = len(job.data)
     width = min(job.plan.batch_size or examples, examples)
-    return _Size(sum(len(job.start[n]) for n in unit.ragged), width, examples, job.plan.num_steps(examples))
+    return _Size(sum(job.start[n].shape[0] for n in unit.ragged), width, examples, job.plan.num_steps(examples))
 
 
 def _bytes_of(job: Job, size: _Size, kept: Mapping[str, int]) -> int:
