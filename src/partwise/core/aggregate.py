@@ -201,15 +201,14 @@ class Accumulator:
         state.count += 1
 
     def _add_(self, index: Index, values: Values, factor: float, weight: Weight) -> None:
-        state = self._state
-        sparse = {n for n in index.shapes if isinstance(index, Rows) and index.rows[n] is not None} - state.value.keys()
-        for name in sparse:
-            assert isinstance(index, Rows)
-            at = index.rows[name]
-            assert at is not None
+        state, dense = self._state, list[str]()
+        for name in index.shapes:
+            at = index.rows[name] if isinstance(index, Rows) else None
+            if at is None or name in state.value:
+                dense.append(name)
+                continue
             value = values[name] if factor == 1 else values[name] * factor
-            self._add_rows_(name, at, value, _per_row(weight, name, len(at)))
-        dense = index.shapes.keys() - sparse
+            self._add_rows_(name, at, value, _per_row(weight, name, at.shape[0]))
         if not dense:
             return
         for name in dense:
@@ -256,7 +255,7 @@ class Accumulator:
 
     def _add_rows_(self, name: str, rows: Tensor, value: Tensor, weight: Tensor | float) -> None:
         if name not in self._state.rows:
-            self._state.rows[name] = RowSum(len(self._params[name]))
+            self._state.rows[name] = RowSum(self._params[name].shape[0])
         self._state.rows[name].add_(rows, value, weight)
 
     def _make_dense_(self, name: str) -> None:

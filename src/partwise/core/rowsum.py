@@ -5,6 +5,7 @@ Shapes: an update brings r rows of width (...); u different rows are touched in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from partwise.core.codec import register
+from partwise.core.scratch import Scratch
 
 __all__ = ["RowSum", "Touched"]
 
@@ -60,12 +62,15 @@ class RowSum:
             weight: (r,) float64, or one number for all of them.
         """
         self.parts.append(Touched(rows, value, weight))
-        self.waiting += len(rows)
-        if self.waiting > max(min(self.table_rows, _WAITING_BYTES * len(rows) // max(1, value.nbytes)), self.folded):
+        many = rows.shape[0]
+        self.waiting += many
+        if self.waiting > self.folded and (
+            self.waiting > self.table_rows or self.waiting * value.nbytes > _WAITING_BYTES * many
+        ):
             self._fold()
 
     def _fold(self) -> None:
-        values = torch.cat([part.value for part in self.parts])
+        values = _joined([part.value for part in self.parts])
         rows, order = torch.sort(torch.cat([part.rows for part in self.parts]), stable=True)
         is_first = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         is_first[1:] = rows[1:] != rows[:-1]
@@ -91,6 +96,13 @@ class RowSum:
         assert isinstance(weight, Tensor)
         kept = weight > 0
         return Touched(rows, value, weight) if bool(kept.all()) else Touched(rows[kept], value[kept], weight[kept])
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    """(r, ...) of every part, one after another."""
+    like = values[0].new_empty(()).expand(sum(t.shape[0] for t in values), *values[0].shape[1:])
+    # In large pages: to be given so much memory by small ones takes longer than to fill it.
+    return torch.cat(list(values), out=Scratch().empty({"": like})[""])
 
 
 def _lengths(begins: Tensor, end: int) -> Tensor:

@@ -69,8 +69,8 @@ class Feed:
         self._last: tuple[int, Batch, Tensor] | None = None  # of so many clients, where batches stay the same
         self._all: Sequence[Batch] = ()
         if at_once and not self._is_constant and steps[0] == steps[-1] and int(self._widths.min()) == wide:
-            rows = {name: column.index_select(0, self._at.view(-1)) for name, column in self._columns.items()}
-            parts = {name: t.view(long, -1, *t.shape[1:]).unbind() for name, t in rows.items()}
+            found = {name: column.index_select(0, self._at.view(-1)) for name, column in self._columns.items()}
+            parts = {name: t.view(long, -1, *t.shape[1:]).unbind() for name, t in found.items()}
             self._all = [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
 
     def active(self, step: int) -> int:

@@ -12,9 +12,9 @@ from partwise.core.aggregate import Accumulator
 from partwise.core.model import Values
 from partwise.core.plan import Job, LocalPlan, Trained
 from partwise.core.rng import generator, numpy_generator
+from partwise.core.scratch import Scratch
 from partwise.core.summing import Outcome, SumJob, Summed
 from partwise.runtimes.executors.adding import add_one_
-from partwise.runtimes.executors.scratch import Scratch
 from partwise.runtimes.executors.solo import Solo, mean_and_grads
 
 __all__ = ["Plain", "batches"]

@@ -16,10 +16,10 @@ from partwise.core.aggregate import Accumulator
 from partwise.core.errors import ProtocolError
 from partwise.core.index import Whole
 from partwise.core.plan import Executor, Job, Trained
+from partwise.core.scratch import Scratch
 from partwise.core.summing import Outcome, Share, SumJob, Summed
 from partwise.runtimes.executors.adding import A_FEW, TOGETHER_BYTES, add_one_, of_start, portions
 from partwise.runtimes.executors.hands import Hand
-from partwise.runtimes.executors.scratch import Scratch
 from partwise.runtimes.executors.slots import Inherited, UnsendableError
 from partwise.runtimes.threads import torch_threads
 

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 from partwise.core.aggregate import Accumulator
 from partwise.core.plan import Job, Trained
+from partwise.core.scratch import Scratch
 from partwise.core.summing import Outcome, Share, SumJob, Summed
 from partwise.runtimes.executors.adding import add_one_, portions
 from partwise.runtimes.executors.feed import feed_bytes
 from partwise.runtimes.executors.groups import Unit, are_alike, unit_of
 from partwise.runtimes.executors.plain import Plain
-from partwise.runtimes.executors.scratch import Scratch
 from partwise.runtimes.executors.together import FAILURES, Together, Way, train, way_of
 
 __all__ = ["Stacked"]

@@ -16,13 +16,13 @@ from torch import Tensor
 from partwise.core.model import Model, Values
 from partwise.core.plan import Job, Trained
 from partwise.core.population import Batch
+from partwise.core.scratch import Scratch
 from partwise.runtimes.executors.engines import Folded, Vmapped, check_ids, of_function, of_model
 from partwise.runtimes.executors.factors import Factors, pays
 from partwise.runtimes.executors.feed import Feed
 from partwise.runtimes.executors.folded import BetterAloneError, UnstackableError
 from partwise.runtimes.executors.groups import Unit, narrowed, stacked, stacked_terms
 from partwise.runtimes.executors.plain import Plain
-from partwise.runtimes.executors.scratch import Scratch
 from partwise.runtimes.executors.solo import perturbed
 from partwise.runtimes.executors.tape import Tape, Taped, recorded
 
