@@ -6,7 +6,7 @@ import bisect
 import dataclasses
 import errno
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import IO, Any
@@ -28,22 +28,35 @@ _SCALARS = frozenset({int, float, bool, type(None)})
 
 def footprint(tree: Any) -> int:
     """Bytes of the tensors, arrays and bytes in a tree; a few for each thing that holds them."""
-    kind: type = type(tree)
+    kind: type = type(tree)  # asked for with every message: what is met most comes first
     if kind in _SCALARS:
         return 8
-    if isinstance(tree, Tensor | np.ndarray):
+    if kind is Tensor:
         return int(tree.nbytes)
+    if kind is dict:
+        return _footprints(tree.values())
+    if kind is tuple or kind is list:
+        return _footprints(tree)
     if kind is str or kind is bytes:
         return len(tree)
     if kind is Kept:
         return 0  # counted by its spool
-    if isinstance(tree, dict):
-        return 64 + sum(map(footprint, tree.values()))
+    if isinstance(tree, Tensor | np.ndarray):
+        return int(tree.nbytes)
     if isinstance(tree, list | tuple):
-        return 64 + sum(map(footprint, tree))
+        return _footprints(tree)
     if isinstance(tree, Mapping):
-        return 64 + sum(map(footprint, tree.values()))
-    return 64 + sum([footprint(getattr(tree, name)) for name in names]) if (names := _fields(kind)) is not None else 8
+        return _footprints(tree.values())
+    names = _fields(kind)
+    return 8 if names is None else _footprints([getattr(tree, name) for name in names])
+
+
+def _footprints(trees: Iterable[Any]) -> int:
+    """That of a thing that holds these."""
+    total = 64
+    for tree in trees:
+        total += 8 if type(tree) in _SCALARS else footprint(tree)
+    return total
 
 
 @lru_cache(4096)

@@ -6,8 +6,9 @@ Shapes: n examples in a group.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from partwise.core.algorithm import Algorithm
 from partwise.core.metrics import Metric, reduced_each
-from partwise.core.model import Model, Params
+from partwise.core.model import Params
 from partwise.core.population import Batch, Client, Dataset, Examples, Population
 from partwise.core.workload import Workload
 from partwise.populations.arrays import ArrayPopulation
 from partwise.populations.sizes import clients_with_tests, counts_of_test_examples
+from partwise.runtimes.executors.forward import forward_of
 
 __all__ = ["ClientScore", "Evaluation", "Score", "evaluate", "summarize"]
 
@@ -27,6 +29,7 @@ _CHUNK = 8192  # examples evaluated at once
 # What a CPU evaluates at once of columns in memory: with the activations, of which ids make many times their own bytes,
 # it stays in the cache.
 _PASS_EXAMPLES, _PASS_BYTES = 3072, 2 << 20
+_TRIED = 16  # examples that show what a model does
 _ALIGNED = 64  # bytes, as torch aligns what it allocates: some kernels give other last bits elsewhere
 
 
@@ -77,16 +80,18 @@ class Evaluation:
             )
 
 
-def _columns(metrics: Sequence[Metric], model: Model, params: Params, data: Dataset) -> dict[str, dict[str, Tensor]]:
-    """Metric -> its columns over the data, each (n,)."""
+def _columns(
+    metrics: Sequence[Metric], outputs_of: Callable[[Batch], Tensor], data: Dataset, *, is_cpu: bool
+) -> dict[str, dict[str, Tensor]]:
+    """Metric -> its columns over the data, each (n,). is_cpu: where the model is."""
     parts: dict[str, dict[str, list[Tensor]]] = {m.name: {} for m in metrics}
     size = _CHUNK
-    if isinstance(data, Examples) and len(data) and all(t.is_cpu for t in params.values()):
+    if isinstance(data, Examples) and len(data) and is_cpu:
         size = max(1, min(_PASS_EXAMPLES, _PASS_BYTES // max(1, sum(c[:1].nbytes for c in data.data.values()))))
     with torch.no_grad():
         for start in range(0, len(data), size):
             batch = _batch(data, start, min(start + size, len(data)))
-            outputs = model.outputs(params, batch)
+            outputs = outputs_of(batch)
             for metric in metrics:
                 for column, values in metric.measure(outputs, batch).items():
                     parts[metric.name].setdefault(column, []).append(values)
@@ -159,18 +164,24 @@ def evaluate(
         per_client: whether to look at each client's test set.
     """
     scores: list[Score] = []
-    central = workload.population.central_test()
+    central, is_cpu = workload.population.central_test(), all(t.is_cpu for t in params.values())
     if central is not None and len(central):
-        columns = _columns(workload.metrics, workload.model, params, central)
+        outputs_of = forward_of(workload.model, params, _batch(central, 0, min(_TRIED, len(central))))
+        columns = _columns(workload.metrics, outputs_of, central, is_cpu=is_cpu)
         scores += [Score(m.name, "central", m.reduce(columns[m.name])) for m in workload.metrics]
     if not per_client:
         return scores, []
-    personal = algorithm.is_personal
+    personal, common = algorithm.is_personal, None
     rows: list[ClientScore] = []
     pooled: dict[str, dict[str, list[Tensor]]] = {m.name: {} for m in workload.metrics}
     for group, data in _groups(workload.population, alone=personal):
-        used = algorithm.personalize(dict(params), own.get(group[0][0])) if personal else params
-        columns = _columns(workload.metrics, workload.model, used, data)
+        if personal:
+            used = algorithm.personalize(dict(params), own.get(group[0][0]))
+            outputs_of = partial(workload.model.outputs, used)
+        else:
+            common = common or forward_of(workload.model, params, _batch(data, 0, min(_TRIED, len(data))))
+            outputs_of = common
+        columns = _columns(workload.metrics, outputs_of, data, is_cpu=is_cpu)
         for metric in workload.metrics:
             for name, column in columns[metric.name].items():
                 pooled[metric.name].setdefault(name, []).append(column)

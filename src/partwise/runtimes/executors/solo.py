@@ -21,9 +21,9 @@ from partwise.core.population import Batch, Examples
 from partwise.core.rng import generator
 from partwise.runtimes.executors.folded import USUAL, UnstackableError
 from partwise.runtimes.executors.rules import RELU, RULES, Call, Grads, Op, refuse
-from partwise.runtimes.executors.tape import Tape, recorded, replayed
+from partwise.runtimes.executors.tape import Step, Tape, recorded, replayed
 
-__all__ = ["Solo", "mean_and_grads", "perturbed"]
+__all__ = ["RULES_ALONE", "Solo", "mean_and_grads", "perturbed", "swapped"]
 
 _MANY = 256
 _aten = torch.ops.aten
@@ -96,7 +96,7 @@ def _tried(model: Model, job: Job, names: Sequence[str]) -> Tape:
     size = min(job.plan.batch_size or len(trial.data), len(trial.data))
     batch = trial.data.batch(torch.arange(size))
     tape = recorded(model, trial.start, batch, names, RULES_ALONE)
-    tape = tape._replace(steps=_swapped(tape))
+    tape = tape._replace(steps=swapped(tape))
     params = {n: t.clone().requires_grad_(n in names) for n, t in trial.start.items()}
     loss = model.losses(params, batch).mean()
     expected = torch.autograd.grad(loss, [params[n] for n in names], allow_unused=True)
@@ -122,7 +122,7 @@ def perturbed(job: Job, seed: int) -> Job:
     return job._replace(start=start, data=Examples({n: noisy(c) for n, c in job.data.columns().items()}), seed=seed)
 
 
-def _swapped(tape: Tape) -> Sequence[Any]:
+def swapped(tape: Tape) -> Sequence[Step]:
     """Steps in which max pooling comes before a ReLU that only it sees: the same numbers of fewer.
 
     The largest of a window stays the largest, and where that is not above 0, neither passes a gradient on.

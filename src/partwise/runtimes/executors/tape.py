@@ -46,7 +46,7 @@ class Tape(NamedTuple):
         columns: of the batch, and the number of each.
         parameters: name -> number.
         steps: in order.
-        losses: their number.
+        losses: their number, or that of the outputs.
         size: how many numbers there are.
     """
 
@@ -57,7 +57,15 @@ class Tape(NamedTuple):
     size: int
 
 
-def recorded(model: Model, params: Params, batch: Batch, names: Collection[str], rules: Rules = RULES) -> Tape:
+def recorded(
+    model: Model,
+    params: Params,
+    batch: Batch,
+    names: Collection[str],
+    rules: Rules = RULES,
+    *,
+    outputs: bool = False,
+) -> Tape:
     """What a model does.
 
     Args:
@@ -67,6 +75,7 @@ def recorded(model: Model, params: Params, batch: Batch, names: Collection[str],
         names: what gets a gradient.
         rules: of the functions that are known. With `RULES`, parameters will be `Held`: only what takes them may use
             them.
+        outputs: whether the model's outputs are wanted in place of its losses, and no gradient of them.
 
     Raises:
         UnstackableError: it does something of which the gradient is not known here.
@@ -75,8 +84,8 @@ def recorded(model: Model, params: Params, batch: Batch, names: Collection[str],
     columns = {name: t.view_as(t) for name, t in batch.items()}
     recorder = _Recorder(own, columns, names, rules)
     with torch.no_grad(), recorder:
-        losses = model.losses(own, columns)
-    return recorder.tape(losses)
+        found = model.outputs(own, columns) if outputs else model.losses(own, columns)
+    return recorder.tape(found, is_wanted=not outputs)
 
 
 class _Recorder(TorchFunctionMode):
@@ -119,9 +128,9 @@ class _Recorder(TorchFunctionMode):
             raise UnstackableError("an operation on something else than it is known for")
         return number
 
-    def tape(self, losses: Tensor) -> Tape:
+    def tape(self, losses: Tensor, *, is_wanted: bool) -> Tape:
         number = self._numbers.get(id(losses), -1)
-        if number < 0 or not self._wanted[number] or losses.dim() != 1:
+        if number < 0 or (is_wanted and (not self._wanted[number] or losses.dim() != 1)):
             raise UnstackableError("losses that do not come of the parameters")
         columns = {name: len(self._names) + i for i, name in enumerate(self._columns)}
         parameters = {name: i for i, name in enumerate(self._names)}
