@@ -133,10 +133,16 @@ class _Sizer:
             self._enter(depth)
             self.header += _mark_size(len(x))
             for key, value in x.items():
-                if type(key) is not str and type(key) is not int:
+                if type(key) is str and len(key) < _SHORT:  # as most are: no call for each
+                    self.header += _short_size(key)
+                elif type(key) is str or type(key) is int:
+                    self.add(key, depth + 1)
+                else:
                     raise UncommonError
-                self.add(key, depth + 1)
-                self.add(value, depth + 1)
+                if type(value) is Tensor:
+                    self._tensor(value)
+                else:
+                    self.add(value, depth + 1)
         elif kind is tuple or kind is list:
             self._enter(depth)
             self.header += _mark_size(len(x))
