@@ -130,19 +130,7 @@ class _Sizer:
         elif kind is Tensor:
             self._tensor(x)
         elif kind is dict:
-            self._enter(depth)
-            self.header += _mark_size(len(x))
-            for key, value in x.items():
-                if type(key) is str and len(key) < _SHORT:  # as most are: no call for each
-                    self.header += _short_size(key)
-                elif type(key) is str or type(key) is int:
-                    self.add(key, depth + 1)
-                else:
-                    raise UncommonError
-                if type(value) is Tensor:
-                    self._tensor(value)
-                else:
-                    self.add(value, depth + 1)
+            self._dict(x, depth)
         elif kind is tuple or kind is list:
             self._enter(depth)
             self.header += _mark_size(len(x))
@@ -152,6 +140,21 @@ class _Sizer:
             self._object(x, entry.fields, depth)
         else:
             raise UncommonError
+
+    def _dict(self, x: dict[Any, Tree], depth: int) -> None:
+        self._enter(depth)
+        self.header += _mark_size(len(x))
+        for key, value in x.items():
+            if type(key) is str and len(key) < _SHORT:  # as most are: no call of `add` for each
+                self.header += _short_size(key)
+            elif type(key) is str or type(key) is int:
+                self.add(key, depth + 1)
+            else:
+                raise UncommonError
+            if type(value) is Tensor:
+                self._tensor(value)
+            else:
+                self.add(value, depth + 1)
 
     def _enter(self, depth: int, height: int = 1) -> None:
         self.height = max(self.height, depth + height)
