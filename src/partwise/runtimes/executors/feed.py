@@ -39,12 +39,9 @@ class Feed:
         steps: of each job; must not ascend.
         like: the shares' type and device.
         is_kept: whether a batch that stays the same is given again, to somebody who does not write into it.
-        at_once: whether all batches are made at the first one: for somebody who keeps them anyway.
     """
 
-    def __init__(
-        self, jobs: Sequence[Job], steps: Sequence[int], like: Tensor, *, is_kept: bool = False, at_once: bool = False
-    ) -> None:
+    def __init__(self, jobs: Sequence[Job], steps: Sequence[int], like: Tensor, *, is_kept: bool = False) -> None:
         counts = [len(job.data) for job in jobs]
         kinds = [_kind(job.plan, n, many) for job, n, many in zip(jobs, counts, steps, strict=True)]
         long, wide = max(k[0] for k in kinds), max(k[1] for k in kinds)
@@ -67,11 +64,6 @@ class Feed:
         self._active = (np.array(steps) > np.arange(steps[0])[:, None]).sum(1).tolist()
         self._made: dict[tuple[int, int], Tensor] = {}  # shares where all clients' batches are full
         self._last: tuple[int, Batch, Tensor] | None = None  # of so many clients, where batches stay the same
-        self._all: Sequence[Batch] = ()
-        if at_once and not self._is_constant and steps[0] == steps[-1] and int(self._widths.min()) == wide:
-            found = {name: column.index_select(0, self._at.view(-1)) for name, column in self._columns.items()}
-            parts = {name: t.view(long, -1, *t.shape[1:]).unbind() for name, t in found.items()}
-            self._all = [dict(zip(parts, batch, strict=True)) for batch in zip(*parts.values(), strict=True)]
 
     def active(self, step: int) -> int:
         """How many of the clients take this step: A."""
@@ -83,8 +75,6 @@ class Feed:
         if self._last is not None and self._last[0] == active:
             return self._last[1:]
         widths = self._widths[step, :active]
-        if self._all:
-            return self._all[step], self._shares(widths, self._at.shape[2])
         width = int(widths.max())
         at = self._at[0 if self._is_constant else step, :active, :width].reshape(-1)
         found = {name: column.index_select(0, at) for name, column in self._columns.items()}

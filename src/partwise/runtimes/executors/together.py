@@ -156,7 +156,7 @@ def train(unit: Unit, jobs: Sequence[Job], way: Way, scratch: Scratch, *, is_sum
     engine = _engine(unit, way, chunk.num_rows, kept)
     own = scratch.empty({name: t for name, t in chunk.start.items() if name not in kept})
     values = {name: own[name].copy_(t) if name in own else t for name, t in chunk.start.items()}
-    losses = _loop(unit, chunk, values, engine, at_once=bool(kept))
+    losses = _loop(unit, chunk, values, engine)
     check_ids(engine.bad)
     means = [total / many for total, many in zip(losses.sum(0).tolist(), chunk.steps, strict=True)]
     changes = {name: kept[name] if name in kept else t.sub_(chunk.start[name]) for name, t in values.items()}
@@ -171,11 +171,11 @@ def _kept(unit: Unit, chunk: _Chunk, way: Way) -> dict[str, Factors]:
     return {name: Factors(first.start[name].detach(), lr, clients) for name in names}
 
 
-def _loop(unit: Unit, chunk: _Chunk, values: Values, engine: _Engine, *, at_once: bool) -> Tensor:
+def _loop(unit: Unit, chunk: _Chunk, values: Values, engine: _Engine) -> Tensor:
     """Train the values in place; the losses, (T, C) float64, 0 where a client has finished."""
     rule = chunk.jobs[0].plan.optimizer
     like = next(iter(values.values()))
-    feed = Feed(chunk.jobs, chunk.steps, like, is_kept=isinstance(engine, Taped), at_once=at_once)
+    feed = Feed(chunk.jobs, chunk.steps, like, is_kept=isinstance(engine, Taped))
     terms_of = stacked_terms(chunk.jobs, chunk.rows)
     lr = rule.lr if unit.is_plain else 0.0
     state = None if lr else rule.init({n: values[n] for n in unit.names})
