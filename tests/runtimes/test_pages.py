@@ -37,6 +37,40 @@ def test_pages_are_kept(what):
     assert (float(ran.stdout) < 0.5) == (what == "kept")
 
 
+HOW_MUCH_STAYS = """
+import resource, sys
+from pathlib import Path
+import torch
+from partwise.runtimes.pages import kept_pages
+
+def memory_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+def given_back():
+    blocks = [torch.ones(1 << 20) for _ in range(16)]  # 4 MiB each
+    before = memory_bytes()
+    del blocks
+    return (before - memory_bytes()) / (64 << 20)
+
+before = memory_bytes()
+with kept_pages():
+    print(given_back())
+print((memory_bytes() - before) / (64 << 20))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other rules")
+def test_pages_are_kept_for_a_while():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", HOW_MUCH_STAYS]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    meanwhile, afterwards = map(float, ran.stdout.split())
+    assert meanwhile < 0.5
+    assert afterwards < 0.5
+
+
 def test_where_the_c_library_has_no_such_setting_nothing_happens(monkeypatch):
     monkeypatch.setattr(pages.ctypes, "CDLL", lambda name: object())
     pages.keep_pages()
+    with pages.kept_pages():
+        pass
