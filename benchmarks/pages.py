@@ -1,7 +1,7 @@
 """What it is worth that a pool's workers keep freed memory: processor time of a job, the system's and its own.
 
 Ten clients of 60 images train the network of `peers/` with two convolutions for one epoch, in a pool of two workers
-that keep their pages (`runtimes/pages.py`) and in one whose workers do not. The pools take turns; the clock is the
+that keep their pages (`runtimes/child.py`) and in one whose workers do not. The pools take turns; the clock is the
 workers' own, so that what else the machine does matters less.
 
     python benchmarks/pages.py [--passes 5] [--repeats 6]
@@ -27,13 +27,13 @@ from partwise.core.plan import Job
 from partwise.core.workload import Workload
 from partwise.local import SGD, LocalTraining
 from partwise.populations import ArrayPopulation
-from partwise.runtimes import pages
+from partwise.runtimes import child
 from partwise.runtimes.executors import Pool
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from networks import network
 
-KEEP = pages.keep_pages
+KEEP = child.keep_pages
 
 
 class Cost(NamedTuple):
@@ -54,7 +54,7 @@ def jobs() -> list[Job]:
 
 def cost(some: Sequence[Job], repeats: int, keep: Callable[[], None]) -> Cost:
     """Of the children of this process until they have ended, their beginning included."""
-    pages.keep_pages = keep
+    child.keep_pages = keep
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with Pool(2).open({}) as pool:
         for _ in range(repeats):

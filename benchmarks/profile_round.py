@@ -49,12 +49,15 @@ EXECUTORS: dict[str, Executor] = {"Plain": Plain(), "Stacked": Stacked()}
 # Part -> where it is looked up when it is called: a module of partwise, then methods and functions.
 PARTS = {
     "training": (
-        "runtimes.executors.plain Plain.run",
+        "runtimes.executors.plain Plain.add",
         "runtimes.executors.stacked Stacked.add",
-        "runtimes.executors.adding add_up",
     ),
     "select, gather, plan": ("programs.relay RelayProgram._share",),
-    "finish, checks": ("runtimes.executors.adding add_one_ is_finite", "programs.server is_finite"),
+    "finish, checks": (
+        "runtimes.executors.plain add_one_",
+        "runtimes.executors.adding is_finite",
+        "programs.server is_finite",
+    ),
     "sum, commit": (
         "core.aggregate Accumulator.add_ Accumulator.add_stacked_ Accumulator.take",
         "core.mean Mean.reduce",

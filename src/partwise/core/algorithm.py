@@ -18,6 +18,7 @@ from partwise.core.mean import Mean
 from partwise.core.model import Model, Params, Values
 from partwise.core.plan import LocalPlan, Trained
 from partwise.core.population import Census, Client, Dataset, Examples, Profile
+from partwise.core.renumber import different, positions
 from partwise.core.rng import derive
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
@@ -111,8 +112,8 @@ class Site:
         if name not in self._memo:
             columns = self.data.columns()
             ids = torch.cat([columns[c].reshape(-1) for c in self.model.columns_of(name)])
-            rows = torch.unique(ids.to(torch.int64))
             size = self.like[name].shape[0]
+            rows = different(ids.to(torch.int64), size)
             if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= size):
                 raise DataError(
                     f"client {self.client}: ids of {name!r} must lie in 0..{size - 1}, "
@@ -278,8 +279,8 @@ def _held_rows(index: Index) -> dict[str, Tensor]:
 
 
 def _positions(rows: Tensor, ids: Tensor, who: str, column: str) -> Tensor:
-    at = torch.searchsorted(rows, ids).clamp_(max=max(0, len(rows) - 1))
-    if ids.numel() and (len(rows) == 0 or not torch.equal(rows[at], ids)):
+    at = positions(rows, ids)
+    if at is None:
         raise DataError(
             f"{who}: every id in {column!r} must be held, got some that are not. "
             "Select the rows that the examples touch, or drop those examples."

@@ -22,7 +22,6 @@ from partwise.runtimes.executors.adding import MANY as _MANY
 from partwise.runtimes.executors.adding import TOGETHER_BYTES as _TOGETHER_BYTES
 from partwise.runtimes.executors.adding import added
 from partwise.runtimes.executors.plain import Plain
-from partwise.runtimes.pages import kept_pages
 from partwise.runtimes.parcel import Opened, Parcel, clock_of, packed, reworked, tag_of, told, unpacked
 
 __all__ = ["Simulate"]
@@ -70,7 +69,7 @@ class Simulate:
     ) -> tuple[Mapping[NodeId, Any], str]:
         saved: Any = (entries or {}).get("executor", ({}, {}))
         notes, told = dict(saved[0]), saved[1]
-        with kept_pages(), opened(self.executor, notes) as executor:
+        with opened(self.executor, notes) as executor:
             world = _World(programs, population, (executor, notes, told), (self.memory_bytes, self.folder))
             if entries is None or "clock" not in entries:  # what is known of the executor alone says nothing of a run
                 world.start()

@@ -16,7 +16,7 @@ import torch
 
 from partwise.core.errors import ProtocolError
 from partwise.core.plan import Job
-from partwise.runtimes import child, pages
+from partwise.runtimes import child
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.executors.slots import Inherited, Place, Slot, UnsendableError, pickles
 
@@ -148,7 +148,7 @@ class Hand:
 
     def _serve(self, up: socket.socket) -> None:
         torch.set_num_threads(1)
-        pages.keep_pages()
+        child.keep_pages()
         gc.freeze()  # what was inherited is not looked through, and so not copied
         slot, plain = 0, Plain()
         try:
