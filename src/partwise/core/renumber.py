@@ -30,7 +30,8 @@ def different(ids: Tensor, size: int) -> Tensor:
         return torch.unique(ids)
     marks = np.zeros(size, np.bool_)
     marks[ids.numpy()] = True
-    return torch.from_numpy(np.flatnonzero(marks).astype(np.int64, copy=False))
+    found: Tensor = torch.from_numpy(np.flatnonzero(marks).astype(np.int64, copy=False))
+    return found
 
 
 def positions(rows: Tensor, ids: Tensor) -> Tensor | None:

@@ -37,11 +37,12 @@ class Op(Protocol):
     """An operation.
 
     `takes_parameters`: all it is given but the first are parameters, `Held`. `is_differentiable`: whether it has a
-    `backward`.
+    `backward`. `is_fresh`: whether nobody else has what that gives.
     """
 
     takes_parameters: bool = False
     is_differentiable: bool = True
+    is_fresh: bool = False
 
     def forward(self, *given: Any) -> tuple[Tensor, Any]:
         """The result, and what `backward` wants to know."""
@@ -55,6 +56,7 @@ class Op(Protocol):
 @dataclass(frozen=True)
 class _Linear(Op):
     takes_parameters: bool = True
+    is_fresh: bool = True
 
     def forward(self, input: Tensor, weight: Held, bias: Held | None = None) -> tuple[Tensor, Any]:
         x = by_client(input, weight, bias)
@@ -88,6 +90,7 @@ class _Pointwise(Op):
 
     function: Callable[[Tensor], Tensor]
     gradient: Callable[[Tensor, Tensor, Tensor], Tensor]
+    is_fresh: bool = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, Any]:
         found = self.function(x)
@@ -122,6 +125,8 @@ class _Expanded(Op):
 
 @dataclass(frozen=True)
 class _Product(Op):
+    is_fresh: bool = True
+
     def forward(self, one: Tensor, other: Tensor) -> tuple[Tensor, Any]:
         return one * other, (one, other)
 

@@ -168,15 +168,25 @@ def replayed(
     losses: Tensor = things[tape.losses]
     grads: list[Tensor | None] = [None] * tape.size
     grads[tape.losses] = shares(losses)
+    own: set[int] = set()  # whose gradients nobody else has, so that others may be added to them
     for (op, given, made, wanted), known in zip(reversed(tape.steps), reversed(kept), strict=True):
         grad = grads[made]
         if grad is None or not any(wanted):
             continue
         grads[made] = None
         for number, more in zip(given, op.backward(grad, known, wanted), strict=False):
-            if more is not None:
-                before = grads[number]
-                grads[number] = more if before is None else before + more
+            if more is None:
+                continue
+            before = grads[number]
+            if before is None:
+                grads[number] = more
+                if op.is_fresh:
+                    own.add(number)
+            elif number in own:
+                before.add_(more)
+            else:
+                grads[number] = before + more
+                own.add(number)
     return losses, grads
 
 
@@ -204,16 +214,19 @@ class Taped:
     def __call__(self, values: Values, batch: Batch, shares: Tensor, lr: float) -> tuple[Tensor, Values | None]:
         """Losses (A,) and gradients; where `lr` is not 0, plain SGD has been applied and there are none."""
         clients, width = shares.shape
-        fold = Fold(clients, width, lr, shares)
+        fold = Fold(clients, width, -1.0 if lr else 0.0, shares)
         held = {
             n: Held(fold, t, n in self.names, self.factors.get(n, 1.0), n in self.num_rows, self.kept.get(n))
             for n, t in values.items()
         }
         with torch.no_grad():
-            losses, _ = replayed(self.tape, held, batch, lambda _: shares.reshape(-1))
+            # The gradient of the sum of the clients' means; with SGD within the backward pass, the step itself, so that
+            # nothing is multiplied by the rate afterwards.
+            first = shares.reshape(-1) * -lr if lr else shares.reshape(-1)
+            losses, _ = replayed(self.tape, held, batch, lambda _: first)
             means = (losses.view(clients, width) * shares).sum(1)
             self.linear = {n: held[n].rows // width for n in self.names if held[n].rows}
             for name, parameter in held.items():
                 if parameter.bounds:
                     self.bad += beyond(parameter, self.num_rows.get(name))
-            return means, collected(held, values, self.names, lr)
+            return means, collected(held, values, self.names, fold.lr)

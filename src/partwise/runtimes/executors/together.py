@@ -168,7 +168,8 @@ def _kept(unit: Unit, chunk: _Chunk, way: Way) -> dict[str, Factors]:
     first = chunk.jobs[0]
     lr, clients = first.plan.optimizer.lr, len(chunk.jobs)
     names = [n for n in way.factored(unit, first) if all(job.start[n] is first.start[n] for job in chunk.jobs)]
-    return {name: Factors(first.start[name].detach(), lr, clients) for name in names}
+    rate = lr if way.tape is None else -1.0  # a tape's gradients have been multiplied by it
+    return {name: Factors(first.start[name].detach(), rate, clients) for name in names}
 
 
 def _loop(unit: Unit, chunk: _Chunk, values: Values, engine: _Engine) -> Tensor:
