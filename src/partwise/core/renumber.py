@@ -26,11 +26,13 @@ def different(ids: Tensor, size: int) -> Tensor:
         >>> different(torch.tensor([4, 1, 4]), 9)
         tensor([1, 4])
     """
+    found: Tensor
     if not _is_short(size, ids) or not _lie_within(ids, size):
-        return torch.unique(ids)
+        found = torch.unique(ids)
+        return found
     marks = np.zeros(size, np.bool_)
     marks[ids.numpy()] = True
-    found: Tensor = torch.from_numpy(np.flatnonzero(marks).astype(np.int64, copy=False))
+    found = torch.from_numpy(np.flatnonzero(marks).astype(np.int64, copy=False))
     return found
 
 
