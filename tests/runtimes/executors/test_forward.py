@@ -126,5 +126,6 @@ def test_errors_are_those_of_the_model():
     far = {**batch, "candidate": batch["candidate"] + 1000}
     with pytest.raises(IndexError):
         outputs_of(far)
+    outputs_of = forward_of(DIN.model, params, far)
     with pytest.raises(IndexError):
-        forward_of(DIN.model, params, far)
+        outputs_of(far)
