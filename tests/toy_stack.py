@@ -146,9 +146,9 @@ FOLDED = {"mlp": MLP, "din": DIN, "sparse": SPARSE, "text": TEXT, "scaled": SCAL
 
 
 def agree(jobs: Sequence[Job], executor: Executor, near: float = 0.0) -> None:
-    """The results are those of Plain, relative to the largest entry of a parameter, and nothing given is changed."""
+    """The results are autograd's, relative to the largest entry of a parameter, and nothing given is changed."""
     before = [{n: t.clone() for n, t in job.start.items()} for job in jobs]
-    expected, found = Plain().run(jobs), executor.run(jobs)
+    expected, found = Plain(autograd=True).run(jobs), executor.run(jobs)
     assert len(expected) == len(found)
     for job, start, one, other in zip(jobs, before, expected, found, strict=True):
         assert isinstance(one, Trained), one

@@ -98,6 +98,10 @@ def _columns(
     return {name: {c: torch.cat(v) for c, v in columns.items()} for name, columns in parts.items()}
 
 
+def _outputs_of(workload: Workload, params: Params, data: Dataset) -> Callable[[Batch], Tensor]:
+    return forward_of(workload.model, params, _batch(data, 0, min(_TRIED, len(data))))
+
+
 def _batch(data: Dataset, start: int, stop: int) -> Batch:
     """The examples start..stop, without a copy where that can be."""
     if not isinstance(data, Examples):
@@ -166,8 +170,7 @@ def evaluate(
     scores: list[Score] = []
     central, is_cpu = workload.population.central_test(), all(t.is_cpu for t in params.values())
     if central is not None and len(central):
-        outputs_of = forward_of(workload.model, params, _batch(central, 0, min(_TRIED, len(central))))
-        columns = _columns(workload.metrics, outputs_of, central, is_cpu=is_cpu)
+        columns = _columns(workload.metrics, _outputs_of(workload, params, central), central, is_cpu=is_cpu)
         scores += [Score(m.name, "central", m.reduce(columns[m.name])) for m in workload.metrics]
     if not per_client:
         return scores, []
@@ -177,10 +180,9 @@ def evaluate(
     for group, data in _groups(workload.population, alone=personal):
         if personal:
             used = algorithm.personalize(dict(params), own.get(group[0][0]))
-            outputs_of = partial(workload.model.outputs, used)
+            outputs_of: Callable[[Batch], Tensor] = partial(workload.model.outputs, used)
         else:
-            common = common or forward_of(workload.model, params, _batch(data, 0, min(_TRIED, len(data))))
-            outputs_of = common
+            outputs_of = common = common or _outputs_of(workload, params, data)
         columns = _columns(workload.metrics, outputs_of, data, is_cpu=is_cpu)
         for metric in workload.metrics:
             for name, column in columns[metric.name].items():

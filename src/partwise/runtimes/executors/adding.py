@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 from partwise.core.aggregate import Accumulator
 from partwise.core.errors import DivergedError
@@ -11,7 +12,7 @@ from partwise.core.plan import Executor, Trained
 from partwise.core.summing import Adder, Outcome, Share, SumJob, Summed
 from partwise.core.update import Update, is_finite
 
-__all__ = ["A_FEW", "MANY", "TOGETHER_BYTES", "add_one_", "add_up", "added", "of_start", "portions"]
+__all__ = ["A_FEW", "MANY", "TOGETHER_BYTES", "add_one_", "add_up", "added", "by_portions", "of_start", "portions"]
 
 # How many clients train together: no settings, so that they are the same in every run, for how simultaneous events are
 # ordered depends on them.
@@ -19,32 +20,7 @@ TOGETHER_BYTES = 32 << 20  # of start values at most, if there are more than a f
 A_FEW = 4
 MANY = 1024  # at most; tensors of many small results take more memory than what is in them
 
-
-def added(executor: Executor, job: SumJob) -> Summed:
-    """The sum of a job, by an executor that may know nothing of sums."""
-    return executor.add(job) if isinstance(executor, Adder) else add_up(executor, job)
-
-
-def add_up(executor: Executor, job: SumJob) -> Summed:
-    """The sum of what an executor's `run` gives, in order; a few results at a time are in memory."""
-    total, outcomes = Accumulator(job.params), list[Outcome | Exception]()
-    for portion in portions(job.shares()):
-        results = iter(executor.run([share.job for share in portion if isinstance(share, Share)]))
-        outcomes += [s if isinstance(s, Exception) else add_one_(total, s, next(results)) for s in portion]
-    return Summed(total.state, outcomes)
-
-
-def add_one_(total: Accumulator, share: Share, trained: Trained | Exception) -> Outcome | Exception:
-    """Add the change of one job, if it can be added."""
-    if isinstance(trained, Exception):
-        return trained
-    update = Update(share.index, {name: trained.change[name] for name in share.index.shapes}, share.weight)
-    what = "stream 'model'" if not is_finite(update) else "" if math.isfinite(trained.loss) else "the training loss"
-    if what:
-        remedy = "Lower the client's learning rate or look at its data."
-        return DivergedError(f"{what} must be finite, got NaN or infinity. {remedy}")
-    total.add_(update)
-    return Outcome(trained.steps, trained.loss, len(share.job.data))
+SizeOf = Callable[[Share, Sequence[Share | Exception]], int]  # bytes of a share, beside those of its portion
 
 
 def of_result(share: Share, portion: Sequence[Share | Exception]) -> int:
@@ -59,9 +35,7 @@ def of_start(share: Share, portion: Sequence[Share | Exception]) -> int:
     return sum(t.nbytes for name, t in share.job.start.items() if known.get(name) is not t)
 
 
-def portions(
-    shares: Iterable[Share | Exception], size_of: Callable[[Share, Sequence[Share | Exception]], int] = of_result
-) -> Iterator[Sequence[Share | Exception]]:
+def portions(shares: Iterable[Share | Exception], size_of: SizeOf = of_result) -> Iterator[Sequence[Share | Exception]]:
     """As many shares at a time as may be in memory. size_of: bytes of one more."""
     portion: list[Share | Exception] = []
     size = 0
@@ -74,3 +48,49 @@ def portions(
         size += bytes_
     if portion:
         yield portion
+
+
+def added(executor: Executor, job: SumJob) -> Summed:
+    """The sum of a job, by an executor that may know nothing of sums."""
+    return executor.add(job) if isinstance(executor, Adder) else add_up(executor, job)
+
+
+def add_up(executor: Executor, job: SumJob) -> Summed:
+    """The sum of what an executor's `run` gives, in order; a few results at a time are in memory."""
+
+    def add(shares: Sequence[Share], total: Accumulator) -> Iterable[Outcome | Exception]:
+        return map(partial(add_one_, total), shares, executor.run([share.job for share in shares]))
+
+    return by_portions(job, add)
+
+
+def by_portions(
+    job: SumJob,
+    add: Callable[[Sequence[Share], Accumulator], Iterable[Outcome | Exception]],
+    size_of: SizeOf = of_result,
+) -> Summed:
+    """The sum of a job, of which as much is made at a time as may be in memory.
+
+    Args:
+        job: the job.
+        add: adds what some shares change to a total, and tells what became of each.
+        size_of: as in `portions`.
+    """
+    total, outcomes = Accumulator(job.params), list[Outcome | Exception]()
+    for portion in portions(job.shares(), size_of):
+        told = iter(add([share for share in portion if isinstance(share, Share)], total))
+        outcomes += [share if isinstance(share, Exception) else next(told) for share in portion]
+    return Summed(total.state, outcomes)
+
+
+def add_one_(total: Accumulator, share: Share, trained: Trained | Exception) -> Outcome | Exception:
+    """Add the change of one job, if it can be added."""
+    if isinstance(trained, Exception):
+        return trained
+    update = Update(share.index, {name: trained.change[name] for name in share.index.shapes}, share.weight)
+    what = "stream 'model'" if not is_finite(update) else "" if math.isfinite(trained.loss) else "the training loss"
+    if what:
+        remedy = "Lower the client's learning rate or look at its data."
+        return DivergedError(f"{what} must be finite, got NaN or infinity. {remedy}")
+    total.add_(update)
+    return Outcome(trained.steps, trained.loss, len(share.job.data))

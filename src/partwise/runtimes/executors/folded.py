@@ -54,7 +54,8 @@ class Fold:
     Args:
         clients: A.
         examples: b.
-        lr: apply plain SGD of this rate during the backward pass, where that is exact; 0 to collect gradients.
+        lr: apply plain SGD of this rate during the backward pass, where that is exact; 0 to collect gradients. -1 where
+            what comes back are steps already, as from a tape.
         tie: a scalar that requires a gradient, so that the backward pass reaches every trainable parameter.
     """
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from partwise.core.model import Model, Params
 from partwise.core.population import Batch
-from partwise.runtimes.executors.rules import Call, Grads, Op
+from partwise.runtimes.executors.rules import Call, Grads, Op, linear_of
 from partwise.runtimes.executors.solo import RULES_ALONE, swapped
-from partwise.runtimes.executors.tape import Tape, recorded
+from partwise.runtimes.executors.tape import Tape, given, recorded
+from partwise.runtimes.executors.trial import are_near
 
 __all__ = ["forward_of"]
 
@@ -42,19 +43,13 @@ def forward_of(model: Model, params: Params, batch: Batch) -> Callable[[Batch], 
             made, expected = _forward(tape, _lasts(tape), params, batch), plain(batch)
     except Exception:  # noqa: BLE001 - if something is wrong with the examples, the model says what
         return plain
-    near = 1e-9 if expected.dtype == torch.float64 else 1e-4
-    scale = float(expected.abs().max()) if expected.numel() else 0.0
-    if made.shape != expected.shape or not torch.allclose(made, expected, rtol=0, atol=near * scale):
+    if made.shape != expected.shape or not are_near([made], [expected]):
         return plain
     return partial(_forward, tape, _lasts(tape), params)
 
 
 def _forward(tape: Tape, lasts: Sequence[Sequence[int]], params: Params, batch: Batch) -> Tensor:
-    things: list[Any] = [None] * tape.size
-    for name, number in tape.columns.items():
-        things[number] = batch[name]
-    for name, number in tape.parameters.items():
-        things[number] = params[name]
+    things = given(tape, params, batch)
     for step, last in zip(tape.steps, lasts, strict=True):
         things[step.made], _ = step.op.forward(*[things[number] for number in step.given])
         for number in last:
@@ -86,8 +81,4 @@ class _Linear(Op):
         raise NotImplementedError
 
 
-def _linear_of(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
-    return _Linear(), (input, weight) if bias is None else (input, weight, bias)
-
-
-_RULES: Mapping[Callable[..., Any], Callable[..., Call]] = {**RULES_ALONE, F.linear: _linear_of}
+_RULES: Mapping[Callable[..., Any], Callable[..., Call]] = {**RULES_ALONE, F.linear: linear_of(_Linear())}

@@ -5,7 +5,7 @@ Shapes: C clients in a chunk, A of them not finished yet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -17,7 +17,17 @@ from partwise.core.plan import GradientTerm, Job, LossFn, ModelLoss
 from partwise.core.population import Examples
 from partwise.local import SGD, AdamW, ClipGradient, Decay, Proximal, Rescaled, Shift, Times
 
-__all__ = ["Terms", "Unit", "are_alike", "narrowed", "stacked", "stacked_terms", "unit_of"]
+__all__ = [
+    "Terms",
+    "Unit",
+    "are_alike",
+    "layout_of",
+    "narrowed",
+    "stacked",
+    "stacked_terms",
+    "trainable_names",
+    "unit_of",
+]
 
 Terms = Callable[[int], Sequence[GradientTerm]]
 
@@ -46,7 +56,7 @@ class Unit(NamedTuple):
     is_plain: bool
 
 
-def _trainable_names(job: Job) -> tuple[str, ...]:
+def trainable_names(job: Job) -> tuple[str, ...]:
     """What moves, in the order of the held values."""
     plan = job.plan
     return tuple(
@@ -54,21 +64,25 @@ def _trainable_names(job: Job) -> tuple[str, ...]:
     )
 
 
+def layout_of(job: Job, tables: Collection[str]) -> Hashable:
+    """Names, shapes, types and device of what a job holds and of its examples, but for how many rows there are."""
+    values = tuple((n, tuple(t.shape[1:] if n in tables else t.shape), t.dtype) for n, t in job.start.items())
+    columns = tuple((n, tuple(t.shape[1:]), t.dtype) for n, t in job.data.columns().items())
+    return values, columns, str(next(iter(job.start.values())).device)
+
+
 def unit_of(job: Job) -> Unit | str:
     """The group of a job, or what stands in the way of any."""
-    plan, names = job.plan, _trainable_names(job)
+    plan, names = job.plan, trainable_names(job)
     obstacle = _obstacle(job, names)
     if obstacle:
         return obstacle
     model, factors, loss_key = _model_of(plan.loss)
     ragged = frozenset(model.tables) & job.start.keys() if model is not None else frozenset()
-    shapes = tuple((n, tuple(t.shape[1:] if n in ragged else t.shape), t.dtype) for n, t in job.start.items())
-    columns = tuple((n, tuple(t.shape[1:]), t.dtype) for n, t in job.data.columns().items())
     terms = tuple(_term_key(term) for term in plan.gradient)
     # A loss that is known as a function only takes whole batches, so they must have equal lengths.
     pace = () if model is not None else (plan.batch_size, plan.num_steps(len(job.data)), len(job.data))
-    device = str(next(iter(job.start.values())).device)
-    kind = (loss_key, shapes, columns, names, device)
+    kind = (loss_key, layout_of(job, ragged), names)
     rule = plan.optimizer
     is_plain = isinstance(rule, SGD) and not rule.momentum and not rule.weight_decay and not plan.gradient
     return Unit((kind, plan.optimizer, terms, pace), kind, plan.loss, model, factors, ragged, names, is_plain)

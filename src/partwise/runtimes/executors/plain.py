@@ -15,6 +15,7 @@ from partwise.core.rng import generator, numpy_generator
 from partwise.core.scratch import Scratch
 from partwise.core.summing import Outcome, SumJob, Summed
 from partwise.runtimes.executors.adding import add_one_
+from partwise.runtimes.executors.groups import trainable_names
 from partwise.runtimes.executors.solo import Solo, mean_and_grads
 
 __all__ = ["Plain", "batches"]
@@ -70,7 +71,7 @@ class Plain:
 def _train(job: Job, scratch: Scratch, solo: Solo | None) -> Trained:
     plan, data, loss_of, step_ = job.plan, job.data, job.plan.loss, job.plan.optimizer.step_
     params = scratch.clone(job.start)
-    names = [n for n, t in params.items() if plan.trainable(n) and n not in plan.buffers and t.is_floating_point()]
+    names = trainable_names(job)
     values: Values = {n: t.detach() for n, t in params.items()}  # the same memory, out of autograd's sight
     tape = solo.tape(job, names) if solo is not None else None
     leaves = [params[n].requires_grad_() for n in names] if tape is None else []

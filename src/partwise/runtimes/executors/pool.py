@@ -18,7 +18,7 @@ from partwise.core.index import Whole
 from partwise.core.plan import Executor, Job, Trained
 from partwise.core.scratch import Scratch
 from partwise.core.summing import Outcome, Share, SumJob, Summed
-from partwise.runtimes.executors.adding import A_FEW, TOGETHER_BYTES, add_one_, of_start, portions
+from partwise.runtimes.executors.adding import A_FEW, TOGETHER_BYTES, add_one_, by_portions, of_start
 from partwise.runtimes.executors.hands import Hand
 from partwise.runtimes.executors.slots import Inherited, UnsendableError
 from partwise.runtimes.threads import torch_threads
@@ -83,12 +83,9 @@ class _Results:
 
     def put(self, number: int, found: Trained | Exception) -> None:
         """Take a result; its tensors will be gone after the call."""
-        self.found[number] = self.copied(found)
-
-    def copied(self, found: Trained | Exception) -> Trained | Exception:
         if isinstance(found, Trained):
-            return found._replace(change=self._scratch.clone(found.change))
-        return found
+            found = found._replace(change=self._scratch.clone(found.change))
+        self.found[number] = found
 
 
 class _Added(_Results):
@@ -104,7 +101,7 @@ class _Added(_Results):
         super().__init__(scratch)
         self.outcomes: list[Outcome | Exception] = []
         self._total, self._shares = total, shares
-        bytes_ = max(sum(t.nbytes for t in share.job.start.values()) for share in shares)
+        bytes_ = max((sum(t.nbytes for t in share.job.start.values()) for share in shares), default=0)
         self._most = max(A_FEW, TOGETHER_BYTES // max(1, bytes_))
 
     def has_room(self, number: int) -> bool:
@@ -144,15 +141,12 @@ class _Pool:
 
     def add(self, job: SumJob) -> Summed:
         """The sum of what jobs change: added up in their order, while workers are at the next ones."""
-        total, outcomes = Accumulator(job.params), list[Outcome | Exception]()
-        for portion in portions(job.shares(), of_start):
-            shares = [share for share in portion if isinstance(share, Share)]
-            added = _Added(self._scratch, total, shares) if shares else None
-            if added is not None:
-                self._work([share.job for share in shares], added)
-            found = iter(added.outcomes if added is not None else ())
-            outcomes += [share if isinstance(share, Exception) else next(found) for share in portion]
-        return Summed(total.state, outcomes)
+        return by_portions(job, self._add, of_start)
+
+    def _add(self, shares: Sequence[Share], total: Accumulator) -> Sequence[Outcome | Exception]:
+        added = _Added(self._scratch, total, shares)
+        self._work([share.job for share in shares], added)
+        return added.outcomes
 
     def _work(self, jobs: Sequence[Job], results: _Results) -> None:
         for job in jobs:

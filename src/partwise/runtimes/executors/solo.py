@@ -18,12 +18,13 @@ from torch import Tensor
 from partwise.core.model import Model, Params
 from partwise.core.plan import Job, ModelLoss
 from partwise.core.population import Batch, Examples
-from partwise.core.rng import generator
-from partwise.runtimes.executors.folded import USUAL, UnstackableError
-from partwise.runtimes.executors.rules import RELU, RULES, Call, Grads, Op, refuse
+from partwise.runtimes.executors.folded import UnstackableError
+from partwise.runtimes.executors.groups import layout_of
+from partwise.runtimes.executors.rules import RELU, RULES, Call, Grads, Op, linear_of, lookup_of, refuse, softmax_of
 from partwise.runtimes.executors.tape import Step, Tape, recorded, replayed
+from partwise.runtimes.executors.trial import perturbed
 
-__all__ = ["RULES_ALONE", "Solo", "mean_and_grads", "perturbed", "swapped"]
+__all__ = ["RULES_ALONE", "Solo", "mean_and_grads", "swapped"]
 
 _MANY = 256
 _aten = torch.ops.aten
@@ -52,7 +53,7 @@ class Solo:
         if job.plan.buffers and job.plan.buffers & job.start.keys():
             return None  # they move in the forward pass
         known = self._tapes.setdefault(loss.model, {})
-        key = _key(loss.model, job, names)
+        key = layout_of(job, loss.model.tables), tuple(names)
         if key not in known:
             try:
                 tape = _tried(loss.model, job, names)
@@ -79,13 +80,6 @@ def _shares(losses: Tensor) -> Tensor:
     return losses.new_ones(()).expand(losses.shape) / losses.numel()
 
 
-def _key(model: Model, job: Job, names: Sequence[str]) -> Hashable:
-    first = next(iter(job.start.values()))
-    values = [(n, t.shape[1:] if n in model.tables else t.shape, t.dtype) for n, t in job.start.items()]
-    columns = [(n, t.shape[1:], t.dtype) for n, t in job.data.columns().items()]
-    return tuple(values), tuple(columns), tuple(names), first.device
-
-
 def _tried(model: Model, job: Job, names: Sequence[str]) -> Tape:
     """The tape of a model's losses.
 
@@ -107,19 +101,6 @@ def _tried(model: Model, job: Job, names: Sequence[str]) -> Tape:
         if (one is None) != (other is None) or (one is not None and other is not None and not torch.equal(one, other)):
             raise UnstackableError("a gradient has other bits")
     return tape
-
-
-def perturbed(job: Job, seed: int) -> Job:
-    """The job at other values and, where they are no integers, on other data: zeros would hide much."""
-    rng = generator(seed, "trial")
-
-    def noisy(values: Tensor) -> Tensor:
-        if not values.is_floating_point():
-            return values
-        return values + 0.1 * torch.randn(values.shape, generator=rng, dtype=torch.float64).to(values)
-
-    start = {n: noisy(t) for n, t in job.start.items()}
-    return job._replace(start=start, data=Examples({n: noisy(c) for n, c in job.data.columns().items()}), seed=seed)
 
 
 def swapped(tape: Tape) -> Sequence[Step]:
@@ -217,26 +198,9 @@ class _LayerNorm(Op):
         return found
 
 
-@dataclass(frozen=True)
-class _Softmax(Op):
-    axis: int
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
-        found = x.softmax(self.axis)
-        return found, found
-
-    def backward(self, grad: Tensor, kept: Any, wanted: Sequence[bool]) -> Grads:
-        return (_softmax_backward(grad, kept, self.axis, grad.dtype),)
-
-
-def _linear_of(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Call:
-    return _Linear(), (input, weight) if bias is None else (input, weight, bias)
-
-
-def _lookup_of(input: Tensor, weight: Tensor, **settings: Any) -> Call:
-    if any(settings[key] != usual for key, usual in USUAL.items()):
-        raise refuse("an embedding with special settings")
-    return _Lookup(), (input, weight)
+def _through_softmax(grad: Tensor, found: Tensor, axis: int) -> Tensor:
+    own: Tensor = _softmax_backward(grad, found, axis, grad.dtype)
+    return own
 
 
 def _convolution(axes: int, function: Callable[..., Tensor]) -> Callable[..., Call]:
@@ -282,20 +246,14 @@ def _layer_norm_of(
     return _LayerNorm(tuple(normalized_shape), eps), (input, weight, bias)
 
 
-def _softmax_of(input: Tensor, dim: int, _stacklevel: int = 3, dtype: None = None) -> Call:
-    if dtype is not None:
-        raise refuse("a softmax of another type")
-    return _Softmax(dim), (input,)
-
-
 RULES_ALONE: Mapping[Callable[..., Any], Callable[..., Call]] = {
     **RULES,
-    F.linear: _linear_of,
-    F.embedding: _lookup_of,
+    F.linear: linear_of(_Linear()),
+    F.embedding: lookup_of(_Lookup()),
     F.layer_norm: _layer_norm_of,
     F.max_pool2d: _max_pool_of,
     torch.conv1d: _convolution(1, torch.conv1d),
     torch.conv2d: _convolution(2, torch.conv2d),
     torch.conv3d: _convolution(3, torch.conv3d),
-    **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _softmax_of),
+    **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), softmax_of(_through_softmax)),
 }

@@ -15,7 +15,7 @@ from partwise.core.aggregate import Accumulator
 from partwise.core.plan import Job, Trained
 from partwise.core.scratch import Scratch
 from partwise.core.summing import Outcome, Share, SumJob, Summed
-from partwise.runtimes.executors.adding import add_one_, portions
+from partwise.runtimes.executors.adding import add_one_, by_portions
 from partwise.runtimes.executors.feed import feed_bytes
 from partwise.runtimes.executors.groups import Unit, are_alike, unit_of
 from partwise.runtimes.executors.plain import Plain
@@ -88,11 +88,7 @@ class Stacked:
 
     def add(self, job: SumJob) -> Summed:
         """The sum of what jobs change, added up client by client or, where they were trained together, all at once."""
-        total, outcomes = Accumulator(job.params), list[Outcome | Exception]()
-        for portion in portions(job.shares()):
-            found = iter(self._add([share for share in portion if isinstance(share, Share)], total))
-            outcomes += [share if isinstance(share, Exception) else next(found) for share in portion]
-        return Summed(total.state, outcomes)
+        return by_portions(job, self._add)
 
     def explain(self, jobs: Sequence[Job]) -> list[str]:
         """How these jobs would be run, one sentence per group."""

@@ -25,7 +25,7 @@ from partwise.runtimes.executors.factors import Factors
 from partwise.runtimes.executors.folded import Fold, Held, UnstackableError
 from partwise.runtimes.executors.rules import QUERIES, RULES, Call, Op
 
-__all__ = ["Step", "Tape", "Taped", "recorded", "replayed"]
+__all__ = ["Step", "Tape", "Taped", "given", "recorded", "replayed"]
 
 Rules = Mapping[Callable[..., Any], Callable[..., Call]]
 
@@ -145,6 +145,16 @@ def _tensors(things: Sequence[object]) -> Iterator[object]:
             yield thing
 
 
+def given(tape: Tape, params: Mapping[str, Any], batch: Batch) -> list[Any]:
+    """Room for all things of a tape, with those that it begins with."""
+    things: list[Any] = [None] * tape.size
+    for name, number in tape.columns.items():
+        things[number] = batch[name]
+    for name, number in tape.parameters.items():
+        things[number] = params[name]
+    return things
+
+
 def replayed(
     tape: Tape, params: Mapping[str, Any], batch: Batch, shares: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
@@ -156,25 +166,20 @@ def replayed(
         batch: the examples.
         shares: of the losses: how much of each is in what the gradients are of.
     """
-    things: list[Any] = [None] * tape.size
-    for name, number in tape.columns.items():
-        things[number] = batch[name]
-    for name, number in tape.parameters.items():
-        things[number] = params[name]
-    kept: list[Any] = []
-    for op, given, made, _ in tape.steps:
-        things[made], known = op.forward(*[things[number] for number in given])
+    things, kept = given(tape, params, batch), list[Any]()
+    for op, inputs, made, _ in tape.steps:
+        things[made], known = op.forward(*[things[number] for number in inputs])
         kept.append(known)
     losses: Tensor = things[tape.losses]
     grads: list[Tensor | None] = [None] * tape.size
     grads[tape.losses] = shares(losses)
     own: set[int] = set()  # whose gradients nobody else has, so that others may be added to them
-    for (op, given, made, wanted), known in zip(reversed(tape.steps), reversed(kept), strict=True):
+    for (op, inputs, made, wanted), known in zip(reversed(tape.steps), reversed(kept), strict=True):
         grad = grads[made]
         if grad is None or not any(wanted):
             continue
         grads[made] = None
-        for number, more in zip(given, op.backward(grad, known, wanted), strict=False):
+        for number, more in zip(inputs, op.backward(grad, known, wanted), strict=False):
             if more is None:
                 continue
             before = grads[number]

@@ -23,8 +23,8 @@ from partwise.runtimes.executors.feed import Feed
 from partwise.runtimes.executors.folded import BetterAloneError, UnstackableError
 from partwise.runtimes.executors.groups import Unit, narrowed, stacked, stacked_terms
 from partwise.runtimes.executors.plain import Plain
-from partwise.runtimes.executors.solo import perturbed
 from partwise.runtimes.executors.tape import Tape, Taped, recorded
+from partwise.runtimes.executors.trial import are_near, perturbed
 
 __all__ = ["FAILURES", "Together", "Way", "train", "way_of"]
 
@@ -284,10 +284,4 @@ def _are_close(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
     That is measured by the largest entry of all: a gradient that should be 0 is nothing but rounding.
     """
-    return _are_near(ones[:1], others[:1]) and _are_near(ones[1:], others[1:])
-
-
-def _are_near(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    scale = max(float(t.abs().max()) for t in others if t.numel())
-    near = scale * (1e-9 if others[0].dtype == torch.float64 else 1e-4)
-    return all(torch.allclose(one, other, rtol=0, atol=near) for one, other in zip(ones, others, strict=True))
+    return are_near(ones[:1], others[:1]) and are_near(ones[1:], others[1:])
