@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from partwise.aggregators import MajorityVote
-from partwise.algorithms import LANS, Downlink, FedAvg, FedSubAvg, SignMomentum
+from partwise.algorithms import Downlink, FedAvg, FedSubAvg, SignMomentum
 from partwise.core.algorithm import Algorithm
 from partwise.core.around import Around
 from partwise.core.codec import encode
@@ -14,13 +14,11 @@ from partwise.core.program import SERVER
 from partwise.core.transform import Identity, chain
 from partwise.core.update import Update
 from partwise.runtimes import Processes, Simulate
-from partwise.schedulers import FedBuff, Synchronous
-from partwise.schedulers.staleness import Constant
-from partwise.transforms import ErrorFeedback, Menu, Quantize, RandomK, Scale, Sign, Threshold, TopK
+from partwise.schedulers import Synchronous
+from partwise.transforms import ErrorFeedback, Menu, RandomK, Scale, Sign, Threshold, TopK
+from toy_downloads import EIGHT, INSIDE, SCHEDULERS, Traffic, trained
 from toy_federation import LOCAL, play, star
 from toy_star import Log
-
-EIGHT = Quantize(bucket=8, scale_by="max", rounding="nearest")
 
 
 def test_it_is_two_way_error_feedback():
@@ -74,12 +72,6 @@ class Watched(Around):
         return state
 
 
-SCHEDULERS = {
-    "rounds": Synchronous(cohort=3, rounds=9),
-    "buffer": FedBuff(buffer=2, versions=9, staleness=Constant(), replace="commit", concurrency=4),
-}
-
-
 @pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS)
 @pytest.mark.parametrize("keep", [1, 4, 16])
 def test_every_client_holds_the_shadow_of_its_version(scheduler, keep):
@@ -98,12 +90,6 @@ def test_every_client_holds_the_shadow_of_its_version(scheduler, keep):
     assert max(float((server["model"][n] - t).abs().max()) for n, t in server["shadow"].items()) > 0
 
 
-class Traffic(Log):
-    def ended(self, world, reason):
-        super().ended(world, reason)
-        self.bytes = world.traffic.uplink, world.traffic.downlink
-
-
 def test_fewer_bytes_come_down_and_the_model_is_as_good():
     found = {}
     for name, algorithm in (("full", FedAvg(LOCAL)), ("less", Downlink(FedAvg(LOCAL), EIGHT))):
@@ -116,20 +102,6 @@ def test_fewer_bytes_come_down_and_the_model_is_as_good():
     assert 0 < apart < 0.05
     losses = [log.of("commit")[-1]["loss"] for log in (full, less)]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-
-
-INSIDE = {
-    "fedavg": FedAvg(LOCAL),
-    "lans": LANS(FedAvg(LOCAL), lr=0.05),
-    "sign momentum": SignMomentum(FedAvg(LOCAL), gamma=0.2, lr=0.1),
-}
-
-
-def trained(algorithm, **more):
-    of = star("fedavg", algorithm=algorithm, **more)
-    states, reason = Simulate().run(of.programs(), of.population, Log())
-    assert reason == "done"
-    return states[SERVER].streams
 
 
 @pytest.mark.parametrize("name", INSIDE)

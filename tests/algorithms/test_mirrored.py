@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from partwise.algorithms import LANS, FedAvg, FedSubAvg, Mirrored, Scaffold, SignMomentum
+from partwise.algorithms import LANS, FedAvg, FedSubAvg, Mirrored, Scaffold
 from partwise.core.algorithm import Algorithm
 from partwise.core.around import Around
 from partwise.core.errors import CompositionError
@@ -14,14 +14,12 @@ from partwise.core.program import SERVER
 from partwise.core.transform import Identity, chain
 from partwise.core.update import Update
 from partwise.runtimes import Processes, Simulate
-from partwise.schedulers import FedBuff, Synchronous
-from partwise.schedulers.staleness import Constant
+from partwise.schedulers import Synchronous
 from partwise.transforms import ErrorFeedback, Quantize, Sign, TopK
+from toy_downloads import EIGHT, INSIDE, SCHEDULERS, Traffic, trained
 from toy_federation import LOCAL, play, star
 from toy_slopes import linear, states_after, steps
 from toy_star import Log
-
-EIGHT = Quantize(bucket=8, scale_by="max", rounding="nearest")
 
 
 def test_worked_example_and_conservation():
@@ -78,17 +76,6 @@ class Watched(Around):
         return self._noted(self.inner.commit(state, totals, replies))
 
 
-INSIDE = {
-    "fedavg": FedAvg(LOCAL),
-    "lans": LANS(FedAvg(LOCAL), lr=0.05),
-    "sign momentum": SignMomentum(FedAvg(LOCAL), gamma=0.2, lr=0.1),
-}
-SCHEDULERS = {
-    "rounds": Synchronous(cohort=3, rounds=9),
-    "buffer": FedBuff(buffer=2, versions=9, staleness=Constant(), replace="commit", concurrency=4),
-}
-
-
 @pytest.mark.parametrize("name", INSIDE)
 @pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS)
 @pytest.mark.parametrize("keep", [2, 4, 16])
@@ -109,23 +96,10 @@ def test_every_client_holds_what_the_server_had_at_its_version(name, scheduler, 
     assert any(t.any() for t in states[SERVER].streams["owed"].values())
 
 
-def trained(algorithm):
-    of = star("fedavg", algorithm=algorithm)
-    states, reason = Simulate().run(of.programs(), of.population, Log())
-    assert reason == "done"
-    return states[SERVER].streams
-
-
 @pytest.mark.parametrize("name", INSIDE)
 def test_without_loss_it_is_the_algorithm_inside(name):
     one, other = trained(INSIDE[name]), trained(Mirrored(INSIDE[name], Identity()))
     assert all(torch.equal(t, other[s][n]) for s, values in one.items() for n, t in values.items())
-
-
-class Traffic(Log):
-    def ended(self, world, reason):
-        super().ended(world, reason)
-        self.bytes = world.traffic.uplink, world.traffic.downlink
 
 
 def test_fewer_bytes_come_down():

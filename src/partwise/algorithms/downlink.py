@@ -9,11 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from partwise.algorithms.forms import form_of
-from partwise.algorithms.replica import THE_VERSION, VERSION, advanced, each_missed, is_near, log_of, rows_of_log
+from partwise.algorithms.replica import (
+    THE_VERSION,
+    VERSION,
+    advanced,
+    check_kept,
+    each_missed,
+    holds_all,
+    is_near,
+    log_of,
+    rows_of_log,
+)
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
-from partwise.core.around import Keeping
+from partwise.core.around import Keeping, check_own
 from partwise.core.codec import register
-from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.index import Index, Whole, shapes_of
 from partwise.core.model import Params, Values
 from partwise.core.plan import Trained
@@ -82,11 +91,7 @@ class Downlink(Keeping):
 
     def init(self, params: Params, census: Census) -> ServerState:
         state = self.inner.init(params, census)
-        if _OWN & state.keys():
-            raise CompositionError(
-                f"{self!r}: has the streams {sorted(_OWN)} of its own, got an algorithm that has them too. Use one "
-                "Downlink."
-            )
+        check_own(self, _OWN, state, "Downlink")
         form = form_of("Downlink", self.compress, state["model"])
         shadow = {name: t.clone() for name, t in state["model"].items()}
         return {**state, "shadow": shadow, "steps": log_of(form.blank(), self.keep)}
@@ -109,11 +114,7 @@ class Downlink(Keeping):
         steps, model, missed = dict(held["steps"]), dict(held["shadow"]), _missed(own, task)
         version = steps.pop(VERSION)
         if steps:
-            if int(version) - own.version > self.keep:
-                raise ProtocolError(
-                    f"{self!r}: must get the messages since version {own.version}, got those up to {int(version)}, "
-                    "the last of which have taken the place of the first. Raise keep."
-                )
+            check_kept(f"{self!r}: must get the messages", own.version, int(version), self.keep)
             form = form_of("Downlink", self.compress, site.like)
             model = {name: t.clone() for name, t in own.value.items()}
             for _, message in each_missed(steps, missed, self.keep):
@@ -127,7 +128,7 @@ class Downlink(Keeping):
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
     ) -> tuple[dict[str, Update], ClientState]:
         updates, inner = self.inner.finish(held, trained, index, task, own.inner, site)
-        if index.shapes.keys() != site.like.keys() or any(index.grain(name) for name in index.shapes):
+        if not holds_all(index, site):
             return updates, Shadow(inner)
         return updates, Shadow(inner, int(held["steps"][VERSION]), dict(held["model"]))
 

@@ -11,12 +11,22 @@ from dataclasses import dataclass, field
 import torch
 
 from partwise.algorithms.forms import Form, form_of
-from partwise.algorithms.replica import THE_VERSION, VERSION, advanced, each_missed, is_near, log_of, rows_of_log
+from partwise.algorithms.replica import (
+    THE_VERSION,
+    VERSION,
+    advanced,
+    check_kept,
+    each_missed,
+    holds_all,
+    is_near,
+    log_of,
+    rows_of_log,
+)
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
-from partwise.core.around import Keeping
+from partwise.core.around import Keeping, check_own
 from partwise.core.codec import register
 from partwise.core.compressor import Compressor
-from partwise.core.errors import CompositionError, ProtocolError
+from partwise.core.errors import CompositionError
 from partwise.core.index import Index, Whole, shapes_of
 from partwise.core.model import Params, Values
 from partwise.core.plan import Trained
@@ -99,11 +109,7 @@ class Mirrored(Keeping):
 
     def init(self, params: Params, census: Census) -> ServerState:
         state = self.inner.init(params, census)
-        if _OWN & state.keys():
-            raise CompositionError(
-                f"{self!r}: has the streams {sorted(_OWN)} of its own, got an algorithm that has them too. Use one "
-                "Mirrored."
-            )
+        check_own(self, _OWN, state, "Mirrored")
         log = log_of(self._form(state["model"]).blank(), self.keep)
         return {**state, "owed": {name: torch.zeros_like(t) for name, t in state["model"].items()}, "log": log}
 
@@ -116,7 +122,7 @@ class Mirrored(Keeping):
 
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         index = self.inner.select(task, own.inner, site)
-        if index.shapes.keys() != site.like.keys() or any(index.grain(name) for name in index.shapes):
+        if not holds_all(index, site):
             raise CompositionError(
                 f"{self!r}: all clients must hold the whole model, got client {site.client} with a part. Use a "
                 "download chain for those who hold parts."
@@ -138,11 +144,7 @@ class Mirrored(Keeping):
         streams, log = _without_log(held), dict(held["log"])
         version = int(log.pop(VERSION))
         if log:
-            if version - own.version > self.keep:
-                raise ProtocolError(
-                    f"{self!r}: must get the messages since version {own.version}, got those up to {version}, the "
-                    "last of which have taken the place of the first. Raise keep."
-                )
+            check_kept(f"{self!r}: must get the messages", own.version, version, self.keep)
             form = self._form(site.like)
             streams = {s: {n: t.clone() for n, t in values.items()} for s, values in self._streams(own, site).items()}
             for _, message in each_missed(log, range(own.version + 1, task.version + 1), self.keep):

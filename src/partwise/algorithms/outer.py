@@ -14,7 +14,7 @@ import torch
 
 from partwise.core.aggregate import Coverage
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
-from partwise.core.around import Around
+from partwise.core.around import Around, check_own
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index, Whole, shapes_of
 from partwise.core.model import Params, Values
@@ -37,11 +37,7 @@ class _Outer(Around, Protocol):
 def _with_streams(part: Around, params: Params, census: Census, *names: str) -> ServerState:
     """The state of the algorithm inside, and streams of zeros."""
     state = part.inner.init(params, census)
-    if set(names) & state.keys():
-        raise CompositionError(
-            f"{part!r}: has the streams {sorted(names)} of its own, got an algorithm that has them too. Use one outer "
-            "step."
-        )
+    check_own(part, names, state, "outer step")
     return {**state, **{stream: {n: torch.zeros_like(t) for n, t in params.items()} for stream in names}}
 
 

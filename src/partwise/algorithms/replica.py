@@ -26,9 +26,11 @@ __all__ = [
     "advanced",
     "asked",
     "caught_up",
+    "check_kept",
     "check_versions",
     "each_missed",
     "first",
+    "holds_all",
     "is_near",
     "log_of",
     "rows_of_log",
@@ -87,6 +89,20 @@ def rows_of_log(shapes: Mapping[str, Sequence[int]], missed: range, keep: int) -
     return Rows({**logs, VERSION: (1,)}, {**dict.fromkeys(logs, rows), VERSION: None})
 
 
+def check_kept(rule: str, since: int, version: int, keep: int) -> None:
+    """Refuse what a log has brought if the first that was missed has been overwritten meanwhile."""
+    if version - since > keep:
+        raise ProtocolError(
+            f"{rule} since version {since}, got those up to {version}, the last of which have taken the place of the "
+            f"first. Raise keep={keep}."
+        )
+
+
+def holds_all(index: Index, site: Site) -> bool:
+    """Whether a client holds the whole model."""
+    return index.shapes.keys() == site.like.keys() and not any(index.grain(name) for name in index.shapes)
+
+
 def each_missed(fields: Params, missed: range, keep: int) -> Iterator[tuple[int, Values]]:
     """Each version and its fields, in order, of what `rows_of_log` brought."""
     at = {v: i for i, v in enumerate(sorted(missed, key=lambda v: v % keep))}
@@ -125,11 +141,7 @@ def caught_up(
     version = int(fields.pop(VERSION))
     if not fields:
         return {name: t.clone() for name, t in held["model"].items()}, version
-    if version - own.version > keep:
-        raise ProtocolError(
-            f"client {site.client}: must get the steps since version {own.version}, got those up to {version}, the "
-            f"last of which have taken the place of the first. Raise keep={keep}."
-        )
+    check_kept(f"client {site.client}: must get the steps", own.version, version, keep)
     missed, model = range(own.version + 1, task.version + 1), first(own, site)
     for v, of in each_missed(fields, missed, keep):
         step_(model, v - 1, of)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task, leaves_clients_to
 from partwise.core.disclosure import disclosed
+from partwise.core.errors import CompositionError
 from partwise.core.index import Index
 from partwise.core.limits import Limit
 from partwise.core.model import Params, Values
@@ -16,7 +17,7 @@ from partwise.core.population import Census, Dataset
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["Around", "Keeping"]
+__all__ = ["Around", "Keeping", "check_own"]
 
 
 class Around(Algorithm, Protocol):
@@ -132,3 +133,11 @@ class Keeping(Around, Protocol):
         self, held: Mapping[str, Values], trained: Trained, task: Task, own: ClientState, site: Site
     ) -> Mapping[str, float]:
         return self.inner.report(held, trained, task, own.inner, site)
+
+
+def check_own(part: Around, names: Collection[str], inner: ServerState, what: str) -> None:
+    """Refuse streams of one's own that the algorithm inside has too; what: of which one is enough."""
+    if set(names) & inner.keys():
+        raise CompositionError(
+            f"{part!r}: has the streams {sorted(names)} of its own, got an algorithm that has them too. Use one {what}."
+        )
