@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from partwise.core.workload import Workload
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.recorder import Checkpointing, Silent
+from partwise.experiment.result import MODEL
 from partwise.experiment.store import RunStore
 from partwise.local import SGD, LocalTraining
 from partwise.runtimes import Simulate
@@ -123,6 +125,38 @@ def test_a_run_that_reached_its_target_is_not_trained_on_when_it_is_resumed(tmp_
     first, again = run.run(tmp_path / "run"), run.run(tmp_path / "run", resume=True)
     assert first.table() == again.table()
     assert all(torch.equal(first.params[n], again.params[n]) for n in first.params)
+
+
+@pytest.mark.parametrize("target", [0.0, None])
+def test_killed_between_the_last_checkpoint_and_the_model(target, tmp_path):
+    run, folder = experiment(evaluation=Evaluation(target=target)), tmp_path / "run"
+    first = run.run(folder)
+    written = (folder / MODEL).read_bytes()
+    with RunStore(folder, "resume") as store:
+        ended = store.meta()["status"]
+        store.set_meta(status="running")
+        store.commit()
+    (folder / MODEL).unlink()
+    again = run.run(folder, resume=True)
+    assert (folder / MODEL).read_bytes() == written
+    assert all(torch.equal(first.params[n], again.params[n]) for n in first.params)
+    with RunStore(folder, "read") as store:
+        assert store.meta()["status"] == ended
+
+
+def test_a_model_that_cannot_be_written_leaves_a_run_that_can_be_resumed(tmp_path, monkeypatch):
+    def refuse(params, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as during:
+        during.setattr("partwise.experiment.experiment.save_file", refuse)
+        with pytest.raises(CheckpointError, match=r"got: .*No space left.*resume the run"):
+            experiment().run(tmp_path / "run")
+    with RunStore(tmp_path / "run", "read") as store:
+        assert store.meta()["status"].startswith("CheckpointError")
+    resumed = experiment().run(tmp_path / "run", resume=True)
+    other = experiment().run(tmp_path / "other")
+    assert all(torch.equal(resumed.params[n], other.params[n]) for n in other.params)
 
 
 def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(tmp_path):

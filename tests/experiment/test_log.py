@@ -75,6 +75,18 @@ def test_nothing_at_all(tmp_path):
     assert list(read_log(tmp_path)) == []
 
 
+@pytest.mark.parametrize("written", [b"", b"PWL", b"PWLOG\x00\x00\x01"])
+def test_killed_as_the_file_was_begun(written, tmp_path):
+    (tmp_path / LOG).write_bytes(written)
+    assert list(read_log(tmp_path)) == []
+    writer = LogWriter(tmp_path)
+    writer.truncate(0)
+    assert list(read_log(tmp_path)) == []
+    writer.add(*ROWS[0])
+    writer.flush()
+    assert list(read_log(tmp_path)) == ROWS[:1]
+
+
 def test_what_is_no_log(tmp_path):
     with pytest.raises(CheckpointError, match=r"there must be a run's log\.bin, got none\. Name a run's folder"):
         read_log(tmp_path)

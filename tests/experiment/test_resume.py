@@ -8,37 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from partwise.core.codec import encode
 from partwise.core.runtime import Runtime
-from partwise.experiment.checkpoint import Checkpoints
 from partwise.experiment.experiment import Experiment
-from partwise.experiment.log import read_log
-from partwise.experiment.store import RunStore
 from partwise.runtimes import Processes, Simulate
 from toy_experiments import ASYNCHRONOUS, experiment
-from toy_killed import attempt
-
-
-def everything(folder: Path, *, of_time: bool) -> dict[str, object]:
-    """All that a run left behind, to the last bit; what depends on the wall clock only if that is asked for."""
-    with RunStore(folder, "read") as store:
-        assert store.meta()["status"] == "done"
-        tables = {"metrics": store.metrics(), "clients": store.clients()}
-        if of_time:
-            tables |= {"events": store.events(), "replies": store.replies(), "log": list(read_log(folder))}
-    if not of_time:
-        tables["metrics"] = [{**row, "time": 0.0} for row in tables["metrics"]]
-    entries = Checkpoints(folder / "checkpoints").load().entries
-    server = entries["node/-1"]
-    found: dict[str, object] = {"node/-1": encode((server.streams, server.version, server.reducers, server.chains))}
-    for name in entries:
-        if name.startswith("node/") and name != "node/-1":
-            found[name] = encode((entries[name].own, entries[name].chains))
-        elif of_time and name == "queue":  # what was lent before a checkpoint is owned after it
-            found[name] = encode([(p.rank, p.src, p.to, p.size, p.seed) for p in entries[name]])
-        elif of_time and not name.startswith("recorder"):
-            found[name] = encode(entries[name])
-    return {**found, **tables, "model": (folder / "model.safetensors").read_bytes()}
+from toy_killed import attempt, everything
 
 
 def killed_often(made: Experiment, folder: Path, moments: list[float]) -> int:

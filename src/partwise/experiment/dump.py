@@ -9,6 +9,7 @@ from typing import Any, Union, get_args, get_origin
 
 from partwise import __version__
 from partwise.core.annotations import is_protocol, union_members
+from partwise.experiment.files import write_file
 from partwise.experiment.parts import (
     Parameter,
     catalog,
@@ -50,7 +51,7 @@ def save_spec(experiment: object, folder: Path) -> str | None:
     except TypeError as error:
         return str(error)
     said = f"# As it was run by Partwise {__version__}, with every default; `partwise resume` reads it.\n"
-    (folder / SPEC).write_text(said + text, encoding="utf-8")
+    write_file(folder / SPEC, [(said + text).encode()])
     return None
 
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from partwise.channels.plain import Plain
@@ -30,6 +31,7 @@ from partwise.core.workload import Workload, WorkloadSource
 from partwise.experiment.checkpoint import Checkpoints
 from partwise.experiment.dump import save_spec
 from partwise.experiment.evaluate import Evaluation
+from partwise.experiment.files import write_file
 from partwise.experiment.journaling import Journaling, Keeper
 from partwise.experiment.lock import LOCK
 from partwise.experiment.mechanisms import Parts
@@ -197,8 +199,11 @@ class Experiment:
             saved = checkpoints.load()
             _same_population(path, star)
             recorder.restore(saved.entries)
-            if recorder.reached:
-                return Result(path)
+            if recorder.reached:  # and killed before that was written down
+                result = _with_model(path, saved.entries[f"node/{SERVER}"])
+                store.set_meta(status=recorder.reached)
+                store.commit()
+                return result
         else:  # also a run that was killed before its first checkpoint, and so before its first version
             store.truncate_after(seq=0, version=-1, heard=0)
             if keeper is not None:
@@ -212,7 +217,9 @@ class Experiment:
         try:
             with _ctrl_c(recorder):
                 programs, entries = star.programs(relays=self.runtime.relays), saved.entries if saved else None
-                states, reason = self.runtime.run(programs, workload.population, recorder, entries=entries)
+                states, ended = self.runtime.run(programs, workload.population, recorder, entries=entries)
+            result = _with_model(path, states[SERVER])
+            reason = ended  # not before there is a model
         except PartwiseError as error:
             reason = f"{type(error).__name__}: {error}"
             raise
@@ -220,9 +227,7 @@ class Experiment:
             store.set_meta(status=reason, wall_seconds=before + time.monotonic() - began)
             store.commit()
             progress.finished(reason)
-        streams = {stream: dict(params) for stream, params in states[SERVER].streams.items()}
-        save_file(streams["model"], path / MODEL)
-        return Result(path, streams)
+        return result
 
     def _describe(self, path: Path, store: RunStore, star: Star, workload: Workload) -> None:
         """Write down what is run, on whom and where, before it begins."""
@@ -257,7 +262,21 @@ class Experiment:
         )
         save_environment(path, found)
         save_spec(self, path)
-        (path / "population.json").write_text(json.dumps(population_summary(star)))
+        write_file(path / "population.json", [json.dumps(population_summary(star)).encode()])
+
+
+def _with_model(path: Path, server: Any) -> Result:
+    """Write the model, whole or not at all."""
+    streams = {stream: dict(params) for stream, params in server.streams.items()}
+    written = path / f".{MODEL}.tmp"
+    try:
+        save_file(streams["model"], written)
+        written.replace(path / MODEL)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path / MODEL}: needs room on a disk it may write to, got: {error}. Free some, and resume the run."
+        ) from error
+    return Result(path, streams)
 
 
 def _same_population(path: Path, star: Star) -> None:

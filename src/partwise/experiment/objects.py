@@ -11,7 +11,6 @@ import binascii
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +19,12 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from partwise.core.blocks import BY_SAFETENSORS, Block, plain_block, read_tensor, view
 from partwise.core.codec import join, split
 from partwise.core.errors import CheckpointError
+from partwise.experiment.files import to_disk, write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Pack", "Place", "fault_of", "read_slice", "read_tree", "sync_folder", "write_file", "write_tree"]
+__all__ = ["Pack", "Place", "fault_of", "read_slice", "read_tree", "write_tree"]
 
 _DIGEST_BYTES = 20
 _SKELETON = "partwise"  # the metadata key under which a safetensors file carries what is not a tensor
@@ -37,35 +37,6 @@ class Place(NamedTuple):
     file: str
     offset: int = 0
     length: int = 0
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's names to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            _flush(file)
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 @dataclass(eq=False)
@@ -97,7 +68,7 @@ class Pack:
         """Put the file in its place; its name, None if nothing was added."""
         if self._file is None:
             return None
-        _flush(self._file)
+        to_disk(self._file)
         self._file.close()
         name = f"{self._digest.hexdigest()}.pack"
         self._path().replace(self.folder / name)

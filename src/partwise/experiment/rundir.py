@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from partwise import __version__
 from partwise.core.errors import CheckpointError
+from partwise.experiment.files import write_file
 from partwise.experiment.lock import writer_of
 from partwise.experiment.store import RECORD, RunStore
 
@@ -118,7 +119,7 @@ def save_environment(folder: Path, found: Mapping[str, Any]) -> Path:
     """Write `environment.json` into a run's folder."""
     path = folder / "environment.json"
     try:
-        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_file(path, [json.dumps(found, indent=2).encode() + b"\n"])
     except OSError as error:
         raise CheckpointError(
             f"{path}: must be writable, got: {error.strerror}. Free the disk or unlock it."
