@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -286,3 +287,26 @@ def test_states_stay_readable_after_the_run():
     assert outcome(states) == outcome(states)
     assert len(states) > 5
     assert set(model().init(3)) == set(states[SERVER].streams["model"])
+
+
+@pytest.mark.parametrize(("often", "during"), [((700, 10, 10), 10_000), ((20_000, 5, 5), 20_000), ((0, 10, 10), 0)])
+def test_garbage_is_looked_for_as_often_as_before_when_the_run_is_over(often, during):
+    class Watching(Log):
+        def ended(self, world, reason):
+            seen.append(gc.get_threshold())
+
+    class Raising(Log):
+        def record(self, record, world):
+            raise LookupError("no more")
+
+    seen, before = [], gc.get_threshold()
+    try:
+        gc.set_threshold(*often)
+        play(Simulate(), star("fedavg", rounds=1), Watching())
+        assert seen == [(during, *often[1:])]
+        assert gc.get_threshold() == often
+        with pytest.raises(LookupError, match="no more"):
+            play(Simulate(), star("fedavg", rounds=1), Raising())
+        assert gc.get_threshold() == often
+    finally:
+        gc.set_threshold(*before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -73,7 +73,7 @@ class Site:
     profile: Profile
     seed: int
     _memo: dict[str, Any] = field(default_factory=dict, repr=False)
-    _common: dict[str, Index] = field(default_factory=dict, repr=False)  # of all sites with the same `like`
+    _common: dict[str, Any] = field(default_factory=dict, repr=False)  # of all sites with the same model and `like`
 
     def derive(self, purpose: str, task: Task) -> int:
         """The seed of one stream of this client's randomness."""
@@ -85,9 +85,21 @@ class Site:
 
     def whole(self) -> Index:
         """The index of everything; the same object for every client."""
-        if "whole" not in self._common:
-            self._common["whole"] = Whole(shapes_of(self.like))
-        return self._common["whole"]
+        found: Index = self.once("whole", (), lambda: Whole(shapes_of(self.like)))
+        return found
+
+    def once(self, name: str, of: Hashable, make: Callable[[], Any]) -> Any:
+        """What all clients that hold parts of one model have alike.
+
+        Args:
+            name: of the thing.
+            of: what it depends on besides the model; made anew where that is another than before.
+            make: makes it.
+        """
+        found = self._common.get(name)
+        if found is None or found[0] != of:
+            found = self._common[name] = of, make()
+        return found[1]
 
     def touched(self) -> Index:
         """The index of the rows of every table that the examples touch, and of everything else; made once."""

@@ -14,7 +14,7 @@ from partwise.core.plan import Job
 __all__ = ["Adder", "Outcome", "Share", "SumJob", "Summed"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)  # not frozen: one is made for every client of a round
 class Share:
     """A job whose change is to be added, where `index` says, by its weight."""
 

@@ -77,6 +77,13 @@ class LocalTraining:
             loss: what is minimised; the model's own loss by default.
             gradient: changes to the gradient, before decay is added to it and before it is clipped.
         """
+        if loss is None and not gradient:  # that of many clients
+            of = self, site.model, task.steps, task.version if self.lr_decay != 1 else 0
+            same: LocalPlan = site.once("plan", of, lambda: self._plan(site, task, None, ()))
+            return same
+        return self._plan(site, task, loss, gradient)
+
+    def _plan(self, site: Site, task: Task, loss: LossFn | None, gradient: Sequence[GradientTerm]) -> LocalPlan:
         optimizer, terms = self.optimizer_at(task.version), tuple(gradient)
         if self.clip_decay and self.max_norm and isinstance(optimizer, SGD) and optimizer.weight_decay:
             terms = (*terms, Decay(optimizer.weight_decay))

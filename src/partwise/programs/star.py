@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Literal
+from typing import Any, Literal
 from weakref import ref
 
 from partwise.core.aggregate import Aggregator
@@ -71,7 +71,7 @@ class Star:
     hostile: Hostile | None = None
     trusted: Dataset | None = field(default=None, repr=False)
     _sites: dict[tuple[Client, bool], Site] = field(default_factory=dict, repr=False, init=False)
-    _common: dict[str, Index] = field(default_factory=dict, repr=False, init=False)
+    _common: dict[str, Any] = field(default_factory=dict, repr=False, init=False)
 
     def __post_init__(self) -> None:
         if self.on_refused not in ("skip", "stop"):

@@ -172,15 +172,11 @@ class Synchronous(Scheduler):
         state.got.append(reply)
         if chosen is not state.chosen:
             state = state._replace(chosen=chosen)
-        accepted = self._accepted(state)
+        many, least = len(state.got), self._least
+        # What is sure to be committed: all replies, once there are enough of them.
+        accepted: list[Action] = [Accept(tuple(state.got) if many == least else (reply,))] if many >= least else []
         state, actions = self._close_if_done(state, now, roster)
         return state, accepted + actions
-
-    def _accepted(self, state: Rounds) -> list[Action]:
-        """What is sure to be committed: all replies, once there are enough of them."""
-        if len(state.got) < self._least:
-            return []
-        return [Accept(tuple(state.got if len(state.got) == self._least else state.got[-1:]))]
 
     # A round begins
 

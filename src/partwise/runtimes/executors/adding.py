@@ -25,7 +25,7 @@ SizeOf = Callable[[Share, Sequence[Share | Exception]], int]  # bytes of a share
 
 def of_result(share: Share, portion: Sequence[Share | Exception]) -> int:
     """Bytes of what a job gives."""
-    return sum(t.nbytes for t in share.job.start.values())
+    return sum([t.nbytes for t in share.job.start.values()])  # no generator: asked for every client
 
 
 def of_start(share: Share, portion: Sequence[Share | Exception]) -> int:

@@ -5,8 +5,7 @@ Shapes: C clients in a chunk, A of them not finished yet, T local steps, b the w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from partwise.core.plan import Job, LocalPlan
 from partwise.core.population import Batch
-from partwise.core.rng import Restarts
+from partwise.core.rng import derive, restarts
 
 __all__ = ["Feed", "feed_bytes"]
 
@@ -43,22 +42,12 @@ class Feed:
 
     def __init__(self, jobs: Sequence[Job], steps: Sequence[int], like: Tensor, *, is_kept: bool = False) -> None:
         counts = [len(job.data) for job in jobs]
-        kinds = [_kind(job.plan, n, many) for job, n, many in zip(jobs, counts, steps, strict=True)]
-        long, wide = max(k[0] for k in kinds), max(k[1] for k in kinds)
-        self._is_constant, self._is_kept = long == 1, is_kept
-        at = np.zeros((long, len(jobs), wide), np.int64)
-        self._widths = np.ones((steps[0], len(jobs)), np.int64)
-        restarts = Restarts() if any(size < n for n, (_, size) in zip(counts, kinds, strict=True)) else None
-        for c, (job, (many, size)) in enumerate(zip(jobs, kinds, strict=True)):
-            rows = long if many == 1 else many
-            if restarts is None or size == counts[c]:
-                at[:rows, c, :size] = np.arange(size)  # the order of one batch of everything is not drawn
-                self._widths[: steps[c], c] = size
-            else:
-                drawn = _drawn(counts[c], size, many, partial(restarts.at, job.seed, "batches"))
-                at[:rows, c, :size], self._widths[: steps[c], c] = drawn
-            if size < wide:
-                at[:rows, c, size:] = at[:rows, c, size - 1 : size]
+        sizes = [min(job.plan.batch_size or n, n) for job, n in zip(jobs, counts, strict=True)]
+        if len(set(counts)) == len(set(sizes)) == 1 and sizes[0] < counts[0] and not counts[0] % sizes[0]:
+            at, self._widths = _even([job.seed for job in jobs], counts[0], sizes[0], steps)
+        else:
+            at, self._widths = _uneven([job.seed for job in jobs], counts, sizes, steps)
+        self._is_constant, self._is_kept = sizes == counts, is_kept
         self._columns, at = _joined([job.data.columns() for job in jobs], at)
         self._like, self._at = like, torch.from_numpy(at).to(next(iter(self._columns.values())).device)
         self._active = (np.array(steps) > np.arange(steps[0])[:, None]).sum(1).tolist()
@@ -93,31 +82,46 @@ class Feed:
         return self._made[key]
 
 
-def _kind(plan: LocalPlan, examples: int, steps: int) -> tuple[int, int]:
-    """How many different batches a client has, and how large they are: a batch of everything is the same each time."""
-    size = min(plan.batch_size or examples, examples)
-    return (1 if size == examples else steps), size
+# The positions of each batch among its client's examples, (T, C, b), as `executors.plain.batches` draws them, and how
+# many of them count, (T, C). A batch of everything is the same each time: where nobody has another, T is 1.
 
 
-def _drawn(
-    examples: int, size: int, steps: int, chance: Callable[[int], np.random.Generator]
-) -> tuple[Ints, Ints | int]:
-    """The positions of each batch (T, b), as `executors.plain.batches` draws them, and how many of them count (T,).
+def _even(seeds: Sequence[int], examples: int, size: int, steps: Sequence[int]) -> tuple[Ints, Ints]:
+    """Of clients that have as many examples, and no short batch."""
+    passes = -(-steps[0] * size // examples)
+    at = np.empty((len(seeds), passes, examples), np.int64)
+    at[:] = np.arange(examples)
+    drawn = [derive(seed, "batches", number) for seed in seeds for number in range(passes)]
+    for order, chance in zip(at.reshape(-1, examples), restarts(drawn), strict=True):
+        chance.shuffle(order)  # what `permutation` does
+    by_step = at.reshape(len(seeds), -1, size).swapaxes(0, 1)[: steps[0]]
+    return by_step, np.full((steps[0], len(seeds)), size)
 
-    chance: the generator of each pass.
-    """
-    each = -(-examples // size)
-    passes = -(-steps // each)
-    drawn = [chance(i).permutation(examples) for i in range(passes)]
-    if each * size == examples:
-        order = drawn[0] if passes == 1 else np.concatenate(drawn)
-        return order[: steps * size].reshape(steps, size), size
-    padded = np.empty((passes, each * size), np.int64)
-    for row, order in zip(padded, drawn, strict=True):
-        row[:examples], row[examples:] = order, order[-1]
-    sizes = np.full((passes, each), size)
-    sizes[:, -1] = examples - (each - 1) * size
-    return padded.reshape(-1, size)[:steps], sizes.reshape(-1)[:steps]
+
+def _uneven(
+    seeds: Sequence[int], counts: Sequence[int], sizes: Sequence[int], steps: Sequence[int]
+) -> tuple[Ints, Ints]:
+    """Of any clients."""
+    each = [-(-n // size) for n, size in zip(counts, sizes, strict=True)]  # batches in a pass
+    passes = [0 if many == 1 else -(-t // many) for many, t in zip(each, steps, strict=True)]
+    long, wide = 1 if sizes == counts else steps[0], max(sizes)
+    at, widths = np.zeros((long, len(seeds), wide), np.int64), np.ones((steps[0], len(seeds)), np.int64)
+    drawn = restarts(
+        [derive(seed, "batches", i) for seed, many in zip(seeds, passes, strict=True) for i in range(many)]
+    )
+    for c, (n, size) in enumerate(zip(counts, sizes, strict=True)):
+        rows = min(long, steps[c])
+        if not passes[c]:
+            at[:rows, c, :size], widths[: steps[c], c] = np.arange(size), size  # in no order that is drawn
+        else:
+            padded, own = np.empty((passes[c], each[c] * size), np.int64), np.full((passes[c], each[c]), size)
+            for row in padded:
+                row[:n] = next(drawn).permutation(n)
+                row[n:] = row[n - 1]
+            own[:, -1] = n - (each[c] - 1) * size
+            at[:rows, c, :size], widths[:rows, c] = padded.reshape(-1, size)[:rows], own.reshape(-1)[:rows]
+        at[:rows, c, size:] = at[:rows, c, size - 1 : size]
+    return at, widths
 
 
 def _joined(datas: Sequence[Batch], at: Ints) -> tuple[dict[str, Tensor], Ints]:

@@ -93,12 +93,9 @@ def are_alike(one: Job, other: Job) -> bool:
     p, q = one.plan, other.plan
     if type(p.loss) is not ModelLoss or type(q.loss) is not ModelLoss or p.loss.model is not q.loss.model:
         return False
-    if (
-        p.gradient
-        or q.gradient
-        or p.trainable is not q.trainable
-        or p.buffers != q.buffers
-        or p.optimizer != q.optimizer
+    if p.gradient or (
+        p is not q
+        and (q.gradient or p.trainable is not q.trainable or p.buffers != q.buffers or p.optimizer != q.optimizer)
     ):
         return False
     if one.start.keys() != other.start.keys():
@@ -113,7 +110,7 @@ def are_alike(one: Job, other: Job) -> bool:
         return False
     for name, t in b.data.items():
         first = a.data[name]
-        if first.dtype is not t.dtype or first.shape[1:] != t.shape[1:]:
+        if first.dtype is not t.dtype or first.dim() != t.dim() or (t.dim() > 1 and first.shape[1:] != t.shape[1:]):
             return False
     return True
 
