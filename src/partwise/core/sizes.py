@@ -11,7 +11,7 @@ from torch import Tensor
 from partwise.core.blocks import block_of, torch_dtype
 from partwise.core.tree import MAX_DEPTH, MAX_DIMS, Tree, entry_of
 
-__all__ = ["UncommonError", "header_and_blocks", "int_size"]
+__all__ = ["UncommonError", "header_and_blocks", "int_size", "is_frozen"]
 
 
 class UncommonError(Exception):
@@ -66,6 +66,7 @@ _SHORT = 256  # counts below it have one byte
 _MARK = 3  # bytes of a mark with such a count
 _KEPT = "_encoded_size"
 _MANY = 4096
+_fleeting: set[type] = set()  # frozen things whose size was not worth keeping, as an update's with its values
 _plain: dict[tuple[torch.dtype, torch.Size], tuple[int, int]] = {}  # of tensors whose elements are sent as they are
 
 
@@ -105,7 +106,7 @@ def _class_size(kind: type) -> int:
 
 
 @lru_cache(4096)
-def _is_frozen(kind: type) -> bool:
+def is_frozen(kind: type) -> bool:
     """Whether it is a frozen dataclass; one with slots has no room for a size."""
     found = getattr(kind, "__dataclass_params__", None)
     return found is not None and found.frozen and not hasattr(kind, "__slots__")
@@ -192,7 +193,7 @@ class _Sizer:
 
     def _object(self, x: Any, fields: tuple[str, ...], depth: int) -> None:
         kind: type = type(x)
-        if not _is_frozen(kind):
+        if not depth or kind in _fleeting or not is_frozen(kind):  # whole messages are made anew
             self.is_lasting &= isinstance(x, tuple)
             self._enter(depth)
             self.classes.add(kind)
@@ -211,6 +212,8 @@ class _Sizer:
             found = sizer.size()
             if sizer.is_lasting:
                 x.__dict__[_KEPT] = found
+            else:
+                _fleeting.add(kind)
             self.is_lasting &= sizer.is_lasting
         self._enter(depth, found.height)
         self.header += found.header

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from partwise.core.codec import decode, encode_parts, register
 from partwise.core.errors import CheckpointError
+from partwise.core.sizes import is_frozen
 
 __all__ = ["DEFAULT_MEMORY_BYTES", "Kept", "Spool", "footprint", "halves", "owned"]
 
@@ -23,6 +24,7 @@ DEFAULT_MEMORY_BYTES = 128 << 20
 _ALWAYS_IN_MEMORY = 4096  # bytes; a smaller tree is not worth the trip
 _PAGE = 4096
 _NO_LIMIT = 1 << 62
+_KNOWN = "_footprint"
 _SCALARS = frozenset({int, float, bool, type(None)})
 
 
@@ -47,8 +49,13 @@ def footprint(tree: Any) -> int:
         return _footprints(tree)
     if isinstance(tree, Mapping):
         return _footprints(tree.values())
-    names = _fields(kind)
-    return 8 if names is None else _footprints([getattr(tree, name) for name in names])
+    names, is_frozen = _made_of(kind)
+    if not is_frozen:
+        return 8 if names is None else _footprints([getattr(tree, name) for name in names])
+    found: int | None = tree.__dict__.get(_KNOWN)  # of an index, say, that many clients have, and some for long
+    if found is None:
+        found = tree.__dict__[_KNOWN] = _footprints([getattr(tree, name) for name in names or ()])
+    return found
 
 
 def _footprints(trees: Iterable[Any]) -> int:
@@ -60,9 +67,11 @@ def _footprints(trees: Iterable[Any]) -> int:
 
 
 @lru_cache(4096)
-def _fields(kind: type) -> tuple[str, ...] | None:
-    """What a dataclass is made of, found once per class: a run asks for every message."""
-    return tuple(f.name for f in dataclasses.fields(kind) if f.init) if dataclasses.is_dataclass(kind) else None
+def _made_of(kind: type) -> tuple[tuple[str, ...] | None, bool]:
+    """What a dataclass is made of, and whether it stays as it is: found once per class, for a run asks all the time."""
+    if not dataclasses.is_dataclass(kind):
+        return None, False
+    return tuple(f.name for f in dataclasses.fields(kind) if f.init), is_frozen(kind)
 
 
 def owned(tree: Any) -> Any:

@@ -275,8 +275,10 @@ class ClientProgram:
             raise _telling(algorithm, report)
         updates, node.own = algorithm.finish(node.open.held, trained, index, task, node.own, site)
         for stream, update in updates.items():
+            if stream not in self._star.client_chain:
+                continue
             # What all clients of a version draw alike follows from the version alone.
-            transform = chosen(self._star.chain("client", stream), task.group)
+            transform = chosen(self._star.client_chain[stream], task.group)
             transform = common(transform, derive(site.seed, f"common {stream}", task.version))
             state = node.chains[stream] if stream in node.chains else transform.init(site.like)
             rng = generator(site.seed, f"client chain {stream}", site.client, task.version, task.attempt)

@@ -460,9 +460,10 @@ class ServerProgram:
             more = {} if isinstance(got, Sum) else coverage(got, total, params)
             if facts or more:
                 effects.append(Record("told", {"stream": stream, "version": node.version, **facts, **more}))
-            rng = generator(self._star.seed, f"server chain {stream}", node.version)
-            chain = self._star.chain("server", stream)
-            totals[stream], node.chains[stream] = chain.apply(total, node.chains[stream], rng)
+            totals[stream] = total
+            if stream in self._star.server_chain:
+                rng, chain = generator(self._star.seed, f"server chain {stream}", node.version), node.chains[stream]
+                totals[stream], node.chains[stream] = self._star.server_chain[stream].apply(total, chain, rng)
             if not is_finite(totals[stream]):
                 raise DivergedError(
                     f"version {node.version}: the aggregate of stream {stream!r} is no longer finite. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +14,19 @@ from partwise.core.program import SERVER, Failed, NodeId, Program, Wake
 from partwise.core.runtime import Traffic
 from partwise.core.spool import Kept, Spool, footprint, owned
 
-__all__ = ["Entries", "Opened", "Parcel", "clock_of", "failed", "packed", "reworked", "tag_of", "told", "unpacked"]
+__all__ = [
+    "Entries",
+    "Opened",
+    "Parcel",
+    "Queue",
+    "clock_of",
+    "failed",
+    "packed",
+    "reworked",
+    "tag_of",
+    "told",
+    "unpacked",
+]
 
 register(Wake)  # core/program.py knows no codec: it imports the standard library alone
 register(Failed)
@@ -67,6 +80,37 @@ class Parcel:
         """The same parcel, with what is in it."""
         self.body = body
         return self
+
+
+class Queue:
+    """Parcels under way, of which the first is at hand.
+
+    Args:
+        parcels: what is in it at first.
+    """
+
+    def __init__(self, parcels: Iterable[Parcel] = ()) -> None:
+        self._heap = [(parcel.rank, parcel) for parcel in parcels]  # of ranks, no two of which are equal
+        heapq.heapify(self._heap)
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def __iter__(self) -> Iterator[Parcel]:
+        return (parcel for _, parcel in self._heap)
+
+    @property
+    def first(self) -> Parcel:
+        """The parcel that comes first."""
+        return self._heap[0][1]
+
+    def push(self, parcel: Parcel) -> None:
+        """Put one in."""
+        heapq.heappush(self._heap, (parcel.rank, parcel))
+
+    def pop(self) -> Parcel:
+        """Take the first one out."""
+        return heapq.heappop(self._heap)[1]
 
 
 class Entries(Mapping[str, object]):

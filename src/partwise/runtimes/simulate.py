@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import heapq
 import math
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from partwise.runtimes.executors.adding import MANY as _MANY
 from partwise.runtimes.executors.adding import TOGETHER_BYTES as _TOGETHER_BYTES
 from partwise.runtimes.executors.adding import added
 from partwise.runtimes.executors.plain import Plain
-from partwise.runtimes.parcel import Opened, Parcel, clock_of, packed, reworked, tag_of, told, unpacked
+from partwise.runtimes.parcel import Opened, Parcel, Queue, clock_of, packed, reworked, tag_of, told, unpacked
 
 __all__ = ["Simulate"]
 
@@ -113,10 +112,10 @@ class _World:
         self._programs, self._population = programs, population
         self._executor, self._notes, self._told = executor
         self._spool, replies = halves(*memory)
-        self._queue: list[Parcel] = []
+        self._queue = Queue()
         self._next: deque[Parcel] = deque()  # of one client, and before all of the queue that is not before them
         self._number = 0
-        self._due: list[Parcel] = []  # heap of those whose body is to be computed
+        self._due = Queue()  # those whose body is to be computed
         self._jobs: dict[int, Job] = {}  # by number of the parcel; what is not here is made anew from the node's state
         self._borrowed: dict[NodeId, int] = {}  # bytes in a node's state that are the server's
         self._num_late = self._late_bytes = 0  # of the jobs whose results are late
@@ -137,18 +136,18 @@ class _World:
 
     def run(self, observer: Observer, until: float) -> str:
         while (self._next or self._queue) and not self._halted:
-            if self._next and not (self._queue and self._queue[0] < self._next[0]):
+            if self._next and not (self._queue and self._queue.first < self._next[0]):
                 parcel = self._next.popleft()
-            elif self._queue[0].time > until:
+            elif self._queue.first.time > until:
                 return "time is up"
             else:
-                parcel = heapq.heappop(self._queue)
+                parcel = self._queue.pop()
             if parcel.is_late:
                 self._num_late, self._late_bytes = self._num_late - 1, self._late_bytes - parcel.size
             self.now, self._client = parcel.time, parcel.client
             body = self._opened(parcel)
             if parcel.to == SERVER and (stop := observer.heard(self.now, parcel.src, tag_of(body))):
-                heapq.heappush(self._queue, parcel.stamped(Kept(body)))
+                self._queue.push(parcel.stamped(Kept(body)))
                 return stop
             effects = self._step(parcel, body)
             records = [*self._noted(), *self._apply(parcel.to, effects)]
@@ -195,9 +194,9 @@ class _World:
         waiting: list[tuple[Parcel, Job]] = []
         size = 0
         while self._due and len(waiting) < _MANY:
-            if len(waiting) >= _A_FEW and size + self._due[0].size > _TOGETHER_BYTES:
+            if len(waiting) >= _A_FEW and size + self._due.first.size > _TOGETHER_BYTES:
                 break
-            parcel = heapq.heappop(self._due)
+            parcel = self._due.pop()
             job = self._job(parcel)
             if job is None:
                 parcel.body = Kept(Wake())  # nobody waits for it any more
@@ -249,7 +248,7 @@ class _World:
             self._next.append(parcel.stamped(Kept(body)))  # it will not wait for long
         else:
             kept = self._spool.keep(body, 0 if lent else size)
-            heapq.heappush(self._queue, parcel.stamped(kept))
+            self._queue.push(parcel.stamped(kept))
         self._number += 1
 
     def _work(self, me: NodeId, job: Job, steps: int) -> None:
@@ -261,8 +260,8 @@ class _World:
         parcel = Parcel(self.now + seconds, not seconds, me, self._number, me, me, size, job.seed)
         if not seconds or self._programs[me].rework is None:
             self._jobs[self._number] = job
-        heapq.heappush(self._due, parcel)
-        heapq.heappush(self._queue, parcel)
+        self._due.push(parcel)
+        self._queue.push(parcel)
         self._number += 1
 
     def _gather(self, size: int) -> None:
@@ -272,8 +271,7 @@ class _World:
             self._run_jobs()
             for parcel in self._queue:
                 parcel.hurry()
-            heapq.heapify(self._queue)
-            heapq.heapify(self._due)
+            self._queue, self._due = Queue(self._queue), Queue(self._due)
             self._num_late = self._late_bytes = 0
         self._late_bytes += size
 
@@ -312,8 +310,8 @@ class _World:
         clock, queue, self.nodes = unpacked(entries, self._spool)
         self.now, self._number, self.traffic = clock["now"], clock["number"], clock["traffic"]
         self._halted = clock["halted"]
-        self._queue = sorted(queue)
+        self._queue = Queue(queue)
         late = [parcel.size for parcel in queue if parcel.is_late]
         self._num_late, self._late_bytes = len(late), sum(late)
-        self._due = sorted(parcel for parcel in queue if parcel.body is None)
+        self._due = Queue(parcel for parcel in queue if parcel.body is None)
         self._saved = {parcel.number for parcel in queue if parcel.body is not None}
