@@ -193,7 +193,7 @@ class _Sizer:
 
     def _object(self, x: Any, fields: tuple[str, ...], depth: int) -> None:
         kind: type = type(x)
-        if not depth or kind in _fleeting or not is_frozen(kind):  # whole messages are made anew
+        if kind in _fleeting or not is_frozen(kind):
             self.is_lasting &= isinstance(x, tuple)
             self._enter(depth)
             self.classes.add(kind)
