@@ -49,8 +49,8 @@ def footprint(tree: Any) -> int:
         return _footprints(tree)
     if isinstance(tree, Mapping):
         return _footprints(tree.values())
-    names, is_frozen = _made_of(kind)
-    if not is_frozen:
+    names, stays = _made_of(kind)
+    if not stays:
         return 8 if names is None else _footprints([getattr(tree, name) for name in names])
     found: int | None = tree.__dict__.get(_KNOWN)  # of an index, say, that many clients have, and some for long
     if found is None:
