@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from partwise.experiment import checkpoint, dump, files, log, objects, rundir, store
+from partwise.core import files
+from partwise.experiment import checkpoint, dump, log, objects, rundir, store
 from partwise.experiment import experiment as whole
 from partwise.runtimes import Simulate
 from partwise.schedulers import Synchronous

@@ -21,7 +21,7 @@ import msgpack
 from partwise import __version__
 from partwise.core.codec import decode, encode_parts
 from partwise.core.errors import CheckpointError, ProtocolError
-from partwise.experiment.files import sync_folder, write_file
+from partwise.core.files import sync_folder, write_file
 from partwise.experiment.objects import (
     Pack,
     Place,

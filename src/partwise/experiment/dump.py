@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin
 
 from partwise import __version__
 from partwise.core.annotations import is_protocol, union_members
-from partwise.experiment.files import write_file
+from partwise.core.files import write_file
 from partwise.experiment.parts import (
     Parameter,
     catalog,

@@ -22,6 +22,7 @@ from partwise.core.attack import Hostile
 from partwise.core.channel import Channel
 from partwise.core.disclosure import disclosed
 from partwise.core.errors import CheckpointError, PartwiseError
+from partwise.core.files import placed, write_file
 from partwise.core.kinds import check_kinds
 from partwise.core.program import SERVER
 from partwise.core.runtime import Runtime
@@ -31,7 +32,6 @@ from partwise.core.workload import Workload, WorkloadSource
 from partwise.experiment.checkpoint import Checkpoints
 from partwise.experiment.dump import save_spec
 from partwise.experiment.evaluate import Evaluation
-from partwise.experiment.files import write_file
 from partwise.experiment.journaling import Journaling, Keeper
 from partwise.experiment.lock import LOCK
 from partwise.experiment.mechanisms import Parts
@@ -270,8 +270,8 @@ def _with_model(path: Path, server: Any) -> Result:
     streams = {stream: dict(params) for stream, params in server.streams.items()}
     written = path / f".{MODEL}.tmp"
     try:
-        save_file(streams["model"], written)
-        written.replace(path / MODEL)
+        with placed(written, path / MODEL):
+            save_file(streams["model"], written)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path / MODEL}: needs room on a disk it may write to, got: {error}. Free some, and resume the run."

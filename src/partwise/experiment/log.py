@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from partwise.core.errors import CheckpointError
+from partwise.core.files import to_disk
 from partwise.core.heard import Heard
 
 if TYPE_CHECKING:
@@ -173,8 +174,7 @@ class LogWriter:
             file.seek(len(_HEAD) + self._in_file * _ROW.size)  # over a row that was not written to its end
             file.write(self._buffer)
             if durable:
-                file.flush()
-                os.fsync(file.fileno())
+                to_disk(file)
         self._is_synced = durable
 
     def truncate(self, count: int) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from partwise.core.blocks import BY_SAFETENSORS, Block, plain_block, read_tensor, view
 from partwise.core.codec import join, split
 from partwise.core.errors import CheckpointError
-from partwise.experiment.files import to_disk, write_file
+from partwise.core.files import to_disk, write_file
 
 if TYPE_CHECKING:
     from torch import Tensor

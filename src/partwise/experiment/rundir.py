@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from partwise import __version__
 from partwise.core.errors import CheckpointError
-from partwise.experiment.files import write_file
+from partwise.core.files import write_file
 from partwise.experiment.lock import writer_of
 from partwise.experiment.store import RECORD, RunStore
 

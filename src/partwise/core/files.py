@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["sync_folder", "to_disk", "write_file"]
+__all__ = ["placed", "sync_folder", "to_disk", "write_file"]
 
 
 def sync_folder(folder: Path) -> None:
@@ -20,19 +20,25 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+@contextlib.contextmanager
+def placed(temporary: Path, path: Path) -> Iterator[None]:
+    """Put a file in its place once the block that writes it has ended; it goes if that raises."""
     try:
-        with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            to_disk(file)
+        yield
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with placed(temporary, path), temporary.open("wb") as file:
+        for part in parts:
+            file.write(part)
+        to_disk(file)
 
 
 def to_disk(file: BinaryIO) -> None:
