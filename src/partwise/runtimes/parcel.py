@@ -68,9 +68,6 @@ class Parcel:
     def __post_init__(self) -> None:
         self.rank = self.time, self.is_late, self.client, self.number
 
-    def __lt__(self, other: Parcel) -> bool:
-        return self.rank < other.rank
-
     def hurry(self) -> None:
         """Let it be late no longer."""
         self.is_late = False
@@ -187,7 +184,7 @@ def packed(clock: object, parcels: Iterable[Parcel], states: Mapping[NodeId, Kep
 
     They are to be encoded before the world goes on. A message that is still to be computed is None.
     """
-    queue = sorted(parcels)
+    queue = sorted(parcels, key=lambda parcel: parcel.rank)
     entries: dict[str, object] = {"clock": clock, "queue": queue}
     entries.update({f"message/{parcel.number}": parcel.body for parcel in queue})
     entries.update({f"node/{node}": state for node, state in states.items()})

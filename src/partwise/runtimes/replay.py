@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from partwise.core.program import SERVER, Effect, Halt, Message, NodeId, Program
 from partwise.core.runtime import Observer, Runtime, Traffic, World
 from partwise.core.spool import DEFAULT_MEMORY_BYTES, Kept, footprint, halves
 from partwise.runtimes.executors.plain import Plain
-from partwise.runtimes.parcel import Opened, Parcel, clock_of, packed, tag_of, told
+from partwise.runtimes.parcel import Opened, Parcel, Queue, clock_of, packed, tag_of, told
 
 __all__ = ["Replay", "Retrace"]
 
@@ -80,9 +79,9 @@ class _World:
         self.nodes: dict[NodeId, Kept] = {}
         self._programs, self._executor = programs, executor
         self._spool, replies = halves(*memory)
-        self._timers: dict[int, list[Parcel]] = {}  # tag -> heap
-        self._to: dict[NodeId, list[Parcel]] = {}  # client -> heap of what it has not handled
-        self._of: dict[NodeId, list[Parcel]] = {}  # client -> heap of what it has sent to the server
+        self._timers: dict[int, Queue] = {}  # by tag
+        self._to: dict[NodeId, Queue] = {}  # client -> what it has not handled
+        self._of: dict[NodeId, Queue] = {}  # client -> what it has sent to the server
         self._number = 0
         self._halted = ""
         programs[SERVER].attach(replies)
@@ -119,23 +118,23 @@ class _World:
         if tag == FAILURE and src != SERVER:
             place.refuse("what a worker takes with it when it dies, or a message that cannot be read, is in no log")
         if src == SERVER:
-            waiting = self._timers.get(tag, [])
+            waiting = self._timers.get(tag)
         else:
             self._advance(src, now)
-            waiting = self._of.get(src, [])
+            waiting = self._of.get(src)
         if not waiting:
             place.refuse("no such timer runs" if src == SERVER else "the client has nothing to say")
-        if src == SERVER and waiting[0].time > now:
-            place.refuse(f"it comes at {waiting[0].time!r} s at the earliest")
-        body = heapq.heappop(waiting).body
+        if src == SERVER and waiting.first.time > now:
+            place.refuse(f"it comes at {waiting.first.time!r} s at the earliest")
+        body = waiting.pop().body
         assert body is not None
         return body.take()
 
     def _advance(self, client: NodeId, now: float) -> None:
         """Let a client handle what it was sent until it has sent something itself."""
-        inbox, sent = self._to.get(client, []), self._of.setdefault(client, [])
-        while inbox and inbox[0].time <= now and not (sent and sent[0].time <= now):
-            parcel = heapq.heappop(inbox)
+        inbox, sent = self._to.get(client), self._of.setdefault(client, Queue())
+        while inbox and inbox.first.time <= now and not (sent and sent.first.time <= now):
+            parcel = inbox.pop()
             assert parcel.body is not None
             self._step(client, parcel.src, parcel.body.take(), parcel.time, results_at=now)
 
@@ -170,14 +169,14 @@ class _World:
 
     def _push(self, time: float, src: NodeId, to: NodeId, body: Any, size: int | None = None) -> None:
         if to != SERVER:
-            heap = self._to.setdefault(to, [])
+            heap = self._to.setdefault(to, Queue())
         elif src == SERVER:
-            heap = self._timers.setdefault(tag_of(body), [])
+            heap = self._timers.setdefault(tag_of(body), Queue())
         else:
-            heap = self._of.setdefault(src, [])
+            heap = self._of.setdefault(src, Queue())
         size = footprint(body) if size is None else size
         parcel = Parcel(time, False, max(src, to), self._number, src, to).stamped(self._spool.keep(body, size))
-        heapq.heappush(heap, parcel)
+        heap.push(parcel)
         self._number += 1
 
     def entries(self) -> tuple[Mapping[str, object], Collection[str]]:

@@ -136,7 +136,7 @@ class _World:
 
     def run(self, observer: Observer, until: float) -> str:
         while (self._next or self._queue) and not self._halted:
-            if self._next and not (self._queue and self._queue.first < self._next[0]):
+            if self._next and not (self._queue and self._queue.first.rank < self._next[0].rank):
                 parcel = self._next.popleft()
             elif self._queue.first.time > until:
                 return "time is up"

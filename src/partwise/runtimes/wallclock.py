@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import time
 from collections import deque
@@ -16,7 +15,7 @@ from partwise.core.program import SERVER, Effect, Failed, Halt, Message, NodeId,
 from partwise.core.runtime import Observer, Traffic
 from partwise.core.spool import Kept, halves, owned
 from partwise.runtimes.host import NO_LIMIT
-from partwise.runtimes.parcel import Opened, Parcel, clock_of, packed, reworked, tag_of, told, unpacked
+from partwise.runtimes.parcel import Opened, Parcel, Queue, clock_of, packed, reworked, tag_of, told, unpacked
 from partwise.runtimes.transport import Body, Envelope, Kind, Transport, joined
 
 __all__ = ["Limits", "WallClock"]
@@ -66,7 +65,7 @@ class WallClock:
         self._number = 0
         self._inbox: deque[Parcel] = deque()  # for the server
         self._records: deque[Record] = deque()  # from clients
-        self._timers: list[Parcel] = []
+        self._timers = Queue()
         self._outgoing: list[Parcel] = []  # what a step has sent; it leaves once the step is recorded and saved
         self._held: list[Parcel] = []  # what workers had not handled when last looked at
         self._is_fresh = True  # nothing has moved since
@@ -117,10 +116,10 @@ class WallClock:
             if clock >= until:
                 self.now = until
                 return "time is up"
-            if self._timers and self._timers[0].time <= clock:
-                self._deliver(heapq.heappop(self._timers))
+            if self._timers and self._timers.first.time <= clock:
+                self._deliver(self._timers.pop())
                 continue
-            due = min(until, self._timers[0].time if self._timers else math.inf)
+            due = min(until, self._timers.first.time if self._timers else math.inf)
             if not self._pump(None if due == math.inf else due - clock):
                 return "nothing left to do"
         return self._stop or self._halted
@@ -175,7 +174,7 @@ class WallClock:
         outgoing, self._outgoing = self._outgoing, []
         for parcel in outgoing:
             if parcel.time > self.now:
-                heapq.heappush(self._timers, parcel)
+                self._timers.push(parcel)
             else:
                 self._deliver(parcel)
 
@@ -255,7 +254,7 @@ class WallClock:
         self.now = max(self.now, time.monotonic() - self._began)
         parcel = self._parcel(src, to, body, envelope.after)
         if envelope.after:
-            heapq.heappush(self._timers, parcel)
+            self._timers.push(parcel)
         else:
             self._deliver(parcel)
 
@@ -298,7 +297,7 @@ class WallClock:
             if parcel.body is None:  # the simulator had not come to it
                 self._compute(parcel)
             if isinstance(parcel.body and parcel.body.tree, Wake) and parcel.time > self.now:
-                heapq.heappush(self._timers, parcel)
+                self._timers.push(parcel)
             else:
                 self._deliver(parcel)
 
