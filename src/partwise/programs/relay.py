@@ -54,7 +54,6 @@ class RelayProgram:
         self._came: dict[int, tuple[str, _Sizes, int, int]] = {}
         self._known: WeakKeyDictionary[Index, _Sizes] = WeakKeyDictionary()
         self._alike: dict[Hashable, _Sizes] = {}
-        self._last: tuple[Index | None, _Sizes] = None, _NONE
         self._task_sizes: dict[tuple[int, ...], int] = {}
 
     def init(self, me: NodeId) -> RelayNode:
@@ -102,8 +101,6 @@ class RelayProgram:
 
     def _lengths_of(self, index: Index, held: Values) -> _Sizes:
         """Those of a Fetch, a Held and a Reply whose numbers are 0; they depend on shapes and the index alone."""
-        if index is self._last[0]:  # that of whole models is one for all
-            return self._last[1]
         found = self._known.get(index)
         if found is None:
             shapes = tuple((name, t.shape, t.dtype) for name, t in held.items())
@@ -116,7 +113,6 @@ class RelayProgram:
                 messages = Fetch(0, index), Held(0, {"model": held}), reply
                 found = self._alike[key] = tuple(map(encoded_lengths, messages))
             self._known[index] = found
-        self._last = index, found
         return found
 
     def _size_of_task(self, task: Task) -> int:

@@ -43,10 +43,7 @@ class Feed:
     def __init__(self, jobs: Sequence[Job], steps: Sequence[int], like: Tensor, *, is_kept: bool = False) -> None:
         counts = [len(job.data) for job in jobs]
         sizes = [min(job.plan.batch_size or n, n) for job, n in zip(jobs, counts, strict=True)]
-        if len(set(counts)) == len(set(sizes)) == 1 and sizes[0] < counts[0] and not counts[0] % sizes[0]:
-            at, self._widths = _even([job.seed for job in jobs], counts[0], sizes[0], steps)
-        else:
-            at, self._widths = _uneven([job.seed for job in jobs], counts, sizes, steps)
+        at, self._widths = _drawn([job.seed for job in jobs], np.array(counts), np.array(sizes), np.array(steps))
         self._is_constant, self._is_kept = sizes == counts, is_kept
         self._columns, at = _joined([job.data.columns() for job in jobs], at)
         self._like, self._at = like, torch.from_numpy(at).to(next(iter(self._columns.values())).device)
@@ -82,46 +79,37 @@ class Feed:
         return self._made[key]
 
 
-# The positions of each batch among its client's examples, (T, C, b), as `executors.plain.batches` draws them, and how
-# many of them count, (T, C). A batch of everything is the same each time: where nobody has another, T is 1.
+def _drawn(seeds: Sequence[int], counts: Ints, sizes: Ints, steps: Ints) -> tuple[Ints, Ints]:
+    """The positions of each batch among its client's examples, (T, C, b), and how many of them count, (T, C).
 
+    As `executors.plain.batches` draws them. A batch of everything is the same each time, in no order that is drawn:
+    where nobody has another, T is 1 for the positions.
 
-def _even(seeds: Sequence[int], examples: int, size: int, steps: Sequence[int]) -> tuple[Ints, Ints]:
-    """Of clients that have as many examples, and no short batch."""
-    passes = -(-steps[0] * size // examples)
-    at = np.empty((len(seeds), passes, examples), np.int64)
-    at[:] = np.arange(examples)
-    drawn = [derive(seed, "batches", number) for seed in seeds for number in range(passes)]
-    for order, chance in zip(at.reshape(-1, examples), restarts(drawn), strict=True):
-        chance.shuffle(order)  # what `permutation` does
-    by_step = at.reshape(len(seeds), -1, size).swapaxes(0, 1)[: steps[0]]
-    return by_step, np.full((steps[0], len(seeds)), size)
-
-
-def _uneven(
-    seeds: Sequence[int], counts: Sequence[int], sizes: Sequence[int], steps: Sequence[int]
-) -> tuple[Ints, Ints]:
-    """Of any clients."""
-    each = [-(-n // size) for n, size in zip(counts, sizes, strict=True)]  # batches in a pass
-    passes = [0 if many == 1 else -(-t // many) for many, t in zip(each, steps, strict=True)]
-    long, wide = 1 if sizes == counts else steps[0], max(sizes)
-    at, widths = np.zeros((long, len(seeds), wide), np.int64), np.ones((steps[0], len(seeds)), np.int64)
-    drawn = restarts(
-        [derive(seed, "batches", i) for seed, many in zip(seeds, passes, strict=True) for i in range(many)]
-    )
-    for c, (n, size) in enumerate(zip(counts, sizes, strict=True)):
-        rows = min(long, steps[c])
-        if not passes[c]:
-            at[:rows, c, :size], widths[: steps[c], c] = np.arange(size), size  # in no order that is drawn
-        else:
-            padded, own = np.empty((passes[c], each[c] * size), np.int64), np.full((passes[c], each[c]), size)
-            for row in padded:
-                row[:n] = next(drawn).permutation(n)
-                row[n:] = row[n - 1]
-            own[:, -1] = n - (each[c] - 1) * size
-            at[:rows, c, :size], widths[:rows, c] = padded.reshape(-1, size)[:rows], own.reshape(-1)[:rows]
-        at[:rows, c, size:] = at[:rows, c, size - 1 : size]
-    return at, widths
+    Args:
+        seeds: of the jobs.
+        counts: examples of each client, (C,).
+        sizes: of its batches but the last of a pass, (C,).
+        steps: that it takes, (C,); must not ascend.
+    """
+    each = -(-counts // sizes)  # batches in a pass
+    passes = np.where(each > 1, -(-steps // each), 1)
+    lengths = np.repeat(counts, passes)
+    begins = np.cumsum(lengths) - lengths  # of every pass in what is one line of them all
+    line = np.arange(lengths.sum()) - np.repeat(begins, lengths)
+    told = zip(seeds, each.tolist(), passes.tolist(), strict=True)
+    drawn = [derive(seed, "batches", i) if many > 1 else None for seed, many, of in told for i in range(of)]
+    chances = restarts([seed for seed in drawn if seed is not None])
+    for seed, begin, length in zip(drawn, begins.tolist(), lengths.tolist(), strict=True):
+        if seed is not None:
+            next(chances).shuffle(line[begin : begin + length])  # what `permutation` does
+    step = np.arange(steps[0])[:, None]
+    before = step % each * sizes  # examples of the pass that came in earlier batches, (T, C)
+    widths = np.minimum(sizes, counts - before)
+    long = 1 if each.max() == 1 else steps[0]
+    places = np.minimum(np.arange(sizes.max()), widths[:long, :, None] - 1) + before[:long, :, None]
+    first = begins[np.cumsum(passes) - passes + step[:long] // each % passes]
+    found: Ints = line[places + first[:, :, None]]
+    return found, widths
 
 
 def _joined(datas: Sequence[Batch], at: Ints) -> tuple[dict[str, Tensor], Ints]:

@@ -213,15 +213,10 @@ class _Bounds(NamedTuple):
 def _chunks(unit: Unit, way: Way, jobs: Sequence[Job], bounds: _Bounds) -> Iterator[list[int]]:
     """Jobs of like size together, so that little is padded; chunks as even as the bounds allow."""
     sizes = [_size_of(unit, job) for job in jobs]
-    are_equal = sizes.count(sizes[0]) == len(sizes)
-    order = [*range(len(jobs))] if are_equal else sorted(range(len(jobs)), key=sizes.__getitem__, reverse=True)
+    order = sorted(range(len(jobs)), key=sizes.__getitem__, reverse=True)
     while order:
         most = bounds.most(unit, way, jobs[order[0]], sizes[order[0]])
         many = -(-len(order) // -(-len(order) // most))
-        if are_equal:
-            yield order[:many]
-            order = order[many:]
-            continue
         if way.name == "vmap":  # what looks at the whole batch must not see padding
             many = next((k for k in range(1, many) if sizes[order[k]][1:] != sizes[order[0]][1:]), many)
         while (not unit.is_plain and _has_much_padding([sizes[i].rows for i in order[:many]])) or _has_much_padding(
@@ -244,8 +239,7 @@ class _Size(NamedTuple):
 def _size_of(unit: Unit, job: Job) -> _Size:
     examples = len(job.data)
     width = min(job.plan.batch_size or examples, examples)
-    rows = sum([job.start[n].shape[0] for n in unit.ragged]) if unit.ragged else 0
-    return _Size(rows, width, examples, job.plan.num_steps(examples))
+    return _Size(sum(job.start[n].shape[0] for n in unit.ragged), width, examples, job.plan.num_steps(examples))
 
 
 def _bytes_of(job: Job, size: _Size, kept: Mapping[str, int]) -> int:
