@@ -56,7 +56,7 @@ def by_hand(work: Workload, params: dict[str, torch.Tensor]) -> dict[int, tuple[
         if data is None:
             continue
         hits, losses = [], []
-        for x, y in zip(data.data["x"].tolist(), data.data["y"].tolist(), strict=True):
+        for x, y in zip(data.columns()["x"].tolist(), data.columns()["y"].tolist(), strict=True):
             z = [
                 sum(w * v for w, v in zip(row, x, strict=True)) + b
                 for row, b in zip(params["weight"].tolist(), params["bias"].tolist(), strict=True)
@@ -103,7 +103,7 @@ def test_a_central_test_set_is_measured_and_clients_only_when_asked_for():
     scores, rows = evaluate(work, FedAvg(), params, {}, per_client=False)
     assert rows == []
     assert {s.scope for s in scores} == {"central"}
-    x, y = (work.population.central_test().data[n] for n in ("x", "y"))
+    x, y = (work.population.central_test().columns()[n] for n in ("x", "y"))
     expected = float(((x @ params["weight"].T + params["bias"]).argmax(1) == y).double().mean())
     assert scores[0].value == pytest.approx(expected)
 
@@ -174,7 +174,7 @@ def test_clients_in_a_row_are_measured_as_each_by_itself(chunk, monkeypatch):
 def test_tests_between_two_clients_are_not_copied():
     tests = {"x": torch.arange(12.0).reshape(6, 2)}
     population = ArrayPopulation({"x": torch.zeros(4, 2)}, torch.arange(5), tests, torch.tensor([0, 2, 2, 5, 6]))
-    found = population.tests_between(1, 2).data["x"]
+    found = population.tests_between(1, 2).columns()["x"]
     assert found.tolist() == [[4.0, 5.0], [6.0, 7.0], [8.0, 9.0]]
     assert found.data_ptr() == tests["x"][2:].data_ptr()
 
@@ -184,4 +184,4 @@ def test_a_batch_is_aligned_as_a_tensor_of_its_own():
     views = [module._batch(data, start, start + 2)["x"] for start in range(8)]
     assert all(view.data_ptr() % 64 == 0 for view in views)
     assert [view[0, 0].item() for view in views] == [3.0 * start for start in range(8)]
-    assert views[0].data_ptr() == data.data["x"].data_ptr()
+    assert views[0].data_ptr() == data.columns()["x"].data_ptr()

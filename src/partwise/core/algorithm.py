@@ -152,8 +152,9 @@ class Site:
         for name, rows in held.items():
             for column in self.model.tables.get(name, ()):
                 columns[column] = _positions(rows, original[column].to(torch.int64), f"client {self.client}", column)
-        self._memo["localized"] = (held, Examples(columns))
-        return Examples(columns)
+        found = Examples(columns)
+        self._memo["localized"] = (held, found)
+        return found
 
 
 @runtime_checkable

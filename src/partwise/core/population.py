@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
@@ -89,12 +88,14 @@ class Dataset(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
 class Examples:
-    """A `Dataset` over tensors in memory (or memory-mapped).
+    """A `Dataset` over tensors in memory (or memory-mapped). It is not changed.
 
     Args:
-        data: column name -> tensor (n, ...); equal n.
+        columns: column name -> tensor (n, ...); equal n.
+
+    Raises:
+        ValueError: columns of unequal length.
 
     Example:
         >>> import torch
@@ -102,30 +103,44 @@ class Examples:
         tensor([1])
     """
 
-    data: Batch = field(repr=False)
-    _length: int = field(init=False, repr=False)  # asked for a dozen times for every client of a round
+    __slots__ = ("_begin", "_columns", "_length", "_whole")
 
-    def __post_init__(self) -> None:
-        found = {column.shape[0] for column in self.data.values()}
-        object.__setattr__(self, "_length", max(found, default=0))
+    def __init__(self, columns: Batch) -> None:
+        found = {column.shape[0] for column in columns.values()}
         if len(found) > 1:
-            lengths = {name: len(column) for name, column in self.data.items()}
+            lengths = {name: len(column) for name, column in columns.items()}
             raise ValueError(
                 f"Examples(): columns must have equal length, got {lengths}. Cut them to the same examples."
             )
+        self._whole, self._begin, self._length = columns, 0, max(found, default=0)
+        self._columns: Batch | None = columns
+
+    def __reduce__(self) -> tuple[type[Examples], tuple[Batch]]:
+        return Examples, (self.columns(),)  # not what they are a slice of
 
     def __len__(self) -> int:
         return self._length
 
     def batch(self, at: Tensor) -> Batch:
-        return {name: column[at] for name, column in self.data.items()}
+        return {name: column[at] for name, column in self.columns().items()}
 
     def columns(self) -> Batch:
-        return self.data
+        if self._columns is None:
+            end = self._begin + self._length
+            self._columns = {name: column[self._begin : end] for name, column in self._whole.items()}
+        return self._columns
 
     def slice(self, start: int, stop: int) -> Examples:
-        """The examples start..stop, as views."""
-        return Examples({name: column[start:stop] for name, column in self.data.items()})
+        """The examples start..stop, as views, which are made when they are looked at."""
+        start, stop, _ = slice(start, stop).indices(self._length)
+        found, length = Examples.__new__(Examples), max(0, stop - start)
+        own = self._whole, self._begin + start, length, None
+        found._whole, found._begin, found._length, found._columns = own  # noqa: SLF001 - of the same class
+        return found
+
+    def place(self) -> tuple[Batch, int]:
+        """The columns of which these examples are a slice, and where in them they begin."""
+        return self._whole, self._begin
 
 
 class Population(Protocol):

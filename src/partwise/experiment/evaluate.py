@@ -87,7 +87,7 @@ def _columns(
     parts: dict[str, dict[str, list[Tensor]]] = {m.name: {} for m in metrics}
     size = _CHUNK
     if isinstance(data, Examples) and len(data) and is_cpu:
-        size = max(1, min(_PASS_EXAMPLES, _PASS_BYTES // max(1, sum(c[:1].nbytes for c in data.data.values()))))
+        size = max(1, min(_PASS_EXAMPLES, _PASS_BYTES // max(1, sum(c[:1].nbytes for c in data.columns().values()))))
     with torch.no_grad():
         for start in range(0, len(data), size):
             batch = _batch(data, start, min(start + size, len(data)))
@@ -106,7 +106,7 @@ def _batch(data: Dataset, start: int, stop: int) -> Batch:
     """The examples start..stop, without a copy where that can be."""
     if not isinstance(data, Examples):
         return data.batch(torch.arange(start, stop))
-    parts = {name: column[start:stop] for name, column in data.data.items()}
+    parts = data.slice(start, stop).columns()
     return {name: t if t.data_ptr() % _ALIGNED == 0 else t.clone() for name, t in parts.items()}
 
 

@@ -97,20 +97,20 @@ class ArrayPopulation:
 
     def data(self, client: Client) -> Examples:
         self._check(client)
-        return _views(self.columns, self._starts[0], client)
+        return _slice(self._examples[0], self._starts[0], client)
 
     def test_data(self, client: Client) -> Examples | None:
         self._check(client)
         starts = self._starts[1]
         if starts is None or starts[client] == starts[client + 1]:
             return None
-        return _views(self.test_columns, starts, client)
+        return _slice(self._examples[1], starts, client)
 
     def tests_between(self, first: Client, last: Client) -> Examples:
         """The test examples of the clients from `first` to `last`, without a copy."""
         starts = self._starts[1]
         assert starts is not None
-        return _views(self.test_columns, starts[[first, last + 1]], 0)
+        return _slice(self._examples[1], starts[[first, last + 1]], 0)
 
     def central_test(self) -> Dataset | None:
         return self.central
@@ -170,6 +170,11 @@ class ArrayPopulation:
         """The offsets of examples and test examples as arrays, whose elements are had much sooner than a tensor's."""
         return self.offsets.numpy(), None if self.test_offsets is None else self.test_offsets.numpy()
 
+    @cached_property
+    def _examples(self) -> tuple[Examples, Examples]:
+        """All examples and test examples, of which clients have slices."""
+        return Examples(self.columns), Examples(self.test_columns)
+
     def _check(self, client: Client) -> None:
         # A negative number would silently give the wrong client's data.
         if not 0 <= client < len(self._starts[0]) - 1:
@@ -179,9 +184,8 @@ class ArrayPopulation:
             )
 
 
-def _views(columns: Mapping[str, Tensor], offsets: Ints, client: Client) -> Examples:
-    start, stop = int(offsets[client]), int(offsets[client + 1])
-    return Examples({name: column[start:stop] for name, column in columns.items()})
+def _slice(examples: Examples, offsets: Ints, client: Client) -> Examples:
+    return examples.slice(int(offsets[client]), int(offsets[client + 1]))
 
 
 def _check_offsets(which: str, offsets: Tensor, columns: Mapping[str, Tensor]) -> None:

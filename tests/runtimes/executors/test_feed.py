@@ -62,7 +62,8 @@ def test_a_batch_of_everything_is_gathered_once_for_the_same_clients():
 def test_data_that_are_slices_of_one_column_are_not_copied():
     whole = torch.arange(40.0).reshape(20, 2)
     jobs = MLP.jobs((9, 6), batch_size=4)
-    jobs = [jobs[0]._replace(data=Examples({"x": whole[7:16]})), jobs[1]._replace(data=Examples({"x": whole[1:7]}))]
+    examples = Examples({"x": whole})
+    jobs = [jobs[0]._replace(data=examples.slice(7, 16)), jobs[1]._replace(data=examples.slice(1, 7))]
     feed = Feed(jobs, [3, 2], whole)
     assert feed._columns["x"].untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
     for c, job in enumerate(jobs):

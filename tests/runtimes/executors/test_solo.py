@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from partwise.core.model import CrossEntropy, Model
 from partwise.core.plan import Job
+from partwise.core.population import Examples
 from partwise.local import SGD, AdamW, Proximal
 from partwise.runtimes.executors import Plain, plain, solo
 from partwise.runtimes.executors.rules import RELU
@@ -182,7 +183,7 @@ def test_rule_with_other_bits_is_refused(monkeypatch):
 
 def test_client_that_cannot_be_trained_says_nothing_of_the_others(monkeypatch):
     jobs = CNN.jobs()
-    bad = jobs[0]._replace(data=replace(jobs[0].data, data={**jobs[0].data.columns(), "y": ids(4, 7, seed=1) + 90}))
+    bad = jobs[0]._replace(data=Examples({**jobs[0].data.columns(), "y": ids(4, 7, seed=1) + 90}))
     taped = []
     monkeypatch.setattr(plain, "mean_and_grads", lambda *args: taped.append(1) or solo.mean_and_grads(*args))
     found = Plain().run([bad, *jobs])
@@ -228,7 +229,7 @@ def test_it_can_be_sent():
 
 def test_a_loss_that_is_not_a_number_is_that_of_autograd():
     jobs = [
-        job._replace(data=replace(job.data, data={**job.data.columns(), "x": normal(7, 1, 8, 8, seed=3) * torch.inf}))
+        job._replace(data=Examples({**job.data.columns(), "x": normal(7, 1, 8, 8, seed=3) * torch.inf}))
         for job in CNN.jobs((7,))
     ]
     (one,), (other,) = Plain().run(jobs), Plain(autograd=True).run(jobs)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partwise.core.plan import Job, LocalPlan
-from partwise.core.population import Batch
+from partwise.core.population import Batch, Dataset, Examples
 from partwise.core.rng import derive, restarts
 
 __all__ = ["Feed", "feed_bytes"]
@@ -45,7 +45,7 @@ class Feed:
         sizes = [min(job.plan.batch_size or n, n) for job, n in zip(jobs, counts, strict=True)]
         at, self._widths = _drawn([job.seed for job in jobs], np.array(counts), np.array(sizes), np.array(steps))
         self._is_constant, self._is_kept = sizes == counts, is_kept
-        self._columns, at = _joined([job.data.columns() for job in jobs], at)
+        self._columns, at = _joined([job.data for job in jobs], at)
         self._like, self._at = like, torch.from_numpy(at).to(next(iter(self._columns.values())).device)
         self._active = (np.array(steps) > np.arange(steps[0])[:, None]).sum(1).tolist()
         self._made: dict[tuple[int, int], Tensor] = {}  # shares where all clients' batches are full
@@ -112,52 +112,27 @@ def _drawn(seeds: Sequence[int], counts: Ints, sizes: Ints, steps: Ints) -> tupl
     return found, widths
 
 
-def _joined(datas: Sequence[Batch], at: Ints) -> tuple[dict[str, Tensor], Ints]:
+def _joined(datas: Sequence[Dataset], at: Ints) -> tuple[Batch, Ints]:
     """The clients' columns as one each, and where in them the batches are.
 
-    Without a copy where they are views of one; else of what is trained on only, where that is less than all there is.
+    Without a copy where they are slices of the same columns; else of what is trained on only, where that is less than
+    all there is.
 
     Args:
         datas: of each client.
         at: (T, C, b), a batch's positions among its client's examples.
     """
-    names = list(datas[0])
-    shared = _shared([[data[name] for name in names] for data in datas])
-    if shared is not None:
-        bases, starts = shared
-        return dict(zip(names, bases, strict=True)), at + np.array(starts)[:, None]
-    ends = np.cumsum([len(data[names[0]]) for data in datas])
+    places = [data.place() for data in datas if isinstance(data, Examples)]
+    if len(places) == len(datas) and all(whole is places[0][0] for whole, _ in places):
+        return places[0][0], at + np.array([begin for _, begin in places])[:, None]
+    columns = [data.columns() for data in datas]
+    ends = np.cumsum([len(data) for data in datas])
     if at.size >= ends[-1]:
         before = np.concatenate([[0], ends[:-1]])
-        return {n: torch.cat([data[n] for data in datas]) for n in names}, at + before[:, None]
+        return {n: torch.cat([own[n] for own in columns]) for n in columns[0]}, at + before[:, None]
     taken = torch.from_numpy(np.ascontiguousarray(at.swapaxes(0, 1)).reshape(len(datas), -1))  # (C, T * b)
-    places = np.arange(at.size).reshape(len(datas), len(at), -1).swapaxes(0, 1)
+    order = np.arange(at.size).reshape(len(datas), len(at), -1).swapaxes(0, 1)
     return {
-        n: torch.cat([d[n].index_select(0, rows.to(d[n].device)) for d, rows in zip(datas, taken, strict=True)])
-        for n in names
-    }, np.ascontiguousarray(places)
-
-
-def _shared(datas: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[int]] | None:
-    """What all clients' columns are slices of, where the slices of every column begin at the same examples."""
-    bases, found = [], None
-    for columns in zip(*datas, strict=True):
-        first = columns[0]
-        stride = first.stride()
-        width = stride[0] if stride else 0
-        if not width or not first.numel():
-            return None
-        storage, offsets = first.untyped_storage().data_ptr(), [c.storage_offset() for c in columns]
-        for c in columns:  # contiguous, so that equal strides are equal shapes but for the examples
-            if c.stride() != stride or not c.is_contiguous() or c.untyped_storage().data_ptr() != storage:
-                return None
-        low = min(offsets)
-        if any((offset - low) % width for offset in offsets):
-            return None
-        starts = [(offset - low) // width for offset in offsets]
-        if found is not None and starts != found:
-            return None
-        found = starts
-        total = max(start + c.shape[0] for start, c in zip(starts, columns, strict=True))
-        bases.append(first.as_strided((total, *first.shape[1:]), stride, low))
-    return (bases, found) if found is not None else None
+        n: torch.cat([own[n].index_select(0, rows.to(own[n].device)) for own, rows in zip(columns, taken, strict=True)])
+        for n in columns[0]
+    }, np.ascontiguousarray(order)

@@ -106,10 +106,15 @@ def are_alike(one: Job, other: Job) -> bool:
         if first is not t and not _is_alike(first, t, name in tables):
             return False
     a, b = one.data, other.data
-    if type(a) is not Examples or type(b) is not Examples or not len(a) or not len(b) or a.data.keys() != b.data.keys():
+    if not isinstance(a, Examples) or not isinstance(b, Examples) or not len(a) or not len(b):
         return False
-    for name, t in b.data.items():
-        first = a.data[name]
+    firsts, others = a.place()[0], b.place()[0]
+    if firsts is others:
+        return True
+    if firsts.keys() != others.keys():
+        return False
+    for name, t in others.items():
+        first = firsts[name]
         if first.dtype is not t.dtype or first.dim() != t.dim() or (t.dim() > 1 and first.shape[1:] != t.shape[1:]):
             return False
     return True
