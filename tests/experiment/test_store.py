@@ -391,8 +391,9 @@ class TestFaults:
     def test_full_disk(self, folder):
         with filled(folder) as store:
             store._db.execute("PRAGMA max_page_count = 20")  # SQLite then says what it says on a full disk
+            store.append_events([(0.0, "big", b"x" * 100_000)])
             with pytest.raises(CheckpointError) as caught:
-                store.append_events([(0.0, "big", b"x" * 100_000)])
+                store.commit()
             assert str(caught.value) == (
                 f"RunStore('{folder}'): writing events needs room on the disk, got: database or disk is full. "
                 "What was committed before is safe. Free some space and resume the run."

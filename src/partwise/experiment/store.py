@@ -11,6 +11,7 @@ import json
 import operator
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Literal, NamedTuple, get_type_hints
@@ -25,6 +26,7 @@ __all__ = ["RECORD", "ClientRow", "Ends", "EventRow", "MetricRow", "ReplyRow", "
 
 RECORD = "record.sqlite"
 SCHEMA_VERSION = 2
+_LOT = 4096  # rows of a table that wait in memory at most
 _APPLICATION_ID = 0x50575253  # "PWRS", in the file's first page: tells a record from other databases
 
 
@@ -119,6 +121,13 @@ class Ends(NamedTuple):
 Row = tuple[Any, ...] | Mapping[str, Any]  # the fields in order, or by name
 
 
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+_CASTS: Mapping[type, Callable[[Any], Any]] = {int: operator.index, float: float, str: _text}
+
+
 class _Table(NamedTuple):
     name: str
     row: Any  # a NamedTuple class
@@ -183,6 +192,7 @@ class RunStore:
         self._db: sqlite3.Connection | None = None
         self._log: LogWriter | None = None
         self._seq = 0
+        self._waiting: dict[str, tuple[str, list[tuple[Any, ...]]]] = {}  # statement -> what it is for, its rows
         path = self.folder / RECORD
         if mode != "append" and not path.is_file():
             what = "a folder without one" if self.folder.is_dir() else "no folder"
@@ -262,26 +272,45 @@ class RunStore:
     # Writing
 
     def _write(self, doing: str, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Have rows written by the next commit; a lot of them at once takes less time than some after every message."""
         db = self._open
         with self._saying(doing):
+            if self._lock is None:
+                raise sqlite3.OperationalError("attempt to write a readonly database")
             if not db.in_transaction:
                 db.execute("BEGIN IMMEDIATE")
-            db.executemany(statement, rows)
+        waiting = self._waiting.setdefault(statement, (doing, []))[1]
+        waiting += rows
+        if len(waiting) >= _LOT:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give the database what waits."""
+        db, waiting = self._open, self._waiting
+        self._waiting = {}
+        for statement, (doing, rows) in waiting.items():
+            with self._saying(doing):
+                db.executemany(statement, rows)
 
     def _append(self, table: _Table, rows: Iterable[Row]) -> None:
-        casts: tuple[Callable[[Any], Any], ...] = tuple(operator.index if k is int else k for k in table.kinds)
-
-        def plain(row: Row) -> tuple[Any, ...]:
-            try:
-                full = table.row(**row) if isinstance(row, Mapping) else row
-                values = (v if v is None else cast(v) for cast, v in zip(casts, full, strict=True))
-                return (*values, self._seq)
-            except (TypeError, ValueError) as error:
-                rule = f"a {table.row.__name__} is {', '.join(table.columns)}"
-                raise TypeError(f"{self._me()}: {rule}, got {row!r}. Give these, in this order.") from error
-
+        given = list(rows)
+        casts = [_CASTS[kind] for kind in table.kinds]
+        try:
+            columns = [list(map(cast, column)) for cast, column in zip(casts, zip(*given, strict=True), strict=True)]
+            plain = list(zip(*columns, repeat(self._seq, len(given)), strict=True))
+        except (TypeError, ValueError):  # something is missing, or rows are by name
+            plain = [self._plain(table, row) for row in given]
         holes = ", ".join("?" for _ in (*table.columns, "seq"))
-        self._write(f"writing {table.name}", f"INSERT OR REPLACE INTO {table.name} VALUES ({holes})", map(plain, rows))
+        self._write(f"writing {table.name}", f"INSERT OR REPLACE INTO {table.name} VALUES ({holes})", plain)
+
+    def _plain(self, table: _Table, row: Row) -> tuple[Any, ...]:
+        try:
+            full = table.row(**row) if isinstance(row, Mapping) else row
+            values = (v if v is None else _CASTS[kind](v) for kind, v in zip(table.kinds, full, strict=True))
+            return (*values, self._seq)
+        except (TypeError, ValueError) as error:
+            rule = f"a {table.row.__name__} is {', '.join(table.columns)}"
+            raise TypeError(f"{self._me()}: {rule}, got {row!r}. Give these, in this order.") from error
 
     def append_events(self, rows: Iterable[EventRow | tuple[float, str, Any]]) -> int:
         """Append events, numbered upwards from 1; the number of the last one there is."""
@@ -317,6 +346,7 @@ class RunStore:
             durable: wait for the disk, so that it also survives a loss of power. For checkpoints.
         """
         db = self._open
+        self._hand_over()
         if self._log is not None:
             self._log.flush(durable=durable)
         with self._saying("committing"):
@@ -334,6 +364,7 @@ class RunStore:
             heard: messages of the log behind so many go; None keeps all.
         """
         db = self._open
+        self._hand_over()
         if heard is not None:
             self.log.truncate(heard)
         with self._saying("truncating the record"):
@@ -352,6 +383,7 @@ class RunStore:
     # Reading
 
     def _all(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        self._hand_over()
         with self._saying("reading the record"):
             return self._open.execute(statement, values).fetchall()
 
