@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from partwise.experiment.store import RunStore
 from toy_cli import TINY, call
 
 
@@ -54,6 +55,25 @@ def test_show(two_runs):
     assert any(w.startswith("served worst: ") for w in words)
     spec, _ = call("show", two_runs / "quick", "--spec")
     assert spec == (two_runs / "quick" / "spec.toml").read_text()
+
+
+def test_show_says_which_executor_was_chosen_and_why(here):
+    call("run", "tiny.toml", "runtime.executor=Auto", "-q", "--folder", "chosen")
+    out, _ = call("show", "chosen")
+    words = [" ".join(line.split()) for line in out.splitlines()]
+    assert any(w.startswith("runtime Simulate(executor=Auto(") for w in words)
+    (said,) = (w for w in words if w.startswith("executor "))
+    with RunStore("chosen", "read") as store:
+        (chosen,) = (event["body"] for event in store.events("executor"))
+    own, name = chosen["seconds"][chosen["chosen"]], chosen["chosen"].split("(")[0]
+    assert said.startswith(f"executor {name}, by a trial; ")
+    for part, seconds in chosen["seconds"].items():
+        if part != chosen["chosen"]:
+            assert f"{part.split('(')[0]} took {seconds / own:.2g} times as long" in said
+
+
+def test_show_says_nothing_of_an_executor_that_was_not_to_choose(two_runs):
+    assert "executor " not in call("show", two_runs / "quick")[0].replace("executor=", "")
 
 
 def test_show_names_those_who_had_trouble(here):

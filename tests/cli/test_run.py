@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 
+from partwise.cli import run
 from partwise.cli.run import On, _load
 from partwise.experiment.spec import load
 from toy_cli import TINY, call, events
@@ -53,6 +54,16 @@ def test_run_says_what_happens_and_what_comes_next(here):
         f"  partwise report runs/{folder.name} --out report.html",
     ]
     assert (folder / "spec.toml").is_file()
+
+
+def test_a_long_run_says_how_it_may_be_faster_unless_that_was_chosen(here, monkeypatch):
+    monkeypatch.setattr(run, "_LONG", 0.0)
+    assert "runtime.executor=Auto " in call("run", "tiny.toml")[0].splitlines()[-1]
+    for others in (["runtime.executor=Auto"], ["--quiet"], ["--json"], ["--on", "processes"]):
+        assert "runtime.executor" not in call("run", "tiny.toml", *others)[0]
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert "runtime.executor" not in call("run", "tiny.toml")[0]
 
 
 def test_overrides_folder_and_root(here):

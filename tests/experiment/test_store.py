@@ -14,7 +14,8 @@ import pytest
 import partwise
 from partwise.core.errors import CheckpointError
 from partwise.experiment.lock import writer_of
-from partwise.experiment.store import RECORD, ClientRow, MetricRow, ReplyRow, RunStore
+from partwise.experiment.rows import ClientRow, MetricRow, ReplyRow
+from partwise.experiment.store import RECORD, RunStore
 
 REPLY = ReplyRow(1, 9, 0, 20, 640, 81, 79, 0.0, 0.25, 3.0, 3.5, 0.7, 0)
 SOURCE = {**os.environ, "PYTHONPATH": str(Path(partwise.__file__).parents[1])}

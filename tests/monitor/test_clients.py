@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from partwise.experiment.store import ReplyRow, RunStore
+from partwise.experiment.rows import ReplyRow
+from partwise.experiment.store import RunStore
 from partwise.monitor.clients import ORDERS, Names, Tallies
 from toy_runs import NASTY, POPULATION
 

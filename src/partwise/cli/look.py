@@ -122,6 +122,8 @@ def _about(run: Run) -> Table:
         "workload": run.meta.get("workload", ""),
         "algorithm": run.meta.get("algorithm", ""),
         "scheduler": run.meta.get("scheduler", ""),
+        "runtime": run.meta.get("runtime", ""),
+        **({"executor": run.executor} if run.executor else {}),
         "clients": f"{run.meta.get('num_clients', 0):,}",
         "seed": run.meta.get("seed", ""),
         "length": f"{amount(last.version, run.noun)}, {seconds_text(last.seconds)} on the run's clock",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import shlex
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +24,8 @@ __all__ = ["execute", "resume_command", "run_command", "say_what_next"]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")]
 Root = Annotated[Path, typer.Option("--root", help="Where the folders of runs are.")]
+
+_LONG = 30.0  # seconds of a run, from which on it is worth a thought how it might be faster
 
 
 class On(str, enum.Enum):
@@ -56,9 +59,14 @@ def run_command(
         raise EndedError(f"{said} Name another, or go on with the run in it: partwise resume {folder}", UNUSABLE)
     with closing(view_for(as_json=as_json, quiet=quiet)) as view:
         view.prepare("reading the specification and the data")
-        watcher = execute(_load(spec, list(overrides or ()), on), view, folder=folder, root=root)
+        experiment, began = _load(spec, list(overrides or ()), on), time.monotonic()
+        watcher = execute(experiment, view, folder=folder, root=root)
     if not as_json and not quiet:
         say_what_next(watcher)
+        if time.monotonic() - began >= _LONG and _is_one_by_one(experiment):
+            typer.echo(
+                "  partwise run ... runtime.executor=Auto   # clients were trained one by one; this may be faster"
+            )
 
 
 def resume_command(
@@ -88,6 +96,14 @@ def _load(spec: Path, overrides: list[str], on: On | None) -> Experiment:
         raise ValueError(f"{spec}: must be a specification that can be read, got: {error.strerror}.") from error
     wanted = on.value.capitalize() if on else type(experiment.runtime).__name__
     return experiment if type(experiment.runtime).__name__ == wanted else load(spec, [*overrides, f"runtime={wanted}"])
+
+
+def _is_one_by_one(experiment: Experiment) -> bool:
+    """Whether the run was simulated by the executor that nobody has to choose, which is seldom the fastest."""
+    from partwise.runtimes import Simulate
+    from partwise.runtimes.executors import Plain
+
+    return isinstance(experiment.runtime, Simulate) and isinstance(experiment.runtime.executor, Plain)
 
 
 def _frozen(folder: Path) -> Experiment:

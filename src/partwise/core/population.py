@@ -156,7 +156,7 @@ class Population(Protocol):
         ...
 
     def data(self, client: Client) -> Dataset:
-        """What the client trains on."""
+        """What the client trains on. Clients whose data are slices of one `Examples` train together without a copy."""
         ...
 
     def test_data(self, client: Client) -> Dataset | None:

@@ -331,6 +331,8 @@ def _sampled(about: Any) -> str:
 
 def _run(run: Run, row: Row, at: int) -> dict[str, Any]:
     parts = [(key, _shown(run.meta[key])) for key in _PARTS if run.meta.get(key) not in (None, "", [], {}, "()", "{}")]
+    if run.executor:
+        parts.append(("executor", run.executor))
     return {
         "colour": at % len(COLOURS),
         "name": run.label,

@@ -82,6 +82,7 @@ class Run:
         answers: client -> how many of its replies arrived.
         troubles: clients lost and refused, in order; then those suspected.
         population: what `population_summary` gave, if it was kept.
+        executor: what `Auto` chose and why, in words; empty for a run that had no choice.
     """
 
     folder: Path
@@ -92,6 +93,7 @@ class Run:
     answers: Mapping[int, int] = field(repr=False)
     troubles: Sequence[Trouble] = field(repr=False)
     population: Mapping[str, Any] | None = field(repr=False)
+    executor: str = ""
 
     @property
     def metric(self) -> str:
@@ -189,6 +191,7 @@ def read_run(folder: str | Path) -> Run:
         answers = Counter(row["client"] for row in store.replies())
         troubles = [_trouble(event["kind"], event["body"]) for kind in _TROUBLES for event in store.events(kind)]
         troubles += _suspected([event["body"] for event in store.events("told")])
+        notes = [event["body"] for event in store.events("executor")]
     return Run(
         folder=path,
         label=str(meta.get("name") or path.name),
@@ -198,7 +201,23 @@ def read_run(folder: str | Path) -> Run:
         answers=answers,
         troubles=troubles,
         population=read_population(path),
+        executor=_choice(notes[-1]) if notes else "",
     )
+
+
+def _choice(notes: Mapping[str, Any]) -> str:
+    """What an executor noted of its choice; nothing where it is none, or is told in another way."""
+    chosen, seconds, faults = (notes.get(key) for key in ("chosen", "seconds", "faults"))
+    if not isinstance(chosen, str) or not isinstance(seconds, Mapping) or not isinstance(faults, Mapping):
+        return ""
+    own = seconds.get(chosen, math.nan)
+    words = [f"{_name(part)} took {took / own:.2g} times as long" for part, took in seconds.items() if part != chosen]
+    words += [f"{_name(part)} failed: {error}" for part, error in faults.items()]
+    return "; ".join([f"{_name(chosen)}, by a trial", *words])
+
+
+def _name(part: str) -> str:
+    return part.split("(", 1)[0]
 
 
 def read_runs(folders: Iterable[RunLike]) -> list[Run]:
@@ -272,4 +291,4 @@ def read_population(path: Path) -> Mapping[str, Any] | None:
 
 
 def _short(run: Run) -> str:
-    return str(run.meta.get("algorithm", "")).split("(", 1)[0]
+    return _name(str(run.meta.get("algorithm", "")))

@@ -8,106 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import operator
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Literal, NamedTuple, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import msgpack
 
 from partwise.core.errors import CheckpointError
 from partwise.experiment.lock import WriterLock
 from partwise.experiment.log import LogWriter
+from partwise.experiment.rows import CLIENTS, METRICS, REPLIES, SCHEMA, EventRow, Row, Table
 
-__all__ = ["RECORD", "ClientRow", "Ends", "EventRow", "MetricRow", "ReplyRow", "RunStore"]
+__all__ = ["RECORD", "Ends", "RunStore"]
 
 RECORD = "record.sqlite"
 SCHEMA_VERSION = 2
 _LOT = 4096  # rows of a table that wait in memory at most
 _APPLICATION_ID = 0x50575253  # "PWRS", in the file's first page: tells a record from other databases
-
-
-class EventRow(NamedTuple):
-    """Something that happened.
-
-    Args:
-        time: seconds since the run began, on the runtime's clock.
-        kind: what it was, such as `"refused"`.
-        body: what msgpack takes: None, bool, int, float, str, bytes, lists and dicts of these. Tuples become lists.
-    """
-
-    time: float
-    kind: str
-    body: Any
-
-
-class MetricRow(NamedTuple):
-    """A metric of one version.
-
-    Args:
-        version: the server version that was measured.
-        time: seconds since the run began, on the runtime's clock.
-        uplink_bytes: bytes that clients had sent by then, in all.
-        downlink_bytes: bytes that clients had received by then, in all.
-        name: of the metric.
-        scope: over what: `"central"`, `"clients mean"`, ...
-        value: may be nan or infinite.
-    """
-
-    version: int
-    time: float
-    uplink_bytes: int
-    downlink_bytes: int
-    name: str
-    scope: str
-    value: float
-
-
-class ClientRow(NamedTuple):
-    """A metric of one client. examples: how many it was measured on."""
-
-    version: int
-    client: int
-    name: str
-    value: float
-    examples: int
-
-
-class ReplyRow(NamedTuple):
-    """A reply that arrived.
-
-    Args:
-        version: the server version it can become part of at the earliest.
-        client: who sent it.
-        id: number of the task it answers.
-        steps: local steps it took.
-        examples: examples it trained on.
-        uplink_bytes: bytes that it and what belongs to it took.
-        downlink_bytes: bytes that the task it answers took.
-        began: when the client was asked, seconds since the run began; and so the next three.
-        fetched: when it had what it trains, on its own clock.
-        trained: when it had trained, on its own clock.
-        arrived: when the reply was in.
-        loss: mean training loss.
-        staleness: versions committed since its work began.
-    """
-
-    version: int
-    client: int
-    id: int
-    steps: int
-    examples: int
-    uplink_bytes: int
-    downlink_bytes: int
-    began: float
-    fetched: float
-    trained: float
-    arrived: float
-    loss: float
-    staleness: int
 
 
 class Ends(NamedTuple):
@@ -116,49 +35,6 @@ class Ends(NamedTuple):
     events: int = 0
     metrics: int = 0
     replies: int = 0
-
-
-Row = tuple[Any, ...] | Mapping[str, Any]  # the fields in order, or by name
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-_CASTS: Mapping[type, Callable[[Any], Any]] = {int: operator.index, float: float, str: _text}
-
-
-class _Table(NamedTuple):
-    name: str
-    row: Any  # a NamedTuple class
-    columns: tuple[str, ...]
-    kinds: tuple[type, ...]
-    constraint: str
-
-    @property
-    def create(self) -> str:
-        names = {int: "INTEGER", float: "REAL", str: "TEXT"}
-        # No column is NOT NULL: SQLite keeps nan as NULL.
-        columns = ", ".join(f"{c} {names[k]}" for c, k in zip(self.columns, self.kinds, strict=True))
-        return f"CREATE TABLE {self.name} ({columns}, seq INTEGER{self.constraint})"
-
-
-def _table(name: str, row: Any, *key: str) -> _Table:
-    kinds = get_type_hints(row)
-    constraint = f", PRIMARY KEY ({', '.join(key)})" if key else ""
-    return _Table(name, row, tuple(kinds), tuple(kinds.values()), constraint)
-
-
-# Every row carries the number of the last event before it, so that a record can be cut at an event.
-_METRICS = _table("metrics", MetricRow, "version", "name", "scope")
-_CLIENTS = _table("clients", ClientRow, "version", "client", "name")
-_REPLIES = _table("replies", ReplyRow)  # the same client may reply twice before a commit, so there is no key
-_SCHEMA = (
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "CREATE TABLE events (seq INTEGER PRIMARY KEY, time REAL, kind TEXT, body BLOB)",
-    *(table.create for table in (_METRICS, _CLIENTS, _REPLIES)),
-    "CREATE INDEX events_by_kind ON events (kind)",
-)
 
 
 class RunStore:
@@ -175,6 +51,7 @@ class RunStore:
 
     Example:
         >>> import tempfile
+        >>> from partwise.experiment.rows import MetricRow
         >>> with RunStore(tempfile.mkdtemp()) as store:
         ...     store.append_metrics([MetricRow(1, 2.5, 800, 900, "auc", "central", 0.75)])
         ...     store.commit()
@@ -232,7 +109,7 @@ class RunStore:
         (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application == 0 and tables == 0:
             db.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA:
+            for statement in SCHEMA:
                 db.execute(statement)
             db.execute("INSERT INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
@@ -292,25 +169,12 @@ class RunStore:
             with self._saying(doing):
                 db.executemany(statement, rows)
 
-    def _append(self, table: _Table, rows: Iterable[Row]) -> None:
-        given = list(rows)
-        casts = [_CASTS[kind] for kind in table.kinds]
+    def _append(self, table: Table, rows: Iterable[Row]) -> None:
         try:
-            columns = [list(map(cast, column)) for cast, column in zip(casts, zip(*given, strict=True), strict=True)]
-            plain = list(zip(*columns, repeat(self._seq, len(given)), strict=True))
-        except (TypeError, ValueError):  # something is missing, or rows are by name
-            plain = [self._plain(table, row) for row in given]
-        holes = ", ".join("?" for _ in (*table.columns, "seq"))
-        self._write(f"writing {table.name}", f"INSERT OR REPLACE INTO {table.name} VALUES ({holes})", plain)
-
-    def _plain(self, table: _Table, row: Row) -> tuple[Any, ...]:
-        try:
-            full = table.row(**row) if isinstance(row, Mapping) else row
-            values = (v if v is None else _CASTS[kind](v) for kind, v in zip(table.kinds, full, strict=True))
-            return (*values, self._seq)
-        except (TypeError, ValueError) as error:
-            rule = f"a {table.row.__name__} is {', '.join(table.columns)}"
-            raise TypeError(f"{self._me()}: {rule}, got {row!r}. Give these, in this order.") from error
+            plain = table.plain(rows, self._seq)
+        except TypeError as error:
+            raise TypeError(f"{self._me()}: {error}") from error
+        self._write(f"writing {table.name}", table.insert, plain)
 
     def append_events(self, rows: Iterable[EventRow | tuple[float, str, Any]]) -> int:
         """Append events, numbered upwards from 1; the number of the last one there is."""
@@ -324,15 +188,15 @@ class RunStore:
 
     def append_metrics(self, rows: Iterable[Row]) -> None:
         """Append `MetricRow`s; one of the same version, name and scope is replaced."""
-        self._append(_METRICS, rows)
+        self._append(METRICS, rows)
 
     def append_clients(self, rows: Iterable[Row]) -> None:
         """Append `ClientRow`s; one of the same version, client and name is replaced."""
-        self._append(_CLIENTS, rows)
+        self._append(CLIENTS, rows)
 
     def append_replies(self, rows: Iterable[Row]) -> None:
         """Append `ReplyRow`s."""
-        self._append(_REPLIES, rows)
+        self._append(REPLIES, rows)
 
     def set_meta(self, **values: Any) -> None:
         """Set facts about the run, as JSON; `schema_version` is not for setting."""
@@ -372,7 +236,7 @@ class RunStore:
                 db.execute("BEGIN IMMEDIATE")
             if seq is not None:
                 db.execute("DELETE FROM events WHERE seq > ?", (seq,))
-            for table in (_METRICS, _CLIENTS, _REPLIES):
+            for table in (METRICS, CLIENTS, REPLIES):
                 if seq is not None:
                     db.execute(f"DELETE FROM {table.name} WHERE seq > ?", (seq,))
                 if version is not None:
@@ -392,7 +256,7 @@ class RunStore:
         statement = statement.replace("{where}", f"WHERE {' AND '.join(where)}" if where else "")
         return self._all(statement, [v for v in values.values() if v is not None])
 
-    def _read(self, table: _Table, order: str, values: Mapping[str, object]) -> list[dict[str, Any]]:
+    def _read(self, table: Table, order: str, values: Mapping[str, object]) -> list[dict[str, Any]]:
         statement = f"SELECT {', '.join(table.columns)} FROM {table.name} {{where}} ORDER BY {order}"
         empty = [float("nan") if kind is float else None for kind in table.kinds]
         return [
@@ -425,17 +289,17 @@ class RunStore:
 
     def metrics(self, name: str | None = None, scope: str | None = None) -> list[dict[str, Any]]:
         """Metrics by version; the keys are the fields of `MetricRow`."""
-        return self._read(_METRICS, "version, name, scope", {"name": name, "scope": scope})
+        return self._read(METRICS, "version, name, scope", {"name": name, "scope": scope})
 
     def clients(
         self, version: int | None = None, name: str | None = None, client: int | None = None
     ) -> list[dict[str, Any]]:
         """Metrics of clients by version and client; the keys are the fields of `ClientRow`."""
-        return self._read(_CLIENTS, "version, client, name", {"version": version, "name": name, "client": client})
+        return self._read(CLIENTS, "version, client, name", {"version": version, "name": name, "client": client})
 
     def replies(self, version: int | None = None, client: int | None = None) -> list[dict[str, Any]]:
         """Replies in the order in which they were appended; the keys are the fields of `ReplyRow`."""
-        return self._read(_REPLIES, "rowid", {"version": version, "client": client})
+        return self._read(REPLIES, "rowid", {"version": version, "client": client})
 
     def reply_times(self) -> list[tuple[Any, ...]]:
         """Of every reply: client, id, and when it began, was fetched, trained and arrived."""
@@ -462,7 +326,7 @@ class RunStore:
 
     def metrics_between(self, after: int, until: int) -> list[tuple[Any, ...]]:
         """Rows of metrics of these numbers: the fields of `MetricRow`; a value that is not a number is None."""
-        columns = ", ".join(_METRICS.columns)
+        columns = ", ".join(METRICS.columns)
         return self._all(f"SELECT {columns} FROM metrics WHERE rowid > ? AND rowid <= ? ORDER BY rowid", (after, until))
 
     def replies_between(self, after: int, until: int) -> list[tuple[Any, ...]]:
