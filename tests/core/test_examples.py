@@ -61,6 +61,10 @@ def test_columns_of_unequal_length_are_refused():
         Examples({"x": torch.zeros(3), "y": torch.zeros(2)})
 
 
+def test_says_how_many_and_of_what():
+    assert repr(numbered().slice(2, 5)) == "Examples(3 of x, y)"
+
+
 def test_no_columns_are_no_examples():
     assert len(Examples({})) == 0
     assert Examples({}).columns() == {}

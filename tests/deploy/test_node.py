@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,7 @@ def test_memory_refuses_what_is_none(tmp_path):
     (tmp_path / "text").write_text("a shopping list, and much longer than a database's head would be" * 30)
     with pytest.raises(CheckpointError, match="opening needs a file that can be written and is a node's memory"):
         Memory(tmp_path / "text")
-    with sqlite3.connect(tmp_path / "newer") as newer:
+    with closing(sqlite3.connect(tmp_path / "newer")) as newer:
         newer.execute("PRAGMA user_version = 9")
     with pytest.raises(CheckpointError, match=r"must have format 1, got 9\. Update Partwise\."):
         Memory(tmp_path / "newer")

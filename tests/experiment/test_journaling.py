@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,7 +214,7 @@ def test_false_checkpoint_by_who_has_the_key_is_found_by_its_line(run, whole):
 
 def record_changed(run, change):
     """Change the first `told` of version 2 in the record."""
-    with sqlite3.connect(run / RECORD) as db:
+    with closing(sqlite3.connect(run / RECORD)) as db, db:
         for seq, body in db.execute("SELECT seq, body FROM events WHERE kind = 'told'").fetchall():
             fields = msgpack.unpackb(body, strict_map_key=False)
             if fields["version"] == 2:

@@ -107,7 +107,8 @@ class TestEnvironment:
             raise FileNotFoundError
 
         monkeypatch.setattr(subprocess, "run", absent)
-        monkeypatch.setattr(Path, "read_text", absent)
+        read = Path.read_text
+        monkeypatch.setattr(Path, "read_text", lambda p, **k: absent() if p.parts[1] == "proc" else read(p, **k))
         monkeypatch.setitem(sys.modules, "torch", None)
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
         found = environment(tmp_path)

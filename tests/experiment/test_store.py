@@ -447,4 +447,5 @@ def test_the_record_needs_no_torch(folder):
     child = python(script, folder)
     assert child.wait() == 0
     child.stdout.close()
-    assert json.loads(json.dumps(RunStore(folder, "read").events()))[0]["kind"] == "a"
+    with RunStore(folder, "read") as store:
+        assert json.loads(json.dumps(store.events()))[0]["kind"] == "a"

@@ -38,9 +38,14 @@ class Ledger(Mapping[int, tuple[int, int]]):
         row[0] += first
         row[1] += second
 
-    def put_(self, client: int, first: int, second: int) -> None:
-        """Set the counts of one client."""
-        self._row(client)[:] = first, second
+    def follow_(self, other: Ledger, client: int) -> tuple[int, int]:
+        """Set the counts of one client to those that another ledger has; by how much they grew."""
+        number, at = divmod(client, _PAGE)
+        page, row = other.pages.get(number), self._row(client)
+        first, second = (0, 0) if page is None else page[at].tolist()
+        before = row.tolist()
+        row[:] = first, second
+        return first - before[0], second - before[1]
 
     def copy(self) -> Ledger:
         """The same counts, in memory of their own."""

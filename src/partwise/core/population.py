@@ -118,6 +118,9 @@ class Examples:
     def __reduce__(self) -> tuple[type[Examples], tuple[Batch]]:
         return Examples, (self.columns(),)  # not what they are a slice of
 
+    def __repr__(self) -> str:
+        return f"Examples({self._length} of {', '.join(self._whole)})"
+
     def __len__(self) -> int:
         return self._length
 

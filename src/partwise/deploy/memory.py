@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -63,6 +64,7 @@ class Memory:
         self.path = Path(path)
         try:
             self._file = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            weakref.finalize(self, self._file.close)
             self.path.chmod(0o600)  # what clients know is theirs
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = FULL")

@@ -7,7 +7,6 @@ import time
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import repeat
 from typing import Any, Protocol, cast
 
@@ -239,7 +238,8 @@ class Recorder(Observer):
         self.number = self._store.append_events(
             [(world.now, "reply", {"client": client, "id": id}) for client, id in zip(clients, ids, strict=True)]
         )
-        up, down = zip(*map(partial(self._bytes, world), clients), strict=True)
+        sent = world.traffic.clients  # what each has sent and received since its last reply
+        up, down = zip(*[self._seen.follow_(sent, client) for client in clients], strict=True)
         rows = zip(
             repeat(self.version + 1, len(clients)),
             clients,
@@ -258,13 +258,6 @@ class Recorder(Observer):
         )
         self._store.append_replies(rows)
         self._show()
-
-    def _bytes(self, world: World, client: int) -> tuple[int, int]:
-        """What a client has sent and received since its last reply."""
-        up, down = world.traffic.clients.get(client, (0, 0))
-        before = self._seen.get(client, (0, 0))
-        self._seen.put_(client, up, down)
-        return up - before[0], down - before[1]
 
     def _refused(self, record: Record) -> None:
         """One client may be broken; when nobody's update can be used, the model is."""

@@ -103,7 +103,7 @@ def environment(folder: Path | str = ".") -> dict[str, Any]:
     return {
         "partwise": __version__,
         "python": platform.python_version(),
-        "torch": _version("torch"),
+        "torch": getattr(sys.modules.get("torch"), "__version__", None) or _version("torch"),  # it says which build
         "numpy": _version("numpy"),
         "platform": platform.platform(),
         "machine": platform.machine(),

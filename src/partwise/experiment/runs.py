@@ -210,8 +210,8 @@ def _choice(notes: Mapping[str, Any]) -> str:
     chosen, seconds, faults = (notes.get(key) for key in ("chosen", "seconds", "faults"))
     if not isinstance(chosen, str) or not isinstance(seconds, Mapping) or not isinstance(faults, Mapping):
         return ""
-    own = seconds.get(chosen, math.nan)
-    words = [f"{_name(part)} took {took / own:.2g} times as long" for part, took in seconds.items() if part != chosen]
+    own, others = seconds.get(chosen), {part: took for part, took in seconds.items() if part != chosen}
+    words = [f"{_name(part)} took {took / own:.2g} times as long" for part, took in others.items() if own]
     words += [f"{_name(part)} failed: {error}" for part, error in faults.items()]
     return "; ".join([f"{_name(chosen)}, by a trial", *words])
 

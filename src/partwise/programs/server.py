@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -309,14 +310,14 @@ class ServerProgram:
     # What the scheduler wants
 
     def _act(self, node: ServerNode, message: Message, actions: Sequence[Any], effects: list[Effect]) -> None:
-        queue = [*self._waiting, *actions]
+        queue = deque([*self._waiting, *actions])
         errand: list[Any] = []  # what a relay is to send to clients
         self._waiting = []
         while queue:
             if self._session is not None:
-                self._waiting = queue
+                self._waiting = list(queue)
                 return
-            match action := queue.pop(0):
+            match action := queue.popleft():
                 case Dispatch():
                     self._dispatch(node, message.now, action, errand if self._is_relayed else effects)
                 case Accept(replies):

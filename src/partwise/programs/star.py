@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -70,7 +71,7 @@ class Star:
     on_refused: Literal["skip", "stop"] = "skip"
     hostile: Hostile | None = None
     trusted: Dataset | None = field(default=None, repr=False)
-    _sites: dict[tuple[Client, bool], Site] = field(default_factory=dict, repr=False, init=False)
+    _sites: OrderedDict[tuple[Client, bool], Site] = field(default_factory=OrderedDict, repr=False, init=False)
     _common: dict[str, Any] = field(default_factory=dict, repr=False, init=False)
 
     def __post_init__(self) -> None:
@@ -256,11 +257,12 @@ class Star:
             and self.hostile.when.is_active(version, self.seed)
         )
         key = client, is_active
-        if key in self._sites:
-            self._sites[key] = self._sites.pop(key)  # the newest is last
-            return self._sites[key]
+        known = self._sites.get(key)
+        if known is not None:
+            self._sites.move_to_end(key)
+            return known
         if len(self._sites) >= _SITES_KEPT:
-            del self._sites[next(iter(self._sites))]
+            self._sites.popitem(last=False)
         data = self.population.data(client)
         site = Site(
             client=client,

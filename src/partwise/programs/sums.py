@@ -38,10 +38,11 @@ class Sums:
 
     def accept(self, node: ServerNode, infos: Sequence[ReplyInfo]) -> None:
         """These will be in the next commit."""
-        if not self._streams:
+        new = [info for info in infos if info.id not in node.added]
+        if not self._streams or not new:
             return
         self._heaps = self._heaps or _heaps(node)
-        for info in (i for i in infos if i.id not in node.added):
+        for info in new:
             node.accepted[info.id] = None
             heapq.heappush(self._heaps[1], (info.client, info.id))
 
