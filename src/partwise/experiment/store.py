@@ -150,15 +150,9 @@ class RunStore:
 
     def _write(self, doing: str, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         """Have rows written by the next commit; a lot of them at once takes less time than some after every message."""
-        db = self._open
-        with self._saying(doing):
-            if self._lock is None:
-                raise sqlite3.OperationalError("attempt to write a readonly database")
-            if not db.in_transaction:
-                db.execute("BEGIN IMMEDIATE")
         waiting = self._waiting.setdefault(statement, (doing, []))[1]
         waiting += rows
-        if len(waiting) >= _LOT:
+        if len(waiting) >= _LOT or self._lock is None:  # of a record that is only read, SQLite says so at once
             self._hand_over()
 
     def _hand_over(self) -> None:
@@ -167,6 +161,8 @@ class RunStore:
         self._waiting = {}
         for statement, (doing, rows) in waiting.items():
             with self._saying(doing):
+                if not db.in_transaction:
+                    db.execute("BEGIN IMMEDIATE")
                 db.executemany(statement, rows)
 
     def _append(self, table: Table, rows: Iterable[Row]) -> None:
