@@ -368,7 +368,7 @@ def _weighted(value: Tensor | Stack, rows: Sequence[Tensor], weights: Sequence[f
         flat = value.reshape(len(value), -1)
         return torch.mv(flat.t(), flat.new_tensor(weights)).view(value.shape[1:])  # sum(0) takes 100 times as long
     room, flat = value.shape[1], value.flatten(0, 1)
-    lengths = torch.tensor([len(at) for at in rows])
+    lengths = torch.tensor([at.shape[0] for at in rows])
     if bool((lengths < room).any()):
         begins = torch.arange(0, len(flat), room) - lengths.cumsum(0) + lengths
         at = torch.arange(int(lengths.sum())) + begins.repeat_interleave(lengths)
@@ -383,7 +383,7 @@ def _each_row(weights: Sequence[float], rows: Sequence[Tensor]) -> Tensor | floa
     """The weight of every row that some clients hold, one after another; one number where all have it."""
     if len(set(weights)) == 1:
         return float(weights[0])
-    return torch.tensor(weights, dtype=torch.float64).repeat_interleave(torch.tensor([len(at) for at in rows]))
+    return torch.tensor(weights, dtype=torch.float64).repeat_interleave(torch.tensor([at.shape[0] for at in rows]))
 
 
 def _per_row(weight: Weight, name: str, rows: int) -> Tensor | float:

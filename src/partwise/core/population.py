@@ -6,7 +6,7 @@ Shapes: N clients, n examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
@@ -103,7 +103,7 @@ class Examples:
         tensor([1])
     """
 
-    __slots__ = ("_begin", "_columns", "_length", "_whole")
+    __slots__ = ("_begin", "_columns", "_kinds", "_length", "_whole")
 
     def __init__(self, columns: Batch) -> None:
         found = {column.shape[0] for column in columns.values()}
@@ -114,6 +114,7 @@ class Examples:
             )
         self._whole, self._begin, self._length = columns, 0, max(found, default=0)
         self._columns: Batch | None = columns
+        self._kinds: tuple[Hashable, ...] | None = None
 
     def __reduce__(self) -> tuple[type[Examples], tuple[Batch]]:
         return Examples, (self.columns(),)  # not what they are a slice of
@@ -137,9 +138,15 @@ class Examples:
         """The examples start..stop, as views, which are made when they are looked at."""
         start, stop, _ = slice(start, stop).indices(self._length)
         found, length = Examples.__new__(Examples), max(0, stop - start)
-        own = self._whole, self._begin + start, length, None
-        found._whole, found._begin, found._length, found._columns = own  # noqa: SLF001 - of the same class
+        own = self._whole, self._begin + start, length, None, self._kinds
+        found._whole, found._begin, found._length, found._columns, found._kinds = own  # noqa: SLF001 - of the same class
         return found
+
+    def kinds(self) -> tuple[Hashable, ...]:
+        """Name, shape of one example and type of each column: equal where examples can lie in one batch."""
+        if self._kinds is None:
+            self._kinds = tuple((name, tuple(t.shape[1:]), t.dtype) for name, t in self._whole.items())
+        return self._kinds
 
     def place(self) -> tuple[Batch, int]:
         """The columns of which these examples are a slice, and where in them they begin."""

@@ -65,10 +65,9 @@ def trainable_names(job: Job) -> tuple[str, ...]:
 
 
 def layout_of(job: Job, tables: Collection[str]) -> Hashable:
-    """Names, shapes, types and device of what a job holds and of its examples, but for how many rows there are."""
+    """Names, shapes, types and device of what a job holds and of its `Examples`, but for how many rows there are."""
     values = tuple((n, tuple(t.shape[1:] if n in tables else t.shape), t.dtype) for n, t in job.start.items())
-    columns = tuple((n, tuple(t.shape[1:]), t.dtype) for n, t in job.data.columns().items())
-    return values, columns, str(next(iter(job.start.values())).device)
+    return values, cast(Examples, job.data).kinds(), str(next(iter(job.start.values())).device)
 
 
 def unit_of(job: Job) -> Unit | str:
@@ -108,16 +107,7 @@ def are_alike(one: Job, other: Job) -> bool:
     a, b = one.data, other.data
     if not isinstance(a, Examples) or not isinstance(b, Examples) or not len(a) or not len(b):
         return False
-    firsts, others = a.place()[0], b.place()[0]
-    if firsts is others:
-        return True
-    if firsts.keys() != others.keys():
-        return False
-    for name, t in others.items():
-        first = firsts[name]
-        if first.dtype is not t.dtype or first.dim() != t.dim() or (t.dim() > 1 and first.shape[1:] != t.shape[1:]):
-            return False
-    return True
+    return a.place()[0] is b.place()[0] or a.kinds() == b.kinds()
 
 
 def _is_alike(one: Tensor, other: Tensor, is_table: bool) -> bool:
@@ -186,7 +176,7 @@ def stacked(values: Sequence[Params], rows: Mapping[str, int]) -> Values:
             found[name] = first.detach().expand(len(values), *first.shape)
             continue
         tensors = [v[name].detach() for v in values]
-        if name not in rows or all(len(t) == rows[name] for t in tensors):
+        if name not in rows or all(t.shape[0] == rows[name] for t in tensors):
             found[name] = torch.stack(tensors)
         else:
             found[name] = _ragged(name, tensors, rows[name])

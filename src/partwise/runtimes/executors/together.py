@@ -88,7 +88,7 @@ class _Chunk(NamedTuple):
 
 def _chunk(unit: Unit, jobs: Sequence[Job], steps: Sequence[int]) -> _Chunk:
     device = next(iter(jobs[0].start.values())).device
-    lengths = {n: [len(job.start[n]) for job in jobs] for n in unit.ragged}
+    lengths = {n: [job.start[n].shape[0] for job in jobs] for n in unit.ragged}
     rows = {n: max(found) for n, found in lengths.items()}
     num_rows = {n: torch.tensor(found, device=device) for n, found in lengths.items()}
     return _Chunk(jobs, steps, stacked([job.start for job in jobs], rows), rows, num_rows)
