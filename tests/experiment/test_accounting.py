@@ -141,3 +141,15 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     with pytest.raises(ImportError, match=r"needs the package dp-accounting, got none.*partwise\[dp\]"):
         poisson_epsilon(1.2345, 0.1, 5, DELTA, "rdp")
     assert gaussian_epsilon(1.0, DELTA) > 4  # what needs no package works without
+
+
+def test_what_is_released_again_of_one_draw_is_one_release_of_less_noise():
+    """Of 100 draws made twice epsilon is 2.29; 200 draws of their own would have 0.91."""
+    assert poisson_epsilon(1.0, 0.01, {2: 100}, DELTA) == pytest.approx(2.291, abs=1e-3)
+    assert poisson_epsilon(1.0, 0.01, 200, DELTA) == pytest.approx(0.913, abs=1e-3)
+    assert poisson_epsilon(1.0, 0.01, {1: 50, 2: 50}, DELTA) < poisson_epsilon(1.0, 0.01, {2: 100}, DELTA)
+    half = poisson_epsilon(1.0 / math.sqrt(2), 0.01, 100, DELTA, "rdp")
+    assert poisson_epsilon(1.0, 0.01, {2: 100}, DELTA, "rdp") == pytest.approx(half)
+    assert poisson_epsilon(1.0, 1.0, {2: 3, 1: 4}, DELTA) == poisson_epsilon(1.0, 1.0, 10, DELTA)
+    once = without_replacement_epsilon(1.0 / math.sqrt(2), 10, 1000, 50, delta=DELTA)
+    assert without_replacement_epsilon(1.0, 10, 1000, {2: 50}, delta=DELTA) == pytest.approx(once)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any, Literal
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 Accountant = Literal["pld", "rdp"]
+Releases = int | Mapping[int, int]
 
 _GRID = 1e-3  # of privacy losses; rounding on it is upwards, and costs 4e-4 of epsilon at most in what is tested
 _MOST = 1e6  # an epsilon beyond which nobody asks
@@ -103,14 +104,14 @@ def multiplier_for(epsilon: float, of: Callable[[float], float], *, relative: fl
 
 
 def poisson_epsilon(
-    noise_multiplier: float, rate: float, releases: int, delta: float, accountant: Accountant = "pld"
+    noise_multiplier: float, rate: float, releases: Releases, delta: float, accountant: Accountant = "pld"
 ) -> float:
     """Of Gaussian releases, each over clients that were drawn independently with probability `rate`; add or remove one.
 
     Args:
         noise_multiplier: z.
         rate: q, in (0, 1]; for 1 it is the Gaussian mechanism itself.
-        releases: how many.
+        releases: how many, each over a draw of its own; or k -> how many draws that k releases each are made of.
         delta: in (0, 1).
         accountant: `pld` is tight up to a grid; `rdp` is an upper bound that other programs can be compared by.
 
@@ -124,22 +125,24 @@ def poisson_epsilon(
     _check_delta(delta)
     if not 0 < rate <= 1:
         raise ValueError(f"poisson_epsilon(rate={rate}): must lie in (0, 1], got {rate}. It is cohort over population.")
-    if releases == 0:
+    draws = _draws(releases)
+    if not draws:
         return 0.0
     if noise_multiplier == 0:
         return math.inf
     if accountant == "rdp":
         dp = _library()
-        event = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise_multiplier))
-        return _rdp(dp.SelfComposedDpEvent(event, releases), delta)
+        return _rdp(
+            _composed(draws, lambda k: dp.PoissonSampledDpEvent(rate, _gaussian(noise_multiplier, k))), delta
+        )
     if rate == 1:
-        return gaussian_epsilon(math.sqrt(releases) / noise_multiplier, delta)
-    losses = _losses(noise_multiplier, rate)
-    return float(losses.self_compose(releases).get_epsilon_for_delta(delta))
+        return gaussian_epsilon(math.sqrt(sum(k * n for k, n in draws.items())) / noise_multiplier, delta)
+    losses = [_losses(noise_multiplier / math.sqrt(k), rate).self_compose(n) for k, n in draws.items()]
+    return float(reduce(lambda one, other: one.compose(other), losses).get_epsilon_for_delta(delta))
 
 
 def without_replacement_epsilon(
-    noise_multiplier: float, size: int, population: int, releases: int, *, delta: float
+    noise_multiplier: float, size: int, population: int, releases: Releases, *, delta: float
 ) -> float:
     """Of Gaussian releases, each over `size` of the clients, all sets equally likely; one client replaced by another.
 
@@ -147,7 +150,7 @@ def without_replacement_epsilon(
         noise_multiplier: z in terms of the sensitivity to a replacement, which is twice the clip norm.
         size: of the cohort.
         population: N.
-        releases: how many.
+        releases: as of `poisson_epsilon`.
         delta: in (0, 1).
 
     Source: Wang, Balle and Kasiviswanathan, "Subsampled Rényi differential privacy and analytical moments accountant",
@@ -158,13 +161,17 @@ def without_replacement_epsilon(
         3.576
     """
     _check_delta(delta)
-    if releases == 0:
+    draws = _draws(releases)
+    if not draws:
         return 0.0
     if noise_multiplier == 0:
         return math.inf
     dp = _library()
-    event = dp.SampledWithoutReplacementDpEvent(population, size, dp.GaussianDpEvent(noise_multiplier))
-    return _rdp(dp.SelfComposedDpEvent(event, releases), delta, dp.NeighboringRelation.REPLACE_ONE)
+
+    def event(k: int) -> Any:
+        return dp.SampledWithoutReplacementDpEvent(population, size, _gaussian(noise_multiplier, k))
+
+    return _rdp(_composed(draws, event), delta, dp.NeighboringRelation.REPLACE_ONE)
 
 
 def distributed_rho(rounded_norm: float, variance: float, clients: int, dim: int) -> float:
@@ -209,6 +216,22 @@ def zcdp_epsilon(rho: float, delta: float) -> float:
 
 
 # ---- inside ---------------------------------------------------------------------------------------------------------
+
+
+def _draws(releases: Releases) -> dict[int, int]:
+    """How many releases of one draw -> how many draws."""
+    found = {1: releases} if isinstance(releases, int) else releases
+    return {k: n for k, n in sorted(found.items()) if k and n}
+
+
+def _gaussian(noise_multiplier: float, times: int) -> Any:
+    """So many releases of the same draw, which are one of less noise."""
+    return _library().GaussianDpEvent(noise_multiplier / math.sqrt(times))
+
+
+def _composed(draws: Mapping[int, int], event: Callable[[int], Any]) -> Any:
+    dp = _library()
+    return dp.ComposedDpEvent([dp.SelfComposedDpEvent(event(k), n) for k, n in draws.items()])
 
 
 def _check_delta(delta: float) -> None:

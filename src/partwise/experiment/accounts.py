@@ -7,7 +7,9 @@ f is the number of its replies in it, each by its scale.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Protocol
 
 from partwise.core.errors import CompositionError
@@ -66,10 +68,15 @@ def _larger(one: Mapping[int, float], other: Mapping[Any, float]) -> dict[int, f
 
 
 class _Commits:
-    """A ledger that counts commits, in each of which a client is once at most."""
+    """A ledger that counts commits, in each of which a client is once at most.
+
+    A resumed run makes versions again from the cohorts that they had: the same draw hides a client once, however often
+    what came of it is given away. So it is kept how often each version was made.
+    """
 
     def __init__(self) -> None:
         self._commits = 0
+        self._times: list[int] = []  # of each version, also of those that are to be made again
 
     def charge(self, clients: Sequence[int], scales: Sequence[float] = ()) -> None:
         most = max(shares(clients, scales).values(), default=0.0)
@@ -78,16 +85,26 @@ class _Commits:
                 f"{type(self).__name__}(): a client must be in a commit once and unscaled for sampling to hide it, got "
                 f"one that counts {most:g} times. Use Synchronous, or amplification='none'."
             )
+        if self._commits == len(self._times):
+            self._times.append(0)
+        self._times[self._commits] += 1
         self._commits += 1
 
+    @property
+    def _releases(self) -> dict[int, int]:
+        """How often a version was made -> how many of them."""
+        return dict(Counter(self._times))
+
     def state(self) -> Any:
-        return {"commits": self._commits}
+        return {"commits": self._commits, "times": list(self._times)}
 
     def restore(self, state: Any) -> None:
         self._commits = state["commits"]
+        self._times = list(state.get("times", [1] * self._commits))
 
     def count(self, state: Any) -> None:
-        self._commits = max(self._commits, state["commits"])
+        other = state.get("times", [1] * state["commits"])
+        self._times = [max(pair) for pair in zip_longest(self._times, other, fillvalue=0)]
 
 
 class Sampled(_Commits):
@@ -105,7 +122,7 @@ class Sampled(_Commits):
         self._z, self._rate, self._delta, self._accountant = noise_multiplier, rate, delta, accountant
 
     def epsilon(self) -> float:
-        return poisson_epsilon(self._z, self._rate, self._commits, self._delta, self._accountant)
+        return poisson_epsilon(self._z, self._rate, self._releases, self._delta, self._accountant)
 
 
 class Replaced(_Commits):
@@ -123,7 +140,7 @@ class Replaced(_Commits):
         self._z, self._size, self._population, self._delta = noise_multiplier, size, population, delta
 
     def epsilon(self) -> float:
-        return without_replacement_epsilon(self._z / 2, self._size, self._population, self._commits, delta=self._delta)
+        return without_replacement_epsilon(self._z / 2, self._size, self._population, self._releases, delta=self._delta)
 
 
 class Nodes:
