@@ -22,7 +22,7 @@ from partwise.aggregators import (
     TrimmedMean,
 )
 from partwise.aggregators.geometry import inner_products
-from partwise.core.index import Coords
+from partwise.core.index import Coords, Whole
 from partwise.core.update import Update
 from toy_updates import SUBMODELS, aggregate, moved, partial, rows_of, submodels, value
 
@@ -170,3 +170,15 @@ def test_what_few_hold_is_held():
     crowd = [{3: -1e6}, {3: -1e6}]
     for part in (Median(), TrimmedMean(trim_count=2), MeanAroundMedian(f=2), Phocas(f=2), GeometricMedian()):
         assert 3 not in moved(aggregate(part, partial([*honest, *crowd])))
+
+
+@pytest.mark.parametrize(("f", "whole"), [(2, 3), (2, 4), (3, 6)])
+def test_bulyan_moves_nothing_where_too_few_can_be_compared(f, whole):
+    """Those who hold everything share enough with all; the others with nobody else."""
+    size = 40
+    got = [Update(Whole({"w": (size,)}), {"w": torch.full((size,), 1.0 + at)}) for at in range(whole)]
+    for at in range(4 * f + 3 - whole):
+        own = torch.arange(4) + 4 * (at % 10)
+        got.append(Update(Coords({"w": (size,)}, {"w": own}), {"w": torch.full((4,), 2.0 + at)}))
+    found = Bulyan(f, min_overlap=4).reduce(got, (), {"w": torch.zeros(size)})[0]
+    assert found.values() == {}
