@@ -201,6 +201,10 @@ def test_every_random_change_of_a_byte_is_found_and_located(run):
         other = draw.choice([b for b in range(32, 127) if b != written[at]])
         path.write_bytes(written[:at] + bytes([other]) + written[at + 1 :])
         assert check_journal(run).fault.startswith(f"{JOURNAL}, line {line}: "), (at, other)
+    for line, end in ((2, starts[2] - 1), (len(starts) - 1, len(written) - 1)):
+        for other in (13, 11, 12, 28, 29, 30, 133):
+            path.write_bytes(written[:end] + bytes([other]) + written[end + 1 :])
+            assert check_journal(run).fault.startswith(f"{JOURNAL}, line {line}: "), (end, other)
 
 
 def test_false_checkpoint_by_who_has_the_key_is_found_by_its_line(run, whole):

@@ -319,6 +319,27 @@ def test_file_that_was_tampered_with_is_not_gone_on_with(tmp_path):
         Journal(OPERATOR, path)
 
 
+@pytest.mark.parametrize("other", [b"\r", b"\x0b", b"\x0c", b"\x1c", b"\x1d", b"\x1e", b"\r\n", b""])
+def test_an_end_of_a_line_that_is_another_byte_is_found(tmp_path, other):
+    path = tmp_path / "journal.jsonl"
+    played(path)
+    written = path.read_bytes()
+    first = written.index(b"\n")
+    for changed in (written[:first] + other + written[first + 1 :], written[:-1] + other):
+        path.write_bytes(changed)
+        with pytest.raises(ProtocolError, match=r"must be whole, got tampering at line \d+: "):
+            Journal(OPERATOR, path)
+
+
+@pytest.mark.parametrize("line", [b"\xe9", b"\xff" * 9, b"[" * 100_000])
+def test_what_is_no_text_is_found_with_its_line(tmp_path, line):
+    path = tmp_path / "journal.jsonl"
+    played(path)
+    path.write_bytes(line + path.read_bytes())
+    with pytest.raises(ProtocolError, match=r"must be whole, got tampering at line 1: "):
+        Journal(OPERATOR, path)
+
+
 # ---- small parts ----------------------------------------------------------------------------------------------------
 
 

@@ -77,7 +77,7 @@ def check_journal(folder: str | Path, *, head: str = "", operator: str = "") -> 
     Raises:
         CheckpointError: the folder holds no run, or the run kept no journal.
     """
-    from partwise.journal import find_tampering
+    from partwise.journal import find_tampering, lines_of
 
     path = Path(folder) / JOURNAL
     with RunStore(Path(folder), "read") as store:
@@ -88,7 +88,7 @@ def check_journal(folder: str | Path, *, head: str = "", operator: str = "") -> 
         )
     if not path.exists():
         return Checked(0, 0, "", "", (), f"{JOURNAL} is missing, and the run kept one.")
-    lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    lines = lines_of(path)
     is_done = str(meta.get("status")) not in ("running", "interrupted")
     written = meta.get("journal_written") or {}
     fault = find_tampering(lines, head=head, operator=operator or str(written.get("operator", "")))

@@ -13,7 +13,7 @@ from partwise.journal.entries import GENESIS_PREV, Entry, canonical, entry_hash
 from partwise.journal.heads import are_two_heads, head_bytes, is_signed
 from partwise.journal.rules import Books
 
-__all__ = ["Fault", "Journal", "Signed", "find_tampering", "proves_equivocation", "two_stories"]
+__all__ = ["Fault", "Journal", "Signed", "find_tampering", "lines_of", "proves_equivocation", "two_stories"]
 
 _FIELDS = {"v", "seq", "prev", "round", "type", "author", "payload"}
 
@@ -63,7 +63,7 @@ class Journal:
         self.books = Books()
         self.head = GENESIS_PREV
         if path is not None and path.exists():
-            lines = path.read_text(encoding="ascii").splitlines()
+            lines = lines_of(path)
             fault = find_tampering(lines)
             if fault is not None:
                 raise ProtocolError(
@@ -133,6 +133,16 @@ class Journal:
         self.head = entry_hash(signed.entry)
 
 
+def lines_of(path: Path) -> list[str]:
+    """The lines of a journal's file, which end in a newline and nothing else.
+
+    Whatever else is in it stays in its line, where it is found. A last line without its end gets a zero, with which it
+    is no entry: what is added to the file would stand in the same line.
+    """
+    *lines, rest = path.read_bytes().decode("latin-1").split("\n")
+    return [*lines, rest + "\0"] if rest else lines
+
+
 def _read(line: str) -> Signed:
     """One line, which must be written in the one way there is."""
     try:
@@ -147,7 +157,7 @@ def _read(line: str) -> Signed:
             raise ProtocolError("is not written canonically")  # capital digits would say the same in other bytes
     except ProtocolError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ProtocolError(f"cannot be read: {error}") from error
     return signed
 
