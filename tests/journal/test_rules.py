@@ -194,3 +194,17 @@ def test_stake_stays_while_its_owner_takes_part():
     journal.append("withdraw", "a", {"amount": 1}, secret("a"))
     assert journal.books.stakes["a"] == 999_999
     assert conserved_throughout(journal)
+
+
+def test_stake_of_who_has_judged_stays_until_it_is_settled():
+    """Else a validator far from the median would take its stake away from the fine."""
+    journal = begun(validator_penalty=400_000)
+    contribute(journal, {"a": digest_of(b"1")})
+    liar = journal.books.validators("a")[2]
+    judge(journal, {"a": (800_000, 820_000, 10)})
+    with pytest.raises(ProtocolError, match=r"a stake is withdrawn between rounds, and as far as it goes, got 1000000"):
+        journal.append("withdraw", liar, {"amount": 1_000_000}, secret(liar))
+    journal.settle(0)
+    assert (journal.books.stakes[liar], journal.books.treasury) == (600_000, 400_000)
+    journal.append("withdraw", liar, {"amount": 600_000}, secret(liar))
+    assert conserved_throughout(journal)

@@ -248,7 +248,8 @@ class Books:
 
     def _withdraw(self, entry: Entry, digest: str) -> None:
         amount = _whole(entry, "amount")
-        if amount > self.stakes.get(entry.author, 0) or entry.author in self.commits:
+        takes_part = entry.author in self.commits or any(entry.author in by for by in self.scores.values())
+        if amount > self.stakes.get(entry.author, 0) or takes_part:
             raise _broken(entry, f"a stake is withdrawn between rounds, and as far as it goes, got {amount}")
         self.stakes[entry.author] -= amount
         self.withdrawn += amount
