@@ -69,6 +69,23 @@ def test_only_the_eligible_are_drawn():
             journal.append("evaluate", outsider, {"scores": {"a": 1}}, secret(outsider))
 
 
+def test_names_that_are_chosen_for_the_head_do_not_judge_in_its_round():
+    journal = begun()
+    contribute(journal, {"a": digest_of(b"1")})
+    journal.settle(0)
+    contribute(journal, {"a": digest_of(b"2")})
+    before, head = journal.books.validators("a"), hash_of(journal.lines()[-3])
+    names = drawn(head, [f"n{at}" for at in range(300)], "a", 3)
+    for name in names:
+        journal.append("register", name, {"pubkey": verifying_key(secret(name)).hex()}, secret(name))
+        journal.append("deposit", name, {"amount": 1_000_000}, secret(name))
+    assert journal.books.validators("a") == before == drawn(head, NAMES, "a", 3)
+    with pytest.raises(ProtocolError, match=r"must be a validator of a revealed item, got 'a'"):
+        journal.append("evaluate", names[0], {"scores": {"a": 1_000_000}}, secret(names[0]))
+    journal.settle(0)
+    assert journal.books.validators("a") == drawn(journal.head, [*NAMES, *names], "a", 3)  # from now on it may
+
+
 @pytest.mark.parametrize("count", [1, 2, 4, 100])
 def test_number_of_validators_is_odd_and_three_at_least(count):
     says = (

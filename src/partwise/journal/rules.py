@@ -125,6 +125,8 @@ class Books:
         operator: who orders the entries.
         round: the one that is open.
         base: hash of the last entry before it, from which validators are drawn.
+        drawable: of whom they are drawn: who was eligible when that entry was written, or, if there was nobody, at the
+            first commitment. Whoever comes later could choose a name that is drawn.
         commits: author -> commitment, of this round.
         reveals: author -> what it opened to, of this round.
         digests: digest -> who showed it first, in any round.
@@ -150,6 +152,7 @@ class Books:
     operator: str = ""
     round: int = 0
     base: str = ""
+    drawable: list[str] = field(default_factory=list)
     commits: dict[str, str] = field(default_factory=dict)
     reveals: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
@@ -176,11 +179,16 @@ class Books:
         return sorted(a for a, s in self.stakes.items() if s >= self.terms.stake_min and a not in self.revoked)
 
     def validators(self, item: str) -> list[str]:
-        """Who judge the item of an author in this round: drawn by what nobody could choose, or the operator."""
+        """Who judge the item of an author in this round: drawn by what nobody could choose, or the operator.
+
+        In the first round names may be chosen: the entry that they are drawn by is there before anybody is.
+        """
         if not self.terms.validators:
             return [self.operator]
         base = bytes.fromhex(self.base)
-        order = sorted(self.eligible(), key=lambda name: hashlib.sha256(base + name.encode()).digest())
+        there = self.eligible()
+        drawn = [name for name in there if name in set(self.drawable)] if self.drawable else there
+        order = sorted(drawn, key=lambda name: hashlib.sha256(base + name.encode()).digest())
         return [name for name in order if name != item][: self.terms.validators]
 
     def apply(self, entry: Entry, digest: str) -> None:
@@ -260,6 +268,7 @@ class Books:
         if entry.author in self.commits or entry.author not in self.eligible():
             raise _broken(entry, f"an eligible author commits once in a round, got {entry.author!r}")
         self.commits[entry.author] = _digest(entry, "commit")
+        self.drawable = self.drawable or self.eligible()
 
     def _reveal(self, entry: Entry, digest: str) -> None:
         author = entry.author
@@ -312,6 +321,7 @@ class Books:
         for who, _ in sorted(self.flagged - self.slashed):
             self._fine(who, self._slashed(who))
         self.commits, self.reveals, self.scores, self.flagged, self.slashed = {}, {}, {}, set(), set()
+        self.drawable = self.eligible()
 
     def _slash(self, entry: Entry, digest: str) -> None:
         who, reason = entry.payload.get("who"), entry.payload.get("reason")
