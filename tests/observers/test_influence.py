@@ -10,7 +10,7 @@ from partwise.core.update import Update
 from partwise.observers import FedInfluence
 from partwise.observers.influence import diagonal_jacobian, exact_jacobian, influence_step
 from partwise.testing.examples import example_probe
-from toy_updates import senders, whole
+from toy_updates import senders, sent_by, whole
 
 
 def test_scalar_example():
@@ -212,3 +212,12 @@ def test_observer_tells_harm_by_the_servers_loss():
     assert influence[2] == pytest.approx(0.7**2 - 1.0)
     with pytest.raises(ValueError, match=r"FedInfluence\(.*\): needs a loss that the server can compute, got none\."):
         FedInfluence((0,)).judge(whole([[1.0]]), senders(1), FedInfluence((0,)).init(params, None), params)
+
+
+def test_two_replies_of_one_client_in_a_commit_are_both_its_own():
+    """Without client 0 the mean of 1, 3 and 5 would be 5 and not 3, and the loss half of 25 and not of 9."""
+    part, params = FedInfluence((0,), probe=example_probe()), {"w": torch.zeros(1)}
+    updates = whole([[1.0], [3.0], [5.0]])
+    _, state = part.judge(updates, sent_by(0, 0, 1), part.init(params, None), params)
+    assert state.errors[0]["w"].tolist() == [2.0]
+    assert state.influence[0] == pytest.approx((5**2 - 3**2) / 2)

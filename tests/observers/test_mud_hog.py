@@ -11,7 +11,7 @@ from partwise.core.update import Update
 from partwise.observers import MUDHoG
 from partwise.observers.clusters import dbscan, gap_threshold, silhouette, two_means
 from partwise.observers.mud_hog import History, _cosines, _median
-from toy_updates import senders, whole
+from toy_updates import senders, sent_by, whole
 
 
 def squared(points):
@@ -192,6 +192,17 @@ def test_watch_reports_or_excludes():
     assert results[True] == pytest.approx([1.0, 0.2])
     with pytest.raises(ValueError, match=r"Watch\(MUDHoG\(.*\)\): needs to know who sent each update, got 4"):
         part.reduce(whole(rows), state, params)
+
+
+def test_two_replies_of_one_client_in_a_commit_are_one_round_of_suspicion():
+    """As where commits hold replies and not clients: one that was late, and the next one."""
+    part, clients = MUDHoG(start=1, delay=2), [0, 1, 2, 3, 4, 5, 5]
+    rows = [[-1.0 if client == 5 else 1.0] * 20 for client in clients]
+    state = part.init({"w": torch.zeros(20)}, None)
+    verdicts, state = part.judge(whole(rows), sent_by(*clients), state, {"w": torch.zeros(20)})
+    assert [(v.client, v.kind, v.is_confirmed) for v in verdicts] == [(5, "sign flip", False)]
+    assert state.clients[5].suspected == {"sign flip": 1}
+    assert len(state.clients[5].last) == 2
 
 
 def test_refusals():

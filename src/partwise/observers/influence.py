@@ -63,6 +63,15 @@ def _double(update: Update) -> Update:
     return replace(update, value={name: v.double() for name, v in update.values().items()})
 
 
+def _joined(updates: Sequence[Update], params: Params) -> Update:
+    """What one client sent in a commit, as one update: of several, their mean, which counts as much as all."""
+    if len(updates) == 1:
+        return updates[0]
+    total = sum_updates(updates, params)
+    value = {n: v / total.weight[n].clamp(min=1e-30).to(v) for n, v in total.value.items()}
+    return Update(total.index, value, total.weight)
+
+
 def exact_jacobian(train: Callable[[Params], Values], start: Params) -> Jacobian:
     """J_k of a local training that is a function of its start, by a derivative in one direction at a time.
 
@@ -148,7 +157,10 @@ class FedInfluence:
             raise ValueError(
                 f"{self!r}: needs a loss that the server can compute, got none. Give the experiment trusted examples."
             )
-        sent = {reply.client: update for reply, update in zip(replies, updates, strict=True)}
+        each: dict[Client, list[Update]] = {}
+        for reply, update in zip(replies, updates, strict=True):
+            each.setdefault(reply.client, []).append(update)
+        sent = {client: _joined(own, params) for client, own in each.items()}
         errors = {c: influence_step(e, c, sent, params, {}) for c, e in state.errors.items()}
         after = {name: t.clone() for name, t in params.items()}
         total = sum_updates(updates, params)  # what a mean makes of the round: the aggregator comes later

@@ -110,9 +110,9 @@ class MUDHoG:
     def judge(
         self, updates: Sequence[Update], replies: Sequence[ReplyInfo], state: MUDHoGState, params: Params
     ) -> tuple[Sequence[Verdict], MUDHoGState]:
-        now: list[Client] = [reply.client for reply in replies]
-        for client, update in zip(now, updates, strict=True):
-            self._remember_(state.clients.setdefault(client, History()), update, params)
+        now: list[Client] = list(dict.fromkeys(reply.client for reply in replies))  # who sent two has one history
+        for reply, update in zip(replies, updates, strict=True):
+            self._remember_(state.clients.setdefault(reply.client, History()), update, params)
         state = MUDHoGState(state.rounds + 1, state.clients)
         if state.rounds < self.start:
             return [], state
