@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from partwise.algorithms import FedAvg
-from partwise.channels import Masked, Plain
+from partwise.channels import LowRankSum, Masked, Plain
 from partwise.core.errors import CompositionError
 from partwise.core.metrics import Accuracy
 from partwise.core.workload import Workload
 from partwise.experiment.experiment import Experiment
-from partwise.experiment.mechanisms import Distributed
+from partwise.experiment.mechanisms import Central, Distributed
 from partwise.experiment.privacy import ClientDP
 from partwise.schedulers import Synchronous
 from partwise.schedulers.choices import Stalest
@@ -47,3 +48,12 @@ def test_a_sum_of_fewer_shares_than_are_counted_on_is_refused():
     channel = Masked(limit=2**15 - 1, bits=16, max_weight=1, min_contributors=4)
     with pytest.raises(CompositionError, match=r"Distributed\(.*min_replies=5 .* Set its min_contributors to 5\."):
         made(channel).build()
+
+
+@pytest.mark.parametrize("mechanism", [Central(), Distributed(256.0)])
+def test_a_channel_that_sends_later_what_it_left_out_is_refused(mechanism):
+    """What a client adds to a sum grows beyond its clip by what it still owes: to 2.7 times that in eight rounds."""
+    channel = LowRankSum(Masked(limit=2**15 - 1, bits=16, max_weight=1, min_contributors=5))
+    privacy = ClientDP(0.5, delta=1e-3, noise_multiplier=1.2, mechanism=mechanism, amplification="none")
+    with pytest.raises(CompositionError, match=r"needs a channel that keeps to the bound of an update, got LowRankSum"):
+        replace(made(channel), privacy=privacy).build()

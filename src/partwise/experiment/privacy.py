@@ -121,7 +121,13 @@ class ClientDP:
         offer = self.offer(scheduler, workload)
         self.mechanism.check_channel(channel, offer)
         dim = _dim(workload) if isinstance(channel, Rounding) else 0
-        setting = self.setting(scheduler, offer, seed)._replace(rounding=rounding_of(channel, dim))
+        rounding = rounding_of(channel, dim)
+        if rounding == math.inf:
+            raise CompositionError(
+                f"{self._name}: needs a channel that keeps to the bound of an update, got {channel!r}, in whose sums a "
+                "client counts with what it could not send before as well. Use one that sums updates as they are."
+            )
+        setting = self.setting(scheduler, offer, seed)._replace(rounding=rounding)
         return self.mechanism.compose(parts, setting, offer)
 
     def setting(self, scheduler: Scheduler, offer: Offer, seed: int = 0) -> Setting:
