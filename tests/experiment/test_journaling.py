@@ -140,6 +140,16 @@ def test_copy_is_slashed_once_and_not_paid(tmp_path):
     assert (books.stakes["client-7"], books.treasury) == (563, 437)  # a quarter of 1000, and of 750
 
 
+def test_copy_of_one_that_is_confirmed_as_well_is_slashed_once(tmp_path):
+    """As Sybils are: all send the same, and an observer has confirmed them."""
+    keeper = Keeper(Journaling(tmp_path / "key", stake=1000), tmp_path)
+    confirmed = [{"client": 7, "kind": "sign flip", "confirmed": True}]
+    keeper.told({"stream": "model", "digests": [[2, "a" * 64], [7, "a" * 64]], "suspects": confirmed})
+    keeper.committed({"w": torch.ones(2)})
+    books = keeper._open().books
+    assert (books.stakes["client-7"], books.treasury) == (750, 250)
+
+
 # ---- kills -----------------------------------------------------------------------------------------------------------
 
 

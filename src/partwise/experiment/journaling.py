@@ -192,7 +192,7 @@ class Keeper:
         if items:
             copied = {who for who, _ in journal.books.flagged}  # slashed for that, and not for the score as well
             scores = {author_of(c): self._scores.get(c, GOOD) for c in items}
-            scores = {who: min(s, DOUBTFUL) if who in copied else s for who, s in scores.items()}
+            scores = {who: DOUBTFUL if who in copied else s for who, s in scores.items()}
             journal.append("evaluate", _OPERATOR, {"scores": scores}, self._operator)
         journal.settle(min(self._settings.payout, journal.books.pool), model=digest_of_params(params))
         self.skipped()
