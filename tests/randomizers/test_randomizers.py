@@ -15,6 +15,7 @@ from partwise.core.randomness import SystemRandomness
 from partwise.core.rng import generator
 from partwise.randomizers import (
     HadamardResponse,
+    LocalBudget,
     LocalHashing,
     RandomizedResponse,
     Randomizer,
@@ -23,7 +24,6 @@ from partwise.randomizers import (
     combined,
     normalized,
 )
-from partwise.randomizers.budget import LocalBudget
 from partwise.randomizers.hashing import _hashed
 
 LN3 = math.log(3)

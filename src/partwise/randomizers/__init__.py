@@ -1,5 +1,6 @@
 """Answers that a client perturbs before it gives them: local differential privacy of one value out of k."""
 
+from partwise.randomizers.budget import LocalBudget
 from partwise.randomizers.choosing import best
 from partwise.randomizers.hadamard import HadamardResponse
 from partwise.randomizers.hashing import LocalHashing
@@ -9,6 +10,7 @@ from partwise.randomizers.unary import UnaryEncoding
 
 __all__ = [
     "HadamardResponse",
+    "LocalBudget",
     "LocalHashing",
     "RandomizedResponse",
     "Randomizer",
