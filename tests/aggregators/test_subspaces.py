@@ -307,6 +307,19 @@ def released(rows, kappa, align):
     return (total / len(g)).tolist()
 
 
+def test_as_many_clients_on_both_sides_of_a_direction_are_no_matter_of_their_order():
+    """An eigenvector has no sign of its own: of six clients three go each way along some directions."""
+    draw, part = torch.Generator().manual_seed(3), PrincipalGradients(sign_align="majority", warm_up=False)
+    for _ in range(20):
+        rows = torch.randn(6, 8, generator=draw, dtype=torch.float64).tolist()
+        order = torch.randperm(6, generator=draw).tolist()
+        assert value(part, [rows[at] for at in order]) == pytest.approx(value(part, rows), abs=1e-9)
+    # the longer of two that oppose leads, and two alike in length lead nowhere
+    assert value(part, [[3.0, 0.0], [-1.0, 0.0]]) == pytest.approx([2.0, 0.0])
+    assert value(part, [[-3.0, 0.0], [1.0, 0.0]]) == pytest.approx([-2.0, 0.0])
+    assert value(part, [[1.0, 0.0], [-1.0, 0.0]]) == pytest.approx([0.0, 0.0])
+
+
 @pytest.mark.parametrize("align", ["none", "majority"])
 @pytest.mark.parametrize("kappa", [0.3, 0.8, 1.0])
 def test_principal_gradients_against_vectors(align, kappa):

@@ -39,7 +39,7 @@ class PrincipalGradients:
     Args:
         kappa: κ, share of the directions that are kept, in (0, 1].
         sign_align: `none` projects, so that opposing clients cancel, as the released code does; `majority` turns each
-            w_j to the side of most clients and lets every client go that way.
+            w_j to the side of most clients, of equally many that of their sum, and lets every client go that way.
         warm_up: whether the first commit is a plain mean.
         min_holders: how many must hold a coordinate for it to move, >= 1.
 
@@ -105,7 +105,10 @@ class PrincipalGradients:
             along = vectors[:, j] * (many * float(size[j])) ** 0.5
             side = torch.where(along.abs() > 1e-9 * length, along.sign(), 0.0)
             if self.sign_align == "majority":
-                side = torch.where(side == 0, 0.0, 1.0 if float(side.sum()) >= 0 else -1.0)
+                # Of as many on both sides, those who go farther; an eigenvector has no sign of its own.
+                most, far = float(side.sum()), float((along * side.abs()).sum())
+                most = most or (far if abs(far) > 1e-9 * float(length.sum()) else 0.0)
+                side = torch.where(side == 0, 0.0, (most > 0) - (most < 0))
             amount = float((side * length).sum() * size[j] / size.sum()) / many
             total += amount * vectors[:, j] / (many * float(size[j])) ** 0.5
         return total
