@@ -98,8 +98,9 @@ class DiscreteNoise:
         granularity: g, > 0.
         variance: s², of a client's noise in units of g², > 0; rounded up to sixteenths.
         rotation_seed: of the rotation, which is public and the same for all.
-        bits: of a whole number that is sent, in 2..31; what is larger is cut, which costs no privacy. A channel that
-            carries numbers up to 2^(bits - 1) - 1 in steps of one carries them as they are.
+        bits: of a whole number that is sent, in 2..31; what is larger is cut, and its noise with it: there must be room
+            for C / g and six deviations s, as `ClientDP` sees to. A channel that carries numbers up to
+            2^(bits - 1) - 1 in steps of one carries them as they are.
         randomness: where rounding and noise come from. The default protects nothing.
 
     Source: Kairouz, Liu and Steinke, "The distributed discrete Gaussian mechanism for federated learning with secure
