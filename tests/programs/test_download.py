@@ -2,6 +2,7 @@
 
 import math
 import re
+import tracemalloc
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,18 +12,24 @@ from partwise.algorithms import FedAvg, FedSubAvg, HeteroFL, OneByte, Scaffold
 from partwise.channels import Masked
 from partwise.core.algorithm import Algorithm
 from partwise.core.around import Around
+from partwise.core.codec import decode, encode
 from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.index import Grid, Rows, Whole
+from partwise.core.joined import Joined
 from partwise.core.population import Profile
-from partwise.core.program import SERVER
+from partwise.core.program import SERVER, Message, Record, Send, Wake
 from partwise.core.schedule import Dispatch
+from partwise.core.spool import halves
 from partwise.core.transform import chain
+from partwise.core.update import Update
 from partwise.programs.download import opened
+from partwise.programs.messages import Fetch, Reply
 from partwise.runtimes import Processes, Simulate
 from partwise.runtimes.rehearse import costs_of
 from partwise.schedulers import Synchronous
 from partwise.transforms import Clip, Eden, ErrorFeedback, Halved, LowRank, Quantize, RandomK, TopK
 from partwise.transforms.lowrank import Factors
+from partwise.transforms.rotation import Turned
 from toy_federation import LOCAL, play, population, star
 from toy_star import Log
 
@@ -186,3 +193,41 @@ def test_what_would_unpack_to_more_than_the_parameter_is_refused():
     with pytest.raises(ProtocolError, match="with 0 values"):
         opened({"model": {"other": bomb}}, {"w": torch.zeros(4)})
     assert opened({"model": {"w": torch.ones(2)}}, {})["model"]["w"].tolist() == [1.0, 1.0]
+
+
+def sent_to_the_server(value, checked):
+    """What a server makes of one reply with this value of `table.weight`; and the memory that it took."""
+    of = star("fedavg")
+    server = of.programs()[SERVER]
+    server.attach(halves(1 << 20, None)[1])
+    node, effects = server.step(server.init(SERVER), Message(0.0, SERVER, SERVER, Wake()))
+    client, task = next((e.to, e.body) for e in effects if isinstance(e, Send))
+    shapes = {"table.weight": tuple(of.like["table.weight"].shape)}
+    node, _ = server.step(node, Message(0.0, SERVER, client, Fetch(task.id, Whole(shapes), None)))
+    reply = decode(encode(Reply(task.id, 1, 1, 0.0, {"model": Update(Whole(shapes), value)})))
+    tracemalloc.start()
+    if checked:
+        server.check(reply)
+    _, effects = server.step(node, Message(0.0, SERVER, client, reply))
+    (_, peak), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
+    return [e for e in effects if isinstance(e, Record) and e.kind == "refused"], peak
+
+
+@pytest.mark.parametrize("checked", [False, True])
+@pytest.mark.parametrize("form", ["alone", "joined"])
+def test_a_reply_that_would_unpack_to_more_than_the_parameter_is_refused_unopened(form, checked, monkeypatch):
+    """Three hundred bytes may stand for any number of values: none of them is unpacked."""
+    size = 1 << 24
+    nothing, some = torch.empty(0, dtype=torch.uint8), torch.zeros(64, dtype=torch.uint8)
+    bomb = Turned(nothing, some, torch.ones(1), (size,), size, 1e-6, 1, "float32")
+
+    def unpack(self):
+        raise AssertionError("it was unpacked")
+
+    monkeypatch.setattr(Turned, "unpack", unpack)
+    value = {"table.weight": bomb} if form == "alone" else Joined(bomb, {"table.weight": (size,)})
+    (refused,), peak = sent_to_the_server(value, checked)
+    assert f"must have the held shape (60, 5), got ({size},)" in refused.fields["reason"]
+    assert peak < 1 << 20
+    with pytest.raises(ProtocolError, match="must be a part of a parameter with 4 values"):
+        opened({"model": value}, {"table.weight": torch.zeros(4)})

@@ -26,6 +26,7 @@ __all__ = [
     "map_values",
     "norm",
     "scale",
+    "sent_shapes",
     "to_dense",
 ]
 
@@ -68,6 +69,14 @@ class Update:
     def unpacked(self) -> Update:
         """The same update without packed tensors."""
         return replace(self, value=self.values())
+
+
+def sent_shapes(value: Mapping[str, Tensor | Packed]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of each value. Nothing is unpacked: a few bytes may stand for a tensor of any size."""
+    together = getattr(value, "shapes", None)  # of values packed as one, of which a look at one unpacks all
+    if together is not None:
+        return {name: tuple(shape) for name, shape in together.items()}
+    return {name: tuple(v.shape) for name, v in value.items()}
 
 
 def map_values(update: Update, function: Callable[[Tensor], Tensor]) -> Update:
@@ -165,11 +174,11 @@ def check_update(update: Update, params: Params) -> None:
             f"Update(): values must be given for exactly what the index holds, got {sorted(update.value)} "
             f"for {sorted(update.index.shapes)}. Send every held parameter."
         )
-    for name, value in update.value.items():
+    for name, shape in sent_shapes(update.value).items():
         expected = update.index.held_shape(name)
-        if tuple(value.shape) != expected:
+        if shape != expected:
             raise ProtocolError(
-                f"Update({name!r}): the value must have the held shape {expected}, got {tuple(value.shape)}. "
+                f"Update({name!r}): the value must have the held shape {expected}, got {shape}. "
                 "Send end minus start of what was gathered."
             )
     lowest = _lowest(update.weight)

@@ -11,10 +11,11 @@ from torch import Tensor
 from partwise.core.compressor import common, compressors
 from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.index import Index, Whole
+from partwise.core.joined import Joined
 from partwise.core.model import Params, Values
 from partwise.core.rng import derive, generator
 from partwise.core.transform import Chain, Transform
-from partwise.core.update import Packed, Update
+from partwise.core.update import Packed, Update, sent_shapes
 
 __all__ = ["Coded", "check_download", "check_streams", "made_shorter", "opened"]
 
@@ -68,19 +69,14 @@ def opened(streams: Mapping[str, Coded], like: Params) -> dict[str, Values]:
     Raises:
         ProtocolError: a packed value that would become larger than the parameter in `like` that it is a part of.
     """
-    return {
-        stream: {name: _unpacked(f"Held.streams[{stream!r}][{name!r}]", value, like.get(name)) for name, value in part}
-        for stream, part in ((stream, values.items()) for stream, values in streams.items())
-    }
-
-
-def _unpacked(what: str, value: Tensor | Packed, like: Tensor | None) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    most = 0 if like is None else like.numel()
-    if prod(value.shape) > most:
-        raise ProtocolError(
-            f"{what}: must be a part of a parameter with {most} values, got {prod(value.shape)}. Use the same model on "
-            "both sides."
-        )
-    return value.unpack()
+    found: dict[str, dict[str, Tensor]] = {}
+    for stream, values in streams.items():
+        for name, shape in sent_shapes(values).items():
+            most = like[name].numel() if name in like else 0
+            if (isinstance(values, Joined) or not isinstance(values[name], Tensor)) and prod(shape) > most:
+                raise ProtocolError(
+                    f"Held.streams[{stream!r}][{name!r}]: must be a part of a parameter with {most} values, got "
+                    f"{prod(shape)}. Use the same model on both sides."
+                )
+        found[stream] = {n: v if isinstance(v, Tensor) else v.unpack() for n, v in values.items()}
+    return found

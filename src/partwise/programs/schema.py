@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -10,8 +11,9 @@ from torch import Tensor
 from partwise.core.algorithm import Task
 from partwise.core.errors import ProtocolError
 from partwise.core.index import Index
+from partwise.core.joined import Joined
 from partwise.core.program import Failed
-from partwise.core.update import Packed, Update, check_update
+from partwise.core.update import Packed, Update, check_update, sent_shapes
 from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
 
 __all__ = ["MISFITS", "check_fit", "check_from_client", "check_from_server"]
@@ -74,8 +76,7 @@ def check_from_server(body: Any) -> None:
         case Held(id, streams):
             _count("Held.id", id)
             for stream, values in _mapping("Held.streams", streams):
-                for name, value in _mapping(f"Held.streams[{stream!r}]", values):
-                    _is(f"Held.streams[{stream!r}][{name!r}]", value, (Tensor, Packed), "a tensor")
+                _shapes(f"Held.streams[{stream!r}]", values)
         case Ask(session, turn, id, stream, _):
             for name, number in (("session", session), ("turn", turn), ("id", id)):
                 _count(f"Ask.{name}", number)
@@ -93,6 +94,9 @@ def check_fit(update: Update, params: Mapping[str, Tensor]) -> None:
         ProtocolError: it says what does not fit.
     """
     check_update(update, params)
+    for name, shape in sent_shapes(update.value).items():  # before anything is unpacked
+        if isinstance(update.value, Joined) or not isinstance(update.value[name], Tensor):
+            _at_most(f"Update({name!r})", shape, params[name])
     for name, value in update.values().items():
         if name in params and value.dtype != params[name].dtype:
             raise ProtocolError(
@@ -121,10 +125,7 @@ def _reply(reply: Reply) -> None:
 def _update(what: str, update: Any) -> None:
     _is(what, update, Update, "an update")
     _is(f"{what}.index", update.index, Index, "an index")
-    shapes = {}
-    for name, value in _mapping(f"{what}.value", update.value):
-        _is(f"{what}.value[{name!r}]", value, (Tensor, Packed), "a tensor")
-        shapes[name] = tuple(value.shape)
+    shapes = _shapes(f"{what}.value", update.value)
     if not isinstance(update.weight, Mapping):
         _number(f"{what}.weight", update.weight)
         return
@@ -135,6 +136,24 @@ def _update(what: str, update: Any) -> None:
             raise _fail(f"{what}.weight[{name!r}]", f"broadcastable to {shapes.get(name)}", tuple(weight.shape))
         if weight.dim() > len(shapes[name]):
             raise _fail(f"{what}.weight[{name!r}]", f"broadcastable to {shapes[name]}", tuple(weight.shape))
+
+
+def _shapes(what: str, value: Any) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of tensors, packed or not; none is unpacked yet."""
+    _is(what, value, Mapping, "a mapping")
+    for name in value:
+        _is(f"a key of {what}", name, str, "text")
+        if not isinstance(value, Joined):
+            _is(f"{what}[{name!r}]", value[name], (Tensor, Packed), "a tensor")
+    return sent_shapes(value)
+
+
+def _at_most(what: str, shape: tuple[int, ...], like: Tensor) -> None:
+    if prod(shape) > like.numel():
+        raise ProtocolError(
+            f"{what}: a packed value must be a part of a parameter with {like.numel()} values, got {prod(shape)}. Use "
+            "the same model on both sides."
+        )
 
 
 def _mapping(what: str, value: Any) -> Sequence[tuple[str, Any]]:

@@ -254,12 +254,12 @@ class ServerProgram:
             return f"a reply must hold the streams {sorted(expected)}, got {sorted(reply.updates)}. Send all of them."
         try:
             for stream, update in reply.updates.items():
+                check_fit(update, node.streams.get(stream, {}))  # first, since a misfit may unpack to any size
                 if not is_finite(update):
                     return (
                         f"stream {stream!r} must be finite, got NaN or infinity. "
                         "Lower the client's learning rate or look at its data."
                     )
-                check_fit(update, node.streams.get(stream, {}))
         except (ProtocolError, *MISFITS) as error:
             return str(error)
         if not all(map(math.isfinite, reply.report.values())):
