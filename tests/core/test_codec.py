@@ -383,3 +383,13 @@ class TestFuzz:
             header[data.draw(st.integers(0, length - 1))] = data.draw(st.integers(0, 255))
         payload = message[PREFIX_BYTES + length + -(PREFIX_BYTES + length) % 8 :]
         self.tried(sealed(bytes(header), payload))
+
+
+def test_a_header_that_breaks_off_anywhere_is_refused():
+    """Also inside a shape, and with a checksum that is right."""
+    tokens = [1, "Whole", 3, 1, 11, 2, 3, 4, mark(TENSOR)]
+    for stop in range(len(tokens)):
+        with pytest.raises(ProtocolError):
+            decode(sealed(head(*tokens[:stop])))
+    with pytest.raises(ProtocolError, match="a tree must be whole, got one that breaks off"):
+        decode(sealed(head(0, 1, 11, 2, 3)))

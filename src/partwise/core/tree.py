@@ -321,7 +321,9 @@ class Reader:
         dtype = BY_CODE.get(code)
         if dtype is None:
             raise fail(f"a block's dtype must be a known one, got code {code}. Update Partwise on this side.")
-        shape = tuple(self.number("a dimension") for _ in range(self.number("the number of dimensions", high=MAX_DIMS)))
+        dims = self.number("the number of dimensions", high=MAX_DIMS)
+        # A list, since a generator would make another error of the one that says that tokens break off.
+        shape = tuple([self.number("a dimension") for _ in range(dims)])
         if math.prod(d or 1 for d in shape) * dtype.itemsize >= 2**63:
             raise fail(f"a shape must be one a tensor can have, got {shape}. Send it again.")
         plain = Block(dtype, shape, 0)
