@@ -225,3 +225,32 @@ def test_momentum_refuses():
     for beta in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match=r"Momentum\(beta=.*\): must lie in \(0, 1\), got"):
             Momentum(beta)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "part",
+    [
+        ErrorFeedback(Sign()),
+        ErrorFeedback(TopK(k=1)),
+        ErrorFeedback(Halved()),
+        Momentum(),
+        chain(Momentum(), Sign(scaled=False)),
+    ],
+    ids=repr,
+)
+def test_what_is_kept_outlives_an_update_that_is_refused(part, bad):
+    """A client whose update was not finite once goes on from what it owed before."""
+
+    def update(*values):
+        return Update(Whole({"w": (3,)}), {"w": torch.tensor(values)})
+
+    first, second = update(3.0, -1.0, 0.5), update(1.0, 2.0, -4.0)
+    sent = []
+    for refused in (False, True):
+        _, state = part.apply(first, part.init({}), torch.Generator())
+        if refused:
+            with pytest.raises(ValueError, match="needs a finite update, got NaN or infinity"):
+                part.apply(update(1.0, bad, 0.0), state, torch.Generator())
+        sent.append(part.apply(second, state, torch.Generator())[0])
+    assert all(torch.equal(value, sent[0].values()[name]) for name, value in sent[1].values().items())

@@ -15,7 +15,7 @@ from partwise.core.index import Coords, Index, Joint, Shapes
 from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
 from partwise.core.transform import State, Transform
-from partwise.core.update import Update
+from partwise.core.update import Update, all_finite
 from partwise.transforms.bits import places
 
 __all__ = ["ErrorFeedback", "Momentum", "Residual", "WhenAbsent"]
@@ -53,7 +53,7 @@ class ErrorFeedback:
 
     Raises:
         ValueError: `inner` is unbiased, whose errors need no correction and would be sent twice; or it sent a
-            coordinate that is not held.
+            coordinate that is not held; or an update that is not finite.
 
     Source: Karimireddy et al., "Error feedback fixes SignSGD", ICML 2019, arXiv:1901.09847.
     Differs: the residual is kept per global coordinate, for submodels that change.
@@ -94,9 +94,10 @@ class ErrorFeedback:
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
         positions = {name: _positions(update.index, name) for name in update.index.shapes}
+        values = _finite(self, update)
         absent_at, absent = _absent(state, positions)
         owed: Values = {}
-        for name, held in update.values().items():
+        for name, held in values.items():
             flat = held.reshape(-1)
             owed[name] = _with_debt(flat, state, name, positions[name]).reshape(held.shape)
         sent, inner = self.inner.apply(replace(update, value=owed), state.inner, rng)
@@ -118,6 +119,9 @@ class Momentum:
 
     Args:
         beta: in (0, 1).
+
+    Raises:
+        ValueError: an update that is not finite.
 
     Source: Bernstein et al., "signSGD with majority vote is communication efficient and fault tolerant", ICLR 2019,
         arXiv:1810.05291, algorithm 1.
@@ -143,15 +147,26 @@ class Momentum:
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
         positions = {name: _positions(update.index, name) for name in update.index.shapes}
+        values = _finite(self, update)
         kept_at, kept = _absent(state, positions)
         sent: Values = {}
-        for name, held in update.values().items():
+        for name, held in values.items():
             share = held.reshape(-1) * ((1 - self.beta) / self.beta)
             mean = _with_debt(share, state, name, positions[name]).mul_(self.beta)
             sent[name] = mean.reshape(held.shape)
             _keep_(kept_at, kept, name, positions[name], mean.clone())
         shapes = {**state.shapes, **{name: tuple(shape) for name, shape in update.index.shapes.items()}}
         return replace(update, value=sent), Residual(kept_at, kept, {name: shapes[name] for name in kept}, ())
+
+
+def _finite(part: object, update: Update) -> Values:
+    """The values, looked at before anything is added to them: what is kept would never be finite again."""
+    values = update.values()
+    if not all(map(all_finite, values.values())):
+        raise ValueError(
+            f"{part!r}: needs a finite update, got NaN or infinity. Lower the learning rate or look at the data."
+        )
+    return values
 
 
 def _positions(index: Index, name: str) -> Tensor | None:
