@@ -186,9 +186,10 @@ class Model:
         return next(iter(self._built.values())) if self._built else self.build()
 
     def init(self, seed: int) -> Values:
-        """The initial parameters, copied; a parameter that two layers share appears once."""
+        """The initial parameters, copied row by row; a parameter that two layers share appears once."""
         self.build(seed)
-        found = {s.name: s.home[s.key].detach().clone() for s in self._slots() if s.is_first}
+        rows = torch.contiguous_format  # whatever the module's own strides: indices and files know no others
+        found = {s.name: s.home[s.key].detach().clone(memory_format=rows) for s in self._slots() if s.is_first}
         unknown = [name for name in [*self.tables, *self.widths] if name not in found]
         if unknown:
             raise ValueError(
