@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from partwise.algorithms.widths import (
-    held_share,
+    held_chance,
     input_factors,
     kept_units,
     num_units,
@@ -60,8 +60,9 @@ def test_counts_and_shapes():
     assert shapes["out.weight"] == (5, 9)
     assert shapes["up.weight"] == (1, 3, 3)
     assert "out.bias" not in shapes
-    assert held_share(model(), params, "up.weight", 0.25) == pytest.approx(3 / 40)
-    assert held_share(model(), params, "out.bias", 0.25) == 1
+    units = torch.tensor([2]), torch.tensor([0, 4, 5]), None
+    assert float(held_chance(model(), params, "up.weight", units, 0.25)) == pytest.approx(3 / 40)
+    assert float(held_chance(model(), params, "out.bias", (None,), 0.25)) == 1
 
 
 def test_thin_holds_blocks_of_flattened_units():

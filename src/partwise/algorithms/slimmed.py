@@ -14,7 +14,7 @@ from torch import Tensor
 
 from partwise.algorithms.widths import (
     held_bytes,
-    held_share,
+    held_chance,
     input_factors,
     num_units,
     output_factors,
@@ -25,7 +25,7 @@ from partwise.algorithms.widths import (
 )
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, Site, Task, leaves_clients_to
-from partwise.core.index import Index
+from partwise.core.index import Grid, Index
 from partwise.core.mean import Mean
 from partwise.core.model import Values
 from partwise.core.plan import LocalPlan, LossFn, ModelLoss, Trained
@@ -193,9 +193,10 @@ class FederatedDropout(Algorithm):
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
     ) -> tuple[dict[str, Update], ClientState]:
         value = {name: trained.change[name] for name in held["model"]}
-        if self._is_scaled:
+        if self._is_scaled and isinstance(index, Grid):
             for name, v in value.items():
-                value[name] = v / held_share(site.model, site.like, name, self.keep_prob)
+                chance = held_chance(site.model, site.like, name, index.axes[name], self.keep_prob)
+                value[name] = v / chance.to(v)
         return {"model": Update(index, value, self.weight(site))}, own
 
     def aggregators(self) -> Mapping[str, Aggregator]:

@@ -12,7 +12,7 @@ grouped convolutions), and GroupNorm where the groups do not divide the kept cha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
@@ -25,7 +25,7 @@ from partwise.core.model import Model, Params
 
 __all__ = [
     "held_bytes",
-    "held_share",
+    "held_chance",
     "input_factors",
     "kept_units",
     "num_units",
@@ -147,10 +147,41 @@ def prefix_shapes(model: Model, like: Params, ratio: float) -> dict[str, tuple[i
     return found
 
 
-def held_share(model: Model, like: Params, name: str, ratio: float) -> float:
-    """The share of one parameter's entries that a model of this width ratio has: its probability under random units."""
-    shape = tuple(like[name].shape)
-    return prod(prefix_shapes(model, like, ratio).get(name, shape)) / prod(shape)
+def held_chance(model: Model, like: Params, name: str, axes: tuple[Tensor | None, ...], ratio: float) -> Tensor:
+    """The chance of one parameter's held entries when k of the n units of each width are drawn, to be broadcast.
+
+    An entry that takes m units of a width has k (k - 1) ... (k - m + 1) / (n (n - 1) ...): where two axes run over one
+    width, those on the diagonal have k / n.
+
+    Args:
+        model: its `widths` are used.
+        like: the parameters.
+        name: of the parameter.
+        axes: the positions held of each axis, None for all, as in a `Grid`.
+        ratio: of widths.
+    """
+    counts, kept = unit_counts(model, like), kept_units(model, like, ratio)
+    chance, seen = torch.ones((), dtype=torch.float64), dict[str, list[Tensor]]()
+    for axis, (entry, at) in enumerate(zip(model.widths.get(name, ()), axes, strict=False)):
+        if entry is None or at is None:
+            continue
+        width, times = _parse(entry)
+        units = (at // times).reshape((-1,) + (1,) * (len(axes) - 1 - axis))
+        others = seen.setdefault(width, [])
+        taken = torch.zeros((), dtype=torch.float64)  # units of this width that the axes before take, each once
+        for number, other in enumerate(others):
+            taken = taken + _is_new(other, others[:number])
+        more = (kept[width] - taken) / (counts[width] - taken)
+        chance = chance * torch.where(_is_new(units, others), more, 1.0)
+        others.append(units)
+    return chance
+
+
+def _is_new(units: Tensor, others: Sequence[Tensor]) -> Tensor:
+    found = torch.ones((), dtype=torch.bool)
+    for other in others:
+        found = found & (units != other)
+    return found
 
 
 def held_bytes(model: Model, like: Params, ratio: float) -> int:
