@@ -190,6 +190,12 @@ def test_lans():
     assert small.tolist() == pytest.approx(large.tolist(), rel=1e-3)  # eps beside a length of 0.02
 
 
+def test_lans_moves_a_parameter_of_zeros():
+    """A new bias has no length to step by: as in the released kernel, its step is lr times what is not made longer."""
+    state = committed(LANS(FedAvg(), lr=0.1, decay=0.0), {"w": torch.zeros(2, dtype=torch.float64)}, [-3.0, 4.0])
+    assert state["model"]["w"].tolist() == pytest.approx([-0.1, 0.1], rel=1e-5)
+
+
 def test_clan_compresses_both_ways():
     """One local step, scaled signs up and down: the slopes of two clients, and a model that still gets there."""
     of = quadratic((0.0, 4.0), 1.0)

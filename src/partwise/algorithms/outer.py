@@ -194,6 +194,8 @@ class LANS(_Outer):
 
     m <- beta1 m + (1 - beta1) D; v <- beta2 v + (1 - beta2) D²; u_m = m' / (√v' + eps) + lambda x and u_g = D / (√v' +
     eps) + lambda x, with m', v' free of their start; x <- x - lr ‖x‖ (beta1 u_m / ‖u_m‖ + (1 - beta1) u_g / ‖u_g‖).
+    A parameter that is 0 all over, such as a new bias, has no length: its steps are lr (beta1 u_m + (1 - beta1) u_g).
+
     The length of an update plays no part, so that a compressor may get it wrong. With `ErrorFeedback(Sign())` in the
     client chain, one local step and `Mirrored(..., Sign())` around it, it is CLAN.
 
@@ -249,10 +251,10 @@ class LANS(_Outer):
         m = self.beta1 * moments[0] + (1 - self.beta1) * d
         v = self.beta2 * moments[1] + (1 - self.beta2) * d * d
         root = (v / (1 - self.beta2**count)).sqrt() + self.eps
-        both = []
+        both, size = [], float(x.norm())
         for part in (m / (1 - self.beta1**count), d):
             u = part / root + self.decay * x
             length = float(u.norm())
-            both.append(u / length if length else u)
-        step = (self.beta1 * both[0] + (1 - self.beta1) * both[1]) * (-self.lr * x.norm())
+            both.append(u * (size / length) if size and length else u)  # as released: what is 0 must get away from it
+        step = (self.beta1 * both[0] + (1 - self.beta1) * both[1]) * -self.lr
         return step, m, v
