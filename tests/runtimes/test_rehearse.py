@@ -31,6 +31,7 @@ from partwise.core.schedule import (
 from partwise.local import SGD, LocalTraining
 from partwise.populations import Always, ArrayPopulation, Daily, Intervals, ProfileArrays, Steady, Unreliable
 from partwise.runtimes.rehearse import Cost, costs_of, rehearse
+from partwise.schedulers import ByLink, Synchronous
 from toy_star import Clients, Cohorts, number_model, parabolas, run, star_of
 
 
@@ -232,3 +233,11 @@ def test_many_tasks_at_once_are_told_as_one_by_one(availability, reliability):
     assert together == apart
     assert sum(together.committed.values()) > 100
     assert together.lost["deadline"] > 20
+
+
+def test_a_scheduler_that_goes_by_measured_links_is_refused():
+    """No reply of a rehearsal has bytes or seconds: it would tell of clients that never change what they send."""
+    population = World([columns(c) for c in range(3)])
+    scheduler = ByLink(Synchronous(cohort=3, rounds=2), (900, 200), steps=3)
+    with pytest.raises(CompositionError, match="chooses by the bytes and times of replies, which are not rehearsed"):
+        rehearse(scheduler, population, lambda task: Cost(1))

@@ -130,7 +130,7 @@ def rehearse(
 
     Raises:
         CompositionError: the scheduler asks a client that is busy, or for two tasks at once, or acts without end at one
-            instant.
+            instant; or it goes by measured links, of which a rehearsal has none.
 
     Example:
         >>> from partwise.populations import ArrayPopulation, Constant
@@ -141,6 +141,11 @@ def rehearse(
         >>> rehearse(Synchronous(cohort=2, rounds=3), slow, lambda task: Cost(steps=4)).seconds
         6.0
     """
+    if scheduler.measures:
+        raise CompositionError(
+            f"{scheduler!r}: chooses by the bytes and times of replies, which are not rehearsed. Run it; or rehearse "
+            "the scheduler inside, with one compressor."
+        )
     gc.freeze()  # what there is already, a million clients perhaps, is not looked through again and again
     try:
         return _Rehearsal(scheduler, population, costs, seed).run(until, max_events or math.inf)
@@ -337,7 +342,9 @@ def _counted(numbers: array[int]) -> Counter[int]:
 def costs_of(star: Star) -> Costs:
     """What tasks cost the clients of a star: each client is played through once, without training.
 
-    Messages of later tasks may differ by a few bytes, and by more where what is sent depends on what was trained.
+    Messages of later tasks may differ by a few bytes, and by more where what is sent depends on what was trained or on
+    what a client kept: of `Downlink`, every task is told as the first, which fetches all of the shadow; of `Mirrored`,
+    `Ferret` and `OneByte`, as one that has missed nothing.
     """
     calm = replace(star, population=_Calm(star.population))
     params = star.algorithm.init(calm.initial(), star.census)
