@@ -25,7 +25,7 @@ from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.recorder import Checkpointing, Silent
 from partwise.experiment.result import MODEL
-from partwise.experiment.store import RunStore
+from partwise.experiment.store import RECORD, RunStore
 from partwise.local import SGD, LocalTraining
 from partwise.runtimes import Simulate
 from partwise.runtimes.executors import Plain as PlainExecutor
@@ -327,6 +327,30 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path):
     experiment().run(tmp_path / "run")
     with pytest.raises(CheckpointError, match="must be those the run began with, got others"):
         experiment(Toy(highest_id=7)).run(tmp_path / "run", resume=True)
+
+
+def test_a_record_that_is_older_than_the_checkpoint_is_refused_and_left_as_it_is(tmp_path):
+    """As one that was restored from a copy: a run that went on with it would have a hole in its record."""
+
+    class Killed(Silent):
+        def __init__(self, at):
+            self.at = at
+
+        def committed(self, version, *rest):
+            if version == self.at:
+                raise KeyboardInterrupt
+
+    run, folder = experiment(checkpointing=Checkpointing(every_seconds=0)), tmp_path / "run"
+    for at in (2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            run.run(folder, resume=at > 2, progress=Killed(at))
+        shutil.copy(folder / RECORD, tmp_path / f"{at}.sqlite")
+    shutil.copy(tmp_path / "2.sqlite", folder / RECORD)
+    with pytest.raises(CheckpointError, match=r"must have the \d+ events of the checkpoint, got \d+\. Restore a later"):
+        run.run(folder, resume=True)
+    shutil.copy(tmp_path / "4.sqlite", folder / RECORD)
+    found, whole = run.run(folder, resume=True).table(), run.run(tmp_path / "whole").table()
+    assert found == whole
 
 
 def test_a_finished_run_can_be_resumed_and_nothing_changes(tmp_path):

@@ -222,9 +222,17 @@ class RunStore:
             seq: events with a higher number go, and all rows appended after them; None keeps all.
             version: rows of higher server versions go; None keeps all.
             heard: messages of the log behind so many go; None keeps all.
+
+        Raises:
+            CheckpointError: there are fewer events or messages than that.
         """
         db = self._open
         self._hand_over()
+        if seq is not None and seq > (there := self.last_seq()):
+            raise CheckpointError(
+                f"{self._me()}: {RECORD} must have the {seq:,} events of the checkpoint, got {there:,}. "
+                "Restore a later copy of the file, or begin the run again."
+            )
         if heard is not None:
             self.log.truncate(heard)
         with self._saying("truncating the record"):
