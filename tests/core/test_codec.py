@@ -1,5 +1,6 @@
 import contextlib
 import struct
+import tracemalloc
 from math import copysign, prod
 
 import hypothesis.strategies as st
@@ -393,3 +394,22 @@ def test_a_header_that_breaks_off_anywhere_is_refused():
             decode(sealed(head(*tokens[:stop])))
     with pytest.raises(ProtocolError, match="a tree must be whole, got one that breaks off"):
         decode(sealed(head(0, 1, 11, 2, 3)))
+
+
+@pytest.mark.parametrize("method", [1 | 4, 16, 8])
+def test_no_packing_takes_more_room_than_the_limit(method):
+    """A limit of a megabyte: neither elements narrowed to eight bytes each, nor sets of more bits than elements."""
+    size = 1 << 20
+    if method & 4:  # 2^20 bytes, as words of 8 bytes, in a frame of less than a kilobyte
+        press = zstandard.ZstdCompressor(write_content_size=True)
+        data = press.compress(bytes(8 * size))
+        block = [5, 1, size, method, 8, 0, len(data)]
+    else:  # one number, and a row of 2^23 bits
+        data = b"\xff" * size
+        block = [4, 1, 1, method, 0, 0, len(data)]
+    message = sealed(head(0, 1, *block, mark(TENSOR)), data)
+    tracemalloc.start()
+    with pytest.raises(ProtocolError, match="packing and length must fit its dtype and shape"):
+        decode(message, max_bytes=2 * size)
+    (_, peak), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
+    assert peak < size

@@ -332,8 +332,7 @@ class Reader:
             return Block(dtype, shape, plain.decoded_bytes)
         width, base = self.number("a width", high=64), self.number("a base", -(2**63), 2**64 - 1)
         length = self.number("a block's length")
-        count = plain.decoded_bytes // dtype.itemsize
-        if not dtype.is_packable or not _is_packing(method, width, length, count):
+        if not dtype.is_packable or not _is_packing(method, width, length, plain):
             raise fail("a block's packing and length must fit its dtype and shape, got others. Send it again.")
         return Block(dtype, shape, length, None, method, width, base)
 
@@ -425,15 +424,19 @@ class Reader:
     }
 
 
-def _is_packing(method: int, width: int, length: int, count: int) -> bool:
-    """Whether a packing of `count` elements may have this width and length."""
+def _is_packing(method: int, width: int, length: int, plain: Block) -> bool:
+    """Whether a packing of such a block may have this width and length; none is longer than what it packs."""
+    count = plain.decoded_bytes // plain.dtype.itemsize
+    if length > plain.decoded_bytes or width >= 8 * plain.dtype.itemsize:
+        return False
     if method == BITMAP:
         return width == 0 and length >= -(-count // 8)
     if method == ELIAS:
         return width < 62 and length >= -(-count * width // 8) + -(-count // 8)
     if method > NARROW | DELTA | ZSTD:
         return False
-    is_right = width in (1, 2, 4, 8) if method & NARROW else width == 0 and not method & DELTA
+    is_narrow = width in (1, 2, 4) and width < plain.dtype.itemsize
+    is_right = is_narrow if method & NARROW else width == 0 and not method & DELTA
     return is_right and (bool(method & ZSTD) or length == count * width)
 
 
