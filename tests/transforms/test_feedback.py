@@ -18,6 +18,7 @@ from partwise.transforms import (
     FedZip,
     Halved,
     LowRank,
+    Menu,
     Momentum,
     Quantize,
     RandomK,
@@ -171,9 +172,13 @@ class Elsewhere:
 def test_error_feedback_refuses():
     with pytest.raises(ValueError, match=r"when_absent='keep'\): must be 'carry', 'flush' or 'drop', got 'keep'\."):
         ErrorFeedback(Identity(), when_absent="keep")
-    for unbiased in (Quantize(), RandomK(0.1, unbiased=True)):
+    chained = chain(RandomK(0.1, unbiased=True)), chain(Clip(1.0), RandomK(0.1, unbiased=True), Quantize())
+    menus = Menu((Identity(), Quantize())), Menu((Identity(), Eden(0.5)))
+    for unbiased in (Quantize(), RandomK(0.1, unbiased=True), Eden(0.25), *chained, *menus):
         with pytest.raises(ValueError, match=r"ErrorFeedback\(inner=.*needs a compressor that is biased, got one that"):
             ErrorFeedback(unbiased)
+    for biased in (Eden(0.25, unbiased=False), chain(TopK(k=3), Quantize()), Menu((Identity(), Sign()))):
+        assert ErrorFeedback(biased).inner == biased
     part = ErrorFeedback(Elsewhere())
     with pytest.raises(ValueError, match=r"the inner transform must send held coordinates only, got others of 'w'\."):
         part.apply(at_coords(9, [1], [2.0]), part.init({}), RNG)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from partwise.core.codec import register
-from partwise.core.compressor import Compressor, chosen, common
+from partwise.core.compressor import chosen, common, compressors
 from partwise.core.index import Coords, Index, Joint, Shapes
 from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
@@ -77,7 +77,7 @@ class ErrorFeedback:
                 f"ErrorFeedback(when_absent={self.when_absent!r}): must be 'carry', 'flush' or 'drop', "
                 f"got {self.when_absent!r}. 'carry' loses nothing."
             )
-        if isinstance(self.inner, Compressor) and self.inner.claims(2).omega is not None:
+        if _is_unbiased(self.inner):
             raise ValueError(
                 f"ErrorFeedback(inner={self.inner!r}): needs a compressor that is biased, got one that is right on "
                 "average, whose noise would come twice. Use it by itself, or without its unbiased rounding or scale."
@@ -167,6 +167,13 @@ def _finite(part: object, update: Update) -> Values:
             f"{part!r}: needs a finite update, got NaN or infinity. Lower the learning rate or look at the data."
         )
     return values
+
+
+def _is_unbiased(part: Transform) -> bool:
+    """Whether all that loses something in it is right on average, promised or, as Eden's scale, without a bound."""
+    found = [inside for each in compressors(part) for inside in getattr(each, "options", (each,))]
+    known = [each for inside in found for each in compressors(inside)]
+    return bool(known) and all(c.claims(2).omega is not None or getattr(c, "unbiased", False) for c in known)
 
 
 def _positions(index: Index, name: str) -> Tensor | None:
