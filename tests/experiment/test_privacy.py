@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
 import re
 from collections import Counter
+import shutil
+import signal
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -15,19 +21,20 @@ from partwise.aggregators import FixedMean, Mean
 from partwise.algorithms import AdaptiveClip, CrossTier, FedAvg, FedSubAvg, LocalOnly, Scaffold
 from partwise.channels import Masked
 from partwise.cli import app
-from partwise.core.errors import CompositionError
+from partwise.core.errors import CheckpointError, CompositionError
 from partwise.core.metrics import Accuracy
 from partwise.core.randomness import SystemRandomness
 from partwise.core.workload import Workload
 from partwise.experiment.accounting import gaussian_epsilon, poisson_epsilon, without_replacement_epsilon, zcdp_epsilon
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.experiment import Experiment
+from partwise.experiment.log import LOG
 from partwise.experiment.mechanisms import Adaptive, Distributed, Tree, multiplier_beside_count
 from partwise.experiment.privacy import ClientDP
 from partwise.experiment.recorder import Checkpointing, Silent
 from partwise.experiment.report import write_report
 from partwise.experiment.spec import dump, loads
-from partwise.experiment.store import RunStore
+from partwise.experiment.store import RECORD, RunStore
 from partwise.local import SGD, LocalTraining
 from partwise.schedulers import FedAsync, FedBuff, FedCompass, Synchronous
 from partwise.schedulers.choices import Oort, Poisson, Stalest, Uniform, Weighted
@@ -180,6 +187,50 @@ def test_versions_that_are_made_again_with_new_noise_are_charged_again(tmp_path,
         right = [poisson_epsilon(1.2, 3 / 40, Counter(made), DELTA) for made in made_by]
         assert right[-1] > 1.3 * poisson_epsilon(1.2, 3 / 40, 13, DELTA)
     assert [e for _, e in found] == pytest.approx(right)
+
+
+@pytest.mark.parametrize("how", ["log is away", "disk is full", "killed"])
+def test_versions_that_are_made_again_are_charged_once_however_often_a_resume_comes_to_nothing(tmp_path, how):
+    new = ClientDP(0.5, noise_multiplier=1.2, delta=DELTA, randomness=SystemRandomness())
+    experiment = replace(made(new), checkpointing=Checkpointing(every_seconds=1e9))
+    with pytest.raises(OSError, match="killed"):
+        experiment.run(tmp_path / "once", progress=Killed(4))
+    shutil.copytree(tmp_path / "once", tmp_path / "often")
+    experiment.run(tmp_path / "once", resume=True)
+    for _ in range(2):
+        comes_to_nothing(how, experiment, tmp_path / "often")
+    experiment.run(tmp_path / "often", resume=True)
+    assert epsilons(tmp_path / "often") == epsilons(tmp_path / "once")
+
+
+def comes_to_nothing(how, experiment, folder):
+    if how == "log is away":
+        log = (folder / LOG).rename(folder.with_name(LOG))
+        with pytest.raises(CheckpointError, match="must have the 1 messages of the checkpoint, got 0"):
+            experiment.run(folder, resume=True)
+        log.rename(folder / LOG)
+    elif how == "disk is full":
+        full = "CREATE TRIGGER full BEFORE DELETE ON metrics BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+        changed(folder, full)
+        with pytest.raises(CheckpointError, match="truncating the record needs room on the disk"):
+            experiment.run(folder, resume=True)
+        changed(folder, "DROP TRIGGER full")
+    else:
+        process = multiprocessing.get_context("fork").Process(target=cut_short, args=(experiment, folder))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+
+
+def changed(folder, statement):
+    with closing(sqlite3.connect(folder / RECORD)) as record:
+        record.execute(statement)
+        record.commit()
+
+
+def cut_short(experiment, folder):
+    RunStore.truncate_after = lambda self, **after: os.kill(os.getpid(), signal.SIGKILL)
+    experiment.run(folder, resume=True)
 
 
 def test_rounds_without_anybody_are_commits_of_noise(tmp_path):

@@ -206,6 +206,7 @@ class Recorder(Observer):
         mine: Any = entries["recorder"]
         self.number, self.version, self._seen = mine["number"], mine["version"], mine["seen"]
         self.reached = mine["reached"]
+        self._log.truncate(mine["heard"])  # before anything is counted: a log that is too short refuses the run
         if self._keeper is not None:
             self._keeper.rewind(mine.get("journal", 0))
         if self._account is not None and mine.get("account") is not None:
@@ -221,8 +222,7 @@ class Recorder(Observer):
             if event["seq"] > self.number:
                 account.charge(event["body"]["clients"], event["body"].get("scales", ()))
         spent = account.state()
-        self._store.set_meta(spent_before=spent)
-        self._store.commit(durable=True)  # before the record of those versions goes
+        self._store.set_meta(spent_before=spent)  # in one transaction with the end of those versions, so counted once
         account.restore(saved)
         account.count(spent)
 

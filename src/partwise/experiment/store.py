@@ -227,25 +227,30 @@ class RunStore:
             CheckpointError: there are fewer events or messages than that.
         """
         db = self._open
-        self._hand_over()
-        if seq is not None and seq > (there := self.last_seq()):
-            raise CheckpointError(
-                f"{self._me()}: {RECORD} must have the {seq:,} events of the checkpoint, got {there:,}. "
-                "Restore a later copy of the file, or begin the run again."
-            )
-        if heard is not None:
-            self.log.truncate(heard)
-        with self._saying("truncating the record"):
-            if not db.in_transaction:
-                db.execute("BEGIN IMMEDIATE")
-            if seq is not None:
-                db.execute("DELETE FROM events WHERE seq > ?", (seq,))
-            for table in (METRICS, CLIENTS, REPLIES):
+        try:
+            self._hand_over()
+            if seq is not None and seq > (there := self.last_seq()):
+                raise CheckpointError(
+                    f"{self._me()}: {RECORD} must have the {seq:,} events of the checkpoint, got {there:,}. "
+                    "Restore a later copy of the file, or begin the run again."
+                )
+            if heard is not None:
+                self.log.truncate(heard)
+            with self._saying("truncating the record"):
+                if not db.in_transaction:
+                    db.execute("BEGIN IMMEDIATE")
                 if seq is not None:
-                    db.execute(f"DELETE FROM {table.name} WHERE seq > ?", (seq,))
-                if version is not None:
-                    db.execute(f"DELETE FROM {table.name} WHERE version > ?", (version,))
-            db.execute("COMMIT")
+                    db.execute("DELETE FROM events WHERE seq > ?", (seq,))
+                for table in (METRICS, CLIENTS, REPLIES):
+                    if seq is not None:
+                        db.execute(f"DELETE FROM {table.name} WHERE seq > ?", (seq,))
+                    if version is not None:
+                        db.execute(f"DELETE FROM {table.name} WHERE version > ?", (version,))
+                db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")  # or `close` would commit a half of it
+            raise
         self._seq = self.last_seq()
 
     # Reading
