@@ -353,6 +353,52 @@ def test_a_record_that_is_older_than_the_checkpoint_is_refused_and_left_as_it_is
     assert found == whole
 
 
+def test_a_resumed_run_goes_on_counting_refusals_in_a_row(tmp_path):
+    """Client 0 answers first in the first round and last in the second: eleven refusals, a commit, nine refusals."""
+
+    @dataclass(frozen=True)
+    class Slower(Toy):
+        @property
+        def clients(self):
+            return range(12)
+
+        def _make(self, client, purpose):
+            return super()._make(client % 6, purpose)
+
+        def profile(self, client, now=0.0):
+            return Profile(0.1 if client else (0.01 if now == 0.0 else 5.0), math.inf, math.inf, math.inf, 1.0)
+
+    @dataclass(frozen=True)
+    class Broken(FedSubAvg):
+        def finish(self, held, trained, index, task, own, site):
+            found, own = super().finish(held, trained, index, task, own, site)
+            spoiled = {name: map_values(u, lambda value: value * math.nan) for name, u in found.items()}
+            return (spoiled if site.client else found), own
+
+    class Killed(Silent):
+        version = 0
+
+        def committed(self, version, *rest):
+            self.version = version
+
+        def noticed(self, record):
+            if self.version:
+                raise KeyboardInterrupt
+
+    run = replace(
+        experiment(Slower(), scheduler=Synchronous(cohort=12, rounds=6)),
+        algorithm=Broken("count"),
+        checkpointing=Checkpointing(every_seconds=0),
+    )
+    said = "version 1: the last 20 updates were all refused"
+    with pytest.raises(DivergedError, match=said):
+        run.run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run.run(tmp_path / "killed", progress=Killed())
+    with pytest.raises(DivergedError, match=said):
+        run.run(tmp_path / "killed", resume=True)
+
+
 def test_a_finished_run_can_be_resumed_and_nothing_changes(tmp_path):
     first = experiment().run(tmp_path / "run")
     again = experiment().run(tmp_path / "run", resume=True)

@@ -188,7 +188,7 @@ class Recorder(Observer):
         self._store.commit(durable=True)
         entries, unchanged = world.entries()
         mine = {"number": self.number, "version": self.version, "seen": self._seen, "reached": self.reached}
-        mine["heard"] = len(self._log)
+        mine["heard"], mine["refused_in_a_row"] = len(self._log), self._refused_in_a_row
         mine["account"] = self._account.state() if self._account else None
         if self._keeper is not None:
             self._keeper.flush()
@@ -205,7 +205,7 @@ class Recorder(Observer):
         """Go on after a checkpoint: what was recorded later is forgotten."""
         mine: Any = entries["recorder"]
         self.number, self.version, self._seen = mine["number"], mine["version"], mine["seen"]
-        self.reached = mine["reached"]
+        self.reached, self._refused_in_a_row = mine["reached"], mine.get("refused_in_a_row", 0)
         self._log.truncate(mine["heard"])  # before anything is counted: a log that is too short refuses the run
         if self._keeper is not None:
             self._keeper.rewind(mine.get("journal", 0))
