@@ -6,10 +6,10 @@ import math
 import multiprocessing
 import os
 import re
-from collections import Counter
 import shutil
 import signal
 import sqlite3
+from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 

@@ -132,9 +132,7 @@ def poisson_epsilon(
         return math.inf
     if accountant == "rdp":
         dp = _library()
-        return _rdp(
-            _composed(draws, lambda k: dp.PoissonSampledDpEvent(rate, _gaussian(noise_multiplier, k))), delta
-        )
+        return _rdp(_composed(draws, lambda k: dp.PoissonSampledDpEvent(rate, _gaussian(noise_multiplier, k))), delta)
     if rate == 1:
         return gaussian_epsilon(math.sqrt(sum(k * n for k, n in draws.items())) / noise_multiplier, delta)
     losses = [_losses(noise_multiplier / math.sqrt(k), rate).self_compose(n) for k, n in draws.items()]
