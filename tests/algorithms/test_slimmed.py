@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import combinations, pairwise, product
-from math import prod
 
 import pytest
 import torch
@@ -310,27 +309,6 @@ def test_dropout_heat_form_is_unbiased_over_all_masks_and_cohorts():
             mean.index.scatter_add_({"weight": total}, mean.values())
             cases += 1
     torch.testing.assert_close(total / cases, sum(deltas) / 3, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("axes", [("h", "h"), ("h", "h*2"), ("h", None, "h"), ("h", "h", "h")], ids=str)
-def test_dropout_heat_form_is_unbiased_where_axes_share_a_width(axes):
-    """A layer within a residual stream: an entry on the diagonal takes one unit, any other two, or three."""
-    shape = tuple(2 if axis is None else 4 * int(axis.partition("*")[2] or 1) for axis in axes)
-
-    class Stream(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
-
-    model = Model(Stream, CrossEntropy(), widths={"weight": axes})
-    algorithm, site = FederatedDropout(0.75, estimator="heat"), site_of(model)
-    delta, total = torch.arange(float(prod(shape))).double().reshape(shape), torch.zeros(shape, dtype=torch.float64)
-    masks = [thin(model, site.like, {"h": torch.tensor(units)}) for units in combinations(range(4), 3)]
-    for index in masks:
-        held = index.gather({"weight": delta})
-        updates, _ = algorithm.finish({"model": held}, Trained(held, 1, 0.0), index, TASK, None, site)
-        updates["model"].index.scatter_add_({"weight": total}, updates["model"].values())
-    torch.testing.assert_close(total / len(masks), delta, rtol=0, atol=1e-12)
 
 
 def test_dropout_covers_an_entry_with_the_product_of_both_chances():

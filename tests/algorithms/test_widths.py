@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 import torch
 from torch import nn
@@ -63,6 +65,27 @@ def test_counts_and_shapes():
     units = torch.tensor([2]), torch.tensor([0, 4, 5]), None
     assert float(held_chance(model(), params, "up.weight", units, 0.25)) == pytest.approx(3 / 40)
     assert float(held_chance(model(), params, "out.bias", (None,), 0.25)) == 1
+
+
+@pytest.mark.parametrize("axes", [("h", "h"), ("h", "h*2"), ("h", None, "h"), ("h", "h", "h")], ids=str)
+def test_chance_of_what_is_held_where_axes_share_a_width(axes):
+    """A layer within a residual stream: an entry on the diagonal takes one unit, any other two, or three."""
+    shape = tuple(2 if axis is None else 4 * int(axis.partition("*")[2] or 1) for axis in axes)
+
+    class Stream(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(shape))
+
+    stream = Model(Stream, CrossEntropy(), widths={"weight": axes})
+    params, seen = stream.init(0), torch.zeros(shape, dtype=torch.float64)
+    masks = [thin(stream, params, {"h": torch.tensor(units)}) for units in combinations(range(4), 3)]
+    for index in masks:
+        index.cover_({"weight": seen}, 1.0)
+    for index in masks:
+        expected = index.gather({"weight": seen / len(masks)})["weight"]
+        chance = held_chance(stream, params, "weight", index.axes["weight"], 0.75)
+        torch.testing.assert_close(chance.expand(expected.shape), expected)
 
 
 def test_thin_holds_blocks_of_flattened_units():

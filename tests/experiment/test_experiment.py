@@ -30,7 +30,7 @@ from partwise.local import SGD, LocalTraining
 from partwise.runtimes import Simulate
 from partwise.runtimes.executors import Plain as PlainExecutor
 from partwise.schedulers import Synchronous
-from partwise.transforms import Clip, RandomK, TopK
+from partwise.transforms import Clip
 from partwise.workloads import LeafSynthetic
 
 
@@ -475,31 +475,3 @@ def test_what_is_of_another_kind_is_refused_at_once(wrong, says):
         Experiment(**{"workload": LeafSynthetic(), "algorithm": FedAvg(), **wrong})
     with pytest.raises(ValueError, match=r"Experiment\(threads=-1\): must be at least 0, got -1\."):
         Experiment(LeafSynthetic(), FedAvg(), threads=-1)
-
-
-class Pictures(Population):
-    """Three clients with small pictures."""
-
-    clients = range(3)
-
-    def data(self, client):
-        draw = torch.Generator().manual_seed(client)
-        return Examples({"x": torch.randn(8, 2, 5, 5, generator=draw), "y": torch.arange(8) % 2})
-
-    test_data = data
-
-
-def turned():
-    """A module whose parameters lie with the channels last, and one that is a transpose."""
-    body = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 1), nn.Flatten(0))
-    body[3] = nn.Linear(36, 3)
-    body[3].weight = nn.Parameter(torch.randn(36, 3).t())
-    body.insert(4, nn.Linear(3, 1))
-    return body.to(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("chain", [(), (TopK(k=9),), (RandomK(0.5),)], ids=["as it is", "top", "random"])
-def test_a_module_of_any_strides_is_trained_and_kept(tmp_path, chain):
-    workload = Workload(Model(turned, BinaryCrossEntropy()), Pictures(), (Loss(BinaryCrossEntropy()),))
-    made = Experiment(workload, FedAvg(), Synchronous(cohort=3, rounds=2), client=chain)
-    assert "0.weight" in made.run(tmp_path / "run").params
