@@ -205,6 +205,17 @@ def test_two_replies_of_one_client_in_a_commit_are_one_round_of_suspicion():
     assert len(state.clients[5].last) == 2
 
 
+def test_of_two_clusters_of_the_same_size_none_is_the_smaller():
+    part, rows = MUDHoG(start=1, eps=9.0), [[9.0, 1.0] * 5] * 3 + [[1.0, 9.0] * 5] * 3
+    for order in (range(6), range(5, -1, -1)):
+        state = part.init({"w": torch.zeros(10)}, None)
+        updates = whole([rows[client] for client in order])
+        assert part.judge(updates, sent_by(*order), state, {"w": torch.zeros(10)})[0] == []
+    updates = whole([*rows, rows[0]])
+    found, _ = part.judge(updates, sent_by(*range(7)), part.init({"w": torch.zeros(10)}, None), {"w": torch.zeros(10)})
+    assert [(v.client, v.kind) for v in found] == [(3, "targeted"), (4, "targeted"), (5, "targeted")]
+
+
 def test_refusals():
     with pytest.raises(ValueError, match=r"MUDHoG\(window=0\): must be at least 1, got 0\."):
         MUDHoG(window=0)

@@ -188,7 +188,8 @@ class MUDHoG:
             return
         second = two_means(squared)
         apart = silhouette(squared, second)
-        if apart < self.silhouette or int(second.sum()) in (0, len(clients)):
+        # Of two that are as large as one another, none is the smaller: which one came second tells nothing.
+        if apart < self.silhouette or int(second.sum()) in (0, len(clients)) or 2 * int(second.sum()) == len(clients):
             return
         smaller = second if 2 * int(second.sum()) <= len(clients) else ~second
         for at in smaller.nonzero().reshape(-1).tolist():
