@@ -331,6 +331,22 @@ def test_late_replies_put_the_rows_of_their_own_round():
     assert max(stale) > 1
 
 
+def _targets(world):
+    return server(world).streams["targets"]["public"].clone()
+
+
+def test_a_commit_between_a_task_and_its_fetch_wipes_no_targets():
+    """Tasks take a while to come, so that many a client fetches from a later version than it was asked at."""
+    links = {0: Profile(0.1, 400.0, 100.0), 1: Profile(0.3, 1e6, 1e6)}
+    population = Clients(two_clients().columns, links)
+    _, log = run(star(scheduler=Eager(busy=2, commits=24), rows=1, population=population), _targets)
+    before = torch.zeros(3, 3, dtype=torch.float64)
+    for targets, fields in zip(log.seen, log.of("commit"), strict=True):
+        (changed,) = (targets != before).any(1).nonzero().reshape(-1).tolist()  # the one row that was sent
+        assert float(targets[changed].sum()) == pytest.approx(fields["scales"][0])
+        before = targets
+
+
 def test_under_masks_targets_are_those_in_the_clear():
     population = Clients([*two_clients().columns, {"x": torch.ones(1, 2).double(), "y": torch.tensor([0])}])
     masked = Masked(limit=4.0, bits=24, max_weight=1, min_contributors=3, binds_model=False)

@@ -228,10 +228,6 @@ class Distillation(Algorithm):
 
     def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
         """Put the means in the place of what was known of the same examples."""
-        total, targets = totals["targets"], state["targets"][_NAME]
-        mean = torch.zeros_like(targets)
-        total.index.scatter_add_({_NAME: mean}, total.values())
-        for version in sorted({info.version for info in replies}):
-            at = self.rows_at(version)
-            targets[at] = mean[at]
+        # The rows that were sent, not those of `info.version`: a commit may have come between the task and the fetch.
+        totals["targets"].index.put_(state["targets"], totals["targets"].values())
         return state
