@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from partwise.core.model import CrossEntropy, Model, like
+from partwise.core.model import BinaryCrossEntropy, CrossEntropy, Model, like
+from partwise.core.plan import Job, LocalPlan, ModelLoss
+from partwise.core.population import Examples
+from partwise.local.optimizers import SGD
+from partwise.runtimes.executors import Plain, Stacked
 
 
 def make() -> nn.Module:
@@ -122,3 +126,16 @@ def test_a_table_that_is_no_parameter_is_refused():
 def test_like_has_no_storage():
     meta = like({"w": torch.zeros(7, 2, dtype=torch.float64)})["w"]
     assert (meta.device.type, tuple(meta.shape), meta.dtype) == ("meta", (7, 2), torch.float64)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("executor", [Plain(), Plain(autograd=True), Stacked()], ids=repr)
+def test_losses_that_are_not_one_per_example_are_refused_by_every_executor(width, executor):
+    """`Stacked` would add up what `Plain` averages: gradients as many times too long as a batch has examples."""
+    model = Model(lambda: nn.Linear(3, width), BinaryCrossEntropy())
+    plan = LocalPlan(ModelLoss(model), SGD(0.1), batch_size=4, steps=2)
+    columns = {"x": torch.ones(8, 3), "y": torch.ones(8, width)}
+    found = executor.run([Job(plan, model.init(1), Examples(columns), seed=c) for c in range(3)])
+    for one in found:
+        assert isinstance(one, ValueError)
+        assert f"must give one loss per example, (b,), got shape (4, {width})" in str(one)

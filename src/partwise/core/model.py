@@ -261,8 +261,18 @@ class Model:
         return x.clone(memory_format=torch.channels_last)
 
     def losses(self, params: Params, batch: Batch, *, training: bool = True) -> Tensor:
-        """One loss per example, (b,)."""
-        return self.loss(self.outputs(params, batch, training=training), batch)
+        """One loss per example, (b,).
+
+        Raises:
+            ValueError: the loss gives something else, which executors would average differently.
+        """
+        losses = self.loss(self.outputs(params, batch, training=training), batch)
+        if losses.dim() != 1:
+            raise ValueError(
+                f"Model(loss={self.loss}): must give one loss per example, (b,), got shape {tuple(losses.shape)}. "
+                "Average over an example's outputs; for one logit per example let forward end with .squeeze(1)."
+            )
+        return losses
 
 
 def like(params: Params) -> Values:
