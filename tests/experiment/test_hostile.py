@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from partwise.aggregators import FoolsGold, Zeno
-from partwise.attacks import Hostile, NegatedCrowd, SignFlip
+from partwise.attacks import (
+    ALittleIsEnough,
+    CoverageAttack,
+    Hostile,
+    InnerProduct,
+    Mixture,
+    NegatedCrowd,
+    SignFlip,
+    Sybils,
+)
 from partwise.core.errors import CompositionError
 from partwise.experiment.privacy import ClientDP
 from partwise.experiment.report import write_report
@@ -59,6 +68,30 @@ def test_privacy_is_attacked_too_and_promises_the_honest_the_same(tmp_path):
     assert len(found["quiet"][0]) == 3
     assert found["quiet"][0] == found["attacked"][0]
     assert not any(torch.equal(found["quiet"][1][name], v) for name, v in found["attacked"][1].items())
+
+
+@pytest.mark.parametrize(
+    ("attack", "holds"),
+    [
+        (SignFlip(), True),
+        (InnerProduct(10.0, is_omniscient=False), True),
+        (ALittleIsEnough(), True),
+        (Mixture((SignFlip(), Sybils(SignFlip())), ((2,), (6,))), True),
+        (InnerProduct(10.0), False),
+        (ALittleIsEnough(is_omniscient=True), False),
+        (CoverageAttack(SignFlip()), False),
+        (Sybils(InnerProduct(10.0)), False),
+        (Mixture((SignFlip(), InnerProduct(10.0)), ((2,), (6,))), False),
+    ],
+    ids=repr,
+)
+def test_what_an_attack_that_sees_the_honest_makes_of_a_guarantee_is_said(tmp_path, attack, holds):
+    """-10 times the mean of the honest, twice: one of them would move the sum by more than its own clip."""
+    privacy = ClientDP(clip_norm=1.0, noise_multiplier=0.4, delta=1e-3)
+    hostile = Hostile(attack, clients=(2, 6))
+    run = experiment(rounds=1, hostile=hostile, aggregator=None, privacy=privacy).run(tmp_path / "run")
+    said = read_run(run.folder).meta["guarantee"]
+    assert ("does not hold beside this run's attack" in said) is not holds
 
 
 def test_trusted_examples_are_not_tested_on():

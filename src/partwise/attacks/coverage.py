@@ -37,6 +37,10 @@ class CoverageAttack(Attack):
         if not 0 < self.size <= 1:
             raise ValueError(f"CoverageAttack(size={self.size}): must lie in (0, 1], got {self.size}. 0.2 is usual.")
 
+    @property
+    def sees_honest(self) -> bool:
+        return True
+
     def poison(self, data: Dataset, client: Client, seed: int) -> Dataset:
         return self.inner.poison(data, client, seed)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from partwise.core.attack import Attack, Scene
+from partwise.core.attack import Attack, Scene, sees_honest
 from partwise.core.population import Client, Dataset
 from partwise.core.update import Update
 
@@ -38,6 +38,10 @@ class Mixture(Attack):
         twice = len(self.members()) - len(set(self.members()))
         if twice:
             raise ValueError(f"Mixture(): a client belongs to one group, got {twice} in two. Take them out of one.")
+
+    @property
+    def sees_honest(self) -> bool:
+        return any(map(sees_honest, self.attacks))
 
     def members(self) -> tuple[int, ...]:
         """All of them."""

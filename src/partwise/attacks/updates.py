@@ -13,7 +13,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from partwise.core.attack import Attack, Scene, mean_and_std, restricted
+from partwise.core.attack import Attack, Scene, mean_and_std, restricted, sees_honest
 from partwise.core.population import Client, Dataset
 from partwise.core.rng import Rng
 from partwise.core.update import Update, map_values, scale
@@ -215,6 +215,10 @@ class Sybils(Attack):
 
     def __post_init__(self) -> None:
         _finite(self, noise=self.noise)
+
+    @property
+    def sees_honest(self) -> bool:
+        return sees_honest(self.inner)
 
     def poison(self, data: Dataset, client: Client, seed: int) -> Dataset:
         return self.inner.poison(data, client, seed)

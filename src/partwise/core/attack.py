@@ -19,7 +19,7 @@ from partwise.core.population import Client, Dataset
 from partwise.core.rng import Rng, numpy_generator
 from partwise.core.update import Update
 
-__all__ = ["Attack", "EveryRound", "Hostile", "Scene", "When", "mean_and_std", "restricted"]
+__all__ = ["Attack", "EveryRound", "Hostile", "Scene", "When", "mean_and_std", "restricted", "sees_honest"]
 
 
 class Scene(NamedTuple):
@@ -76,7 +76,8 @@ class EveryRound(When):
 class Hostile:
     """Which clients are hostile, what they do, and when.
 
-    What they send keeps to no bound, such as a clip of the client chain. A privacy guarantee is one for the others.
+    What they send keeps to no bound, such as a clip of the client chain. A privacy guarantee is one for the others, and
+    holds where hostile clients do not see what these send; a run with an attack that does, `sees_honest`, says so.
 
     Args:
         attack: what they do.
@@ -116,6 +117,14 @@ class Hostile:
         many = round(self.share * len(clients))
         chosen = numpy_generator(seed, "hostile").permutation(len(clients))[:many]
         return frozenset(clients[int(i)] for i in chosen)
+
+
+def sees_honest(attack: Attack) -> bool:
+    """Whether what hostile clients send depends on what the others send: then these move an aggregate by both.
+
+    An attack says so by an attribute `sees_honest`, or by `is_omniscient`.
+    """
+    return bool(getattr(attack, "sees_honest", getattr(attack, "is_omniscient", False)))
 
 
 def mean_and_std(updates: Sequence[Update], params: Params) -> tuple[Values, Values]:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from partwise.channels.plain import Plain
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
-from partwise.core.attack import Hostile
+from partwise.core.attack import Hostile, sees_honest
 from partwise.core.channel import Channel
 from partwise.core.disclosure import disclosed
 from partwise.core.errors import CheckpointError, PartwiseError
@@ -229,6 +229,18 @@ class Experiment:
             progress.finished(reason)
         return result
 
+    def _guarantee(self, workload: Workload) -> str | None:
+        """What is promised to clients, in sentences."""
+        if self.privacy is None:
+            return None
+        text = self.privacy.statement(self.scheduler, workload)
+        if self.hostile is not None and sees_honest(self.hostile.attack):
+            text += (
+                " It does not hold beside this run's attack, which makes what hostile clients send of what the others "
+                "send: these move the model by both, and noise is made for one."
+            )
+        return text
+
     def _describe(self, path: Path, store: RunStore, star: Star, workload: Workload) -> None:
         """Write down what is run, on whom and where, before it begins."""
         main, found = workload.main, environment()
@@ -254,7 +266,7 @@ class Experiment:
             trusted=repr(self.trusted) if self.trusted else None,
             privacy=repr(self.privacy) if self.privacy else None,
             journal=repr(self.journal) if self.journal else None,
-            guarantee=self.privacy.statement(self.scheduler, workload) if self.privacy else None,
+            guarantee=self._guarantee(workload),
             evaluation=repr(self.evaluation),
             runtime=repr(self.runtime),
             scope=self.evaluation.scope,
