@@ -15,15 +15,18 @@ from torch import nn
 
 from partwise.algorithms import FedAvg, FedSubAvg, Scaffold
 from partwise.core.aggregate import sum_updates
-from partwise.core.errors import CompositionError, DivergedError
-from partwise.core.index import Whole
+from partwise.core.errors import CompositionError, DivergedError, ProtocolError
+from partwise.core.index import Joint, Whole
 from partwise.core.model import CrossEntropy, Model
 from partwise.core.population import Profile
 from partwise.core.program import SERVER, Message
+from partwise.core.sampled import Sampled
+from partwise.core.seeded import Seeded
 from partwise.core.transform import chain
-from partwise.core.update import scale
+from partwise.core.update import Update, scale
 from partwise.local import SGD, LocalTraining
-from partwise.programs.messages import Fetch
+from partwise.programs.messages import Fetch, Reply
+from partwise.programs.schema import check_from_client
 from partwise.programs.star import Star
 from partwise.runtimes import Simulate
 from partwise.schedulers import Synchronous
@@ -228,6 +231,36 @@ def test_an_index_that_does_not_fit_is_refused():
     assert "asked for ['v'] of stream 'model', with shapes that are not the server's" in refused["reason"]
     assert log.of("commit")[0]["clients"] == [0]
     assert not states[SERVER].in_flight
+
+
+def test_an_index_that_cannot_be_gathered_is_refused():
+    """With the server's shapes, as a peer may make it up: in floats, of which a draw has no bits."""
+
+    @dataclass(frozen=True)
+    class Foreign(FedAvg):
+        def fetch(self, index, task, own, site):
+            odd = Sampled(Whole({n: tuple(map(float, s)) for n, s in index.shapes.items()}), 1, 0.5)
+            return {"model": odd if site.client == 1 else index}
+
+    states, log = run(make(Foreign(full_batch(5), "uniform")))
+    (refused,) = log.of("refused")
+    assert (refused["client"], "asked for what cannot be gathered: " in refused["reason"]) == (1, True)
+    assert log.of("commit")[0]["clients"] == [0]
+    assert not states[SERVER].in_flight
+
+
+def test_nobody_fetches_along_directions():
+    """A few bytes may ask for any number of them; an index over them holds no coordinates."""
+    whole = Whole({"w": (3,)})
+    along = Seeded(whole, 1, {"w": 10**13})
+    for index in (along, Joint((along,)), Sampled(along, 1, 0.5), Seeded(along, 1, {"w": 2})):
+        for fetch in (Fetch(1, index, None), Fetch(1, whole, {"model": index})):
+            with pytest.raises(ProtocolError, match=r"must be an index of coordinates, got Seeded"):
+                check_from_client(fetch)
+    value = {"w": torch.zeros(2)}
+    check_from_client(Reply(1, 1, 1, 0.0, {"model": Update(Seeded(whole, 1, {"w": 2}), value)}))
+    with pytest.raises(ProtocolError, match=r"must be an index of coordinates, got Seeded"):
+        check_from_client(Reply(1, 1, 1, 0.0, {"model": Update(Seeded(along, 1, {"w": 2}), value)}))
 
 
 def test_an_aggregate_that_is_not_finite_ends_the_run():

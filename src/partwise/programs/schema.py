@@ -10,9 +10,11 @@ from torch import Tensor
 
 from partwise.core.algorithm import Task
 from partwise.core.errors import ProtocolError
-from partwise.core.index import Index
+from partwise.core.index import Index, Joint
 from partwise.core.joined import Joined
 from partwise.core.program import Failed
+from partwise.core.sampled import Sampled
+from partwise.core.seeded import Seeded
 from partwise.core.update import Packed, Update, check_update, sent_shapes
 from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
 
@@ -35,9 +37,9 @@ def check_from_client(body: Any) -> None:
     match body:
         case Fetch(id, index, streams):
             _count("Fetch.id", id)
-            _is("Fetch.index", index, Index, "an index")
+            _coordinates("Fetch.index", index)
             for name, part in _mapping("Fetch.streams", streams or {}):
-                _is(f"Fetch.streams[{name!r}]", part, Index, "an index")
+                _coordinates(f"Fetch.streams[{name!r}]", part)
         case Reply():
             _reply(body)
         case Trouble(id, stage, reason):
@@ -124,7 +126,8 @@ def _reply(reply: Reply) -> None:
 
 def _update(what: str, update: Any) -> None:
     _is(what, update, Update, "an update")
-    _is(f"{what}.index", update.index, Index, "an index")
+    for part in _members(update.index):  # directions that lie in coordinates may be sent
+        _coordinates(f"{what}.index", part.base if isinstance(part, Seeded) else part)
     shapes = _shapes(f"{what}.value", update.value)
     if not isinstance(update.weight, Mapping):
         _number(f"{what}.weight", update.weight)
@@ -154,6 +157,22 @@ def _at_most(what: str, shape: tuple[int, ...], like: Tensor) -> None:
             f"{what}: a packed value must be a part of a parameter with {like.numel()} values, got {prod(shape)}. Use "
             "the same model on both sides."
         )
+
+
+def _coordinates(what: str, index: Any) -> None:
+    """Refuse what is no index of coordinates: a few bytes may ask for any number of directions."""
+    for part in _members(index):
+        if isinstance(part, Sampled):
+            _coordinates(what, part.base)
+        _is(what, part, Index, "an index")
+        if isinstance(part, Seeded):
+            raise _fail(what, "an index of coordinates", part)
+
+
+def _members(index: Any) -> tuple[Any, ...]:
+    if not isinstance(index, Joint):
+        return (index,)
+    return tuple(part for member in index.members for part in _members(member))
 
 
 def _mapping(what: str, value: Any) -> Sequence[tuple[str, Any]]:

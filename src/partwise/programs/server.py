@@ -284,15 +284,19 @@ class ServerProgram:
             if tuple(node.streams.get(stream, {}).get(name, _NOWHERE).shape) != tuple(shape)
         ]
         if wrong or "model" not in asked:
-            del node.in_flight[fetch.id]
             what = f"{[name for _, name in wrong[:3]]} of stream {wrong[0][0]!r}" if wrong else "nothing of `model`"
             reason = (
                 f"asked for {what}, with shapes that are not the server's. Client and server must build the same model."
             )
-            self._schedule(node, message, self._refused(node, message.now, flight, reason, effects), effects)
-            return
-        flight.version = node.version
-        effects.append(self._held(node, message.src, fetch.id, asked))
+        else:
+            try:
+                effects.append(self._held(node, message.src, fetch.id, asked))
+                flight.version = node.version
+                return
+            except MISFITS as error:  # of an index that a peer made up
+                reason = f"asked for what cannot be gathered: {error}"
+        del node.in_flight[fetch.id]
+        self._schedule(node, message, self._refused(node, message.now, flight, reason, effects), effects)
 
     def _held(self, node: ServerNode, client: NodeId, id: int, asked: Mapping[str, Index]) -> Send:
         """What a client holds; what is all of a parameter is lent, until the next commit."""
