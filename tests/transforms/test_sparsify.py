@@ -217,3 +217,14 @@ def test_topk_refuses():
         TopK(k=1, scope="row")
     with pytest.raises(ValueError, match=r"TopK\(\): needs an update without NaN, got one\."):
         sent_by(TopK(k=1), whole(1.0, float("nan")))
+
+
+def test_top_k_of_small_layers_keeps_what_it_promises():
+    """A third of four entries is one of them, which is less than a third of what they are, where all are alike."""
+    part, layers = TopK(ratio=0.3, scope="layer"), {f"l{at}": torch.ones(4) for at in range(10)}
+    update = Update(Whole(dict.fromkeys(layers, (4,))), layers)
+    sent, _ = part.apply(update, part.init({}), torch.Generator())
+    kept = sum(float(v.square().sum()) for v in sent.values().values()) / 40
+    assert kept == 0.25
+    assert part.claims(40).delta <= kept
+    assert TopK(ratio=0.3).claims(40).delta == 0.3

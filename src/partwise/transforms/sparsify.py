@@ -84,6 +84,8 @@ class TopK:
     def claims(self, size: int) -> Claims:
         sent = self.k if self.k is not None else max(1, round((self.ratio or 0.0) * size))
         share = min(1.0, sent / max(1, size))
+        if self.k is None and self.scope == "layer":
+            share *= 2 / 3  # of a layer of which 1.49 entries are wanted, one is sent
         return Claims(delta=share / 2 if self.sample else share)
 
     def limited(self, before: Limit) -> Limit:
