@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -117,3 +118,22 @@ def test_no_example_gives_nan_and_a_large_loss_gives_infinite_perplexity():
 def test_top_k_needs_a_k():
     with pytest.raises(ValueError, match=r"TopKAccuracy\(k=0\): k must be at least 1"):
         TopKAccuracy(0)
+
+
+@pytest.mark.parametrize(
+    ("part", "outputs", "target"),
+    [
+        (MeanSquaredError(), (4, 1), (4,)),  # (4, 4) by broadcasting
+        (MeanSquaredError(), (4,), (4, 1)),
+        (MeanSquaredError(), (4, 1), (4, 3)),
+        (Accuracy().measure, (4, 1), (4,)),  # the first class is always the largest of one
+        (Accuracy().measure, (4, 1), (4, 1)),
+        (Accuracy().measure, (4, 3), (4, 1)),
+        (AUC().measure, (4, 1), (4,)),
+        (AUC().measure, (4, 2), (4,)),
+        (AUC().measure, (4,), (4, 1)),
+    ],
+)
+def test_shapes_that_would_be_stretched_to_fit_are_refused(part, outputs, target):
+    with pytest.raises(ValueError, match=re.escape(str(target))):
+        part(torch.zeros(outputs), {"y": torch.zeros(target, dtype=torch.int64)})

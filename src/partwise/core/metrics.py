@@ -122,7 +122,14 @@ class Accuracy:
     def measure(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         if outputs.dim() == 1:
             return {"hit": (outputs > 0) == (batch[self.target] > 0.5)}
-        hit = outputs.argmax(1) == batch[self.target]
+        guess, target = outputs.argmax(1), batch[self.target]
+        if outputs.shape[1] < 2 or guess.shape != target.shape:  # would count something, but not what is right
+            raise ValueError(
+                f"Accuracy(target={self.target!r}): needs logits (b, classes, ...) for targets (b, ...), or one logit "
+                f"per example, (b,), got {tuple(outputs.shape)} for {tuple(target.shape)}. "
+                "For one logit let forward end with .squeeze(1)."
+            )
+        hit = guess == target
         return {"hit": hit if hit.dim() == 1 else hit.flatten(1).double().mean(1)}
 
     def reduce(self, columns: Mapping[str, Tensor]) -> float:
@@ -171,7 +178,13 @@ class AUC:
     higher_is_better: bool = True
 
     def measure(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        return {"score": outputs, "is_positive": batch[self.target] > 0.5}
+        target = batch[self.target]
+        if outputs.dim() != 1 or target.dim() != 1:
+            raise ValueError(
+                f"AUC(target={self.target!r}): needs one logit and one target per example, (b,), got "
+                f"{tuple(outputs.shape)} and {tuple(target.shape)}. Let forward end with .squeeze(1), or take Accuracy."
+            )
+        return {"score": outputs, "is_positive": target > 0.5}
 
     def reduce(self, columns: Mapping[str, Tensor]) -> float:
         return self.reduce_each(columns, [len(columns["score"])])[0]

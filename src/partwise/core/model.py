@@ -113,7 +113,14 @@ class MeanSquaredError:
     target: str = "y"
 
     def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
-        loss = 0.5 * (outputs - batch[self.target].to(outputs.dtype)) ** 2
+        target = batch[self.target]
+        if outputs.dim() != target.dim() or outputs.shape[1:] != target.shape[1:]:  # would be stretched to fit
+            raise ValueError(
+                f"MeanSquaredError(target={self.target!r}): outputs and targets must have the same shape, got "
+                f"{tuple(outputs.shape)} and {tuple(target.shape)}. For one number per example let forward end with "
+                ".squeeze(1)."
+            )
+        loss = 0.5 * (outputs - target.to(outputs.dtype)) ** 2
         return loss if loss.dim() == 1 else loss.flatten(1).mean(1)
 
 
