@@ -109,7 +109,7 @@ def test_parquet_without_the_extra(tmp_path, monkeypatch):
         (
             "user,x\n1,2\n1,red\n",
             {"client": "user"},
-            r"columns must hold numbers, got '2' in column 'x'\. Leave it out",
+            r"columns must hold numbers, got 'red' in column 'x', line 3\. Leave it out",
         ),
         ("user,x\n1,2\n1,nan\n", {"client": "user"}, "numbers must be finite"),
     ],
@@ -127,3 +127,55 @@ def test_missing_file_and_unknown_kind(tmp_path):
     (tmp_path / "log.xlsx").write_text("")
     with pytest.raises(DataError, match=r"must be a \.csv, \.tsv or \.parquet file, got '\.xlsx'"):
         from_table(tmp_path / "log.xlsx", "user")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["12345678901234567890", "12345678901234567891"],  # the same float
+        ["9234567890123456789", "9234567890123456788"],
+        ["007", "7"],
+        ["12e3", "12000"],
+        ["1_0", "10"],
+    ],
+)
+def test_keys_that_look_like_numbers_stay_what_they_are(tmp_path, keys):
+    path = tmp_path / "t.csv"
+    path.write_text("who,a\n" + "".join(f"{key},1\n" for key in keys))
+    population = from_table(path, client="who")
+    assert sorted(population.name(c) for c in population.clients) == sorted(keys)
+
+
+def test_numbers_as_keys_are_still_in_the_order_of_numbers(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("who,a\n10,1\n9,2\n -1,3\n")
+    population = from_table(path, client="who")
+    assert [population.name(c) for c in population.clients] == ["-1", "9", "10"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("who,a,a\n1,2,3\n")
+    with pytest.raises(DataError, match="every column must have a name of its own, got 'a' twice"):
+        from_table(path, client="who")
+
+
+def test_the_value_that_is_no_number_is_named_with_its_line(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("who,a\n1,2.5\n1,NA\n")
+    with pytest.raises(DataError, match="got 'NA' in column 'a', line 3"):
+        from_table(path, client="who")
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes("who,a\nJosé,1\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"must be UTF-8, got the byte 0xe9\. Save it as UTF-8"):
+        from_table(path, client="who")
+
+
+def test_a_field_that_is_too_long_is_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("who,a\n" + "x" * 200_000 + ",1\n")
+    with pytest.raises(DataError, match="must be CSV, got: field larger than"):
+        from_table(path, client="who")

@@ -29,11 +29,14 @@ class Table(NamedTuple):
         header: the names of its columns.
         read: reads columns by name, (n,) each.
         place: row, from 0 on -> where a person finds it.
+        keys: reads one column whose values name somebody, (n,): as text, where the number that a value is would be
+            written otherwise ("007", "12345678901234567890"), so that two keys never become one.
     """
 
     header: list[str]
     read: Callable[[Sequence[str]], Columns]
     place: Callable[[int], str]
+    keys: Callable[[str], Any]
 
 
 def open_table(where: str, path: Path) -> Table:
@@ -59,11 +62,19 @@ def open_table(where: str, path: Path) -> Table:
 
 
 def _read_csv(where: str, path: Path, delimiter: str) -> Table:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.reader(file, delimiter=delimiter))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file, delimiter=delimiter))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where}: must be UTF-8, got the byte 0x{error.object[error.start]:02x}. Save it as UTF-8."
+        ) from error
+    except csv.Error as error:
+        raise DataError(f"{where}: must be CSV, got: {error}. Check how it was made.") from error
     if len(rows) < 2:
         raise DataError(f"{where}: needs a header and at least one row, got {len(rows)} lines. Check the file.")
     header = rows[0]
+    _each_once(where, header)
     for line, row in enumerate(rows[1:], 2):
         if len(row) != len(header):
             raise DataError(
@@ -73,7 +84,19 @@ def _read_csv(where: str, path: Path, delimiter: str) -> Table:
     def read(names: Sequence[str]) -> Columns:
         return {name: _parsed(where, name, [row[header.index(name)] for row in rows[1:]]) for name in names}
 
-    return Table(header, read, lambda row: f"line {row + 2}")
+    def keys(name: str) -> Any:
+        texts = [row[header.index(name)] for row in rows[1:]]
+        found = _parsed(where, name, texts)
+        is_odd = found.dtype.kind == "f" and not np.isfinite(found).all()  # left to who asks, to be refused
+        return found if is_odd or list(map(str, found.tolist())) == [t.strip() for t in texts] else np.array(texts)
+
+    return Table(header, read, lambda row: f"line {row + 2}", keys)
+
+
+def _each_once(where: str, header: Sequence[str]) -> None:
+    twice = next((name for at, name in enumerate(header) if name in header[:at]), None)
+    if twice is not None:
+        raise DataError(f"{where}: every column must have a name of its own, got {twice!r} twice. Rename one.")
 
 
 def _parsed(where: str, name: str, texts: list[str]) -> Any:
@@ -103,6 +126,7 @@ def _read_parquet(where: str, path: Path) -> Table:
         ) from error
     try:
         header = list(parquet.read_schema(path).names)
+        _each_once(where, header)
     except pa.ArrowInvalid as error:
         raise DataError(
             f"{where}: must be a Parquet file, got something else ({error}). Check how it was made."
@@ -118,4 +142,4 @@ def _read_parquet(where: str, path: Path) -> Table:
                 )
         return {name: table[name].to_numpy() for name in names}
 
-    return Table(header, read, lambda row: f"row {row + 1}")
+    return Table(header, read, lambda row: f"row {row + 1}", lambda name: read([name])[name])

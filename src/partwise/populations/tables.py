@@ -5,7 +5,7 @@ Shapes: n rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ def from_table(
         DataError: a file that is missing or not a table, an unknown column, a value that is missing or no number.
     """
     where = f"from_table({str(path)!r})"
-    header, read, _ = open_table(where, Path(path))
+    header, read, place, keys = open_table(where, Path(path))
     known(f"{where}: client", client, header)
     wanted: dict[str, str | Sequence[str]]
     if isinstance(columns, Mapping):
@@ -57,26 +57,35 @@ def from_table(
     needed = {name for names in wanted.values() for name in ([names] if isinstance(names, str) else names)}
     for name in sorted(needed):
         known(where, name, header)
-    table = read([*sorted(needed), client])
-    taken = {name: _stack(where, table, names) for name, names in wanted.items()}
+    table = read(sorted(needed))
+    taken = {name: _stack(where, table, names, place) for name, names in wanted.items()}
     if not isinstance(columns, Mapping):
         taken["x"] = taken["x"].astype(np.float32)
-    return from_arrays(taken, table[client], **options)
+    return from_arrays(taken, keys(client), **options)
 
 
-def _stack(where: str, table: Columns, names: str | Sequence[str]) -> Any:
+def _stack(where: str, table: Columns, names: str | Sequence[str], place: Callable[[int], str]) -> Any:
     if isinstance(names, str):
-        return _numbers(where, names, table[names])
+        return _numbers(where, names, table[names], place)
     if not names:
         raise DataError(f"{where}: needs at least one column of features, got none. Name them with columns=[...].")
-    return np.stack([_numbers(where, name, table[name]) for name in names], 1)
+    return np.stack([_numbers(where, name, table[name], place) for name in names], 1)
 
 
-def _numbers(where: str, name: str, values: Any) -> Any:
+def _numbers(where: str, name: str, values: Any, place: Callable[[int], str]) -> Any:
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
+        at = next((row for row, value in enumerate(array) if not _is_number(value)), 0)
         raise DataError(
-            f"{where}: columns must hold numbers, got {str(array[0])!r} in column {name!r}. "
+            f"{where}: columns must hold numbers, got {str(array[at])!r} in column {name!r}, {place(at)}. "
             "Leave it out of columns, or encode it as integers first."
         )
     return array
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
