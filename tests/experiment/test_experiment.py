@@ -475,3 +475,18 @@ def test_what_is_of_another_kind_is_refused_at_once(wrong, says):
         Experiment(**{"workload": LeafSynthetic(), "algorithm": FedAvg(), **wrong})
     with pytest.raises(ValueError, match=r"Experiment\(threads=-1\): must be at least 0, got -1\."):
         Experiment(LeafSynthetic(), FedAvg(), threads=-1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": ("idz",), "tables": {}}, r"Model\(inputs=\('idz',\)\): must name a column, got 'idz'\. .*'ids'"),
+        ({"tables": {"table.weight": ("id",)}}, "must name a column, got 'id'"),
+        ({"loss": BinaryCrossEntropy("liked")}, "must name a column, got 'liked'"),
+    ],
+)
+def test_a_column_that_the_model_reads_and_no_client_has_is_refused_when_built(changes, message):
+    parts = {"loss": BinaryCrossEntropy(), "inputs": ("ids",), "tables": {"table.weight": ("ids",)}, **changes}
+    workload = Workload(Model(Scores, **parts), Toy(), (AUC(), Loss(BinaryCrossEntropy())))
+    with pytest.raises(DataError, match=message):
+        experiment(workload=workload).build()

@@ -42,6 +42,7 @@ from partwise.experiment.result import MODEL, Result
 from partwise.experiment.rundir import environment, new_run_folder, save_environment
 from partwise.experiment.store import RunStore
 from partwise.experiment.trusted import Trusted
+from partwise.populations.columns import known
 from partwise.programs.star import Star
 from partwise.runtimes.simulate import Simulate
 from partwise.runtimes.threads import torch_threads
@@ -111,6 +112,7 @@ class Experiment:
     def build(self) -> tuple[Star, Workload]:
         """The programs' definition and the workload, checked."""
         workload = self.workload if isinstance(self.workload, Workload) else self.workload.build(self.seed)
+        _check_columns(workload)
         trusted = None
         if self.trusted is not None:
             workload, trusted = self.trusted.taken(workload, self.seed)
@@ -299,6 +301,22 @@ def _same_population(path: Path, star: Star) -> None:
             f"Experiment.run(folder={str(path)!r}, resume=True): the clients or their examples must be those the run "
             "began with, got others. Use the same data (and, for StdlibCode, the same Python), or begin a new run."
         )
+
+
+def _check_columns(workload: Workload) -> None:
+    """What the model and its loss read must be there: refused now, not as the failure of every client."""
+    model, population = workload.model, workload.population
+    if not population.is_open or not len(population.clients):
+        return
+    there = population.data(population.clients[0]).columns()
+    for name in model.inputs:
+        known(f"Model(inputs={model.inputs})", name, there)
+    for table, columns in model.tables.items():
+        for name in columns:
+            known(f"Model(tables={{{table!r}: {columns}}})", name, there)
+    target = getattr(model.loss, "target", None)
+    if isinstance(target, str):
+        known(f"Model(loss={model.loss})", target, there)
 
 
 def _empty_folder(path: Path) -> None:
