@@ -73,3 +73,8 @@ def test_known_names_the_nearest():
         known("f()", "usr", ["user", "item"])
     with pytest.raises(DataError, match=r"got 'zzz'\. The columns are 'user', 'item'\."):
         known("f()", "zzz", ["user", "item"])
+
+
+def test_a_number_that_int64_cannot_hold_is_refused_and_not_wrapped():
+    with pytest.raises(DataError, match=r"must be below 2\*\*63, got 9223372036854775813 in column 'x'"):
+        as_columns("here", {"x": np.array([1, 2**63 + 5], np.uint64)})

@@ -74,6 +74,11 @@ def _tensor(where: str, name: str, values: Any) -> Tensor:
     if array.dtype == np.float64:
         array = array.astype(np.float32)
     elif array.dtype.kind == "u" and array.dtype != np.uint8:
+        if array.size and array.max() > np.iinfo(np.int64).max:  # would come out negative
+            raise DataError(
+                f"{where}: whole numbers must be below 2**63, got {array.max()} in column {name!r}. "
+                "Number the values from 0 on."
+            )
         array = array.astype(np.int64)
     # torch wants memory it may write to, in the machine's byte order, without negative strides.
     if not array.flags.writeable or not array.dtype.isnative or any(s < 0 for s in array.strides):
