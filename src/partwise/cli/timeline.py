@@ -49,7 +49,7 @@ def _numbers(clients: str) -> list[int]:
     found = list[int]()
     for part in clients.replace(" ", "").split(",") if clients.strip() else []:
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdigit() or (dash and not (last.isdigit() and int(first) <= int(last))):
             said = f"--clients {clients}: must be numbers and stretches of numbers, got {part!r}. Write 3,7-9."
             raise EndedError(said, UNUSABLE)
         found += range(int(first), int(last or first) + 1)
