@@ -6,6 +6,7 @@ import pytest
 
 from partwise.core.schedule import Commit, Discard, Dispatch, GiveUp
 from partwise.schedulers import Tiered
+from partwise.schedulers.choices import Weighted
 from toy_clock import Clock, People, paced
 
 PACES = [3.0, 1.0, 8.0, 1.5, 9.0, 2.5, 7.0]  # by pace: 1, 3 | 5, 0 | 6, 2, 4
@@ -99,3 +100,15 @@ def test_wrong_values_are_refused(arguments, said):
 def test_more_tiers_than_clients_are_refused():
     with pytest.raises(ValueError, match=r"Tiered\(tiers=3\): must be at most the population, got a population of 2\."):
         Tiered().init(People(range(2)))
+
+
+def test_weights_are_one_per_client_of_the_population():
+    weights = (0.0, 1.0, 0.0, 1.0, 0.0, 1.0)
+    scheduler = Tiered(tiers=2, cohort=1, versions=40, choice=Weighted(weights))
+    clock = Clock(scheduler, People(range(6)), paced([1.0 + c for c in range(6)])).run()
+    assert clock.stopped == "done"
+    asked = [d for _, d in clock.of(Dispatch)[6:]]
+    assert {d.client for d in asked if d.group == 0} == {1}
+    assert {d.client for d in asked if d.group == 1} == {3, 5}
+    with pytest.raises(ValueError, match=r"Weighted\(weights\): must be one per client, got 6 for a population of 5"):
+        scheduler.init(People(range(5)))

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from partwise.core.schedule import ReplyInfo, Roster, are_there
 from partwise.schedulers.choice import Choice, sample
 from partwise.schedulers.oort import Oort
+from partwise.schedulers.replacements import Some
 
 __all__ = ["Choice", "Oort", "Poisson", "Stalest", "Uniform", "Weighted"]
 
@@ -157,13 +158,13 @@ class Weighted(Choice):
 
     def init(self, roster: Roster) -> Any:
         """The largest weight; the only pass over all clients."""
-        clients = roster.clients
-        if self.weights and len(self.weights) != len(clients):
+        everybody = (roster.whole if isinstance(roster, Some) else roster).clients
+        if self.weights and len(self.weights) != len(everybody):
             raise ValueError(
                 f"Weighted(weights): must be one per client, got {len(self.weights)} for a population of "
-                f"{len(clients)}. Give as many, or leave them out to count examples."
+                f"{len(everybody)}. Give as many, or leave them out to count examples."
             )
-        return max(self.weights or map(roster.examples, clients), default=0)
+        return max(self.weights or map(roster.examples, roster.clients), default=0)
 
     def pick(
         self, state: Any, count: int, *, turn: int, now: float, roster: Roster, busy: Collection[int] = ()

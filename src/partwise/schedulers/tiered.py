@@ -113,6 +113,7 @@ class Tiered(Scheduler):
                 f"Tiered(tiers={self.tiers}): must be at most the population, got a population of "
                 f"{len(roster.clients)}. Lower it or add clients."
             )
+        self.choice.init(roster)  # refuses weights that are not one per client now, not after the warm-up
         return Tiers()
 
     def step(self, state: Tiers, event: Event, roster: Roster) -> tuple[Tiers, list[Action]]:
