@@ -50,6 +50,18 @@ def test_a_client_may_be_in_the_buffer_twice():
     assert [r.client for r in clock.of(Commit)[0][1].replies] == [0, 0, 0]
 
 
+def test_replaced_after_the_commit_nobody_is_in_it_twice_also_where_clients_are_lost():
+    def seconds(client, steps, now):
+        return -0.5 if (client + int(now)) % 3 == 0 else 1.0 + client / 8
+
+    for concurrency in (4, 5, 6):
+        scheduler = FedBuff(buffer=4, concurrency=concurrency, replace="commit", versions=40)
+        clock = Clock(scheduler, People(range(6)), seconds).run()
+        assert clock.stopped == "done"
+        for _, commit in clock.of(Commit):
+            assert len({r.client for r in commit.replies}) == 4
+
+
 def test_what_is_too_stale_is_discarded_and_its_client_replaced():
     people = People(range(2))
     scheduler = FedBuff(buffer=1, concurrency=2, max_staleness=1, versions=9)

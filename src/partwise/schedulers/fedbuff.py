@@ -60,7 +60,8 @@ class FedBuff(Scheduler):
         staleness: s.
         max_staleness: a reply that is staler is discarded; None: none is.
         replace: another client is asked when one has answered (`arrival`), which then may begin from a version that is
-            about to be replaced; or only after the commit (`commit`), so that with K = `concurrency` nothing is stale.
+            about to be replaced; or only after the commit (`commit`), so that with K = `concurrency` nothing is stale,
+            and nobody is in a commit twice, as long as there are others to ask.
         flush: whether what is in the buffer when the run's time is over is committed.
         versions: commits, after which it stops; 0 for no limit.
         seconds: when it stops at the latest.
@@ -129,8 +130,11 @@ class FedBuff(Scheduler):
             freed = lost + woken
             if end:
                 return self._end(state, actions, end)
+        kept = {reply.client for reply in state.buffer} if self.replace == "commit" else ()
         held = len(state.buffer) if self.replace == "commit" else 0
-        actions += refill_(flights, self, event.now, roster, freed, held)
+        actions += refill_(flights, self, event.now, roster, freed, held, without=kept)
+        if kept and is_deserted(flights):  # nobody else is left
+            actions += refill_(flights, self, event.now, roster, kept, held)
         if is_deserted(flights):
             return self._end(state, actions, NOBODY)
         return state, actions + set_alarm_(flights, event.now, self)

@@ -66,7 +66,14 @@ def check_concurrency(part: Asks, roster: Roster) -> None:
 
 
 def refill_(
-    flights: Flights, part: Asks, now: float, roster: Roster, freed: Collection[int], held: int = 0
+    flights: Flights,
+    part: Asks,
+    now: float,
+    roster: Roster,
+    freed: Collection[int],
+    held: int = 0,
+    *,
+    without: Collection[int] = (),
 ) -> list[Action]:
     """Ask others until as many are at work as shall be, or all who are there.
 
@@ -77,6 +84,7 @@ def refill_(
         roster: the population.
         freed: who has just come to be free.
         held: how many fewer shall be at work for now.
+        without: who is not asked, though not at work.
 
     Where more are wanted than are there, only those who come to be free, or awake, can be of use: nobody looks at all
     the others for each of them.
@@ -85,43 +93,51 @@ def refill_(
     wanted = part.concurrency - held - len(flying)
     if wanted <= 0:
         return []
-    if flights.is_short or len(roster.clients) - len(flying) <= wanted == len(freed):
-        found = _among_(flights, part, now, roster, freed, wanted)
+    busy: Collection[int] = flying.keys() | without if without else flying
+    if flights.is_short or len(roster.clients) - len(busy) <= wanted == len(freed):
+        found = _among_(flights, part, now, roster, freed, wanted, busy=busy)
         if len(found) == wanted:
             flights.is_short = False
             flights.asleep.clear()
     else:
         flights.asleep.clear()
-        found = _chosen_(flights, part, wanted, now, roster)
+        found = _chosen_(flights, part, wanted, now, roster, busy=busy)
         if len(found) < wanted:
-            _wait_(flights, now, roster, without=found, missing=wanted - len(found))
+            _wait_(flights, now, roster, without={*busy, *found}, missing=wanted - len(found))
     for client in found:
         flying[client] = now
     steps = part.steps
     return [Dispatch(client, steps) for client in found]
 
 
-def _chosen_(flights: Flights, part: Asks, wanted: int, now: float, roster: Roster) -> Sequence[int]:
+def _chosen_(
+    flights: Flights, part: Asks, wanted: int, now: float, roster: Roster, *, busy: Collection[int]
+) -> Sequence[int]:
     turn, flights.turn = flights.turn, flights.turn + 1
-    found, flights.chosen = part.choice.pick(
-        flights.chosen, wanted, turn=turn, now=now, roster=roster, busy=flights.flying
-    )
+    found, flights.chosen = part.choice.pick(flights.chosen, wanted, turn=turn, now=now, roster=roster, busy=busy)
     return found
 
 
 def _among_(
-    flights: Flights, part: Asks, now: float, roster: Roster, freed: Iterable[int], wanted: int
+    flights: Flights,
+    part: Asks,
+    now: float,
+    roster: Roster,
+    freed: Iterable[int],
+    wanted: int,
+    *,
+    busy: Collection[int],
 ) -> Sequence[int]:
     """Some of those who have just come to be free; who is not there is thought of later."""
     there = []
-    for client in sorted({client for client in freed if client not in flights.flying}):
+    for client in sorted({client for client in freed if client not in busy}):
         when = roster.next_available(client, now)
         if when <= now:
             there.append(client)
         else:
             sleep_(flights, when, client)
     flights.is_short = len(there) < wanted
-    return _chosen_(flights, part, wanted, now, Some(there, roster)) if len(there) > wanted else there
+    return _chosen_(flights, part, wanted, now, Some(there, roster), busy=busy) if len(there) > wanted else there
 
 
 def _wait_(flights: Flights, now: float, roster: Roster, without: Collection[int], missing: int) -> None:
@@ -130,8 +146,7 @@ def _wait_(flights: Flights, now: float, roster: Roster, without: Collection[int
     if len(roster.clients) > _MANY:
         sleep_(flights, soonest(roster, now, flights.turn), LOOK_AGAIN)
         return
-    busy = flights.flying.keys() | set(without)
-    coming = ((roster.next_available(c, now), c) for c in roster.clients if c not in busy)
+    coming = ((roster.next_available(c, now), c) for c in roster.clients if c not in without)
     flights.asleep = heapq.nsmallest(missing + 1, (entry for entry in coming if now < entry[0] < math.inf))
     if len(flights.asleep) > missing:
         flights.asleep[-1] = (flights.asleep[-1][0], LOOK_AGAIN)
