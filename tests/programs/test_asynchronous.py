@@ -365,3 +365,53 @@ def test_a_small_federation_runs_with_tiers_and_with_mixing():
         first, log = played(of)
         assert first[SERVER] != encode(None)
         assert len(log.of("commit")) == scheduler.versions
+
+
+# A commit that comes to nothing is no version
+
+
+@dataclass(frozen=True)
+class Picky:
+    """A mean that refuses some of the commits, by their number."""
+
+    refuses: tuple[int, ...]
+    inner: Mean = field(default_factory=lambda: Mean("cohort"))
+    needs: ClassVar[str] = "sum"
+
+    def init(self, params, census):
+        return [0]
+
+    def reduce(self, got, state, params, replies=()):
+        state[0] += 1
+        if state[0] in self.refuses:
+            raise ValueError("Picky(): must like what comes, got something else. Send other updates.")
+        return self.inner.reduce(got, (), params, replies)[0], state
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FedBuff(buffer=2, concurrency=3, versions=9),
+        FedBuff(buffer=N, concurrency=N, replace="commit", max_staleness=0, versions=9, seconds=99.0),
+        FedAsync(alpha=1.0, concurrency=3, versions=9),
+        FedFix(1.1, versions=9),
+        FedCompass(1, STEPS, versions=9),
+        Tiered(tiers=2, cohort=2, versions=9),
+    ],
+    ids=repr,
+)
+def test_a_scheduler_counts_no_version_for_a_commit_that_came_to_nothing(scheduler):
+    people = parabolas(A, B, sizes=(3, 1, 2, 5))
+    people.profiles = {i: Profile(0.3 + 0.2 * i) for i in range(N)}
+    algorithm, picky = FedAvg(full_batch(STEPS, LR), weights="uniform"), {"model": Picky((2, 5))}
+    of = star_of(algorithm, number_model(2.0), people, scheduler, aggregators=picky)
+    _, log = run(of)
+    assert len(log.of("skipped")) == 2
+    assert [c["version"] for c in log.of("commit")] == list(range(1, 10))
+    if isinstance(scheduler, FedFix | Tiered):
+        return  # whose scales do not depend on the version
+    for commit in log.of("commit"):
+        late = commit["staleness"]
+        share = scheduler.alpha * len(late) / N if isinstance(scheduler, FedCompass) else 1.0
+        expected = [share * (1 + u) ** -0.5 for u in late]
+        assert commit.get("scales", [1.0] * len(late)) == pytest.approx(expected)

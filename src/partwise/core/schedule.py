@@ -23,6 +23,7 @@ __all__ = [
     "Roster",
     "Sampling",
     "Scheduler",
+    "Skipped",
     "Started",
     "Stop",
     "are_there",
@@ -89,7 +90,13 @@ class Lost(NamedTuple):
     began: float = math.inf
 
 
-Event = Started | Arrived | Deadline | Lost
+class Skipped(NamedTuple):
+    """A `Commit` came to nothing, as its rule refused the updates or its exchange failed: there is no new version."""
+
+    now: float
+
+
+Event = Started | Arrived | Deadline | Lost | Skipped
 
 
 class Dispatch(NamedTuple):

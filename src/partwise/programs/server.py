@@ -28,6 +28,7 @@ from partwise.core.schedule import (
     GiveUp,
     Lost,
     ReplyInfo,
+    Skipped,
     Started,
     Stop,
 )
@@ -70,6 +71,7 @@ class ServerProgram:
         self._star, self._is_relayed = star, is_relayed
         self._session: Session | None = None  # never saved: restarted, not resumed
         self._waiting: list[Any] = []  # actions that wait for the session to end
+        self._num_skipped = 0  # commits that came to nothing, which the scheduler is still to be told
         self._spool = Spool()
         summed = [] if star.channel.exchanges else [s for s, a in star.all_aggregators().items() if a.needs == "sum"]
         self._sums = Sums(summed)
@@ -77,8 +79,7 @@ class ServerProgram:
 
     def init(self, me: NodeId) -> ServerNode:
         star = self._star
-        params = star.initial()
-        node = ServerNode(star.algorithm.init(params, star.census))
+        node = ServerNode(star.algorithm.init(star.initial(), star.census))
         check_streams(star.download_chain, node.streams)
         node.schedule = star.scheduler.init(star.roster)
         for stream, aggregator in star.all_aggregators().items():
@@ -176,9 +177,8 @@ class ServerProgram:
 
     def _take(self, node: ServerNode, id: int, src: NodeId) -> InFlight | None:
         flight = node.in_flight.get(id)
-        if flight is None or flight.client != src:
-            return None  # answered twice, or not asked
-        return node.in_flight.pop(id)
+        # None: answered twice, or not asked.
+        return None if flight is None or flight.client != src else node.in_flight.pop(id)
 
     def _arrived(self, node: ServerNode, message: Message, effects: list[Effect]) -> Event | None:
         now, src, reply = message.now, message.src, message.body
@@ -314,6 +314,12 @@ class ServerProgram:
     # What the scheduler wants
 
     def _act(self, node: ServerNode, message: Message, actions: Sequence[Any], effects: list[Effect]) -> None:
+        self._do(node, message, actions, effects)
+        while self._num_skipped and self._session is None:
+            self._num_skipped -= 1
+            self._schedule(node, message, None if node.stopped else Skipped(message.now), effects)
+
+    def _do(self, node: ServerNode, message: Message, actions: Sequence[Any], effects: list[Effect]) -> None:
         queue = deque([*self._waiting, *actions])
         errand: list[Any] = []  # what a relay is to send to clients
         self._waiting = []
@@ -387,8 +393,7 @@ class ServerProgram:
     def _turn(self, node: ServerNode, message: Message, effects: list[Effect]) -> None:
         assert self._session is not None
         self._advance(node, message, self._session.step(message), effects)
-        if self._session is None:
-            self._act(node, message, [], effects)
+        self._act(node, message, [], effects)
 
     def _advance(self, node: ServerNode, message: Message, sends: list[Send], effects: list[Effect]) -> None:
         assert self._session is not None
@@ -408,6 +413,7 @@ class ServerProgram:
     def _skip(self, node: ServerNode, infos: Sequence[ReplyInfo], reason: str, effects: list[Effect]) -> None:
         """Nothing is committed."""
         self._forget(node, infos)
+        self._num_skipped += 1
         effects.append(Record("skipped", {"version": node.version, "replies": len(infos), "reason": reason}))
 
     def _close(

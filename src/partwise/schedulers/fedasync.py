@@ -7,7 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, Roster, Sampling, Scheduler, Stop
+from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, Roster, Sampling, Scheduler, Skipped, Stop
 from partwise.schedulers.choice import require_exact
 from partwise.schedulers.choices import Choice, Uniform
 from partwise.schedulers.flights import (
@@ -122,6 +122,9 @@ class FedAsync(Scheduler):
         return Async(Flights(chosen=self.choice.init(roster)))
 
     def step(self, state: Async, event: Event, roster: Roster) -> tuple[Async, list[Action]]:
+        if isinstance(event, Skipped):
+            state.version -= 1
+            return state, []
         flights = state.flights
         if isinstance(event, Arrived):
             if not answered_(flights, event):

@@ -6,7 +6,19 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, ReplyInfo, Roster, Sampling, Scheduler, Stop
+from partwise.core.schedule import (
+    Action,
+    Arrived,
+    Commit,
+    Discard,
+    Event,
+    ReplyInfo,
+    Roster,
+    Sampling,
+    Scheduler,
+    Skipped,
+    Stop,
+)
 from partwise.schedulers.choice import require_exact
 from partwise.schedulers.choices import Choice, Uniform
 from partwise.schedulers.flights import (
@@ -115,6 +127,9 @@ class FedBuff(Scheduler):
         return Buffered(Flights(chosen=self.choice.init(roster)))
 
     def step(self, state: Buffered, event: Event, roster: Roster) -> tuple[Buffered, list[Action]]:
+        if isinstance(event, Skipped):
+            state.version -= 1
+            return state, []
         flights = state.flights
         actions: list[Action]
         if isinstance(event, Arrived):

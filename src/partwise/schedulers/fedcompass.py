@@ -22,6 +22,7 @@ from partwise.core.schedule import (
     Roster,
     Sampling,
     Scheduler,
+    Skipped,
     Started,
     Stop,
 )
@@ -159,6 +160,9 @@ class FedCompass(Scheduler):
         return Compass()
 
     def step(self, state: Compass, event: Event, roster: Roster) -> tuple[Compass, list[Action]]:
+        if isinstance(event, Skipped):
+            state.version -= 1
+            return state, []
         actions: list[Action] = []
         if isinstance(event, Arrived):
             if not answered_(state.flights, event):

@@ -23,6 +23,7 @@ from partwise.core.schedule import (
     Roster,
     Sampling,
     Scheduler,
+    Skipped,
     Started,
     Stop,
 )
@@ -144,6 +145,9 @@ class FedFix(Scheduler):
         return Windows()
 
     def step(self, state: Windows, event: Event, roster: Roster) -> tuple[Windows, list[Action]]:
+        if isinstance(event, Skipped):
+            state.version -= 1
+            return state, []
         flights = state.flights
         actions: list[Action] = []
         if isinstance(event, Arrived):

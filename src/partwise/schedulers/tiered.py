@@ -6,7 +6,19 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, ReplyInfo, Roster, Scheduler, Started, Stop
+from partwise.core.schedule import (
+    Action,
+    Arrived,
+    Commit,
+    Discard,
+    Event,
+    ReplyInfo,
+    Roster,
+    Scheduler,
+    Skipped,
+    Started,
+    Stop,
+)
 from partwise.schedulers.choice import require_exact
 from partwise.schedulers.choices import Choice, Uniform
 from partwise.schedulers.flights import (
@@ -117,6 +129,9 @@ class Tiered(Scheduler):
         return Tiers()
 
     def step(self, state: Tiers, event: Event, roster: Roster) -> tuple[Tiers, list[Action]]:
+        if isinstance(event, Skipped):
+            state.version -= 1
+            return state, []
         flights, now = state.flights, event.now
         actions: list[Action] = []
         match event:
