@@ -154,7 +154,7 @@ def test_batch_of_a_node_that_was_started_anew_is_lost_at_once():
 
 def test_census_waits_for_every_node_and_says_who_is_missing():
     of, runtime, post = deployed(star("fedsubavg capped"), is_there=lambda node: node != "middle")
-    with pytest.raises(CompositionError, match=r"got no answer from \['middle'\] in 0.1 s\. Start them, or use a part"):
+    with pytest.raises(CompositionError, match=r"got no answer from \['middle'\] in 0.1 s\. Start them, mend them, or"):
         replace(runtime, timing=Timing(0.001, 0.001, 0.0, 0.1)).run(of.programs(), of.population, Log())
     assert {kind for _, kind, _ in post.sent} == {"query"}
 
@@ -175,6 +175,30 @@ def test_census_that_is_none_is_refused_by_name(change, reason):
     of, runtime, _ = deployed(star("fedsubavg capped"), spoil=spoil)
     with pytest.raises(ProtocolError, match=reason):
         runtime.run(of.programs(), of.population, Log())
+
+
+def test_node_that_was_started_anew_is_asked_for_its_census_again():
+    of, runtime, post = deployed(star("fedsubavg capped"))
+
+    def spoil(node: str, number: int, got: Collected) -> Collected | None:
+        if (node, number) == ("south", 0):
+            post.marks["south"] = "another process"
+            return None
+        return got
+
+    post.spoil = spoil
+    _, reason = runtime.run(of.programs(), of.population, Log())
+    assert reason == "done"
+    assert [node for node, kind, _ in post.sent if kind == "query"].count("south") == 2
+
+
+def test_census_that_fails_at_a_node_is_said_with_its_reason():
+    def spoil(node: str, number: int, got: Collected) -> Collected:
+        return got._replace(data=b"", fault="Traceback ...\nDataError: no words") if node == "south" else got
+
+    of, runtime, _ = deployed(star("fedsubavg capped"), spoil=spoil)
+    with pytest.raises(CompositionError, match=r"got no answer from \['south'\] in 0.1 s; south failed: DataError"):
+        replace(runtime, timing=Timing(0.001, 0.001, 0.0, 0.1)).run(of.programs(), of.population, Log())
 
 
 def test_census_is_that_of_the_whole_population():

@@ -135,30 +135,37 @@ class Network:
             time.sleep(min(self._timing.poll_seconds, left))
 
     def census(self) -> Counts:
-        """Who holds what, counted by the nodes; all of them are waited for.
+        """Who holds what, counted by the nodes; all of them are waited for, and asked again where they fail.
 
         Raises:
             CompositionError: a node did not answer in time.
             ProtocolError: what one answered is no census.
         """
         counts: dict[str, Counts] = {}
-        end, open = time.monotonic() + self._timing.census_seconds, dict[str, str]()
+        faults: dict[str, str] = {}
+        end, open = time.monotonic() + self._timing.census_seconds, dict[str, tuple[str, str]]()
         while counts.keys() != self._owners.keys():
             self._look_around()
-            for node in [n for n in self._there if n not in counts and n not in open.values()]:
+            # A node that was started anew has lost the question.
+            open = {id: (n, mark) for id, (n, mark) in open.items() if self._there.get(n, mark) == mark}
+            asked = {node for node, _ in open.values()}
+            for node in [n for n in self._there if n not in counts and n not in asked]:
                 seconds = max(1.0, end - time.monotonic())
                 if id := self._post.send(node, b"\0", kind="query", seconds=seconds, group="census"):
-                    open[id] = node
+                    open[id] = node, self._there[node]
             for got in self._post.collect(list(open)) if open else ():
-                node = open.pop(got.id)
-                if not got.fault:
+                node, _ = open.pop(got.id)
+                if got.fault:
+                    faults[node] = _last_line(got.fault)
+                else:
                     counts[node] = _checked(node, got.data, self._max_bytes)
             if time.monotonic() > end:
                 missing = sorted(self._owners.keys() - counts.keys())
+                why = "".join(f"; {node} failed: {faults[node]}" for node in missing if node in faults)
                 raise CompositionError(
                     f"Network(): a part needs to know how many clients hold each coordinate, got no answer from "
-                    f"{missing} in {self._timing.census_seconds:g} s. Start them, or use a part that does without, "
-                    "such as FedSubAvg('count')."
+                    f"{missing} in {self._timing.census_seconds:g} s{why}. Start them, mend them, or use a part that "
+                    "does without, such as FedSubAvg('count')."
                 )
             time.sleep(self._timing.poll_seconds)
         return _total({node: counts[node] for node in self._owners})
