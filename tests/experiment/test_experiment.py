@@ -399,6 +399,32 @@ def test_a_resumed_run_goes_on_counting_refusals_in_a_row(tmp_path):
         run.run(tmp_path / "killed", resume=True)
 
 
+def test_a_checkpoint_that_is_passed_over_is_said_and_kept(tmp_path):
+    class Watching(Silent):
+        def __init__(self, at=0):
+            self.at, self.noted = at, []
+
+        def committed(self, version, *rest):
+            if version == self.at:
+                raise KeyboardInterrupt
+
+        def noticed(self, record):
+            self.noted.append((record.kind, record.fields["reason"]))
+
+    run, folder = experiment(checkpointing=Checkpointing(every_seconds=0)), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run.run(folder, progress=Watching(4))
+    sorted((folder / "checkpoints" / "manifests").iterdir())[-1].write_bytes(b"")
+    watching = Watching()
+    run.run(folder, resume=True, progress=watching)
+    ((kind, reason),) = watching.noted
+    assert kind == "passed over"
+    assert reason.startswith("checkpoint 3 is not whole: ")
+    assert reason.endswith("Going back to checkpoint 2.")
+    with RunStore(folder, "read") as store:
+        assert store.meta()["passed_over"] == [reason]
+
+
 def test_a_finished_run_can_be_resumed_and_nothing_changes(tmp_path):
     first = experiment().run(tmp_path / "run")
     again = experiment().run(tmp_path / "run", resume=True)

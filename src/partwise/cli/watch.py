@@ -77,7 +77,7 @@ class Snapshot(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """A client that was lost or refused, by name where it has one; or a round that committed nothing, and no client."""
+    """A client that was lost or refused, by name where it has one; or no client: a round or a checkpoint."""
 
     kind: str
     client: int | None
@@ -86,6 +86,8 @@ class Notice(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
+        if self.kind == "passed over":
+            return self.reason
         if self.client is None:
             return f"a round was {self.kind} at version {self.version}: {self.reason}"
         who = f"client {self.client}" if self.name == str(self.client) else f"client {self.client} ({self.name})"

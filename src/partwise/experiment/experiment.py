@@ -24,7 +24,7 @@ from partwise.core.disclosure import disclosed
 from partwise.core.errors import CheckpointError, PartwiseError
 from partwise.core.files import placed, write_file
 from partwise.core.kinds import check_kinds
-from partwise.core.program import SERVER
+from partwise.core.program import SERVER, Record
 from partwise.core.runtime import Runtime
 from partwise.core.schedule import Scheduler
 from partwise.core.transform import Chain, Transform
@@ -199,6 +199,8 @@ class Experiment:
         saved = None
         if resume and (checkpoints.versions() or store.metrics("train_loss")):
             saved = checkpoints.load()
+            if saved.notes:
+                store.set_meta(passed_over=[*store.meta().get("passed_over", ()), *saved.notes])
             _same_population(path, star)
             recorder.restore(saved.entries)
             if recorder.reached:  # and killed before that was written down
@@ -214,6 +216,8 @@ class Experiment:
         store.set_meta(status="running")
         store.commit()  # so that others can see the run while it goes on
         progress.started(self.scheduler.versions, str(path))
+        for note in saved.notes if saved is not None else ():
+            progress.noticed(Record("passed over", {"version": saved.version, "reason": note}))
         reason, began = "failed", time.monotonic()
         before = float(store.meta().get("wall_seconds", 0.0))
         try:
