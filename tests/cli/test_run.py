@@ -9,6 +9,7 @@ import pytest
 from partwise.cli import run
 from partwise.cli.run import On, _load
 from partwise.experiment.spec import load
+from partwise.experiment.store import RunStore
 from toy_cli import TINY, call, events
 
 # Interrupts the run it is in when a file says so; leaves updates as they are.
@@ -205,3 +206,9 @@ def test_resume_without_the_parts(here):
     _, err = call("resume", "stopped", code=3)
     assert err.startswith("partwise: stopped: needs its spec.toml, got none: the run was made in Python of parts that")
     assert err.endswith("Go on from there: experiment.run('stopped', resume=True).\n")
+
+
+def test_run_that_was_killed_before_it_wrote_down_what_it_is(tmp_path):
+    RunStore(tmp_path / "run").close()
+    _, err = call("resume", tmp_path / "run", code=3)
+    assert "run: there must be a run that has begun, got one that was killed before it wrote down what it is." in err

@@ -363,6 +363,15 @@ class TestFaults:
                 RunStore(folder, mode)
         assert [p.name for p in folder.iterdir()] == [RECORD]
 
+    def test_empty(self, folder):
+        """As a process leaves it that is killed before the first statement is through; it can be begun."""
+        folder.mkdir()
+        (folder / RECORD).touch()
+        with pytest.raises(CheckpointError, match=r"got an empty one: the run was killed before it began"):
+            RunStore(folder, "read")
+        assert (folder / RECORD).stat().st_size == 0
+        RunStore(folder).close()
+
     def test_no_database_at_all(self, folder):
         folder.mkdir()
         (folder / RECORD).write_text("notes " * 1000)

@@ -112,10 +112,14 @@ def _frozen(folder: Path) -> Experiment:
     from partwise.experiment.store import RunStore
 
     with RunStore(folder, "read") as store:
-        status = str(store.meta().get("status", ""))
+        meta = store.meta()
+    status = str(meta.get("status", ""))
     if status == "done" or status.startswith("target reached"):
         said = f"{folder}: there must be something left to do, got a run that ended: {status}. Run it again."
         raise EndedError(said, NOT_A_RUN)
+    if not (folder / SPEC).is_file() and not meta.get("name"):
+        said = f"{folder}: there must be a run that has begun, got one that was killed before it wrote down what it is."
+        raise EndedError(f"{said} Begin it again, in another folder.", NOT_A_RUN)
     if not (folder / SPEC).is_file():
         raise EndedError(
             f"{folder}: needs its {SPEC}, got none: the run was made in Python of parts that a specification cannot "

@@ -93,7 +93,7 @@ class RunStore:
         access = "ro" if mode == "read" else "rwc"
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={access}", uri=True, isolation_level=None, timeout=10)
         try:
-            self._check(db)
+            self._check(db, may_begin=mode != "read")
             if mode != "read":
                 # A disk that cannot share memory, as over a network, keeps the plain journal: slower, as safe.
                 db.execute("PRAGMA journal_mode = WAL")
@@ -103,11 +103,16 @@ class RunStore:
             raise
         return db
 
-    def _check(self, db: sqlite3.Connection) -> None:
+    def _check(self, db: sqlite3.Connection, *, may_begin: bool) -> None:
         """Refuse a database that is not a record of this version; make an empty one a record."""
         (application,) = db.execute("PRAGMA application_id").fetchone()
         (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application == 0 and tables == 0:
+            if not may_begin:
+                raise CheckpointError(
+                    f"{self._me()}: {RECORD} must have been begun, got an empty one: the run was killed before it "
+                    "began. Begin it again, in another folder."
+                )
             db.execute("BEGIN IMMEDIATE")
             for statement in SCHEMA:
                 db.execute(statement)
