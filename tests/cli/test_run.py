@@ -212,3 +212,18 @@ def test_run_that_was_killed_before_it_wrote_down_what_it_is(tmp_path):
     RunStore(tmp_path / "run").close()
     _, err = call("resume", tmp_path / "run", code=3)
     assert "run: there must be a run that has begun, got one that was killed before it wrote down what it is." in err
+
+
+def test_resume_refuses_a_specification_that_was_edited(tmp_path):
+    """The record says of a run what it began with; half of it with another learning rate would not be told."""
+    (tmp_path / "tiny.toml").write_text(TINY)
+    call("run", tmp_path / "tiny.toml", "--folder", tmp_path / "run", "--quiet")
+    with RunStore(tmp_path / "run") as store:
+        store.set_meta(status="running")
+    spec = tmp_path / "run" / "spec.toml"
+    written = spec.read_text()
+    spec.write_text(written.replace("rounds = 4", "rounds = 6"))
+    _, err = call("resume", tmp_path / "run", code=3)
+    assert "spec.toml: must be as the run wrote it, got one that was changed since" in err
+    spec.write_text(written)
+    call("resume", tmp_path / "run", "--quiet")

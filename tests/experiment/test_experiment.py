@@ -425,6 +425,14 @@ def test_a_checkpoint_that_is_passed_over_is_said_and_kept(tmp_path):
         assert store.meta()["passed_over"] == [reason]
 
 
+@pytest.mark.parametrize("damaged", [b"", b'{"clients": 4, "na', b"\xff\xfe"])
+def test_a_run_whose_description_of_clients_is_damaged_says_so(damaged, tmp_path):
+    experiment().run(tmp_path / "run")
+    (tmp_path / "run" / "population.json").write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=r"population\.json: must be the run's clients as it began, got a file"):
+        experiment().run(tmp_path / "run", resume=True)
+
+
 def test_a_finished_run_can_be_resumed_and_nothing_changes(tmp_path):
     first = experiment().run(tmp_path / "run")
     again = experiment().run(tmp_path / "run", resume=True)

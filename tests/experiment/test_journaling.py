@@ -1,7 +1,9 @@
 """A run that keeps a journal: what is in it, that kills leave no trace, and that tampering is found and located."""
 
+import errno
 import hashlib
 import json
+import os
 import random
 import shutil
 import sqlite3
@@ -180,6 +182,30 @@ def test_interrupted_in_the_middle_of_a_line_and_resumed(tmp_path):
         file.write('{"by":"01')
     images(journal=settings).run(tmp_path / "part", resume=True)
     assert (tmp_path / "part" / JOURNAL).read_bytes() == (tmp_path / "whole" / JOURNAL).read_bytes()
+
+
+def test_resuming_with_a_journal_that_is_no_text_is_refused_with_the_line(tmp_path):
+    made, folder = experiment("residuals", Simulate(), journal=Journaling(tmp_path / "key")), tmp_path / "run"
+    made.run(folder)
+    written = (folder / JOURNAL).read_bytes()
+    (folder / JOURNAL).write_bytes(b"\xff" + written[1:])
+    with pytest.raises(ProtocolError, match=r"must be whole, got tampering at line 1: "):
+        made.run(folder, resume=True)
+
+
+def test_a_full_disk_is_said_of_the_journal_too(tmp_path, monkeypatch):
+    kept = Path.open
+
+    def full(self, mode="r", *args, **more):
+        if self.name == JOURNAL and mode == "a":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return kept(self, mode, *args, **more)
+
+    made = experiment("residuals", Simulate(), journal=Journaling(tmp_path / "key"))
+    with monkeypatch.context() as during:
+        during.setattr(Path, "open", full)
+        with pytest.raises(CheckpointError, match=r"journal\.jsonl: needs room on a disk it may write to, got: No"):
+            made.run(tmp_path / "run")
 
 
 def test_resuming_a_tampered_run_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import shlex
 import time
 from contextlib import closing
@@ -124,6 +125,13 @@ def _frozen(folder: Path) -> Experiment:
         raise EndedError(
             f"{folder}: needs its {SPEC}, got none: the run was made in Python of parts that a specification cannot "
             f"name. Go on from there: experiment.run({str(folder)!r}, resume=True).",
+            NOT_A_RUN,
+        )
+    found = hashlib.sha256((folder / SPEC).read_bytes()).hexdigest()
+    if meta.get("spec_digest", found) != found:
+        raise EndedError(
+            f"{folder / SPEC}: must be as the run wrote it, got one that was changed since: the record would say of "
+            "all versions what is true of some. Restore it, or begin a new run with it; link data that have moved.",
             NOT_A_RUN,
         )
     try:

@@ -100,7 +100,8 @@ class Checkpoints:
 
     Args:
         folder: made by the first save.
-        keep: how many to keep, at least 1. With 2, a file that the disk damages costs one checkpoint, not the run.
+        keep: how many to keep, at least 1. With 2, a file that the disk damages costs one, unless both have it:
+            what did not change between them, such as the states of clients that were not asked, is there once.
 
     Example:
         >>> import tempfile

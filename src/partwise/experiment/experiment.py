@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import time
@@ -30,7 +31,7 @@ from partwise.core.schedule import Scheduler
 from partwise.core.transform import Chain, Transform
 from partwise.core.workload import Workload, WorkloadSource
 from partwise.experiment.checkpoint import Checkpoints
-from partwise.experiment.dump import save_spec
+from partwise.experiment.dump import SPEC, save_spec
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.journaling import Journaling, Keeper
 from partwise.experiment.lock import LOCK
@@ -280,6 +281,8 @@ class Experiment:
         )
         save_environment(path, found)
         save_spec(self, path)
+        if (path / SPEC).is_file():
+            store.set_meta(spec_digest=hashlib.sha256((path / SPEC).read_bytes()).hexdigest())
         write_file(path / "population.json", [json.dumps(population_summary(star)).encode()])
 
 
@@ -300,7 +303,14 @@ def _with_model(path: Path, server: Any) -> Result:
 def _same_population(path: Path, star: Star) -> None:
     """Refuse to resume on other clients than the run began with."""
     found = path / "population.json"
-    if found.exists() and json.loads(found.read_text()) != json.loads(json.dumps(population_summary(star))):
+    try:
+        began_with = json.loads(found.read_text(encoding="utf-8")) if found.exists() else None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{found}: must be the run's clients as it began, got a file that is not: {error}. Restore it from a "
+            "copy; or take it away, if you know that the clients and their examples are the same."
+        ) from error
+    if began_with is not None and began_with != json.loads(json.dumps(population_summary(star))):
         raise CheckpointError(
             f"Experiment.run(folder={str(path)!r}, resume=True): the clients or their examples must be those the run "
             "began with, got others. Use the same data (and, for StdlibCode, the same Python), or begin a new run."

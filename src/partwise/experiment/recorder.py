@@ -37,7 +37,7 @@ class Checkpointing:
 
     Args:
         every_seconds: of wall time between two checkpoints; 0 saves after every version.
-        keep: how many checkpoints are kept, >= 1.
+        keep: how many checkpoints are kept, >= 1. They share what did not change between them.
     """
 
     every_seconds: float = 20.0

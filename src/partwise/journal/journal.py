@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from partwise.channels.crypto import sign, verifying_key
-from partwise.core.errors import ProtocolError
+from partwise.core.errors import CheckpointError, ProtocolError
 from partwise.journal.entries import GENESIS_PREV, Entry, canonical, entry_hash
 from partwise.journal.heads import are_two_heads, head_bytes, is_signed
 from partwise.journal.rules import Books
@@ -92,8 +92,14 @@ class Journal:
         self._take(signed)
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="ascii") as file:
-                file.write(signed.line() + "\n")
+            try:
+                with self._path.open("a", encoding="ascii") as file:
+                    file.write(signed.line() + "\n")
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self._path}: needs room on a disk it may write to, got: {error.strerror}. "
+                    "Free some, and resume the run."
+                ) from error
         return digest
 
     def settle(self, payout: int, **facts: str) -> str:
