@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch import nn
 
 from partwise.aggregators import Krum, Mean
 from partwise.algorithms import FedAvg, FedSubAvg
@@ -18,7 +17,7 @@ from partwise.attacks import SignFlip
 from partwise.core.errors import CheckpointError, CompositionError, DataError, DivergedError
 from partwise.core.metrics import AUC, Loss
 from partwise.core.model import BinaryCrossEntropy, Model
-from partwise.core.population import Examples, Population, Profile
+from partwise.core.population import Profile
 from partwise.core.update import Update, map_values
 from partwise.core.workload import Workload
 from partwise.experiment.evaluate import Evaluation
@@ -32,62 +31,7 @@ from partwise.runtimes.executors import Plain as PlainExecutor
 from partwise.schedulers import Synchronous
 from partwise.transforms import Clip
 from partwise.workloads import LeafSynthetic
-
-
-class Scores(nn.Module):
-    """The sum of the rows of two ids: a logistic regression over a table."""
-
-    def __init__(self, rows: int = 12) -> None:
-        super().__init__()
-        self.table = nn.Embedding(rows, 1)
-        self.bias = nn.Parameter(torch.zeros(1))
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.table(ids).squeeze(2).sum(1) + self.bias
-
-
-@dataclass(frozen=True)
-class Toy(Population):
-    """Six clients; client c touches the rows c..c+5 and has 5 + 3 c examples."""
-
-    highest_id: int = 10
-    empty_client: int = -1
-    bad_client: int = -1
-
-    @property
-    def clients(self) -> range:
-        return range(6)
-
-    def _make(self, client: int, purpose: int) -> Examples:
-        n = 0 if client == self.empty_client else 5 + 3 * client
-        rng = torch.Generator().manual_seed(100 * purpose + client)
-        ids = torch.randint(client, min(client + 6, self.highest_id + 1), (n, 2), generator=rng)
-        if self.highest_id > 11 and client == 3:
-            ids[0, 0] = self.highest_id
-        y = (torch.rand(n, generator=rng) < ids.double().mean(1) / 11).float()
-        if client == self.bad_client:
-            y = torch.full_like(y, math.nan)
-        return Examples({"ids": ids, "y": y})
-
-    def data(self, client: int) -> Examples:
-        return self._make(client, 1)
-
-    def test_data(self, client: int) -> Examples:
-        return replace(self, empty_client=-1, bad_client=-1)._make(client, 2)
-
-    def profile(self, client: int, now: float = 0.0) -> Profile:
-        return Profile(seconds_per_step=0.1 * (1 + client), uplink=1000.0, downlink=4000.0)
-
-    def name(self, client: int) -> str:
-        return f"client number {client}"
-
-
-def experiment(population: Toy | None = None, **changes: object) -> Experiment:
-    model = Model(Scores, BinaryCrossEntropy(), inputs=("ids",), tables={"table.weight": ("ids",)})
-    workload = Workload(model, population or Toy(), (AUC(), Loss(BinaryCrossEntropy())))
-    plan = LocalTraining(SGD(lr=0.5), batch_size=4, steps=3)
-    made = Experiment(workload, FedSubAvg("count", plan), Synchronous(cohort=3, rounds=4), name="toy", seed=3)
-    return replace(made, **changes)
+from toy_scores import Scores, Toy, experiment
 
 
 def test_a_run_leaves_a_record_a_model_and_checkpoints(tmp_path):
@@ -414,7 +358,7 @@ def test_a_checkpoint_that_is_passed_over_is_said_and_kept(tmp_path):
     run, folder = experiment(checkpointing=Checkpointing(every_seconds=0)), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run.run(folder, progress=Watching(4))
-    sorted((folder / "checkpoints" / "manifests").iterdir())[-1].write_bytes(b"")
+    max((folder / "checkpoints" / "manifests").iterdir()).write_bytes(b"")
     watching = Watching()
     run.run(folder, resume=True, progress=watching)
     ((kind, reason),) = watching.noted

@@ -217,8 +217,9 @@ class Experiment:
         store.set_meta(status="running")
         store.commit()  # so that others can see the run while it goes on
         progress.started(self.scheduler.versions, str(path))
-        for note in saved.notes if saved is not None else ():
-            progress.noticed(Record("passed over", {"version": saved.version, "reason": note}))
+        if saved is not None:
+            for note in saved.notes:
+                progress.noticed(Record("passed over", {"version": saved.version, "reason": note}))
         reason, began = "failed", time.monotonic()
         before = float(store.meta().get("wall_seconds", 0.0))
         try:

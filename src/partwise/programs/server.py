@@ -52,7 +52,7 @@ from partwise.programs.messages import (
     measured_of,
 )
 from partwise.programs.schema import MISFITS, check_fit
-from partwise.programs.server_node import InFlight, ServerNode, Waiting
+from partwise.programs.server_node import InFlight, ServerNode, Waiting, replies_of
 from partwise.programs.session import TIMERS, Session
 from partwise.programs.sums import Sums, fitting
 
@@ -223,7 +223,7 @@ class ServerProgram:
         for flight, outcome in told:
             if isinstance(outcome, Outcome):
                 node.inbox[flight.task.id] = Waiting(flight.client, outcome.loss, {})
-        effects.append(_replies(message.now, node.version, told))
+        effects.append(replies_of(message.now, node.version, told))
         for flight, outcome in told:
             if node.stopped:
                 return
@@ -485,20 +485,3 @@ class ServerProgram:
     def _forget(self, node: ServerNode, infos: Sequence[ReplyInfo]) -> None:
         for info in infos:
             del node.inbox[info.id]
-
-
-def _replies(now: float, version: int, told: Iterable[tuple[InFlight, Outcome | Trouble | Refused]]) -> Record:
-    """The replies among what a relay has told, column by column."""
-    found = [(flight, outcome) for flight, outcome in told if isinstance(outcome, Outcome)]
-    fields = {
-        "client": [flight.client for flight, _ in found],
-        "id": [flight.task.id for flight, _ in found],
-        "steps": [outcome.steps for _, outcome in found],
-        "examples": [outcome.examples for _, outcome in found],
-        "loss": [outcome.loss for _, outcome in found],
-        "began": [flight.began for flight, _ in found],
-        "fetched": [now] * len(found),
-        "trained": [now] * len(found),
-        "staleness": [version - flight.version for flight, _ in found],
-    }
-    return Record("replies", fields)

@@ -1,17 +1,21 @@
-"""What the server of the star keeps between messages."""
+"""What the server of the star keeps between messages, and what of it goes into the record."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from partwise.core.aggregate import Running
 from partwise.core.algorithm import ServerState, Task
 from partwise.core.codec import register
+from partwise.core.program import Record
 from partwise.core.spool import Kept
+from partwise.core.summing import Outcome
 from partwise.core.transform import State
+from partwise.programs.messages import Refused, Trouble
 
-__all__ = ["InFlight", "ServerNode", "Waiting"]
+__all__ = ["InFlight", "ServerNode", "Waiting", "replies_of"]
 
 
 @register
@@ -77,3 +81,20 @@ class ServerNode:
     sums: dict[str, Running] = field(default_factory=dict)
     next_id: int = 0
     stopped: bool = False
+
+
+def replies_of(now: float, version: int, told: Iterable[tuple[InFlight, Outcome | Trouble | Refused]]) -> Record:
+    """The replies among what a relay has told, column by column."""
+    found = [(flight, outcome) for flight, outcome in told if isinstance(outcome, Outcome)]
+    fields = {
+        "client": [flight.client for flight, _ in found],
+        "id": [flight.task.id for flight, _ in found],
+        "steps": [outcome.steps for _, outcome in found],
+        "examples": [outcome.examples for _, outcome in found],
+        "loss": [outcome.loss for _, outcome in found],
+        "began": [flight.began for flight, _ in found],
+        "fetched": [now] * len(found),
+        "trained": [now] * len(found),
+        "staleness": [version - flight.version for flight, _ in found],
+    }
+    return Record("replies", fields)
