@@ -20,6 +20,7 @@ from partwise.core.schedule import (
     GiveUp,
     Lost,
     Scheduler,
+    Skipped,
     Started,
     Stop,
 )
@@ -181,7 +182,24 @@ class Hasty(Scheduler):
                 return state, [Dispatch(client)]
             case Deadline():
                 return state, [Stop("it has been long enough")]
-        return state, [After(1e6, 1), *map(Dispatch, roster.clients)]
+            case Started():
+                return state, [After(1e6, 1), *map(Dispatch, roster.clients)]
+        return state, []
+
+
+@dataclass(frozen=True)
+class Strict(Hasty):
+    """Knows of no commit that came to nothing."""
+
+    def step(self, state, event, roster):
+        if isinstance(event, Skipped):
+            raise ValueError("what is that?")
+        return super().step(state, event, roster)
+
+
+def test_a_commit_that_comes_to_nothing_must_be_taken():
+    with pytest.raises(AssertionError, match=r"must take Skipped\(now=.*what is that\?"):
+        check(Strict())
 
 
 def test_endless_work_at_one_instant_is_a_fault():

@@ -187,7 +187,7 @@ class Books:
             return [self.operator]
         base = bytes.fromhex(self.base)
         there = self.eligible()
-        drawn = [name for name in there if name in set(self.drawable)] if self.drawable else there
+        drawn = set(there).intersection(self.drawable or there)
         order = sorted(drawn, key=lambda name: hashlib.sha256(base + name.encode()).digest())
         return [name for name in order if name != item][: self.terms.validators]
 

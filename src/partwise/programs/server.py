@@ -79,7 +79,8 @@ class ServerProgram:
 
     def init(self, me: NodeId) -> ServerNode:
         star = self._star
-        node = ServerNode(star.algorithm.init(star.initial(), star.census))
+        params = star.initial()
+        node = ServerNode(star.algorithm.init(params, star.census))
         check_streams(star.download_chain, node.streams)
         node.schedule = star.scheduler.init(star.roster)
         for stream, aggregator in star.all_aggregators().items():
@@ -177,8 +178,9 @@ class ServerProgram:
 
     def _take(self, node: ServerNode, id: int, src: NodeId) -> InFlight | None:
         flight = node.in_flight.get(id)
-        # None: answered twice, or not asked.
-        return None if flight is None or flight.client != src else node.in_flight.pop(id)
+        if flight is None or flight.client != src:
+            return None  # answered twice, or not asked
+        return node.in_flight.pop(id)
 
     def _arrived(self, node: ServerNode, message: Message, effects: list[Effect]) -> Event | None:
         now, src, reply = message.now, message.src, message.body
@@ -320,6 +322,7 @@ class ServerProgram:
             self._schedule(node, message, None if node.stopped else Skipped(message.now), effects)
 
     def _do(self, node: ServerNode, message: Message, actions: Sequence[Any], effects: list[Effect]) -> None:
+        """What is asked for, as far as no exchange of a channel is open."""
         queue = deque([*self._waiting, *actions])
         errand: list[Any] = []  # what a relay is to send to clients
         self._waiting = []
@@ -393,7 +396,8 @@ class ServerProgram:
     def _turn(self, node: ServerNode, message: Message, effects: list[Effect]) -> None:
         assert self._session is not None
         self._advance(node, message, self._session.step(message), effects)
-        self._act(node, message, [], effects)
+        if self._session is None:
+            self._act(node, message, [], effects)
 
     def _advance(self, node: ServerNode, message: Message, sends: list[Send], effects: list[Effect]) -> None:
         assert self._session is not None

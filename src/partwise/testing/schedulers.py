@@ -23,6 +23,7 @@ from partwise.core.schedule import (
     Lost,
     ReplyInfo,
     Scheduler,
+    Skipped,
     Started,
     Stop,
 )
@@ -44,12 +45,13 @@ class _Course(NamedTuple):
 
 @dataclass(frozen=True)
 class _World:
-    """Clients to try a scheduler on. course: task, client -> what becomes of it."""
+    """Clients to try a scheduler on. course: task, client -> what becomes of it. skips: every third commit."""
 
     name: str
     course: Callable[[int, int], _Course]
     next_available: Callable[[int, float], float] = lambda _client, now: now
     is_hopeless: bool = False
+    skips: bool = False
 
 
 def _varied(id: int, client: int) -> _Course:
@@ -69,6 +71,7 @@ def _comes_and_goes(client: int, now: float) -> float:
 
 _VARIED = _World("clients differ in pace and some are lost", _varied)
 _INSTANT = _World("clients take no time", lambda _id, _client: _Course(0.0))
+_PICKY = _World("a third of the commits come to nothing", _varied, skips=True)
 _UNSURE = _World("clients come and go, are late or silent", _unsure, _comes_and_goes)
 _HOPELESS = (
     _World("no client ever answers", lambda _id, _client: _Course(math.inf), is_hopeless=True),
@@ -80,9 +83,9 @@ _HOPELESS = (
 def check_scheduler(part: Scheduler, *, num_clients: int = 30) -> None:
     """Check that a scheduler keeps the rules of its family.
 
-    It is tried on clients that differ in pace and are sometimes lost, that take no time, that come and go, are late or
-    silent; and on clients of which none answers, all are lost at once, none is ever available: there it must stop by
-    itself, within a year of its clock.
+    It is tried on clients that differ in pace and are sometimes lost, also where a third of the commits come to
+    nothing; on clients that take no time, that come and go, are late or silent; and on clients of which none answers,
+    all are lost at once, none is ever available: there it must stop by itself, within a year of its clock.
 
     Args:
         part: the scheduler.
@@ -99,7 +102,7 @@ def check_scheduler(part: Scheduler, *, num_clients: int = 30) -> None:
     for kind in (ReplyInfo, *part.state_types):
         register(kind)
     before = repr(part), sorted(vars(part))
-    for world in (_VARIED, _INSTANT, _UNSURE):
+    for world in (_VARIED, _INSTANT, _PICKY, _UNSURE):
         with other_chance(1):
             one = _Run(part, num_clients, world).play()
         with other_chance(2):
@@ -158,6 +161,7 @@ class _Run:
     world: _World
     num_dispatches: int = 0
     num_commits: int = 0
+    num_skipped: int = 0
     num_timers: int = 0
     reason: str | None = None
     story: list[Any] = field(default_factory=list)
@@ -244,7 +248,7 @@ class _Run:
                 self.accepted |= {reply.id for reply in replies}
                 self._known(self.accepted <= self.arrived, sorted(self.accepted))
             case Commit(replies, scales):
-                self._commit(replies, scales)
+                self._commit(now, replies, scales)
             case Discard(replies):
                 ids = [reply.id for reply in replies]
                 self._known(set(ids) <= self.arrived - self.accepted and len(ids) == len(set(ids)), ids)
@@ -263,7 +267,7 @@ class _Run:
         rule = "must commit or discard each reply once, after it arrived"
         expect(holds, self.part, rule, got=ids, remedy="Commit the replies of Arrived events, and forget them then")
 
-    def _commit(self, replies: Sequence[ReplyInfo], scales: Sequence[float]) -> None:
+    def _commit(self, now: float, replies: Sequence[ReplyInfo], scales: Sequence[float]) -> None:
         ids = [reply.id for reply in replies]
         self._known(set(ids) <= self.arrived and len(ids) == len(set(ids)), ids)
         rule, remedy = "must commit next what it has accepted", "Accept a reply only when nothing can keep it from that"
@@ -285,6 +289,10 @@ class _Run:
         self.arrived -= set(ids)
         self.accepted.clear()
         self.asked.clear()
+        if self.world.skips and (self.num_commits + self.num_skipped) % 3 == 1:
+            self.num_skipped += 1
+            heapq.heappush(self.queue, (now, -1, Skipped(now)))  # before all else
+            return
         self.num_commits += 1
         most = self.part.versions or math.inf
         rule, remedy = f"must commit at most as often as `versions` says, {most}", "Stop then, or let it be 0"
