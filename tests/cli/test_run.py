@@ -77,6 +77,10 @@ def test_overrides_folder_and_root(here):
         "partwise: --folder mine: must be new or empty, got a folder with files. "
         "Name another, or go on with the run in it: partwise resume mine\n"
     )
+    (here / "taken").mkdir()
+    (here / "taken" / "notes.txt").touch()
+    _, err = call("run", "tiny.toml", "--folder", "taken", code=2)
+    assert err == "partwise: --folder taken: must be new or empty, got a folder with files. Name another.\n"
 
 
 def test_json_is_one_object_per_line_and_nothing_else(here):

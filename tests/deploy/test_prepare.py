@@ -163,3 +163,9 @@ def test_more_nodes_than_clients_and_an_address_that_is_none(tmp_path):
     with pytest.raises(ValueError, match=r"must be host:port, got 'here'\. Use 127\.0\.0\.1:9443\."):
         prepare(tmp_path / "spec.toml", tmp_path / "net", nodes=2, address="here")
     assert os.listdir(tmp_path) == ["spec.toml"]  # noqa: PTH208 - nothing was made
+
+
+@pytest.mark.parametrize(("kind", "name"), [(ServerFile, "server.toml"), (NodeFile, "node.toml")])
+def test_folder_without_its_file_says_so(kind, name, tmp_path):
+    with pytest.raises(DataError, match=rf"{name}: must be there to be read, got: No such file .* `partwise deploy"):
+        kind.read(tmp_path)

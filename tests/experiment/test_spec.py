@@ -9,7 +9,7 @@ import pytest
 
 from partwise.aggregators import Mean, Median
 from partwise.algorithms import FedAvg, FedSubAvg
-from partwise.core.errors import SpecError
+from partwise.core.errors import DataError, SpecError
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.parts import catalog
@@ -356,7 +356,7 @@ def test_a_file_that_is_not_text(tmp_path):
     path.write_bytes(b'name = "a"\n# caf\xe9\n')
     with pytest.raises(SpecError, match=r"line 2: TOML must be UTF-8, got the byte 0xe9\. Save it as UTF-8\."):
         load(path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DataError, match=r"none\.toml: must be a specification that can be read, got: No such file"):
         load(tmp_path / "none.toml")
 
 

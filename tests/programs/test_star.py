@@ -6,7 +6,7 @@ import gc
 import random
 import tracemalloc
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -267,6 +267,23 @@ def test_an_aggregate_that_is_not_finite_ends_the_run():
     star = make(server_chain={"model": Times(float("inf"))})
     with pytest.raises(DivergedError, match=r"version 0: the aggregate of stream 'model' is no longer finite"):
         run(star)
+
+
+@dataclass(frozen=True)
+class Doubled(Times):
+    """Makes every value twice as long."""
+
+    def apply(self, update, state, rng):
+        return replace(update, value={n: v.repeat(2) for n, v in update.values().items()}), state + 1
+
+
+def test_an_aggregate_of_another_shape_is_not_committed():
+    _, log = run(make(server_chain={"model": Doubled(1.0)}))
+    (skipped,) = log.of("skipped")
+    assert skipped["reason"].startswith(
+        "Doubled(factor=1.0): must give an update of the server's model, got: Update('w'):"
+    )
+    assert not log.of("commit")
 
 
 def test_messages_nobody_asked_for_are_ignored():

@@ -54,10 +54,12 @@ def run_command(
     To its end, or to its target, or to Ctrl-C, which saves and says how to go on.
     """
     from partwise.cli.views import view_for
+    from partwise.experiment.store import RECORD
 
     if folder is not None and folder.is_dir() and any(folder.iterdir()):
-        said = f"--folder {folder}: must be new or empty, got a folder with files."
-        raise EndedError(f"{said} Name another, or go on with the run in it: partwise resume {folder}", UNUSABLE)
+        said = f"--folder {folder}: must be new or empty, got a folder with files. Name another"
+        more = f", or go on with the run in it: partwise resume {folder}" if (folder / RECORD).exists() else "."
+        raise EndedError(said + more, UNUSABLE)
     with closing(view_for(as_json=as_json, quiet=quiet)) as view:
         view.prepare("reading the specification and the data")
         experiment, began = _load(spec, list(overrides or ()), on), time.monotonic()
@@ -91,10 +93,7 @@ def resume_command(
 def _load(spec: Path, overrides: list[str], on: On | None) -> Experiment:
     from partwise.experiment.spec import load
 
-    try:
-        experiment = load(spec, overrides)
-    except OSError as error:
-        raise ValueError(f"{spec}: must be a specification that can be read, got: {error.strerror}.") from error
+    experiment = load(spec, overrides)
     wanted = on.value.capitalize() if on else type(experiment.runtime).__name__
     return experiment if type(experiment.runtime).__name__ == wanted else load(spec, [*overrides, f"runtime={wanted}"])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from partwise.core.codec import DEFAULT_MAX_BYTES
-from partwise.core.errors import SpecError
+from partwise.core.errors import DataError, SpecError
 from partwise.deploy.enrolled import Member
 from partwise.experiment.toml import parse
 
@@ -56,7 +56,7 @@ class ServerFile:
 
         Raises:
             SpecError: it cannot be used; all faults are told.
-            OSError: it cannot be read.
+            DataError: it cannot be read.
         """
         table = _Table(folder / SERVER)
         nodes: list[NodeKey] = []
@@ -142,7 +142,7 @@ class NodeFile:
 
         Raises:
             SpecError: it cannot be used; all faults are told.
-            OSError: it cannot be read.
+            DataError: it cannot be read.
         """
         table = _Table(folder / NODE)
         found = cls(
@@ -182,6 +182,9 @@ class _Table:
         self._path, self._faults = path, list[str]()
         try:
             self._left: dict[str, Any] = dict(parse(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            remedy = "Name a folder that `partwise deploy init` has made"
+            raise DataError(f"{path}: must be there to be read, got: {error.strerror}. {remedy}.") from error
         except ValueError as error:
             raise SpecError([f"{path}: must be TOML, got: {error}"]) from error
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from partwise.core.errors import SpecError
+from partwise.core.errors import DataError, SpecError
 from partwise.experiment.dump import SPEC, dump, save_spec
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.read import Fault, Reader, is_faulty, shown
@@ -24,13 +24,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
 
     Raises:
         SpecError: the specification has faults; it lists them all.
-        OSError: the file cannot be read.
+        DataError: the file cannot be read.
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8")
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: must be a specification that can be read, got: {error.strerror}.") from error
+    try:
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = path.read_bytes().count(b"\n", 0, error.start) + 1
+        line = content.count(b"\n", 0, error.start) + 1
         raise SpecError(
             [f"line {line}: TOML must be UTF-8, got the byte {error.object[error.start]:#04x}. Save it as UTF-8."]
         ) from error

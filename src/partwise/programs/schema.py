@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from partwise.core.algorithm import Task
-from partwise.core.errors import ProtocolError
+from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.index import Index, Joint
 from partwise.core.joined import Joined
 from partwise.core.program import Failed
@@ -18,7 +18,7 @@ from partwise.core.seeded import Seeded
 from partwise.core.update import Packed, Update, check_update, sent_shapes
 from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
 
-__all__ = ["MISFITS", "check_fit", "check_from_client", "check_from_server"]
+__all__ = ["MISFITS", "check_fit", "check_from_client", "check_from_server", "check_total"]
 
 MISFITS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError)  # of what a peer made up
 
@@ -105,6 +105,18 @@ def check_fit(update: Update, params: Mapping[str, Tensor]) -> None:
                 f"Update({name!r}): the value must have the parameter's type {params[name].dtype}, got {value.dtype}. "
                 "Client and server must build the same model."
             )
+
+
+def check_total(part: object, total: Update, params: Mapping[str, Tensor]) -> None:
+    """Refuse what a server chain made, if it is no update: it would be added somewhere, but not where it belongs.
+
+    Raises:
+        CompositionError: it names the chain.
+    """
+    try:
+        check_update(total, params)
+    except ProtocolError as error:
+        raise CompositionError(f"{part!r}: must give an update of the server's model, got: {error}") from error
 
 
 def _reply(reply: Reply) -> None:

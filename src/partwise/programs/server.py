@@ -51,7 +51,7 @@ from partwise.programs.messages import (
     Trouble,
     measured_of,
 )
-from partwise.programs.schema import MISFITS, check_fit
+from partwise.programs.schema import MISFITS, check_fit, check_total
 from partwise.programs.server_node import InFlight, ServerNode, Waiting, replies_of
 from partwise.programs.session import TIMERS, Session
 from partwise.programs.sums import Sums, fitting
@@ -478,7 +478,9 @@ class ServerProgram:
             totals[stream] = total
             if stream in self._star.server_chain:
                 rng, chain = generator(self._star.seed, f"server chain {stream}", node.version), node.chains[stream]
-                totals[stream], node.chains[stream] = self._star.server_chain[stream].apply(total, chain, rng)
+                part = self._star.server_chain[stream]
+                totals[stream], node.chains[stream] = part.apply(total, chain, rng)
+                check_total(part, totals[stream], params)
             if not is_finite(totals[stream]):
                 raise DivergedError(
                     f"version {node.version}: the aggregate of stream {stream!r} is no longer finite. "
