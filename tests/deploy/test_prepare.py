@@ -169,3 +169,41 @@ def test_more_nodes_than_clients_and_an_address_that_is_none(tmp_path):
 def test_folder_without_its_file_says_so(kind, name, tmp_path):
     with pytest.raises(DataError, match=rf"{name}: must be there to be read, got: No such file .* `partwise deploy"):
         kind.read(tmp_path)
+
+
+OWN = """
+from dataclasses import dataclass
+from partwise.core.update import scale
+
+@dataclass(frozen=True)
+class Halved:
+    def init(self, params):
+        return ()
+    def apply(self, update, state, rng):
+        return scale(update, 0.5), state
+"""
+
+
+@pytest.mark.parametrize("overrides", [[], ["scheduler.rounds=3"]], ids=["as written", "dumped"])
+def test_files_with_parts_of_ones_own_go_to_each_side(overrides, tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "mine.py").write_text(OWN)
+    spec = tmp_path / "spec.toml"
+    spec.write_text(SPEC + '[[client]]\n# name = "gone.py:Other"\nname = "parts/mine.py:Halved"\n')
+    sides = prepare(spec, tmp_path / "net", nodes=2, address="127.0.0.1:9443", overrides=overrides)
+    (tmp_path / "parts" / "mine.py").unlink()
+    for side in sides:
+        assert (side / "mine.py").read_text() == OWN
+        assert 'name = "mine.py:Halved"' in (side / "spec.toml").read_text()
+        assert type(load(side / "spec.toml").client[0]).__name__ == "Halved"
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(OWN)
+    spec, named = tmp_path / "spec.toml", '[[client]]\nname = "{}/mine.py:Halved"\n'
+    spec.write_text(SPEC + named.format("one") + named.format("other"))
+    with pytest.raises(DataError, match=r"must have names of their own, got .*one/mine\.py and .*other/mine\.py"):
+        prepare(spec, tmp_path / "net", nodes=2, address="127.0.0.1:9443")
+    assert not (tmp_path / "net").exists()

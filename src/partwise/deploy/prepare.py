@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import itertools
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -75,7 +76,8 @@ def prepare(
     """Write the folder of a test network; its server's folder and its nodes'.
 
     The clients of the specification's workload are dealt out to the nodes in order, and each node gets the data of its
-    own. What they are tested on, or the workload's central test set, goes to the server.
+    own. What they are tested on, or the workload's central test set, goes to the server. Files with parts of one's own
+    that the specification names are copied to each side.
 
     Args:
         spec: the experiment.
@@ -86,7 +88,7 @@ def prepare(
         overrides: changes to the specification, as for `load`.
 
     Raises:
-        DataError: the folder has files, or there are fewer clients than nodes.
+        DataError: the folder has files, or there are fewer clients than nodes; or two files of parts have one name.
         ValueError: the address is none.
     """
     host, _, port = address.rpartition(":")
@@ -96,6 +98,7 @@ def prepare(
         raise DataError(f"prepare({str(folder)!r}): needs a new or empty folder, got one with files. Name another.")
     experiment = load(spec, overrides)
     text = dump(experiment) if overrides else spec.read_text(encoding="utf-8")
+    text, files = _with_files(text, spec.parent)
     source = experiment.workload
     population = (source if isinstance(source, Workload) else source.build(experiment.seed)).population
     if not 1 <= nodes <= len(population.clients):
@@ -117,7 +120,26 @@ def prepare(
     parts = [list(population.clients)[at] for at in _cuts(len(population.clients), nodes)]
     entries = [_node(folder, f"node-{number}", text, population, part, reached) for number, part in enumerate(parts, 1)]
     _server(server, text, population, entries, address, f"127.0.0.1:{port}" if host == "0.0.0.0" else address)
-    return [server, *(folder / str(entry["name"]) for entry in entries)]
+    sides = [server, *(folder / str(entry["name"]) for entry in entries)]
+    for side, file in itertools.product(sides, files):
+        shutil.copyfile(file, side / file.name)
+    return sides
+
+
+def _with_files(text: str, base: Path) -> tuple[str, list[Path]]:
+    """A specification that finds the files of its own parts beside it, and where they are now."""
+    files: dict[str, Path] = {}
+    for where in sorted(set(re.findall(r"""["']([^"'\n]+\.py):\w+["']""", text))):
+        path = (base / where).expanduser().resolve()
+        if not path.is_file():
+            continue  # in a comment, or the specification would not have been read
+        if files.setdefault(path.name, path) != path:
+            raise DataError(
+                f"prepare(): files of parts must have names of their own, got {files[path.name]} and {path}. "
+                "Rename one."
+            )
+        text = re.sub(rf"""(["']){re.escape(where)}:""", rf"\1{path.name}:", text)
+    return text, list(files.values())
 
 
 def _cuts(count: int, parts: int) -> list[slice]:
