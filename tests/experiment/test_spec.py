@@ -383,6 +383,11 @@ HALF = textwrap.dedent("""
     class NotOne:
         def apply(self, update: Any) -> Any:
             return update
+
+    @dataclass(frozen=True)
+    class Short(NotOne):
+        def init(self, params: Any) -> Any:
+            return ()
 """)
 
 
@@ -417,11 +422,15 @@ def test_faults_of_a_strangers_part(folder):
         == "line 8: client.0.fcator: Half has no parameter 'fcator', got 1. Did you mean 'factor'?"
     )
     assert fault("half.py:NotOne") == (
-        f"line 7: client.0.name: must be a transform, got '{folder}/half.py:NotOne', which lacks methods of it. "
+        f"line 7: client.0.name: must be a transform, got '{folder}/half.py:NotOne', which lacks init. "
         "See the protocol Transform."
     )
+    assert fault("half.py:Short") == (
+        f"line 7: client.0.name: must be a transform, got '{folder}/half.py:Short', whose apply cannot be called as "
+        "apply(update, state, rng). See the protocol Transform."
+    )
     assert fault("half.py:Quarter") == (
-        f"line 7: client.0.name: {folder}/half.py must define 'Quarter', got Half, NotOne. Name one it defines."
+        f"line 7: client.0.name: {folder}/half.py must define 'Quarter', got Half, NotOne, Short. Name one it defines."
     )
     assert fault("none.py:Half").startswith(f"line 7: client.0.name: the file must exist, got {folder}/none.py. ")
 

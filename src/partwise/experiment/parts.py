@@ -35,6 +35,7 @@ __all__ = [
     "fits",
     "is_part",
     "is_writable",
+    "misfit",
     "parameters",
     "reference",
     "resolve",
@@ -254,8 +255,25 @@ def fits(cls: type, wanted: Any) -> bool:
         return "__call__" in dir(cls) and (takes is Ellipsis or _binds(cls.__call__, [object()] * (len(takes) + 1), {}))
     if not is_protocol(wanted):
         return isinstance(wanted, type) and issubclass(cls, wanted)
+    return not _unmet(cls, wanted)
+
+
+def misfit(cls: type, wanted: Any) -> str:
+    """What keeps a part from satisfying a protocol, as the end of a sentence; empty for what is no protocol."""
+    names = _unmet(cls, wanted) if is_protocol(wanted) else []
+    lacks = [name for name in names if name not in dir(cls)]
+    if lacks:
+        return f", which lacks {', '.join(lacks)}"
+    if not names:
+        return ""
+    asked = getattr(wanted, names[0])
+    takes = ", ".join(list(inspect.signature(asked).parameters)[1:]) if inspect.isfunction(asked) else ""
+    return f", whose {names[0]} cannot be called as {names[0]}({takes})"
+
+
+def _unmet(cls: type, protocol: type) -> list[str]:
     fields = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
-    return all(name in fields or _has(cls, wanted, name) for name in members_of(wanted))
+    return [name for name in members_of(protocol) if name not in fields and not _has(cls, protocol, name)]
 
 
 def _has(cls: type, protocol: type, name: str) -> bool:

@@ -15,6 +15,7 @@ from partwise.experiment.parts import (
     fits,
     is_part,
     is_writable,
+    misfit,
     parameters,
     resolve,
     spell,
@@ -175,7 +176,7 @@ class Reader:
         if any(fits(cls, w) for w in wanted):
             return cls
         words = " or ".join(_words(w) for w in wanted)
-        return self._fault(path, f"must be {words}, got {name!r}, which lacks methods of it. {_protocols(wanted)}")
+        return self._fault(path, f"must be {words}, got {name!r}{misfit(cls, wanted[0])}. {_protocols(wanted)}")
 
     def _valid(self, wanted: Sequence[Any]) -> list[str]:
         return sorted({p.name for p in catalog() if is_writable(p.cls) and any(fits(p.cls, w) for w in wanted)})
