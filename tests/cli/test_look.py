@@ -147,6 +147,9 @@ def test_parts():
     assert re.search(r"^  weights +'uniform' \| 'samples' \| 'unbiased' +'samples'", out, re.MULTILINE)
     assert "Source: Li et al." in out
     assert re.search(r"^  f +int +must be given ", call("parts", "Krum")[0], re.MULTILINE)
+    assert re.search(r"^  every_seconds +float +20\.0 ", call("parts", "Checkpointing")[0], re.MULTILINE)
+    sections = {part["name"] for part in json.loads(call("parts", "sections", "--json")[0])}
+    assert sections == {"Checkpointing", "ClientDP", "Evaluation", "Journaling", "Trusted"}
     assert call("parts", "aggregators")[0].count("aggregators\n") >= 4
     found = json.loads(call("parts", "SGD", "--json")[0])
     assert [(p["family"], p["name"]) for p in found] == [("local", "SGD")]

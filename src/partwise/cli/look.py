@@ -223,16 +223,21 @@ def parts_command(
 ) -> None:
     """Every part there is, or some in full.
 
-    Of a family or a part: its parameters, their defaults, and where it comes from.
+    Of a family or a part: its parameters, their defaults, and where it comes from. The family `sections` has what a
+    specification says in tables that need no name, such as [evaluation].
     """
-    from partwise.experiment.parts import FAMILIES, catalog, describe
+    from partwise.experiment import Checkpointing, Evaluation, Journaling, Trusted
+    from partwise.experiment.parts import Part, catalog, describe
+    from partwise.experiment.privacy import ClientDP
     from partwise.experiment.suggest import did_you_mean
 
-    every = catalog()
+    sections = (Checkpointing, ClientDP, Evaluation, Journaling, Trusted)
+    every = [*catalog(), *(Part("sections", cls.__name__, cls) for cls in sections)]
     chosen = [p for p in every if which is None or which in (p.family, p.name)]
     if not chosen:
-        known = [*FAMILIES, *(p.name for p in every)]
-        hint = did_you_mean(str(which), known) or f"The families are {', '.join(FAMILIES)}."
+        families = list(dict.fromkeys(p.family for p in every))
+        hint = did_you_mean(str(which), [*families, *(p.name for p in every)])
+        hint = hint or f"The families are {', '.join(families)}."
         raise EndedError(f"parts {which}: there is no such family or part. {hint}", UNUSABLE)
     found = [describe(p.cls, p.family) for p in chosen]
     if as_json:
