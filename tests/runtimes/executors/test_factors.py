@@ -48,6 +48,14 @@ def test_the_weighted_sum_is_that_of_the_changes():
     torch.testing.assert_close(factors.weighted(weights), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_weight_that_no_gradient_came_to_has_not_changed(monkeypatch):
+    def dirty(like):  # as memory may be that was used before
+        return like.new_full(like.shape, 7.0)
+
+    monkeypatch.setattr(torch, "empty_like", dirty)
+    assert not Factors(torch.ones(OUTPUTS, INPUTS), LR, CLIENTS).weighted([1.0] * CLIENTS).any()
+
+
 @pytest.mark.parametrize(
     ("shape", "rows", "steps", "expected"),
     [

@@ -61,6 +61,8 @@ class Factors:
 
     def weighted(self, weights: Sequence[float]) -> Tensor:
         """Sum over clients of weight, C of them, times W_c - W, (o, i)."""
+        if not self.past:  # no gradient came: nobody needs what the map makes
+            return torch.zeros_like(self.start)
         found, factors = torch.empty_like(self.start), -self.lr * self.start.new_tensor(weights)
         for number, (grad, x) in enumerate(self.past):
             scaled = grad * factors[: len(x), None, None]
