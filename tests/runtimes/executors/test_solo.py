@@ -83,6 +83,7 @@ LEFT_TO_AUTOGRAD: dict[str, Callable[[], Case]] = {
     ),
     "positions of pooling": lambda: case(conv(), Function(lambda x: F.max_pool2d(x, 2, return_indices=True)[0])),
     "a power": lambda: case(conv(), Function(lambda x: x**2)),
+    "what is left out by chance": lambda: case(conv(), Function(lambda x: x.tanh() if torch.rand(()) < 0.9 else x)),
 }
 
 

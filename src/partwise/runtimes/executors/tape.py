@@ -83,8 +83,11 @@ def recorded(
     own = {name: t.detach().view_as(t) for name, t in params.items()}  # tensors of its own, told apart by identity
     columns = {name: t.view_as(t) for name, t in batch.items()}
     recorder = _Recorder(own, columns, names, rules)
+    before = torch.get_rng_state()
     with torch.no_grad(), recorder:
         found = model.outputs(own, columns) if outputs else model.losses(own, columns)
+    if not torch.equal(before, torch.get_rng_state()):  # a number that was drawn decides what comes next
+        raise UnstackableError("what draws at random has no gradient here")
     return recorder.tape(found, is_wanted=not outputs)
 
 
