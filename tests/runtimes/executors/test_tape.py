@@ -135,6 +135,7 @@ def test_special_embeddings_are_left_to_others():
     jobs = Case(model, numbered).jobs()
     assert "without autograd" not in Stacked().explain(jobs)[0]
     agree(jobs, Stacked())
+    agree(Case(model, numbered).jobs((12,) * 4), Stacked())  # whose batches are alike, and so are trained together
 
 
 class Averaged:

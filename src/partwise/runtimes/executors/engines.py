@@ -148,6 +148,10 @@ class _Lookups(TorchFunctionMode):
         if func is F.embedding and len(args) > 1:
             ids, limit = args[0], self.rows.get(id(args[1]), len(args[1]))
             self.bad.append(((ids < 0) | (ids >= limit)).any())
+            still = (kwargs or {}).get("padding_idx")
+            if still is not None:  # vmap would keep that row of the first client's table alone from moving
+                rows = func(*args, **{**(kwargs or {}), "padding_idx": None})
+                return torch.where((ids == still % limit).unsqueeze(-1), rows.detach(), rows)
         elif any(id(arg) in self.rows for arg in args):
             raise PaddedTableError("a table of which clients hold some rows is used by more than lookups")
         return func(*args, **(kwargs or {}))
