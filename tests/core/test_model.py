@@ -123,6 +123,12 @@ def test_a_table_that_is_no_parameter_is_refused():
         Model(make, CrossEntropy(), tables={"emb.weight": ("ids",)}).init(0)
 
 
+def test_a_table_with_a_row_that_does_not_move_is_refused():
+    model = Model(lambda: nn.Embedding(9, 3, padding_idx=2), CrossEntropy(), ("ids",), {"weight": ("ids",)})
+    with pytest.raises(ValueError, match=r"rows of 'weight' must be alike, .*, got padding_idx=2\. Leave it out"):
+        model.init(0)
+
+
 def test_like_has_no_storage():
     meta = like({"w": torch.zeros(7, 2, dtype=torch.float64)})["w"]
     assert (meta.device.type, tuple(meta.shape), meta.dtype) == ("meta", (7, 2), torch.float64)
