@@ -41,3 +41,12 @@ def test_faults_of_what_is_typed_are_told_at_once(here):
     said = call("attack", "tiny.toml", *CLIENTS, "--attack", "SingFlip", "--folder", "out", code=2)[1]
     assert "SingFlip" in said
     assert not (here / "out").exists()
+
+
+def test_none_is_without_the_attack_that_the_set_up_has(here):
+    attack = ("--attack", "SignFlip", "--share", "0.3")
+    own = ("hostile.share=0.6", "hostile.attack={name='SignFlip', scale=50.0}")
+    call("attack", "tiny.toml", *CLIENTS, *attack, "--folder", "clean")
+    call("attack", "tiny.toml", *CLIENTS, *own, *attack, "--folder", "hostile")
+    clean, hostile = ((here / folder / "table.md").read_text() for folder in ("clean", "hostile"))
+    assert hostile == clean

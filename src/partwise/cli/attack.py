@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,4 +94,5 @@ def _experiment(spec: Path, overrides: Sequence[str], trial: Trial, typed: Mappi
     more += [] if trial.rule == OWN else [f"aggregator={typed[trial.rule]}"]
     if trial.attack != NONE:
         more += [f"hostile.attack={typed[trial.attack]}", f"hostile.share={trial.share}"]
-    return load(spec, [*overrides, *more])
+    found = load(spec, [*overrides, *more])
+    return replace(found, hostile=None) if trial.attack == NONE else found  # a set-up may have an attack of its own
