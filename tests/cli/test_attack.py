@@ -50,3 +50,10 @@ def test_none_is_without_the_attack_that_the_set_up_has(here):
     call("attack", "tiny.toml", *CLIENTS, *own, *attack, "--folder", "hostile")
     clean, hostile = ((here / folder / "table.md").read_text() for folder in ("clean", "hostile"))
     assert hostile == clean
+
+
+def test_a_grid_in_which_all_is_refused_says_why(here):
+    told = call("attack", "tiny.toml", *CLIENTS, "--rule", '{name="Krum", f=3}', "--attack", "SignFlip")[0]
+    assert "Krum, f=3 / none: refused: Krum(f=3): needs at least 2f+3 = 9 updates, got 7." in told
+    assert "| Krum, f=3 | refused | refused |" in told
+    assert told.endswith("In attacked: trials.jsonl, table.md\n")

@@ -128,3 +128,20 @@ def test_model_that_explodes_is_a_result():
     found = play(experiment(Mean(), Hostile(SignFlip(1e39), 1.0), rounds=12))
     assert found["score"] < 0.6
     assert found["ended"].startswith("diverged: version 0: the aggregate of stream 'model' is no longer finite.")
+
+
+def test_a_loss_is_no_share_and_the_lowest_is_the_darkest():
+    rows = [
+        {"rule": "Mean", "attack": attack, "share": share, "score": score, "higher_is_better": False}
+        for attack, share, score in (("none", 0.0, 0.12), ("none", 0.0, 0.14), ("flip", 0.2, 4.25), ("flip", 0.2, 4.25))
+    ]
+    assert markdown(rows).splitlines()[2] == "| Mean | 0.130 ± 0.127 | 4.250 ± 0.000 |"
+    axes = heat_map(rows).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0.130", "4.250"]
+    none, flip = (sum(axes.images[0].to_rgba(axes.images[0].get_array())[0, at, :3]) for at in (0, 1))
+    assert none < flip
+    assert [text.get_color() for text in axes.texts] == ["white", "black"]
+
+
+def test_a_trial_says_which_way_its_score_goes():
+    assert play(experiment(Mean(), rounds=1))["higher_is_better"] is True

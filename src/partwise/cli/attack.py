@@ -75,11 +75,13 @@ def attack_command(
     table = markdown(rows)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
-    heat_map(rows, f"{spec.stem} under attack").savefig(folder / "heat.svg")
+    has_score = any(row["score"] is not None for row in rows)
+    if has_score:
+        heat_map(rows, f"{spec.stem} under attack").savefig(folder / "heat.svg")
     for row in rows:
         if row["score"] is None:
             typer.echo(f"{row['rule']} / {row['attack']}: {row['ended']}")
-    typer.echo(f"\n{table}\n\nIn {folder}: trials.jsonl, table.md, heat.svg")
+    typer.echo(f"\n{table}\n\nIn {folder}: trials.jsonl, table.md{', heat.svg' if has_score else ''}")
 
 
 def _label(text: str) -> str:

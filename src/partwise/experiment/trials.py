@@ -23,6 +23,7 @@ from partwise.core.runtime import Observer, World
 from partwise.experiment.evaluate import evaluate
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.recorder import main_score
+from partwise.experiment.words import number
 from partwise.runtimes.threads import torch_threads
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def play(experiment: Experiment) -> dict[str, Any]:
     Returns:
         `score`, the main metric on the central test set or pooled over the clients; `success`, the share of examples
         that a targeted attack has brought into its class, of those that belong elsewhere; `versions`, `seconds`, and
-        `ended`, why.
+        `ended`, why, and `higher_is_better`, of the main metric.
     """
     began, watch = time.perf_counter(), _Watch()
     star, workload = experiment.build()
@@ -121,7 +122,8 @@ def play(experiment: Experiment) -> dict[str, Any]:
         return _refused(watch.reason)
     score = found.value if found else math.nan
     seconds = round(time.perf_counter() - began, 3)
-    return {"score": score, "success": success, "versions": watch.version, "seconds": seconds, "ended": reason}
+    told = {"score": score, "success": success, "versions": watch.version, "seconds": seconds, "ended": reason}
+    return {**told, "higher_is_better": workload.main.higher_is_better}
 
 
 def _success(experiment: Experiment, model: Any, params: Any, data: Dataset | None) -> float | None:
@@ -234,6 +236,8 @@ def _cells(rows: Iterable[Mapping[str, Any]], what: str) -> dict[tuple[str, str]
 def markdown(rows: Sequence[Mapping[str, Any]], what: str = "score") -> str:
     """A table of rules by attacks: the mean over the seeds with half its 95 % interval, in percent.
 
+    Where less is better, as of a loss, the score is no share and stands as it is.
+
     Args:
         rows: of one setting, from `make_trials`.
         what: `score` or `success`.
@@ -243,15 +247,23 @@ def markdown(rows: Sequence[Mapping[str, Any]], what: str = "score") -> str:
     if what != "score":
         columns = [c for c in columns if any(cells.get((name, c)) for name in names)]
     lines = ["| rule | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join([name, *(_cell(cells.get((name, c))) for c in columns)]) + " |" for name in names]
+    is_share = what != "score" or _is_share(rows)
+    lines += [
+        "| " + " | ".join([name, *(_cell(cells.get((name, c)), is_share) for c in columns)]) + " |" for name in names
+    ]
     return "\n".join(lines)
 
 
-def _cell(values: list[float] | None) -> str:
+def _is_share(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether scores are shares, as accuracy is, of which more is better."""
+    return all(row.get("higher_is_better", True) for row in rows)
+
+
+def _cell(values: list[float] | None, is_share: bool) -> str:
     if not values:
         return "" if values is None else "refused"
-    mean, half = interval(values)
-    return f"{100 * mean:.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
+    shown = [f"{100 * value:.1f}" if is_share else number(value) for value in interval(values)]
+    return shown[0] if len(values) < 2 else " ± ".join(shown)
 
 
 def heat_map(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
@@ -269,13 +281,17 @@ def heat_map(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     shown = [[statistics.fmean(v) if (v := cells.get((n, c))) else math.nan for c in columns] for n in names]
     figure = Figure(figsize=(2.5 + 0.55 * len(columns), 1.8 + 0.32 * len(names)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    is_share = _is_share(rows)
+    finite = [value for line in shown for value in line if math.isfinite(value)]
+    low, high = (0.0, 1.0) if is_share or not finite else (min(finite), max(finite))
+    image = axes.imshow(shown, cmap="Blues" if is_share else "Blues_r", vmin=low, vmax=high, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     for y, line in enumerate(shown):
         for x, value in enumerate(line):
-            text = "–" if math.isnan(value) else f"{100 * value:.0f}"
-            axes.text(x, y, text, ha="center", va="center", fontsize=6, color="white" if value > 0.6 else "black")
+            text = "–" if math.isnan(value) else f"{100 * value:.0f}" if is_share else number(value)
+            is_dark = value > 0.6 if is_share else value < low + 0.4 * (high - low)
+            axes.text(x, y, text, ha="center", va="center", fontsize=6, color="white" if is_dark else "black")
     axes.set_title(title, fontsize=9)
     figure.colorbar(image, ax=axes, shrink=0.8)
     return figure
