@@ -211,6 +211,9 @@ def test_sentence_of_one_run(slow, tmp_path):
     nothing = write_run(tmp_path / "b", [(1, 0.0, 1, 1, math.nan)], meta={"num_clients": 3})
     assert words(nothing) == "b made 1 round with 3 clients; its AUC is not defined at the end; 2 B were sent."
     assert "slow has" not in words(nothing, slow)
+    meta = {"runtime": "Processes(workers=2)"}
+    wall = write_run(tmp_path / "wall", [(1, 22.0, 1, 1, 0.7)], meta=meta)
+    assert words(wall) == "wall stands at AUC 0.700 after 1 round; 2 B were sent in 22.0 s by its clock."
 
 
 def test_the_headline_is_about_the_quickest(slow, quick, tmp_path):

@@ -84,6 +84,19 @@ def test_scores_by_size_average_groups_of_clients(tmp_path):
         plots.client_scores_by_size([one])
 
 
+def test_clients_of_one_size_are_one_group(tmp_path):
+    scores = [(c, 0.02 * (c * 7 % 30), 5) for c in range(30)]
+    sizes = {"clients": 30, "numbers": None, "examples": [8] * 24 + [40] * 6}
+    two = write_run(tmp_path / "two", curve(0.01, 50), clients=scores, population=sizes)
+    line = plots.client_scores_by_size([two]).axes[0].lines[0]
+    assert line.get_xdata().tolist() == [8, 40]
+    means = [sum(s for c, s, _ in scores if (c < 24) == is_small) / n for is_small, n in ((True, 24), (False, 6))]
+    assert line.get_ydata().tolist() == pytest.approx(means)
+    alike = write_run(tmp_path / "alike", curve(0.01, 50), clients=scores, population={**sizes, "examples": [8] * 30})
+    with pytest.raises(LookupError, match="nothing to draw"):
+        plots.client_scores_by_size([alike])
+
+
 def test_training_loss_is_smoothed(tmp_path):
     losses = [float(v % 2) for v in range(60)]
     raw, smooth = plots.training_loss([write_run(tmp_path / "run", curve(0.01, 50), losses=losses)]).axes[0].lines

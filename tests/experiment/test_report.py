@@ -110,7 +110,6 @@ def test_one_run(tmp_path, drawn):
         "run": "alone",
         "final": "0.740",
         "best": "0.740",
-        "time": "6.00 min",
         "of the model": "4.3 %",  # 1200 bytes over 7 tasks, one of them refused, of 4000
         "bytes": "3.60 kB",
         "mean": "0.730",
@@ -149,6 +148,11 @@ def test_time(tmp_path, drawn):
     assert "Staleness of what was committed" in page.words
     assert "How often clients were committed" in page.words
     assert any(words.startswith("Clients from least to most often; Gini 0.42") for words in page.words)  # 0, 1, 2, 3
+
+
+def test_a_run_alone_has_no_time_to_a_target(tmp_path):
+    page = report(tmp_path / "x.html", full_run(tmp_path / "alone", 0.02, 100))
+    assert not [word for word in page.words if word.startswith("To reach")]
 
 
 def test_nothing_is_said_of_time_where_there_is_none(tmp_path):

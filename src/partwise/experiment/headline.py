@@ -65,7 +65,7 @@ def _alone(run: Run, row: Row) -> str:
         text = f"{row.name} made {amount(run.last.version, run.noun)}{clients}; its {title} is not defined at the end"
     text += f"; {spent} were sent"
     if run.last.seconds:
-        text += f" in {seconds_text(run.last.seconds)} of virtual time"
+        text += f" in {seconds_text(run.last.seconds)} {'of virtual time' if run.is_virtual else 'by its clock'}"
     if row.uplink_share is not None:
         text += f", each upload being {percent(row.uplink_share)} of the full model in the mean"
     return f"{text}."

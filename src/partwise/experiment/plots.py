@@ -6,6 +6,7 @@ A figure that has nothing to show raises LookupError.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -173,7 +174,10 @@ def client_scores(runs: Iterable[RunLike], metric: str | None = None) -> Figure:
 
 
 def client_scores_by_size(runs: Iterable[RunLike], metric: str | None = None) -> Figure:
-    """Clients' scores at the last evaluated version, averaged in ten groups of clients with similarly many examples."""
+    """Clients' scores at the last evaluated version, averaged in ten groups of clients with similarly many examples.
+
+    Clients with as many examples are in one group, so that there are fewer groups where many clients are alike.
+    """
     read = read_runs(runs)
     name = metric or common_score(read)[0]
     curves = []
@@ -184,8 +188,9 @@ def client_scores_by_size(runs: Iterable[RunLike], metric: str | None = None) ->
             for c in run.clients.get(name, ())
             if math.isfinite(c.value) and sizes.get(c.client, 0) > 0
         )
-        groups = min(_GROUPS, len(found))
-        cuts = [len(found) * i // groups for i in range(groups + 1)] if groups > 1 else []
+        groups, counts = min(_GROUPS, len(found)), [n for n, _ in found]
+        starts = {bisect_left(counts, counts[len(found) * i // groups]) for i in range(groups)}
+        cuts = [*sorted(starts), len(found)] if len(starts) > 1 else []
         parts = [found[a:b] for a, b in pairwise(cuts)]
         x, y = [median(n for n, _ in part) for part in parts], [fmean(v for _, v in part) for part in parts]
         curves.append(Curve(run.label, at, x, y))

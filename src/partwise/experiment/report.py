@@ -75,7 +75,8 @@ def write_report(
     runs, path = read_runs(folders), Path(out)
     rows = compare(runs, metric, target)
     if len(rows) == 1 and target is None:
-        rows = [rows[0]._replace(target=None)]  # that a run reached its own end says nothing
+        nothing = dict.fromkeys(name for name in Row._fields if name.startswith("target"))
+        rows = [rows[0]._replace(**nothing)]  # that a run reached its own end says nothing
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("partwise.experiment"),
         autoescape=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -88,7 +89,7 @@ def timeline_of(
         DataError: what is to be shown has no length, or no rows.
     """
     run_end = max([run.last.seconds, *(span.ended for span in run.spans)], default=0.0)
-    if rows < 1 or begin < 0 or (end is not None and end <= begin):
+    if rows < 1 or not begin >= 0 or (end is not None and not begin < end < math.inf):
         raise DataError(
             f"timeline(rows={rows}, begin={begin:g}, end={end}): needs a row at least and a stretch that ends after it "
             "begins, got these. Leave them out for what fits."
