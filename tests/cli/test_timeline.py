@@ -43,3 +43,13 @@ def test_what_cannot_be_shown(run):
     _, err = call("timeline", "still", code=2)
     assert err == "partwise: timeline: the clients of 'tiny' took no time. Give them a pace and links.\n"
     assert "there must be a run's record.sqlite" in call("timeline", "nowhere", code=3)[1]
+
+
+def test_clients_and_moments_that_there_are_not(run):
+    _, err = call("timeline", run, "--clients", "3,9", code=2)
+    assert err == "partwise: --clients 3,9: must be clients of the run, got '9'. They are from 0 to 6.\n"
+    out, _ = call("timeline", run, "--text", "--clients", "5-999999999999")
+    assert [line.split("  ")[0] for line in out.splitlines()][:3] == ["versions", "client 5", "client 6"]
+    for option, value in (("--to", "inf"), ("--to", "nan"), ("--from", "nan")):
+        _, err = call("timeline", run, "--text", option, value, code=2)
+        assert "needs a row at least and a stretch that ends after it begins" in err

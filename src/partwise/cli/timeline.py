@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from partwise.cli.app import UNUSABLE, EndedError
+
+if TYPE_CHECKING:
+    from partwise.experiment.runs import Run
 
 __all__ = ["timeline_command"]
 
@@ -32,7 +35,8 @@ def timeline_command(
     from partwise.experiment.timeline_text import timeline_text
 
     try:
-        found = timeline_of(read_run(run), clients=_numbers(clients), rows=rows, begin=begin, end=end)
+        read = read_run(run)
+        found = timeline_of(read, clients=_numbers(clients, read), rows=rows, begin=begin, end=end)
     except LookupError as error:
         raise EndedError(str(error.args[0]), UNUSABLE) from error
     if text:
@@ -44,13 +48,18 @@ def timeline_command(
         typer.echo(f"The timeline is in {path}{'. ' if note else ''}{note}")
 
 
-def _numbers(clients: str) -> list[int]:
-    """`3,7-9` as numbers."""
-    found = list[int]()
+def _numbers(clients: str, run: Run) -> list[int]:
+    """`3,7-9` as numbers of clients that there are."""
+    about, found = run.population or {}, set[int]()
+    there = about.get("numbers") or range(about.get("clients", 0)) or sorted({span.client for span in run.spans})
     for part in clients.replace(" ", "").split(",") if clients.strip() else []:
         first, dash, last = part.partition("-")
         if not first.isdigit() or (dash and not (last.isdigit() and int(first) <= int(last))):
             said = f"--clients {clients}: must be numbers and stretches of numbers, got {part!r}. Write 3,7-9."
             raise EndedError(said, UNUSABLE)
-        found += range(int(first), int(last or first) + 1)
-    return sorted(set(found))
+        meant = [client for client in there if int(first) <= client <= int(last or first)]
+        if there and not meant:
+            said = f"--clients {clients}: must be clients of the run, got {part!r}. They are from {min(there)} to "
+            raise EndedError(f"{said}{max(there)}.", UNUSABLE)
+        found.update(meant)
+    return sorted(found)

@@ -106,8 +106,8 @@ def about_clients(runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[View]:
         "sizes",
         f"{title_of(name)} by amount of data",
         lambda: plots.client_scores_by_size(runs, name),
-        "Clients in up to ten groups, from those with the fewest training examples to those with the most, and the mean "
-        f"score of each group. A curve that {unfair} says that clients with little data are served worse.",
+        "Clients in up to ten groups, from those with the fewest training examples to those with the most, and the "
+        f"mean score of each group. A curve that {unfair} says that clients with little data are served worse.",
     )
     yield View(
         "answers",
