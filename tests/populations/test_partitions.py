@@ -221,3 +221,12 @@ def test_unknown_label_column_names_the_nearest():
 def test_labels_must_be_one_per_example():
     with pytest.raises(DataError, match=r"needs one label per example, got shape \(30, 2\)"):
         Dirichlet(2).split({"y": torch.zeros(30, 2)}, seed=0)
+
+
+@pytest.mark.parametrize("alpha", [1e308, float("inf")])
+def test_a_huge_alpha_gives_everybody_as_much(alpha):
+    columns = {"y": torch.arange(400) % 4}
+    for part in (Dirichlet(5, alpha=alpha), QuantitySkew(5, alpha=alpha)):
+        assert [len(found) for found in part.split(columns, seed=1)] == [80] * 5
+    for found in Dirichlet(5, alpha=alpha).split(columns, seed=1):
+        assert columns["y"][found].bincount().tolist() == [20] * 4

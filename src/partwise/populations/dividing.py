@@ -27,9 +27,13 @@ __all__ = [
 
 Positions = NDArray[np.int64]
 
+_EQUAL = 1e300  # from here on draws overflow; their limit is an equal share for everybody
+
 
 def dirichlet(rng: np.random.Generator, alpha: float, num: int) -> NDArray[np.float64]:
     """Shares of so many clients."""
+    if alpha > _EQUAL:
+        return np.full(num, 1 / num)
     shares = rng.dirichlet(np.full(num, alpha))
     if np.isfinite(shares).all() and shares.sum() > 0.5:
         return shares
