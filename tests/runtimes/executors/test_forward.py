@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -77,6 +78,13 @@ def test_parameters_are_those_it_was_made_with():
     one, other = (forward_of(CNN.model, p, batch)(batch) for p in (params, others))
     torch.testing.assert_close(one, CNN.model.outputs(params, batch).detach())
     torch.testing.assert_close(other, CNN.model.outputs(others, batch).detach())
+
+
+def test_outputs_that_are_no_numbers_are_left_to_the_model():
+    mlp = CASES["mlp"]
+    params, batch = some(mlp, 5, torch.float32)
+    broken = {name: torch.full_like(t, math.nan) for name, t in params.items()}
+    assert forward_of(mlp.model, broken, batch)(batch).isnan().all()
 
 
 def test_what_is_not_needed_any_more_is_let_go():

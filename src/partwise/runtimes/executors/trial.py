@@ -28,7 +28,9 @@ def perturbed(job: Job, seed: int) -> Job:
 
 
 def are_near(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Whether tensors are equal up to rounding, as measured by the largest entry of all."""
+    """Whether tensors are equal up to rounding, as measured by the largest entry of all; NaN is equal to nothing."""
+    if any(bool(t.isnan().any()) for t in others):
+        return False
     scale = max((float(t.abs().max()) for t in others if t.numel()), default=0.0)
     near = scale * (1e-9 if others[0].dtype == torch.float64 else 1e-4)
     return all(torch.allclose(one, other, rtol=0, atol=near) for one, other in zip(ones, others, strict=True))
