@@ -20,9 +20,17 @@ class BrokenAlgorithm(Algorithm):
     fault: str = ""
 
     def init(self, params, census):
+        if self.fault == "no state":
+            return None
         if self.fault == "no copy":
             return {"model": dict(params)}
         return {"control" if self.fault == "no model" else "model": {n: t.clone() for n, t in params.items()}}
+
+    def select(self, task, own, site):
+        return None if self.fault == "no index" else Algorithm.select(self, task, own, site)
+
+    def fetch(self, index, task, own, site):
+        return {"modell": index} if self.fault == "fetches another" else Algorithm.fetch(self, index, task, own, site)
 
     def weight(self, site):
         return -1.0 if self.fault == "weight" else float(len(site.data))
@@ -50,6 +58,8 @@ class BrokenAlgorithm(Algorithm):
 
     def commit(self, state, totals, replies):
         state = Algorithm.commit(self, state, totals, replies)
+        if self.fault == "no commit":
+            return None
         return {"model": {n: t.double() for n, t in state["model"].items()}} if self.fault == "type" else state
 
 
@@ -57,6 +67,10 @@ class BrokenAlgorithm(Algorithm):
     ("fault", "says"),
     [
         ("", None),
+        ("no state", "`init` must give parameters by stream, got None"),
+        ("no index", "must select an index, got None"),
+        ("fetches another", r"must fetch from streams that there are, \['model'\], got \['modell'\]"),
+        ("no commit", "`commit` must give the next parameters by stream, got None"),
         ("no copy", "must leave the parameters that `init` is given as it is"),
         ("no model", r"must have parameters for each of its streams \['model'\]"),
         ("weight", "a weight is a finite number, at least 0, got -1.0"),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from partwise.core.aggregate import sum_updates
 from partwise.core.algorithm import Algorithm, Site, Task
+from partwise.core.index import Index
 from partwise.core.model import Model, Params
 from partwise.core.plan import Job, LocalPlan, Trained
 from partwise.core.population import Census
@@ -47,6 +48,7 @@ def check_algorithm(part: Algorithm, *, model: Model | None = None, sites: Seque
     with trying(part, "must build the server's state"):
         state = part.init(params, census)
     names = sorted(part.aggregators())
+    expect(isinstance(state, Mapping), part, "`init` must give parameters by stream", got=state, remedy="Return them")
     has_all = "model" in state and state.keys() >= set(names)
     rule = f"must have parameters for each of its streams {names}, and for `model`"
     expect(has_all, part, rule, got=sorted(state), remedy="Make `init` and `aggregators` agree")
@@ -89,6 +91,7 @@ def _census(part: Algorithm, sites: Sequence[Site], params: Params) -> Census:
         with trying(part, "must select before any training"):
             index = part.select(_task(site, 0), part.client_init(site), site)
             weight = part.weight(site)
+        expect(isinstance(index, Index), part, "must select an index", got=index, remedy="site.whole() is everything")
         is_number = isinstance(weight, (int, float)) and math.isfinite(weight) and weight >= 0
         expect(is_number, part, "a weight is a finite number, at least 0", got=weight, remedy="Count examples")
         asked.append(Update(index, {}, float(weight)))
@@ -119,6 +122,8 @@ def _work(part: Algorithm, site: Site, task: Task, own: Any, state: Any) -> _Rep
     with trying(part, "must say what it fetches"):
         streams = part.fetch(index, task, own, site)
     asked = dict.fromkeys(state, index) if streams is None else streams
+    rule = f"must fetch from streams that there are, {sorted(state)}"
+    expect(asked.keys() <= state.keys(), part, rule, got=sorted(asked), remedy="Make `init` and `fetch` agree")
     came = {stream: at.gather(state[stream]) for stream, at in asked.items()}
     what_came = snapshot(part, came, "what was fetched")
     with trying(part, "must receive what it fetches"):
@@ -192,6 +197,8 @@ def _committed(part: Algorithm, state: Any, totals: dict[str, Update], replies: 
         again = part.commit(copy, totals, infos)
         before = {stream: {n: (t.shape, t.dtype) for n, t in params.items()} for stream, params in state.items()}
         state = part.commit(state, totals, infos)
+    rule = "`commit` must give the next parameters by stream"
+    expect(isinstance(state, Mapping), part, rule, got=state, remedy="Return them")
     check_same(part, state, again, "must commit the same from a saved state", "Keep all state in what is returned")
     after = {stream: {n: (t.shape, t.dtype) for n, t in params.items()} for stream, params in state.items()}
     expect(after == before, part, "must keep names, shapes and types", got="others", remedy="Add to the parameters")
