@@ -158,6 +158,22 @@ def test_who_fails_is_named_and_the_others_count(how, executor):
     assert apart.traffic.messages == together.traffic.messages
 
 
+def test_the_record_has_the_order_of_the_clients():
+    """Whoever counts how many were refused in a row counts the same."""
+
+    def order(relays):
+        some, scheduler = Bad(LOCAL, how={1: "nan", 4: "nan"}), Synchronous(cohort=7, rounds=2)
+        of = star("fedavg", algorithm=some, population=instant(), scheduler=scheduler)
+        log, found = play(of, relays=relays)[1], []
+        for record in log.records:
+            clients = record.fields.get("client", ())
+            each = clients if isinstance(clients, list) else [clients]
+            found += [(record.kind.replace("replies", "reply"), client) for client in each]
+        return found
+
+    assert order(relays=True) == order(relays=False)
+
+
 def test_a_refused_client_stops_the_run_that_wants_it_so():
     everybody = Bad(LOCAL, how=dict.fromkeys(range(7), "nan"))
     of = star("fedavg", algorithm=everybody, population=instant(), on_refused="stop")

@@ -274,6 +274,24 @@ def test_a_scheduler_that_says_nothing_is_told():
         told(lambda heard: [])
 
 
+@pytest.mark.parametrize(
+    ("first", "scales", "says"),
+    [
+        (Dispatch(99), (), r"must ask clients of the roster, 0 to \d+, got 99"),
+        (Dispatch(0, -2), (), "must ask for a number of steps from 0 on, got -2"),
+        (Dispatch(0), (math.nan,), r"must scale by finite numbers from 0 on, got \[nan\]"),
+        (Dispatch(0), (-1.0,), r"must scale by finite numbers from 0 on, got \[-1.0\]"),
+        ("ask everybody", (), "acts by actions as of partwise.core.schedule, got 'ask everybody'"),
+    ],
+)
+def test_actions_that_are_none_are_told(first, scales, says):
+    def acts(heard: list[Event]) -> list[Any]:
+        return [first] if isinstance(heard[-1], Started) else [Commit(replies(heard), scales), Stop()]
+
+    with pytest.raises(CompositionError, match=says):
+        told(acts)
+
+
 # Giving up, and the fates of tasks
 
 

@@ -75,8 +75,10 @@ def write_report(
     runs, path = read_runs(folders), Path(out)
     rows = compare(runs, metric, target)
     if len(rows) == 1 and target is None:
-        nothing = dict.fromkeys(name for name in Row._fields if name.startswith("target"))
-        rows = [rows[0]._replace(**nothing)]  # that a run reached its own end says nothing
+        # That a run reached its own end says nothing.
+        (row,) = rows
+        row = row._replace(target=None, target_version=None, target_seconds=None)
+        rows = [row._replace(target_uplink=None, target_downlink=None)]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("partwise.experiment"),
         autoescape=True,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -14,11 +15,21 @@ from partwise.core.index import Index, Joint
 from partwise.core.joined import Joined
 from partwise.core.program import Failed
 from partwise.core.sampled import Sampled
+from partwise.core.schedule import Commit, Dispatch, Scheduler
 from partwise.core.seeded import Seeded
-from partwise.core.update import Packed, Update, check_update, sent_shapes
+from partwise.core.update import Packed, Update, check_update, is_finite, sent_shapes
 from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
 
-__all__ = ["MISFITS", "check_fit", "check_from_client", "check_from_server", "check_total"]
+__all__ = [
+    "MISFITS",
+    "check_action",
+    "check_fit",
+    "check_from_client",
+    "check_from_server",
+    "check_total",
+    "fault_of",
+    "no_action",
+]
 
 MISFITS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError)  # of what a peer made up
 
@@ -107,6 +118,36 @@ def check_fit(update: Update, params: Mapping[str, Tensor]) -> None:
             )
 
 
+def fault_of(reply: Reply, expected: Collection[str], streams: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Why a server cannot use a reply; a peer's word is taken for nothing that can be checked. Empty if it can.
+
+    Args:
+        reply: the reply.
+        expected: the streams that it must hold.
+        streams: stream -> the server's parameters.
+    """
+    if set(reply.updates) != set(expected):
+        return f"a reply must hold the streams {sorted(expected)}, got {sorted(reply.updates)}. Send all of them."
+    try:
+        for stream, update in reply.updates.items():
+            check_fit(update, streams.get(stream, {}))  # first, since a misfit may unpack to any size
+            if not is_finite(update):
+                return (
+                    f"stream {stream!r} must be finite, got NaN or infinity. "
+                    "Lower the client's learning rate or look at its data."
+                )
+    except (ProtocolError, *MISFITS) as error:
+        return str(error)
+    if not all(map(math.isfinite, reply.report.values())):
+        return f"a report must be of finite numbers, got {dict(reply.report)}. Look at the client's data."
+    if not math.isfinite(reply.loss) or reply.steps < 0 or reply.examples < 0:
+        return (
+            f"a reply must state a finite loss and counts from 0 on, got loss {reply.loss}, {reply.steps} steps "
+            f"and {reply.examples} examples. Lower the client's learning rate or look at its data."
+        )
+    return ""
+
+
 def check_total(part: object, total: Update, params: Mapping[str, Tensor]) -> None:
     """Refuse what a server chain made, if it is no update: it would be added somewhere, but not where it belongs.
 
@@ -117,6 +158,28 @@ def check_total(part: object, total: Update, params: Mapping[str, Tensor]) -> No
         check_update(total, params)
     except ProtocolError as error:
         raise CompositionError(f"{part!r}: must give an update of the server's model, got: {error}") from error
+
+
+def check_action(scheduler: Scheduler, action: Dispatch | Commit, clients: Sequence[int]) -> None:
+    """Refuse what a scheduler cannot ask for.
+
+    Raises:
+        CompositionError: it names the scheduler, and the rule.
+    """
+    match action:
+        case Dispatch(client, steps):
+            if isinstance(clients, range) and client not in clients:
+                raise no_action(scheduler, f"must ask clients of the roster, 0 to {len(clients) - 1}", client)
+            if steps < 0:
+                raise no_action(scheduler, "must ask for a number of steps from 0 on", steps)
+        case Commit(_, scales):
+            if not all(math.isfinite(scale) and scale >= 0 for scale in scales):
+                raise no_action(scheduler, "must scale by finite numbers from 0 on", list(scales))
+
+
+def no_action(scheduler: Scheduler, rule: str, got: object) -> CompositionError:
+    """What is said of a scheduler that asks for what there is not."""
+    return CompositionError(f"{scheduler!r}: {rule}, got {got!r}. partwise.testing.check says more.")
 
 
 def _reply(reply: Reply) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from partwise.core.aggregate import Sum, Telling
 from partwise.core.algorithm import ServerState, Task
-from partwise.core.errors import CompositionError, DivergedError, ProtocolError
+from partwise.core.errors import CompositionError, DivergedError
 from partwise.core.index import Index
 from partwise.core.program import RELAY, Effect, Failed, Halt, Message, NodeId, Record, Send, Wake
 from partwise.core.rng import generator
@@ -51,7 +51,7 @@ from partwise.programs.messages import (
     Trouble,
     measured_of,
 )
-from partwise.programs.schema import MISFITS, check_fit, check_total
+from partwise.programs.schema import MISFITS, check_action, check_total, fault_of, no_action
 from partwise.programs.server_node import InFlight, ServerNode, Waiting, replies_of
 from partwise.programs.session import TIMERS, Session
 from partwise.programs.sums import Sums, fitting
@@ -191,7 +191,8 @@ class ServerProgram:
             node.told[src] = tuple(id for id in node.told.get(src, ()) if id not in flight.task.committed)
         else:
             node.told.pop(src, None)
-        fault = self._fault(node, reply)
+        expected = () if self._star.channel.exchanges else self._star.all_aggregators().keys()
+        fault = fault_of(reply, expected, node.streams)
         if fault:
             return self._refused(node, now, flight, fault, effects)
         told = reply.steps, reply.examples, reply.loss, flight.task.group, reply.report
@@ -225,11 +226,15 @@ class ServerProgram:
         for flight, outcome in told:
             if isinstance(outcome, Outcome):
                 node.inbox[flight.task.id] = Waiting(flight.client, outcome.loss, {})
-        effects.append(replies_of(message.now, node.version, told))
-        for flight, outcome in told:
-            if node.stopped:
-                return
-            self._schedule(node, message, self._of_one(node, message.now, flight, outcome, effects), effects)
+        version = node.version
+        for is_reply, some in groupby(told, lambda of: isinstance(of[1], Outcome)):  # the record has their order, too
+            each = list(some)
+            if is_reply:
+                effects.append(replies_of(message.now, version, each))
+            for flight, outcome in each:
+                self._schedule(node, message, self._of_one(node, message.now, flight, outcome, effects), effects)
+                if node.stopped:
+                    return
 
     def _of_one(
         self,
@@ -248,30 +253,6 @@ class ServerProgram:
                 return self._lost(now, flight, stage, reason, effects)
             case Refused(_, reason):
                 return self._refused(node, now, flight, reason, effects)
-
-    def _fault(self, node: ServerNode, reply: Reply) -> str:
-        """Why a reply cannot be used; a peer's word is taken for nothing that can be checked."""
-        expected = set() if self._star.channel.exchanges else set(self._star.all_aggregators())
-        if set(reply.updates) != expected:
-            return f"a reply must hold the streams {sorted(expected)}, got {sorted(reply.updates)}. Send all of them."
-        try:
-            for stream, update in reply.updates.items():
-                check_fit(update, node.streams.get(stream, {}))  # first, since a misfit may unpack to any size
-                if not is_finite(update):
-                    return (
-                        f"stream {stream!r} must be finite, got NaN or infinity. "
-                        "Lower the client's learning rate or look at its data."
-                    )
-        except (ProtocolError, *MISFITS) as error:
-            return str(error)
-        if not all(map(math.isfinite, reply.report.values())):
-            return f"a report must be of finite numbers, got {dict(reply.report)}. Look at the client's data."
-        if not math.isfinite(reply.loss) or reply.steps < 0 or reply.examples < 0:
-            return (
-                f"a reply must state a finite loss and counts from 0 on, got loss {reply.loss}, {reply.steps} steps "
-                f"and {reply.examples} examples. Lower the client's learning rate or look at its data."
-            )
-        return ""
 
     def _fetch(self, node: ServerNode, message: Message, effects: list[Effect]) -> None:
         fetch: Fetch = message.body
@@ -348,10 +329,13 @@ class ServerProgram:
                 case Stop(reason):
                     node.stopped = True
                     effects.append(Halt(reason))
+                case _:
+                    raise no_action(self._star.scheduler, "acts by actions as of partwise.core.schedule", action)
         if errand:
             effects.append(Send(RELAY, Errand(sorted((send.to, send.body) for send in errand))))
 
     def _dispatch(self, node: ServerNode, now: float, wanted: Dispatch, sends: list[Any]) -> None:
+        check_action(self._star.scheduler, wanted, self._star.population.clients)
         client = wanted.client
         version, times = node.attempts.get(client, (-1, 0))
         attempt = times if version == node.version else 0
@@ -369,6 +353,7 @@ class ServerProgram:
             self._lost(0.0, flight, "deadline", "is no longer waited for", effects)
 
     def _commit(self, node: ServerNode, message: Message, commit: Commit, effects: list[Effect]) -> None:
+        check_action(self._star.scheduler, commit, ())
         scales = dict(zip((info.id for info in commit.replies), commit.scales, strict=bool(commit.scales)))
         # So that the order of arrival never matters.
         ordered = sorted(commit.replies, key=lambda info: (info.client, info.id))
