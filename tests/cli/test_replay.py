@@ -20,6 +20,12 @@ def test_a_run_comes_out_the_same(here, on, messages):
     assert err == "partwise: --into again: must be new or empty, got a folder with files. Name another.\n"
 
 
+def test_a_run_that_diverged_comes_out_the_same(here):
+    call("run", "tiny.toml", "-q", "--folder", "first", "algorithm.local.optimizer.lr=1e30", code=1)
+    out, _ = call("replay", "first")
+    assert out.splitlines()[-1].startswith("The same, bit by bit: ")
+
+
 def test_one_that_does_not(here):
     call("run", "tiny.toml", "-q", "--folder", "first")
     log = here / "first" / LOG

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from partwise.core.errors import CheckpointError, ProtocolError
+from partwise.core.errors import CheckpointError, DivergedError, ProtocolError
 from partwise.core.runtime import Runtime
 from partwise.experiment.dump import SPEC
 from partwise.experiment.experiment import Experiment
@@ -80,8 +80,11 @@ def replay(
         said = ""
         try:
             replace(found, runtime=runtime, checkpointing=_AT_THE_ENDS).run(there, progress=progress)
-        except ProtocolError as error:
+        except (ProtocolError, DivergedError) as error:
             said = str(error)
+            with RunStore(path, "read") as store:
+                if str(store.meta().get("status")).endswith(f": {said}"):
+                    said = ""  # the run ended so
         if (path / SPEC).is_file():
             shutil.copyfile(path / SPEC, there / SPEC)
         return _compared(path, there, len(log), said)
