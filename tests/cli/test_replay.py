@@ -22,6 +22,12 @@ def test_a_run_comes_out_the_same(here, on, messages):
 
 def test_a_run_that_diverged_comes_out_the_same(here):
     call("run", "tiny.toml", "-q", "--folder", "first", "algorithm.local.optimizer.lr=1e30", code=1)
+
+
+def test_a_run_that_chose_its_executor_comes_out_the_same(here):
+    auto = "runtime.executor={name='Auto', trial_seconds=0.05}"
+    call("run", "tiny.toml", "-q", "--folder", "first", "workload.profiles=LogNormal", auto)
+    assert "by a trial" in call("show", "first")[0]
     out, _ = call("replay", "first")
     assert out.splitlines()[-1].startswith("The same, bit by bit: ")
 

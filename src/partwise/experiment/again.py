@@ -150,7 +150,7 @@ def _json(path: Path) -> Any:
 def _unlike(first: list[dict[str, Any]], again: list[dict[str, Any]]) -> str:
     """The first record that differs from its counterpart."""
     for at, (one, other) in enumerate(zip(first, again, strict=False), 1):
-        if repr(one) != repr(other):  # nan is like nan
+        if any(repr(one[key]) != repr(other[key]) for key in ("time", "kind", "body")):  # nan is like nan
             return f"Record {at:,} differs, {_where(one)}: {_what(one, other)}."
     return ""
 
