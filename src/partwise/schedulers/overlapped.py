@@ -21,6 +21,7 @@ from partwise.core.schedule import (
     Roster,
     Sampling,
     Scheduler,
+    Skipped,
     Started,
     Stop,
 )
@@ -130,6 +131,8 @@ class Overlapped(Scheduler):
                 state.alarm = math.inf
                 if now >= state.since + self.deadline_seconds:
                     return self._closed_(state, _given_up_(state), now, roster)
+            case Skipped():
+                return state, []
         return self._closed_(state, [], now, roster)
 
     def _ask_(self, state: Laps, now: float, roster: Roster) -> list[Action]:
