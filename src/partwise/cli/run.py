@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import hashlib
 import shlex
 import time
 from contextlib import closing
@@ -108,6 +107,7 @@ def _is_one_by_one(experiment: Experiment) -> bool:
 
 def _frozen(folder: Path) -> Experiment:
     """The experiment of a run that did not end."""
+    from partwise.experiment.dump import spec_digest
     from partwise.experiment.spec import SPEC, load
     from partwise.experiment.store import RunStore
 
@@ -117,17 +117,19 @@ def _frozen(folder: Path) -> Experiment:
     if status == "done" or status.startswith("target reached"):
         said = f"{folder}: there must be something left to do, got a run that ended: {status}. Run it again."
         raise EndedError(said, NOT_A_RUN)
-    if not (folder / SPEC).is_file() and not meta.get("name"):
-        said = f"{folder}: there must be a run that has begun, got one that was killed before it wrote down what it is."
-        raise EndedError(f"{said} Begin it again, in another folder.", NOT_A_RUN)
     if not (folder / SPEC).is_file():
+        if not meta.get("name"):
+            raise EndedError(
+                f"{folder}: there must be a run that has begun, got one that was killed before it wrote down what it "
+                "is. Begin it again, in another folder.",
+                NOT_A_RUN,
+            )
         raise EndedError(
             f"{folder}: needs its {SPEC}, got none: the run was made in Python of parts that a specification cannot "
             f"name. Go on from there: experiment.run({str(folder)!r}, resume=True).",
             NOT_A_RUN,
         )
-    found = hashlib.sha256((folder / SPEC).read_bytes()).hexdigest()
-    if meta.get("spec_digest", found) != found:
+    if meta.get("spec_digest") not in (None, spec_digest(folder)):
         raise EndedError(
             f"{folder / SPEC}: must be as the run wrote it, got one that was changed since: the record would say of "
             "all versions what is true of some. Restore it, or begin a new run with it; link data that have moved.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from partwise.core.codec import register
-from partwise.core.model import Values
+from partwise.core.errors import ProtocolError
+from partwise.core.model import Params, Values
 from partwise.core.update import Packed
 
-__all__ = ["FLOATS", "Joined", "float_name", "joined"]
+__all__ = ["FLOATS", "Joined", "check_packed", "float_name", "joined"]
 
 FLOATS = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 
@@ -74,6 +75,25 @@ class Joined(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+
+def check_packed(what: str, value: Mapping[str, Tensor | Packed], like: Params) -> None:
+    """Refuse packed values that would become larger than the parameters in `like` that they are parts of, unopened.
+
+    Raises:
+        ProtocolError: it names the value.
+    """
+    if isinstance(value, Joined):
+        packed: Mapping[str, Sequence[int]] = value.shapes
+    else:
+        packed = {name: v.shape for name, v in value.items() if not isinstance(v, Tensor)}
+    for name, shape in packed.items():
+        most = like[name].numel() if name in like else 0
+        if prod(shape) > most:
+            raise ProtocolError(
+                f"{what}[{name!r}]: must be a part of a parameter with {most} values, got {prod(shape)}. Use the same "
+                "model on both sides."
+            )
 
 
 def joined(values: Values, pack: Callable[[Tensor], Packed]) -> Mapping[str, Tensor]:

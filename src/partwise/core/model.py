@@ -202,13 +202,12 @@ class Model:
             raise ValueError(
                 f"Model(): tables and widths must name parameters, got {unknown}. The parameters are {sorted(found)}."
             )
-        owners = {id(vars(owner)["_parameters"]): owner for owner in self._any().modules()}
-        padded = {key: owner for key, owner in owners.items() if getattr(owner, "padding_idx", None) is not None}
+        still = {id(vars(owner)["_parameters"]): getattr(owner, "padding_idx", None) for owner in self._any().modules()}
         for slot in self._slots():
-            if slot.name in self.tables and id(slot.home) in padded:
+            if slot.name in self.tables and still.get(id(slot.home)) is not None:
                 raise ValueError(
                     f"Model(tables=...): rows of {slot.name!r} must be alike, for who holds some of them numbers them "
-                    f"anew, got padding_idx={padded[id(slot.home)].padding_idx}. Leave it out, and give the examples a "
+                    f"anew, got padding_idx={still[id(slot.home)]}. Leave it out, and give the examples a "
                     "column that says what counts."
                 )
         return found

@@ -25,6 +25,7 @@ __all__ = [
     "is_finite",
     "map_values",
     "norm",
+    "not_finite",
     "scale",
     "sent_shapes",
     "to_dense",
@@ -145,6 +146,13 @@ def has_finite_weight(update: Update) -> bool:
     if isinstance(update.weight, Mapping):
         return all(map(all_finite, update.weight.values()))
     return math.isfinite(update.weight)
+
+
+def not_finite(part: object) -> ValueError:
+    """What a part says that is given NaN or infinity, and cannot work with them."""
+    return ValueError(
+        f"{part!r}: needs a finite update, got NaN or infinity. Lower the learning rate or look at the data."
+    )
 
 
 def all_finite(t: Tensor) -> bool:

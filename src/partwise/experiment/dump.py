@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import MISSING
 from pathlib import Path
@@ -20,7 +21,7 @@ from partwise.experiment.parts import (
 )
 from partwise.experiment.toml import write
 
-__all__ = ["SPEC", "dump", "save_spec"]
+__all__ = ["SPEC", "dump", "save_spec", "spec_digest"]
 
 SPEC = "spec.toml"
 
@@ -38,6 +39,15 @@ def dump(experiment: object) -> str:
         TypeError: something in it exists only as an object, such as a module or a tensor.
     """
     return write(_fields(experiment, ""))
+
+
+def spec_digest(folder: Path) -> str:
+    """The SHA-256 of a run's specification, in hexadecimal digits.
+
+    Raises:
+        OSError: there is none to be read.
+    """
+    return hashlib.sha256((folder / SPEC).read_bytes()).hexdigest()
 
 
 def save_spec(experiment: object, folder: Path) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 import time
@@ -31,7 +30,7 @@ from partwise.core.schedule import Scheduler
 from partwise.core.transform import Chain, Transform
 from partwise.core.workload import Workload, WorkloadSource
 from partwise.experiment.checkpoint import Checkpoints
-from partwise.experiment.dump import SPEC, save_spec
+from partwise.experiment.dump import SPEC, save_spec, spec_digest
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.journaling import Journaling, Keeper
 from partwise.experiment.lock import LOCK
@@ -283,7 +282,7 @@ class Experiment:
         save_environment(path, found)
         save_spec(self, path)
         if (path / SPEC).is_file():
-            store.set_meta(spec_digest=hashlib.sha256((path / SPEC).read_bytes()).hexdigest())
+            store.set_meta(spec_digest=spec_digest(path))
         write_file(path / "population.json", [json.dumps(population_summary(star)).encode()])
 
 

@@ -213,7 +213,7 @@ class Recorder(Observer):
             self._account.restore(mine["account"])
             if self._is_noise_new:
                 self._count_lost(self._account, mine["account"])
-        self._store.truncate_after(seq=self.number, version=self.version, heard=mine["heard"])
+        self._store.truncate_after(seq=self.number, version=self.version)
 
     def _count_lost(self, account: Account, saved: Any) -> None:
         """Versions after the checkpoint have been given away, and will be made again with other noise: both count."""

@@ -76,9 +76,11 @@ def write_report(
     rows = compare(runs, metric, target)
     if len(rows) == 1 and target is None:
         # That a run reached its own end says nothing.
-        (row,) = rows
-        row = row._replace(target=None, target_version=None, target_seconds=None)
-        rows = [row._replace(target_uplink=None, target_downlink=None)]
+        rows = [
+            rows[0]._replace(
+                target=None, target_version=None, target_uplink=None, target_downlink=None, target_seconds=None
+            )
+        ]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("partwise.experiment"),
         autoescape=True,

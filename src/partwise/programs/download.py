@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import prod
 
 import torch
 from torch import Tensor
 
 from partwise.core.compressor import common, compressors
-from partwise.core.errors import CompositionError, ProtocolError
+from partwise.core.errors import CompositionError
 from partwise.core.index import Index, Whole
-from partwise.core.joined import Joined
+from partwise.core.joined import check_packed
 from partwise.core.model import Params, Values
 from partwise.core.rng import derive, generator
 from partwise.core.transform import Chain, Transform
-from partwise.core.update import Packed, Update, sent_shapes
+from partwise.core.update import Packed, Update
 
 __all__ = ["Coded", "check_download", "check_streams", "made_shorter", "opened"]
 
@@ -71,12 +70,6 @@ def opened(streams: Mapping[str, Coded], like: Params) -> dict[str, Values]:
     """
     found: dict[str, dict[str, Tensor]] = {}
     for stream, values in streams.items():
-        for name, shape in sent_shapes(values).items():
-            most = like[name].numel() if name in like else 0
-            if (isinstance(values, Joined) or not isinstance(values[name], Tensor)) and prod(shape) > most:
-                raise ProtocolError(
-                    f"Held.streams[{stream!r}][{name!r}]: must be a part of a parameter with {most} values, got "
-                    f"{prod(shape)}. Use the same model on both sides."
-                )
+        check_packed(f"Held.streams[{stream!r}]", values, like)
         found[stream] = {n: v if isinstance(v, Tensor) else v.unpack() for n, v in values.items()}
     return found

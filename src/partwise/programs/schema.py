@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -12,20 +11,21 @@ from torch import Tensor
 from partwise.core.algorithm import Task
 from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.index import Index, Joint
-from partwise.core.joined import Joined
+from partwise.core.joined import Joined, check_packed
 from partwise.core.program import Failed
 from partwise.core.sampled import Sampled
-from partwise.core.schedule import Commit, Dispatch, Scheduler
+from partwise.core.schedule import Dispatch, Scheduler
 from partwise.core.seeded import Seeded
 from partwise.core.update import Packed, Update, check_update, is_finite, sent_shapes
 from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
 
 __all__ = [
     "MISFITS",
-    "check_action",
+    "check_dispatch",
     "check_fit",
     "check_from_client",
     "check_from_server",
+    "check_scales",
     "check_total",
     "fault_of",
     "no_action",
@@ -107,9 +107,7 @@ def check_fit(update: Update, params: Mapping[str, Tensor]) -> None:
         ProtocolError: it says what does not fit.
     """
     check_update(update, params)
-    for name, shape in sent_shapes(update.value).items():  # before anything is unpacked
-        if isinstance(update.value, Joined) or not isinstance(update.value[name], Tensor):
-            _at_most(f"Update({name!r})", shape, params[name])
+    check_packed("Update.value", update.value, params)
     for name, value in update.values().items():
         if name in params and value.dtype != params[name].dtype:
             raise ProtocolError(
@@ -160,21 +158,26 @@ def check_total(part: object, total: Update, params: Mapping[str, Tensor]) -> No
         raise CompositionError(f"{part!r}: must give an update of the server's model, got: {error}") from error
 
 
-def check_action(scheduler: Scheduler, action: Dispatch | Commit, clients: Sequence[int]) -> None:
-    """Refuse what a scheduler cannot ask for.
+def check_dispatch(scheduler: Scheduler, wanted: Dispatch, clients: Sequence[int]) -> None:
+    """Refuse to ask somebody who is not there, or for less than nothing.
 
     Raises:
         CompositionError: it names the scheduler, and the rule.
     """
-    match action:
-        case Dispatch(client, steps):
-            if isinstance(clients, range) and client not in clients:
-                raise no_action(scheduler, f"must ask clients of the roster, 0 to {len(clients) - 1}", client)
-            if steps < 0:
-                raise no_action(scheduler, "must ask for a number of steps from 0 on", steps)
-        case Commit(_, scales):
-            if not all(math.isfinite(scale) and scale >= 0 for scale in scales):
-                raise no_action(scheduler, "must scale by finite numbers from 0 on", list(scales))
+    if isinstance(clients, range) and wanted.client not in clients:
+        raise no_action(scheduler, f"must ask clients of the roster, 0 to {len(clients) - 1}", wanted.client)
+    if wanted.steps < 0:
+        raise no_action(scheduler, "must ask for a number of steps from 0 on", wanted.steps)
+
+
+def check_scales(scheduler: Scheduler, scales: Sequence[float]) -> None:
+    """Refuse scales of a commit that are none.
+
+    Raises:
+        CompositionError: it names the scheduler.
+    """
+    if not all(math.isfinite(scale) and scale >= 0 for scale in scales):
+        raise no_action(scheduler, "must scale by finite numbers from 0 on", list(scales))
 
 
 def no_action(scheduler: Scheduler, rule: str, got: object) -> CompositionError:
@@ -218,20 +221,10 @@ def _update(what: str, update: Any) -> None:
 
 def _shapes(what: str, value: Any) -> dict[str, tuple[int, ...]]:
     """Name -> shape of tensors, packed or not; none is unpacked yet."""
-    _is(what, value, Mapping, "a mapping")
-    for name in value:
-        _is(f"a key of {what}", name, str, "text")
+    for name in _names(what, value):
         if not isinstance(value, Joined):
             _is(f"{what}[{name!r}]", value[name], (Tensor, Packed), "a tensor")
     return sent_shapes(value)
-
-
-def _at_most(what: str, shape: tuple[int, ...], like: Tensor) -> None:
-    if prod(shape) > like.numel():
-        raise ProtocolError(
-            f"{what}: a packed value must be a part of a parameter with {like.numel()} values, got {prod(shape)}. Use "
-            "the same model on both sides."
-        )
 
 
 def _coordinates(what: str, index: Any) -> None:
@@ -251,10 +244,15 @@ def _members(index: Any) -> tuple[Any, ...]:
 
 
 def _mapping(what: str, value: Any) -> Sequence[tuple[str, Any]]:
+    _names(what, value)
+    return list(value.items())
+
+
+def _names(what: str, value: Any) -> Sequence[str]:
     _is(what, value, Mapping, "a mapping")
     for name in value:
         _is(f"a key of {what}", name, str, "text")
-    return list(value.items())
+    return list(value)
 
 
 def _count(what: str, value: Any) -> None:

@@ -51,7 +51,7 @@ from partwise.programs.messages import (
     Trouble,
     measured_of,
 )
-from partwise.programs.schema import MISFITS, check_action, check_total, fault_of, no_action
+from partwise.programs.schema import MISFITS, check_dispatch, check_scales, check_total, fault_of, no_action
 from partwise.programs.server_node import InFlight, ServerNode, Waiting, replies_of
 from partwise.programs.session import TIMERS, Session
 from partwise.programs.sums import Sums, fitting
@@ -335,7 +335,7 @@ class ServerProgram:
             effects.append(Send(RELAY, Errand(sorted((send.to, send.body) for send in errand))))
 
     def _dispatch(self, node: ServerNode, now: float, wanted: Dispatch, sends: list[Any]) -> None:
-        check_action(self._star.scheduler, wanted, self._star.population.clients)
+        check_dispatch(self._star.scheduler, wanted, self._star.population.clients)
         client = wanted.client
         version, times = node.attempts.get(client, (-1, 0))
         attempt = times if version == node.version else 0
@@ -353,7 +353,7 @@ class ServerProgram:
             self._lost(0.0, flight, "deadline", "is no longer waited for", effects)
 
     def _commit(self, node: ServerNode, message: Message, commit: Commit, effects: list[Effect]) -> None:
-        check_action(self._star.scheduler, commit, ())
+        check_scales(self._star.scheduler, commit.scales)
         scales = dict(zip((info.id for info in commit.replies), commit.scales, strict=bool(commit.scales)))
         # So that the order of arrival never matters.
         ordered = sorted(commit.replies, key=lambda info: (info.client, info.id))

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, Roster, Sampling, Scheduler, Skipped, Stop
+from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, Roster, Sampling, Scheduler, Stop
 from partwise.schedulers.choice import require_exact
 from partwise.schedulers.choices import Choice, Uniform
 from partwise.schedulers.flights import (
@@ -20,6 +20,7 @@ from partwise.schedulers.flights import (
     is_deserted,
     news_,
     set_alarm_,
+    uncounted_,
 )
 from partwise.schedulers.replacements import check_concurrency, refill_
 from partwise.schedulers.staleness import Polynomial, Staleness
@@ -122,8 +123,7 @@ class FedAsync(Scheduler):
         return Async(Flights(chosen=self.choice.init(roster)))
 
     def step(self, state: Async, event: Event, roster: Roster) -> tuple[Async, list[Action]]:
-        if isinstance(event, Skipped):
-            state.version -= 1
+        if uncounted_(state, event):
             return state, []
         flights = state.flights
         if isinstance(event, Arrived):

@@ -6,19 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from partwise.core.schedule import (
-    Action,
-    Arrived,
-    Commit,
-    Discard,
-    Event,
-    ReplyInfo,
-    Roster,
-    Sampling,
-    Scheduler,
-    Skipped,
-    Stop,
-)
+from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, ReplyInfo, Roster, Sampling, Scheduler, Stop
 from partwise.schedulers.choice import require_exact
 from partwise.schedulers.choices import Choice, Uniform
 from partwise.schedulers.flights import (
@@ -31,6 +19,7 @@ from partwise.schedulers.flights import (
     is_deserted,
     news_,
     set_alarm_,
+    uncounted_,
 )
 from partwise.schedulers.replacements import check_concurrency, refill_
 from partwise.schedulers.staleness import Constant, Polynomial, Staleness
@@ -127,8 +116,7 @@ class FedBuff(Scheduler):
         return Buffered(Flights(chosen=self.choice.init(roster)))
 
     def step(self, state: Buffered, event: Event, roster: Roster) -> tuple[Buffered, list[Action]]:
-        if isinstance(event, Skipped):
-            state.version -= 1
+        if uncounted_(state, event):
             return state, []
         flights = state.flights
         actions: list[Action]

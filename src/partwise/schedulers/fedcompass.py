@@ -22,7 +22,6 @@ from partwise.core.schedule import (
     Roster,
     Sampling,
     Scheduler,
-    Skipped,
     Started,
     Stop,
 )
@@ -38,6 +37,7 @@ from partwise.schedulers.flights import (
     news_,
     set_alarm_,
     sleep_,
+    uncounted_,
 )
 from partwise.schedulers.staleness import Polynomial, Staleness
 
@@ -160,8 +160,7 @@ class FedCompass(Scheduler):
         return Compass()
 
     def step(self, state: Compass, event: Event, roster: Roster) -> tuple[Compass, list[Action]]:
-        if isinstance(event, Skipped):
-            state.version -= 1
+        if uncounted_(state, event):
             return state, []
         actions: list[Action] = []
         if isinstance(event, Arrived):

@@ -23,7 +23,6 @@ from partwise.core.schedule import (
     Roster,
     Sampling,
     Scheduler,
-    Skipped,
     Started,
     Stop,
 )
@@ -39,6 +38,7 @@ from partwise.schedulers.flights import (
     news_,
     set_alarm_,
     sleep_,
+    uncounted_,
 )
 
 __all__ = ["FedFix", "Rate", "Windows"]
@@ -145,8 +145,7 @@ class FedFix(Scheduler):
         return Windows()
 
     def step(self, state: Windows, event: Event, roster: Roster) -> tuple[Windows, list[Action]]:
-        if isinstance(event, Skipped):
-            state.version -= 1
+        if uncounted_(state, event):
             return state, []
         flights = state.flights
         actions: list[Action] = []

@@ -20,6 +20,7 @@ from partwise.core.schedule import (
     Event,
     GiveUp,
     Lost,
+    Skipped,
 )
 from partwise.schedulers.choice import Choice
 
@@ -27,6 +28,7 @@ __all__ = [
     "A_DAY",
     "LOOK_AGAIN",
     "NOBODY",
+    "Counting",
     "Flights",
     "News",
     "Watches",
@@ -38,6 +40,7 @@ __all__ = [
     "news_",
     "set_alarm_",
     "sleep_",
+    "uncounted_",
 ]
 
 A_DAY = 86_400.0
@@ -54,6 +57,12 @@ class Watches(Protocol):
 
     @property
     def patience_seconds(self) -> float: ...
+
+
+class Counting(Protocol):
+    """A state that counts commits."""
+
+    version: int
 
 
 @dataclass
@@ -121,6 +130,14 @@ def check_end(part: Watches, versions: int) -> None:
         )
     if not versions and math.isinf(part.seconds):
         raise ValueError(f"{name}(versions=0, seconds=inf): must end some time, got no limit. Set one of them.")
+
+
+def uncounted_(state: Counting, event: Event) -> bool:
+    """Whether an event says that a commit came to nothing, which is no version then."""
+    if not isinstance(event, Skipped):
+        return False
+    state.version -= 1
+    return True
 
 
 def is_deserted(flights: Flights) -> bool:

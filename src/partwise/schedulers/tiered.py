@@ -6,19 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from partwise.core.schedule import (
-    Action,
-    Arrived,
-    Commit,
-    Discard,
-    Event,
-    ReplyInfo,
-    Roster,
-    Scheduler,
-    Skipped,
-    Started,
-    Stop,
-)
+from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, ReplyInfo, Roster, Scheduler, Started, Stop
 from partwise.schedulers.choice import require_exact
 from partwise.schedulers.choices import Choice, Uniform
 from partwise.schedulers.flights import (
@@ -33,6 +21,7 @@ from partwise.schedulers.flights import (
     news_,
     set_alarm_,
     sleep_,
+    uncounted_,
 )
 from partwise.schedulers.replacements import Some
 
@@ -129,8 +118,7 @@ class Tiered(Scheduler):
         return Tiers()
 
     def step(self, state: Tiers, event: Event, roster: Roster) -> tuple[Tiers, list[Action]]:
-        if isinstance(event, Skipped):
-            state.version -= 1
+        if uncounted_(state, event):
             return state, []
         flights, now = state.flights, event.now
         actions: list[Action] = []

@@ -15,7 +15,7 @@ from partwise.core.index import Coords, Index, Joint, Shapes
 from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
 from partwise.core.transform import State, Transform
-from partwise.core.update import Update, all_finite
+from partwise.core.update import Update, all_finite, not_finite
 from partwise.transforms.bits import places
 
 __all__ = ["ErrorFeedback", "Momentum", "Residual", "WhenAbsent"]
@@ -163,9 +163,7 @@ def _finite(part: object, update: Update) -> Values:
     """The values, looked at before anything is added to them: what is kept would never be finite again."""
     values = update.values()
     if not all(map(all_finite, values.values())):
-        raise ValueError(
-            f"{part!r}: needs a finite update, got NaN or infinity. Lower the learning rate or look at the data."
-        )
+        raise not_finite(part)
     return values
 
 

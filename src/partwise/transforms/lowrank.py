@@ -18,7 +18,7 @@ from partwise.core.joined import FLOATS, float_name
 from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
 from partwise.core.transform import State
-from partwise.core.update import Packed, Update, all_finite
+from partwise.core.update import Packed, Update, all_finite, not_finite
 
 __all__ = ["Factors", "LowRank"]
 
@@ -105,10 +105,7 @@ class LowRank:
         for name, held in values.items():
             float_name(self, held.dtype)
             if not all_finite(held):
-                raise ValueError(
-                    f"{self!r}: needs a finite update, got NaN or infinity. Lower the learning rate or look at the "
-                    "data."
-                )
+                raise not_finite(self)
             if not self._pays(held):
                 value[name] = held
                 continue

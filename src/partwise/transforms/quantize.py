@@ -20,7 +20,7 @@ from partwise.core.joined import FLOATS, float_name
 from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.transform import State
-from partwise.core.update import Update, all_finite
+from partwise.core.update import Update, all_finite, not_finite
 from partwise.transforms.bits import CHUNK, narrowed, widened
 
 __all__ = ["Levels", "Quantize", "Rounding", "ScaleBy", "smoothed", "stochastic_levels"]
@@ -190,9 +190,7 @@ class Quantize:
             levels, scales = stochastic_levels(flat, top, uniform, bucket=self.bucket, scale_by=self.scale_by)
             codes = narrowed((levels + top).to(torch.uint8), self.bits)
         if not all_finite(scales):  # the largest of a bucket is not finite if any is not: a pass over all is saved
-            raise ValueError(
-                f"{self!r}: needs a finite update, got NaN or infinity. Lower the learning rate or look at the data."
-            )
+            raise not_finite(self)
         return Levels(codes, scales, tuple(value.shape), self.bits, self.bucket, name, self.smooth)
 
 

@@ -21,7 +21,7 @@ from partwise.core.joined import FLOATS, float_name, joined
 from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.transform import State
-from partwise.core.update import Update, all_finite
+from partwise.core.update import Update, all_finite, not_finite
 from partwise.transforms.bits import narrowed, widened
 from partwise.transforms.distributed import rotate
 from partwise.transforms.sparsify import Scope, check_scope
@@ -160,9 +160,7 @@ class Eden:
         name = float_name(self, value.dtype)
         flat = value.reshape(-1).to("cpu", torch.promote_types(value.dtype, torch.float32))
         if not all_finite(flat):
-            raise ValueError(
-                f"{self!r}: needs a finite update, got NaN or infinity. Lower the learning rate or look at the data."
-            )
+            raise not_finite(self)
         size = 1 << max(0, (len(flat) - 1).bit_length()) if len(flat) else 0
         seed = int(torch.randint(2**62, (), generator=rng, device=rng.device))
         turned = rotate(pad(flat, (0, size - len(flat))), seed)

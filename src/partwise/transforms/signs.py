@@ -17,7 +17,7 @@ from partwise.core.joined import FLOATS, float_name, joined
 from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.transform import State
-from partwise.core.update import Update, all_finite
+from partwise.core.update import Update, all_finite, not_finite
 from partwise.transforms.bits import CHUNK, mean_magnitude, signs_of, widened
 from partwise.transforms.sparsify import Scope, check_scope
 
@@ -108,9 +108,7 @@ class Sign:
         name = float_name(self, value.dtype)
         flat = value.reshape(-1).to(torch.promote_types(value.dtype, torch.float32))
         if not all_finite(flat):
-            raise ValueError(
-                f"{self!r}: needs a finite update, got NaN or infinity. Lower the learning rate or look at the data."
-            )
+            raise not_finite(self)
         scale = flat.new_ones(1)
         if self.scaled:
             scale = flat.new_full((1,), min(mean_magnitude(flat), torch.finfo(value.dtype).max))

@@ -20,7 +20,7 @@ from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
 from partwise.core.sampled import Sampled
 from partwise.core.transform import State
-from partwise.core.update import Update, is_finite, map_values
+from partwise.core.update import Update, is_finite, map_values, not_finite
 from partwise.transforms.bits import CHUNK, places
 
 __all__ = ["RandomK", "Scope", "Threshold", "TopK", "check_ratio", "check_scope", "restricted"]
@@ -271,9 +271,7 @@ class RandomK:
         if isinstance(update.index, Sampled):
             raise ValueError(f"{self!r}: needs an update that was not drawn before, got one. Use one RandomK.")
         if not is_finite(update):
-            raise ValueError(
-                f"{self!r}: needs a finite update, got NaN or infinity. Lower the learning rate or look at the data."
-            )
+            raise not_finite(self)
         index = Sampled(update.index, self.seed, self.ratio, self.block, self.by_row)
         values, weight = update.values(), update.weight
         places = {name: index.places(name).to(held.device) for name, held in values.items()}

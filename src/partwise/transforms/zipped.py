@@ -16,7 +16,7 @@ from partwise.core.joined import FLOATS, float_name
 from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.transform import State
-from partwise.core.update import Update, all_finite
+from partwise.core.update import Update, all_finite, not_finite
 from partwise.transforms.bits import narrowed, places, widened
 from partwise.transforms.sparsify import TopK, check_ratio, restricted
 
@@ -119,10 +119,7 @@ class FedZip:
         for value in update.values().values():
             float_name(self, value.dtype)
             if not all_finite(value):
-                raise ValueError(
-                    f"{self!r}: needs a finite update, got NaN or infinity. Lower the learning rate or look at the "
-                    "data."
-                )
+                raise not_finite(self)
         largest, _ = TopK(ratio=self.ratio, scope="layer").apply(update, (), rng)
         values = largest.values()
         flat = {name: value.reshape(-1).double() for name, value in values.items()}
