@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from partwise.algorithms import FedAMD, LocalOnly
+from partwise.algorithms import FedAMD, FedLaAvg, LocalOnly, Scaffold
 from partwise.algorithms.memory import PopulationMean
 from partwise.core.aggregate import sum_updates
 from partwise.core.algorithm import Task
@@ -23,7 +23,8 @@ from partwise.core.schedule import Dispatch
 from partwise.core.update import Update, to_dense
 from partwise.local import SGD, LocalTraining
 from partwise.runtimes.executors.plain import batches
-from partwise.schedulers import Synchronous
+from partwise.schedulers import FedBuff, Synchronous
+from partwise.schedulers.staleness import Constant
 from partwise.testing import check_algorithm
 from toy_federation import model as tagger
 from toy_federation import population as words
@@ -305,6 +306,14 @@ def test_what_is_remembered_is_not_scaled():
     got = sum_updates([Update(at, {"w": torch.ones(1)})], params, [0.5])
     with pytest.raises(CompositionError, match=r"PopulationMean\(by_heat=False\): .* scaled by 0.5. Use a scheduler"):
         PopulationMean().reduce(got, PopulationMean().init(params, Census(2)), params)
+
+
+@pytest.mark.parametrize("part", [Scaffold(), FedAMD(), FedLaAvg(memory="server"), LocalOnly(FedLaAvg(), names=("w",))])
+def test_no_scheduler_that_may_scale(part):
+    population, model = parabolas(), number_model()
+    with pytest.raises(CompositionError, match=r"what clients remember having sent, got FedBuff\(.*, which may scale"):
+        star_of(part, model, population, FedBuff(buffer=1, concurrency=2))
+    star_of(part, model, population, FedBuff(buffer=1, concurrency=2, staleness=Constant()))
 
 
 # Composition, bad input

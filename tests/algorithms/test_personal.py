@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from partwise.algorithms import FedAvg, FedProx, FedSubAvg, HeteroFL, LocalOnly, Scaffold
+from partwise.algorithms import Deniable, FedAvg, FedProx, FedSubAvg, Ferret, HeteroFL, LocalOnly, Scaffold
 from partwise.algorithms.personal import PersonalState
 from partwise.core.codec import decode, encode
+from partwise.core.errors import CompositionError
 from partwise.core.model import CrossEntropy, Model
 from partwise.core.population import Profile
 from partwise.local import SGD, LocalTraining
+from partwise.schedulers import FedBuff
 from toy_star import Clients, Cohorts, everybody, full_batch, number_model, parabolas, run, server, star_of
 
 
@@ -242,3 +244,13 @@ def test_a_thinned_layer_cannot_stay():
         "LocalOnly(HeteroFL): what stays on a client is whole, but 'downsample.bias' belongs"
         in log.of("lost")[0]["reason"]
     )
+
+
+def test_what_the_algorithm_inside_needs_holds_around_it():
+    with pytest.raises(CompositionError, match="can only add what was begun from the version that it is added to"):
+        star_of(LocalOnly(Ferret()), number_model(), parabolas(), FedBuff(buffer=1, concurrency=2))
+    deniable = Deniable(FedAvg())
+    assert deniable.discloses()
+    assert LocalOnly(deniable).discloses() == deniable.discloses()
+    assert LocalOnly(FedAvg()).is_personal
+    assert not LocalOnly(FedAvg()).sends_change

@@ -164,6 +164,10 @@ class FedAMD(Algorithm):
         """An anchor's gradient is its step over the rate."""
         return True
 
+    @property
+    def needs_unscaled(self) -> bool:
+        return True
+
     def init(self, params: Params, census: Census) -> ServerState:
         model = {name: t.clone() for name, t in params.items()}
         return {"model": model, "anchors": {name: torch.zeros_like(t) for name, t in params.items()}}

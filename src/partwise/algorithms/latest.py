@@ -93,6 +93,10 @@ class FedLaAvg(Algorithm):
         """The sum of gradients is the step over the rate."""
         return True
 
+    @property
+    def needs_unscaled(self) -> bool:
+        return True
+
     def init(self, params: Params, census: Census) -> ServerState:
         model = {name: t.clone() for name, t in params.items()}
         state = {"model": model, "gradient": {name: torch.zeros_like(t) for name, t in params.items()}}

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from partwise.core.aggregate import Aggregator
-from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
+from partwise.core.algorithm import Algorithm, ClientState, Site, Task
+from partwise.core.around import Keeping
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError
 from partwise.core.index import Grid, Index, Joint
 from partwise.core.limits import Limit
-from partwise.core.model import Params, Values
+from partwise.core.model import Values
 from partwise.core.plan import LocalPlan, Trained
-from partwise.core.population import Census, Dataset
-from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
 __all__ = ["LocalOnly", "PersonalState"]
@@ -40,7 +38,7 @@ class PersonalState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LocalOnly(Algorithm):
+class LocalOnly(Keeping):
     """An algorithm some of whose parameters stay on the client: trained and used there, never sent.
 
     With `normalization` it is FedBN. A client that has never been asked starts from the model's initial values, and is
@@ -62,8 +60,8 @@ class LocalOnly(Algorithm):
     normalization: bool = True
 
     @property
-    def reports(self) -> bool:
-        return self.inner.reports
+    def is_personal(self) -> bool:
+        return True
 
     def local_names(self, site: Site) -> frozenset[str]:
         """The parameters that stay on the client.
@@ -87,12 +85,8 @@ class LocalOnly(Algorithm):
                     found.update(name for name, _ in own if name in known)
         return frozenset(found)
 
-    @property
-    def reads_rate(self) -> bool:
-        return self.inner.reads_rate
-
-    def init(self, params: Params, census: Census) -> ServerState:
-        return self.inner.init(params, census)
+    def limit(self, stream: str) -> Limit:
+        return self.inner.limit(stream)
 
     def client_init(self, site: Site) -> ClientState:
         local = self.local_names(site)
@@ -118,9 +112,6 @@ class LocalOnly(Algorithm):
     ) -> Mapping[str, Values]:
         return self.inner.receive(held, index, task, own.inner, site.without(own.value.keys()))
 
-    def weight(self, site: Site) -> float:
-        return self.inner.weight(site)
-
     def personalize(self, values: Values, own: ClientState) -> Values:
         if own is None:  # never asked
             return self.inner.personalize(values, None)
@@ -128,9 +119,6 @@ class LocalOnly(Algorithm):
 
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         return self.inner.plan(held, index, task, own.inner, site.without(own.value.keys()))
-
-    def examples(self, index: Index, own: ClientState, site: Site) -> Dataset:
-        return self.inner.examples(index, own.inner, site)
 
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
@@ -143,19 +131,6 @@ class LocalOnly(Algorithm):
         self, held: Mapping[str, Values], trained: Trained, task: Task, own: ClientState, site: Site
     ) -> Mapping[str, float]:
         return self.inner.report(held, trained, task, own.inner, site.without(own.value.keys()))
-
-    def aggregators(self) -> Mapping[str, Aggregator]:
-        return self.inner.aggregators()
-
-    def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
-        return self.inner.commit(state, totals, replies)
-
-    @property
-    def only_adds(self) -> bool:
-        return self.inner.only_adds
-
-    def limit(self, stream: str) -> Limit:
-        return self.inner.limit(stream)
 
 
 def _has_grid(index: Index) -> bool:

@@ -69,6 +69,10 @@ class Scaffold(Algorithm):
     def reads_rate(self) -> bool:
         return self.option == "II"
 
+    @property
+    def needs_unscaled(self) -> bool:
+        return True
+
     def init(self, params: Params, census: Census) -> ServerState:
         model = {name: t.clone() for name, t in params.items()}
         return {"model": model, "control": {name: torch.zeros_like(t) for name, t in params.items()}}

@@ -182,6 +182,11 @@ class Algorithm(Protocol):
         return False
 
     @property
+    def needs_unscaled(self) -> bool:
+        """Whether what is added must be what clients sent, for they remember it: see `Scheduler.may_scale`."""
+        return False
+
+    @property
     def mirrors(self) -> bool:
         """Whether clients make for themselves, to the last bit, what the server has: what they fetch must be exact."""
         return False

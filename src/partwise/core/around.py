@@ -41,6 +41,10 @@ class Around(Algorithm, Protocol):
         return self.inner.needs_fresh
 
     @property
+    def needs_unscaled(self) -> bool:
+        return self.inner.needs_unscaled
+
+    @property
     def mirrors(self) -> bool:
         return self.inner.mirrors
 

@@ -101,6 +101,11 @@ class Star:
                 f"{self.algorithm!r}: can only add what was begun from the version that it is added to, got "
                 f"{self.scheduler!r}, which may commit replies of older ones. Use Synchronous."
             )
+        if self.algorithm.needs_unscaled and self.scheduler.may_scale:
+            raise CompositionError(
+                f"{self.algorithm!r}: adds up what clients remember having sent, got {self.scheduler!r}, which may scale "
+                "updates. Use a scheduler without staleness weights."
+            )
         if self.channel.exchanges and self.scheduler.may_scale:
             raise self.cannot_scale()
         self._check_bounds()
