@@ -1,12 +1,13 @@
 """Executors against each other and against a plain training loop: seconds for the local training of one round.
 
-    python benchmarks/executors.py [--passes 7] [--threads 2] [--only mlp] [--out docs/results/executors.md]
+    python benchmarks/executors.py [--passes 7] [--threads 2] [--only mlp] [--device cuda] [--out executors.md]
 
 Every variant gets the same jobs: held values, localized data, seeds. The variants take turns in one process, and the
 first turn of each is not counted. `loop` is what an engineer would write: one module, `torch.optim.SGD`, one client
 after another, over the same batches. Ratios are of one pass each, to `loop` and to `Plain`; CPU seconds count all
 threads, and tell more than wall seconds where other programs share the cores. The largest difference from the end
-values of `Plain`, relative to the largest entry of a parameter, shows that the work is the same.
+values of `Plain`, relative to the largest entry of a parameter, shows that the work is the same. With `--device` each
+variant also trains there, by `OnDevice`: jobs are copied there and back in every round.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from partwise.algorithms import FedAvg, FedSubAvg
 from partwise.core.algorithm import Algorithm, Site, Task
 from partwise.core.metrics import Loss
 from partwise.core.model import CrossEntropy, Model, Values, like
-from partwise.core.plan import Job, Trained
+from partwise.core.plan import Executor, Job, Trained
 from partwise.core.population import Profile
 from partwise.core.workload import Workload
 from partwise.local import SGD, LocalTraining
 from partwise.populations import ArrayPopulation
-from partwise.runtimes.executors import Plain, Stacked
+from partwise.runtimes.executors import OnDevice, Plain, Stacked
 from partwise.runtimes.executors.plain import batches
 from partwise.workloads import SparseLogistic, StdlibCode
 
@@ -116,8 +117,13 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{format(statistics.median(values), form)} ({format(min(values), form)}-{format(max(values), form)})"
 
 
-def measure(jobs: list[Job], passes: int) -> list[tuple[str, ...]]:
-    variants = {"loop": Loop(), "Plain": Plain(), "Stacked": Stacked()}
+def variants_of(device: str) -> dict[str, Executor]:
+    found: dict[str, Executor] = {"loop": Loop(), "Plain": Plain(), "Stacked": Stacked()}
+    return found | ({f"{name} on {device}": OnDevice(device, one) for name, one in found.items()} if device else {})
+
+
+def measure(jobs: list[Job], passes: int, device: str) -> list[tuple[str, ...]]:
+    variants = variants_of(device)
     ends = {name: variant.run(jobs) for name, variant in variants.items()}
     wall: dict[str, list[float]] = {name: [] for name in variants}
     cpu: dict[str, list[float]] = {name: [] for name in variants}
@@ -151,6 +157,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 for its own choice")
     parser.add_argument("--only", default="", help="workloads whose names begin so")
+    parser.add_argument("--device", default="", help="where each variant also trains: cuda, say")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -164,7 +171,7 @@ def main() -> None:
             continue
         jobs = make()
         print(f"{name}: {'; '.join(Stacked().explain(jobs))}", flush=True)
-        lines += ["| " + " | ".join((name, *row)) + " |" for row in measure(jobs, arguments.passes)]
+        lines += ["| " + " | ".join((name, *row)) + " |" for row in measure(jobs, arguments.passes, arguments.device)]
     print("\n".join(lines))
     if arguments.out:
         text = (

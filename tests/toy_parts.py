@@ -53,7 +53,7 @@ from partwise.local import SGD, AdamW, LocalTraining
 from partwise.populations import IID
 from partwise.programs.star import Star
 from partwise.runtimes import Simulate
-from partwise.runtimes.executors import Auto, Plain, Pool, Stacked
+from partwise.runtimes.executors import Auto, OnDevice, Plain, Pool, Stacked
 from partwise.schedulers import Synchronous
 from partwise.transforms import Sign, TopK
 from partwise.workloads import (
@@ -81,6 +81,8 @@ NEAR_OF_ADAM = {torch.float64: 1e-7}
 CANDIDATES: Mapping[str, Executor] = {"Plain": Plain(), "Pool": Pool(workers=2), "Stacked": Stacked()}
 EXECUTORS: Mapping[str, Executor] = {
     **CANDIDATES,
+    "OnDevice": OnDevice("cpu", Plain()),
+    "OnDevice of Stacked": OnDevice("cpu"),
     **{f"Auto of {name}": Auto([candidate], trial_seconds=0.01) for name, candidate in CANDIDATES.items()},
 }
 

@@ -161,6 +161,7 @@ _MODULE_OF = {
     "NaturalKey": "partwise.populations",
     "NearestNeighbours": "partwise.aggregators",
     "NegatedCrowd": "partwise.attacks",
+    "OnDevice": "partwise.runtimes.executors",
     "OneByte": "partwise.algorithms",
     "Oort": "partwise.schedulers.choices",
     "Overlapped": "partwise.schedulers",

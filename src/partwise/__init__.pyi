@@ -194,6 +194,7 @@ from partwise.runtimes import Processes as Processes
 from partwise.runtimes import Ray as Ray
 from partwise.runtimes import Simulate as Simulate
 from partwise.runtimes.executors import Auto as Auto
+from partwise.runtimes.executors import OnDevice as OnDevice
 from partwise.runtimes.executors import Pool as Pool
 from partwise.runtimes.executors import Stacked as Stacked
 from partwise.schedulers import ByLink as ByLink

@@ -123,7 +123,7 @@ def _compute() -> Iterator[Finding]:
     )
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        yield Finding("CUDA", "ok", names)
+        yield Finding("CUDA", "ok", f"{names}; clients train on it with runtime.executor=OnDevice")
     else:
         yield Finding("CUDA", "missing", "none; everything runs on the CPU")
 

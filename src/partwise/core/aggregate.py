@@ -182,6 +182,10 @@ class Accumulator:
     def _coverage(self) -> Coverage:
         return Coverage(self._params, state=(self._state.cover, self._state.even))
 
+    def placed(self, values: Values) -> Values:
+        """Values from another device where their sums are."""
+        return {name: t.to(self._params[name].device) for name, t in values.items()}
+
     def add_(self, update: Update, scale: float = 1.0) -> None:
         """Add one update, weighted and scaled."""
         values, state, weight = update.values(), self._state, update.weight
@@ -234,7 +238,7 @@ class Accumulator:
         held = {name: _rows_of(indices, name) for name in indices[0].shapes}
         if any(rows is None or (rows and name in self._state.value) for name, rows in held.items()):
             return False
-        sums = {name: _weighted(values[name], rows or (), weights) for name, rows in held.items()}
+        sums = self.placed({name: _weighted(values[name], rows or (), weights) for name, rows in held.items()})
         if not all(all_finite(t) for t in sums.values()):
             return False
         total = sum(weights)

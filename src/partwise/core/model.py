@@ -255,7 +255,7 @@ class Model:
             module.train(training)
         own = [slot.home[slot.key] for slot in slots]
         rest = [(home, key, home[key]) for home, key in self._found["rest"]]
-        copies = {id(tensor): tensor.clone() for _, _, tensor in rest}  # one of what has two places
+        copies = {id(tensor): _beside(tensor, params) for _, _, tensor in rest}  # one of what has two places
         try:
             for slot in slots:  # what torch.func.functional_call does, without finding the places anew each time
                 slot.home[slot.key] = params[slot.name]
@@ -288,6 +288,11 @@ class Model:
                 "Average over an example's outputs; for one logit per example let forward end with .squeeze(1)."
             )
         return losses
+
+
+def _beside(tensor: Tensor, params: Params) -> Tensor:
+    """A copy where the parameters are."""
+    return tensor.to(next((t.device for t in params.values()), tensor.device), copy=True)
 
 
 def like(params: Params) -> Values:

@@ -16,15 +16,17 @@ from torch import Tensor
 
 from partwise.core.algorithm import Algorithm
 from partwise.core.metrics import Metric, reduced_each
-from partwise.core.model import Params
+from partwise.core.model import Model, Params
 from partwise.core.population import Batch, Client, Dataset, Examples, Population
 from partwise.core.workload import Workload
 from partwise.populations.arrays import ArrayPopulation
 from partwise.populations.sizes import clients_with_tests, counts_of_test_examples
+from partwise.runtimes.devices import check_device, precise
 from partwise.runtimes.executors.forward import forward_of
 
 __all__ = ["ClientScore", "Evaluation", "Score", "evaluate", "summarize"]
 
+_CPU = torch.device("cpu")
 _CHUNK = 8192  # examples evaluated at once
 # What a CPU evaluates at once of columns in memory: with the activations, of which ids make many times their own bytes,
 # it stays in the cache.
@@ -66,14 +68,18 @@ class Evaluation:
         per_client: also evaluate on each client's own test set.
         target: stop when the main metric reaches this value; None never stops.
         scope: the score that `target` looks at.
+        device: where the model is evaluated: `cpu`, `cuda`, one of several such as `cuda:1`, or `auto`, a GPU where
+            torch finds one. What it makes of the examples is judged in memory.
     """
 
     every: int = 1
     per_client: bool = True
     target: float | None = None
     scope: str = ""
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
+        check_device("Evaluation", self.device)
         if self.every < 1:
             raise ValueError(
                 f"Evaluation(every={self.every}): must be at least 1, got {self.every}. 1 is every version."
@@ -98,8 +104,24 @@ def _columns(
     return {name: {c: torch.cat(v) for c, v in columns.items()} for name, columns in parts.items()}
 
 
-def _outputs_of(workload: Workload, params: Params, data: Dataset) -> Callable[[Batch], Tensor]:
-    return forward_of(workload.model, params, _batch(data, 0, min(_TRIED, len(data))))
+def _outputs_of(model: Model, params: Params, data: Dataset, device: torch.device) -> Callable[[Batch], Tensor]:
+    """A model's outputs, for many batches. data: of which some examples show what it does."""
+    if device.type == "cpu":
+        return forward_of(model, params, _batch(data, 0, min(_TRIED, len(data))))
+    return _own_outputs(device, model, params)
+
+
+def _own_outputs(device: torch.device, model: Model, params: Params) -> Callable[[Batch], Tensor]:
+    """The same by the model's own modules, on a device; the outputs are brought back."""
+    if device.type == "cpu":
+        return partial(model.outputs, params)
+    there = {name: t.to(device) for name, t in params.items()}
+
+    def outputs_of(batch: Batch) -> Tensor:
+        with precise(device, "highest"):
+            return model.outputs(there, {name: batch[name].to(device) for name in model.inputs}).cpu()
+
+    return outputs_of
 
 
 def _batch(data: Dataset, start: int, stop: int) -> Batch:
@@ -156,7 +178,13 @@ def _joined(members: Sequence[Dataset]) -> Dataset:
 
 
 def evaluate(
-    workload: Workload, algorithm: Algorithm, params: Params, own: Mapping[Client, Any], *, per_client: bool
+    workload: Workload,
+    algorithm: Algorithm,
+    params: Params,
+    own: Mapping[Client, Any],
+    *,
+    per_client: bool,
+    device: torch.device = _CPU,
 ) -> tuple[list[Score], list[ClientScore]]:
     """Scores of the model under `params`.
 
@@ -166,11 +194,14 @@ def evaluate(
         params: the server's.
         own: client -> its state, for those that have one.
         per_client: whether to look at each client's test set.
+        device: where the model computes.
     """
     scores: list[Score] = []
-    central, is_cpu = workload.population.central_test(), all(t.is_cpu for t in params.values())
+    central = workload.population.central_test()
+    is_cpu = device.type == "cpu" and all(t.is_cpu for t in params.values())
     if central is not None and len(central):
-        columns = _columns(workload.metrics, _outputs_of(workload, params, central), central, is_cpu=is_cpu)
+        outputs_of = _outputs_of(workload.model, params, central, device)
+        columns = _columns(workload.metrics, outputs_of, central, is_cpu=is_cpu)
         scores += [Score(m.name, "central", m.reduce(columns[m.name])) for m in workload.metrics]
     if not per_client:
         return scores, []
@@ -180,9 +211,9 @@ def evaluate(
     for group, data in _groups(workload.population, alone=personal):
         if personal:
             used = algorithm.personalize(dict(params), own.get(group[0][0]))
-            outputs_of: Callable[[Batch], Tensor] = partial(workload.model.outputs, used)
+            outputs_of = _own_outputs(device, workload.model, used)
         else:
-            outputs_of = common = common or _outputs_of(workload, params, data)
+            outputs_of = common = common or _outputs_of(workload.model, params, data, device)
         columns = _columns(workload.metrics, outputs_of, data, is_cpu=is_cpu)
         for metric in workload.metrics:
             for name, column in columns[metric.name].items():

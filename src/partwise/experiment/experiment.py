@@ -44,6 +44,7 @@ from partwise.experiment.store import RunStore
 from partwise.experiment.trusted import Trusted
 from partwise.populations.columns import known
 from partwise.programs.star import Star
+from partwise.runtimes.devices import found_device
 from partwise.runtimes.simulate import Simulate
 from partwise.runtimes.threads import torch_threads
 from partwise.schedulers.synchronous import Synchronous
@@ -169,6 +170,7 @@ class Experiment:
             return self._begin(folder, resume, progress or Silent(), root)
 
     def _begin(self, folder: str | Path | None, resume: bool, progress: Progress, root: str | Path) -> Result:
+        found_device("Evaluation", self.evaluation.device)  # refused before there is a folder
         star, workload = self.build()
         path = Path(folder) if folder is not None else new_run_folder(Path(root), self.name)
         if folder is not None and not resume:

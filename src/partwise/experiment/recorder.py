@@ -22,6 +22,7 @@ from partwise.experiment.journaling import Keeper
 from partwise.experiment.store import RunStore
 from partwise.populations.sizes import clients_with_tests
 from partwise.programs.star import Star
+from partwise.runtimes.devices import found_device
 
 __all__ = ["Checkpointing", "Progress", "Recorder", "Silent"]
 
@@ -312,7 +313,12 @@ class Recorder(Observer):
             if node is not None and node.own is not None:
                 own[client] = node.own
         scores, rows = evaluate(
-            self._workload, self._star.algorithm, server.streams["model"], own, per_client=self._evaluation.per_client
+            self._workload,
+            self._star.algorithm,
+            server.streams["model"],
+            own,
+            per_client=self._evaluation.per_client,
+            device=found_device("Evaluation", self._evaluation.device),
         )
         self._store.append_metrics([self._row(world, score) for score in scores])
         self._store.append_clients([(self.version, r.client, r.name, r.value, r.examples) for r in rows])

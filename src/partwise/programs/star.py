@@ -103,8 +103,8 @@ class Star:
             )
         if self.algorithm.needs_unscaled and self.scheduler.may_scale:
             raise CompositionError(
-                f"{self.algorithm!r}: adds up what clients remember having sent, got {self.scheduler!r}, which may scale "
-                "updates. Use a scheduler without staleness weights."
+                f"{self.algorithm!r}: adds up what clients remember having sent, got {self.scheduler!r}, which may "
+                "scale updates. Use a scheduler without staleness weights."
             )
         if self.channel.exchanges and self.scheduler.may_scale:
             raise self.cannot_scale()

@@ -87,7 +87,8 @@ def add_one_(total: Accumulator, share: Share, trained: Trained | Exception) -> 
     """Add the change of one job, if it can be added."""
     if isinstance(trained, Exception):
         return trained
-    update = Update(share.index, {name: trained.change[name] for name in share.index.shapes}, share.weight)
+    values = total.placed({name: trained.change[name] for name in share.index.shapes})
+    update = Update(share.index, values, share.weight)
     what = "stream 'model'" if not is_finite(update) else "" if math.isfinite(trained.loss) else "the training loss"
     if what:
         remedy = "Lower the client's learning rate or look at its data."

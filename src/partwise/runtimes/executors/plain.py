@@ -14,11 +14,14 @@ from partwise.core.plan import Job, LocalPlan, Trained
 from partwise.core.rng import generator, numpy_generator
 from partwise.core.scratch import Scratch
 from partwise.core.summing import Outcome, SumJob, Summed
+from partwise.runtimes.devices import seed_device_
 from partwise.runtimes.executors.adding import add_one_
 from partwise.runtimes.executors.groups import trainable_names
 from partwise.runtimes.executors.solo import Solo, mean_and_grads
 
 __all__ = ["Plain", "batches"]
+
+_CPU = torch.device("cpu")
 
 
 def batches(plan: LocalPlan, examples: int, seed: int) -> Iterator[Tensor]:
@@ -79,7 +82,8 @@ def _train(job: Job, scratch: Scratch, solo: Solo | None) -> Trained:
     rng, steps = generator(job.seed, "loss"), 0
     losses: list[Tensor] = []
     found: Sequence[Tensor | None]
-    torch.default_generator.manual_seed(job.seed)  # dropout layers know no generator but the global one
+    # dropout layers know no generator but the global one
+    seed_device_(next((t.device for t in params.values()), _CPU), job.seed)
     for at in batches(plan, len(data), job.seed):
         if tape is not None:
             loss, found = mean_and_grads(tape, values, data.batch(at), names)

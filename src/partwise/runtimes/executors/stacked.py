@@ -11,6 +11,8 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
+
 from partwise.core.aggregate import Accumulator
 from partwise.core.plan import Job, Trained
 from partwise.core.scratch import Scratch
@@ -55,8 +57,9 @@ class Stacked:
     Args:
         max_clients: clients trained together at most, > 0.
         max_bytes: of held values and batches of the clients trained together, >= 0; one client may have more. 0: 8 MiB
-            on a CPU, so that they stay in its cache, 32 where weights are kept as factors, and 1 GiB elsewhere. What is
-            needed besides jobs and results is a small multiple of it, whatever the cohort.
+            on a CPU, so that they stay in its cache, 32 where weights are kept as factors, and 1 GiB elsewhere, or what
+            a GPU turns out to have room for. What is needed besides jobs and results is a small multiple of it,
+            whatever the cohort.
 
     Example:
         >>> Stacked(max_clients=100).run([])
@@ -66,6 +69,7 @@ class Stacked:
     max_clients: int = 256
     max_bytes: int = 0
     _ways: dict[Hashable, Way] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _fit: dict[Hashable, int] = field(default_factory=dict, init=False, repr=False, compare=False)
     _scratch: Scratch = field(default_factory=Scratch, init=False, repr=False, compare=False)
     _plain: Plain = field(default_factory=Plain, init=False, repr=False, compare=False)
 
@@ -103,32 +107,46 @@ class Stacked:
         if isinstance(unit, str) or way.name == "alone":
             return self._plain.run(jobs)
         results: dict[int, Trained | Exception] = {}
-        for at in _chunks(unit, way, jobs, _Bounds(self.max_clients, self.max_bytes)):
+        for at, together in self._trained(unit, way, jobs):
             chunk = [jobs[i] for i in at]
-            together = self._together(unit, chunk, way)
             found = self._plain.run(chunk) if together is None else together.each(chunk)
             results.update(zip(at, found, strict=True))
         return [results[i] for i in range(len(jobs))]
 
-    def _together(self, unit: Unit, jobs: Sequence[Job], way: Way, *, is_summed: bool = False) -> Together | None:
-        """The results of a chunk; None where anything raises, so that each job must be run by itself."""
-        try:
-            return train(unit, jobs, way, self._scratch, is_summed=is_summed)
-        except FAILURES as error:
-            _log.info("stacked: %d jobs are run one after another: %s", len(jobs), error)
-            return None
+    def _trained(
+        self, unit: Unit, way: Way, jobs: Sequence[Job], *, is_summed: bool = False
+    ) -> Iterator[tuple[list[int], Together | None]]:
+        """The results of the jobs, a chunk at a time; None where anything raises, so that each must be run by itself.
+
+        Where a GPU has no room for a chunk, its halves are tried, and no more are taken together from then on: what a
+        model needs beside its values shows only then.
+        """
+        most = min(self.max_clients, self._fit.get(unit.kind, self.max_clients))
+        for at in _chunks(unit, way, jobs, _Bounds(most, self.max_bytes, is_summed)):
+            chunk, is_too_large = [jobs[i] for i in at], False
+            together = None
+            try:
+                together = train(unit, chunk, way, self._scratch, is_summed=is_summed)
+            except FAILURES as error:
+                is_too_large = isinstance(error, torch.cuda.OutOfMemoryError) and len(chunk) > 1
+                _log.info("stacked: %d jobs cannot be run together: %s", len(chunk), error)
+            if not is_too_large:
+                yield at, together
+                continue
+            self._fit[unit.kind] = len(chunk) // 2
+            for part, found in self._trained(unit, way, chunk, is_summed=is_summed):
+                yield [at[i] for i in part], found
 
     def _add(self, shares: Sequence[Share], total: Accumulator) -> Sequence[Outcome | Exception]:
         outcomes: dict[int, Outcome | Exception] = {}
-        jobs, bounds = [share.job for share in shares], _Bounds(self.max_clients, self.max_bytes, is_summed=True)
+        jobs = [share.job for share in shares]
         for unit, at in _groups(jobs):
             way = self._way(unit, [jobs[i] for i in at])
             if isinstance(unit, str) or way.name == "alone":
                 outcomes.update((i, add_one_(total, shares[i], *self._plain.run([jobs[i]]))) for i in at)
                 continue
-            for chunk in _chunks(unit, way, [jobs[i] for i in at], bounds):
-                some = [at[i] for i in chunk]
-                together = self._together(unit, [jobs[i] for i in some], way, is_summed=True)
+            for part, together in self._trained(unit, way, [jobs[i] for i in at], is_summed=True):
+                some = [at[i] for i in part]
                 outcomes.update(zip(some, self._add_together(total, [shares[i] for i in some], together), strict=True))
         return [outcomes[i] for i in range(len(shares))]
 
@@ -158,6 +176,7 @@ class Stacked:
         if is_certain:
             if len(self._ways) >= 256:  # losses that are made anew for every task would fill the memory
                 self._ways.clear()
+                self._fit.clear()
             self._ways[unit.kind] = way
             _log.info("stacked: %s", _sentence(unit, way))
         return way

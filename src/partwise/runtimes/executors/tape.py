@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from partwise.core.model import Model, Params, Values
 from partwise.core.population import Batch
+from partwise.runtimes.devices import states_of_chance
 from partwise.runtimes.executors.engines import beyond, collected
 from partwise.runtimes.executors.factors import Factors
 from partwise.runtimes.executors.folded import Fold, Held, UnstackableError
@@ -83,10 +84,11 @@ def recorded(
     own = {name: t.detach().view_as(t) for name, t in params.items()}  # tensors of its own, told apart by identity
     columns = {name: t.view_as(t) for name, t in batch.items()}
     recorder = _Recorder(own, columns, names, rules)
-    before = torch.get_rng_state()
+    device = next((t.device for t in own.values()), torch.device("cpu"))
+    before = states_of_chance(device)
     with torch.no_grad(), recorder:
         found = model.outputs(own, columns) if outputs else model.losses(own, columns)
-    if not torch.equal(before, torch.get_rng_state()):  # a number that was drawn decides what comes next
+    if not all(map(torch.equal, before, states_of_chance(device))):  # a number that was drawn decides what comes next
         raise UnstackableError("what draws at random has no gradient here")
     return recorder.tape(found, is_wanted=not outputs)
 
