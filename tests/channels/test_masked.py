@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import strategies
 from partwise.aggregators import Mean
-from partwise.channels import Masked
+from partwise.channels import Coded, Masked
 from partwise.channels.graphs import Degree, RandomRegular, harary
 from partwise.channels.identities import SimulatedIdentities
 from partwise.core.aggregate import sum_updates
@@ -167,6 +167,18 @@ def test_a_finer_layout_than_the_client_holds():
     assert it.opened.told["withheld"] > 0
 
 
+@pytest.mark.parametrize("kind", [Masked, Coded])
+def test_a_parameter_of_no_values(kind):
+    values = {"none": torch.zeros(0, 3), "w": torch.tensor([0.5, -0.25, 0.125])}
+    params = {name: torch.zeros_like(t) for name, t in values.items()}
+    index = Whole({name: tuple(t.shape) for name, t in values.items()})
+    it = play(kind(max_weight=2, min_contributors=3), {c: Update(index, values, 2.0) for c in range(5)}, params=params)
+    assert it.opened is not None, (it.failure, it.refusals)
+    assert it.sum.value["none"].shape == (0, 3)
+    # 5 clients of weight 2: 10 times the values, each of which is at most a step off
+    assert (it.sum.value["w"] - torch.tensor([5.0, -2.5, 1.25])).abs().max() <= 10 * 2.0 / (2**16 - 1)
+
+
 def test_weights_by_row():
     """A row that is sent as padding weighs nothing, and is not there for the mean."""
     at = {"E": torch.tensor([2.0, 0.0, 1.0]), "w": torch.tensor(1.0), "b": torch.tensor(1.0)}
@@ -224,6 +236,19 @@ def test_the_largest_values_of_the_largest_cohort_do_not_run_over(sign):
     it = play(channel, updates, params=small)
     assert it.sum.value["w"].double() == pytest.approx(torch.full((2, 2), 13 * 511 * 0.3 * sign).double(), rel=1e-6)
     assert float(it.sum.weight["w"]) == 13 * 511
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [Masked, Coded])
+def test_half_precision_is_summed_as_it_is(kind, dtype):
+    """Five times k / 8 for k = 0..5, at most five steps of 2 / 65534 off, and rounded to eight bits at the end."""
+    small = {"w": torch.zeros(3, 2, dtype=dtype)}
+    value = {"w": (torch.arange(6).reshape(3, 2) / 8).to(dtype)}
+    updates = {c: Update(Whole({"w": (3, 2)}), value) for c in range(5)}
+    it = play(kind(max_weight=1, min_contributors=3), updates, params=small)
+    assert it.opened is not None, (it.failure, it.refusals)
+    assert it.sum.value["w"].dtype == dtype
+    assert it.sum.value["w"].double() == pytest.approx(5 * value["w"].double(), rel=2.0**-8, abs=1e-3)
 
 
 def test_zero_stays_zero():

@@ -1,6 +1,7 @@
 import weakref
 
 import hypothesis.strategies as st
+import pytest
 import torch
 from hypothesis import given, settings
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -206,3 +207,25 @@ def test_coverage_grows_finer_when_it_must():
     cover.add_(Rows({"E": (3, 2)}, {"E": torch.tensor([2])}), {"E": torch.tensor([0.5])})
     assert cover.weights["E"].tolist() == [[5.0, 1.0], [3.0, 3.0], [1.5, 1.5]]
     assert cover.weights["E"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("held", ["whole", "rows", "stacked", "resumed"])
+def test_half_precision_is_added_up_in_single_precision(held):
+    """A thousand times 1 is 1000; added one after another in bfloat16, it would stay at 256."""
+    params = {"E": torch.zeros(3, 2, dtype=torch.bfloat16)}
+    one = torch.ones(2, 2, dtype=torch.bfloat16)
+    index = Rows({"E": (3, 2)}, {"E": torch.tensor([0, 2])})
+    if held == "whole":
+        index, one = Whole({"E": (3, 2)}), torch.ones(3, 2, dtype=torch.bfloat16)
+    sums = Accumulator(params)
+    if held == "stacked":
+        for _ in range(2):
+            assert sums.add_stacked_([index] * 500, {"E": torch.stack([one] * 500)}, [1.0] * 500)
+    for number in range(0 if held == "stacked" else 1000):
+        sums.add_(Update(index, {"E": one}))
+        if held == "resumed" and number % 300 == 0:
+            sums = Accumulator(params, decode(encode(sums.state)))
+    got = sums.take()
+    assert got.value["E"].dtype == torch.bfloat16
+    assert {v for v, _ in by_position(got)["E"].values()} == {1000.0}
+    assert got.total == 1000.0

@@ -48,6 +48,22 @@ def test_result_never_exceeds_the_bound(values, max_norm, dtype):
     assert clipped.dtype == dtype
 
 
+@pytest.mark.parametrize("max_norm", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("size", [1e36, 1e38])
+def test_a_factor_that_has_few_digits_left_cuts_to_the_bound_too(max_norm, size):
+    """max_norm / size is below 1e-38, where float32 has fewer digits the smaller a number is."""
+    for seed in range(100):
+        value = torch.rand(20, generator=torch.Generator().manual_seed(seed)).mul_(size)
+        clipped = clip(Update(Whole({"w": (20,)}), {"w": value}), max_norm).values()["w"]
+        assert 0.5 * max_norm < float(torch.linalg.vector_norm(clipped.double())) <= max_norm
+
+
+def test_values_of_a_few_last_places_are_cut_to_the_bound_too():
+    """A thousandth of 1e-4 is 1.7 of float16's smallest steps, 2^-24, and is rounded to two of them: 1.19e-4 in all."""
+    clipped = clip(Update(Whole({"w": (10**6,)}), {"w": torch.ones(10**6, dtype=torch.float16)}), 1e-4).values()["w"]
+    assert clipped.unique().tolist() == [2.0**-24]  # a thousand times which is 6e-5
+
+
 def test_update_of_zeros():
     assert clip(Update(Whole({"w": (2,)}), {"w": torch.zeros(2)}), 1.0).values()["w"].tolist() == [0.0, 0.0]
 

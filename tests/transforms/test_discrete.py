@@ -11,6 +11,7 @@ import torch
 
 from partwise.aggregators import FixedMean
 from partwise.core.aggregate import sum_updates
+from partwise.core.errors import CompositionError
 from partwise.core.index import Rows, Whole
 from partwise.core.randomness import SimulatedRandomness, SystemRandomness, uniform_below
 from partwise.core.rng import generator
@@ -276,3 +277,18 @@ def test_it_comes_behind_a_clip():
 
     assert limit_of(chain(Clip(1.0), DiscreteNoise(1.0, 0.1, 1.0))) == Limit(math.inf, 1.0)
     assert DiscreteNoise(2.0, 0.1, 25.0).noise_multiplier == pytest.approx(0.25)
+
+
+FINE = [(torch.bfloat16, 1e-3), (torch.float16, 4e-4), (torch.float32, 5e-8)]
+
+
+@pytest.mark.parametrize(("dtype", "granularity"), FINE)
+def test_whole_numbers_that_a_type_does_not_have_are_refused(dtype, granularity):
+    """Of 2^8, 2^11 and 2^24 the next one is not a number of the type: what was drawn as noise would be rounded away."""
+    params = {"w": torch.zeros(4, dtype=dtype)}
+    with pytest.raises(CompositionError, match=rf"whole numbers up to \d+ must be exact .* got 'w' of {dtype}"):
+        DiscreteNoise(1.0, granularity, 4.0, bits=31).init(params)
+    coarse = DiscreteNoise(1.0, 10 * granularity, 4.0, bits=31)
+    update = Update(Whole({"w": (4,)}), {"w": torch.full((4,), 0.3, dtype=dtype)})
+    sent = coarse.apply(update, coarse.init(params), rng())[0].values()["w"]
+    assert torch.equal(sent, sent.round())

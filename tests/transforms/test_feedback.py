@@ -259,3 +259,23 @@ def test_what_is_kept_outlives_an_update_that_is_refused(part, bad):
                 part.apply(update(1.0, bad, 0.0), state, torch.Generator())
         sent.append(part.apply(second, state, torch.Generator())[0])
     assert all(torch.equal(value, sent[0].values()[name]) for name, value in sent[1].values().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("when_absent", ["carry", "flush"])
+def test_half_precision_owes_in_single_precision(dtype, when_absent):
+    """600 times (2, 2^-8): all was sent or is owed. In bfloat16, 2^-8 beside 1 is half of the last place: lost."""
+    part = ErrorFeedback(Threshold(1.0), when_absent)
+    update = Update(Whole({"w": (2,)}), {"w": torch.tensor([2.0, 2.0**-8], dtype=dtype)})
+    state, sent, total = part.init({}), None, torch.zeros(2, dtype=torch.float64)
+    for _ in range(600):
+        sent, state = part.apply(update, state, torch.Generator())
+        assert sent.values()["w"].dtype == dtype
+        sent.index.scatter_add_({"w": total}, {"w": sent.values()["w"].double()})
+        state = decode(encode(state))
+    owed = torch.zeros(2, dtype=torch.float64) + state.value["w"].double()
+    assert (total + owed).tolist() == [1200.0, 600 / 256]
+    other = Update(Whole({"b": (1,)}), {"b": torch.tensor([2.0], dtype=dtype)})
+    sent, state = part.apply(other, state, torch.Generator())
+    assert {name: t.dtype for name, t in sent.values().items()} == dict.fromkeys(sent.value, dtype)
+    assert ("w" in sent.value) == (when_absent == "flush") != ("w" in state.value)

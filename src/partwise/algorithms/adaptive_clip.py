@@ -19,7 +19,7 @@ from partwise.core.model import Params, Values
 from partwise.core.plan import LocalPlan, Trained
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update, norm, scale
+from partwise.core.update import Update, norm, scale, scaled_within
 
 __all__ = ["AdaptiveClip", "next_norm"]
 
@@ -102,7 +102,7 @@ class AdaptiveClip(Around):
                 "Lower the learning rate or look at the data."
             )
         is_short = torch.tensor(0.5 if length <= longest else -0.5, dtype=torch.float64)
-        clipped = scale(updates["model"], _BELOW_ONE / max(longest, length))
+        clipped = scaled_within(updates["model"], _BELOW_ONE / max(longest, length), 1.0)
         updates = {"model": replace(clipped, weight=1.0), _STREAM: Update(Whole({_NORM: ()}), {_NORM: is_short})}
         return updates, own
 

@@ -164,6 +164,8 @@ class Running:
 class Accumulator:
     """A running `Sum` that owns its buffers: memory of what is touched, whatever the number of updates.
 
+    Values of half precision are added in single precision; their sum is of the parameters' type again.
+
     Args:
         params: name -> tensor; shapes, types and devices of the sums.
         state: what was added before; changed in place.
@@ -188,7 +190,7 @@ class Accumulator:
 
     def add_(self, update: Update, scale: float = 1.0) -> None:
         """Add one update, weighted and scaled."""
-        values, state, weight = update.values(), self._state, update.weight
+        values, state, weight = {n: _wide(v) for n, v in update.values().items()}, self._state, update.weight
         if isinstance(weight, Mapping):
             total = max((float(w.max()) for w in weight.values() if w.numel()), default=0.0)
             if scale != 1:
@@ -238,7 +240,7 @@ class Accumulator:
         held = {name: _rows_of(indices, name) for name in indices[0].shapes}
         if any(rows is None or (rows and name in self._state.value) for name, rows in held.items()):
             return False
-        sums = self.placed({name: _weighted(values[name], rows or (), weights) for name, rows in held.items()})
+        sums = self.placed({name: _wide(_weighted(values[name], rows or (), weights)) for name, rows in held.items()})
         if not all(all_finite(t) for t in sums.values()):
             return False
         total = sum(weights)
@@ -267,7 +269,7 @@ class Accumulator:
         state = self._state
         if name in state.value:
             return
-        state.value[name] = torch.zeros_like(self._params[name])
+        state.value[name] = torch.zeros_like(self._params[name], dtype=_sum_dtype(self._params[name]))
         if name in state.rows:
             rows, value, weight = state.rows.pop(name).total()
             assert isinstance(weight, Tensor)
@@ -311,6 +313,7 @@ class Accumulator:
                 whole[name] = held
                 value[name] = state.value[name] if held is None else state.value[name][held]
                 weight[name] = cover if held is None else cover[held]
+        value = {n: t.to(self._params[n].dtype) if _is_half(self._params[n]) else t for n, t in value.items()}
         scale = state.scaled / state.total if state.total else 1.0
         got = Sum(union_index(whole, single, self._params), value, weight, state.total, state.count, scale)
         self._cover = self._coverage()
@@ -329,6 +332,19 @@ def union_index(whole: Mapping[str, Tensor | None], single: Mapping[str, Tensor]
         return Whole(shapes_of(params, whole))
     rows, coords = Rows(shapes_of(params, whole), whole), Coords(shapes_of(params, single), single)
     return Joint((rows, coords)) if whole and single else coords if single else rows
+
+
+def _is_half(t: Tensor) -> bool:
+    return t.dtype in (torch.bfloat16, torch.float16)
+
+
+def _sum_dtype(like: Tensor) -> torch.dtype:
+    """In which values are added up: in bfloat16, 256 and 1 are 256."""
+    return torch.float32 if _is_half(like) else like.dtype
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.to(_sum_dtype(value))
 
 
 def _restricted(index: Index, names: Collection[str]) -> Index:
@@ -368,6 +384,7 @@ def _weighted(value: Tensor | Stack, rows: Sequence[Tensor], weights: Sequence[f
     """(C, ...) -> the weighted sum (...) of what is whole; (C, R, ...) -> (r, ...), the weighted rows of each."""
     if not isinstance(value, Tensor):
         return value.weighted(weights)
+    value = _wide(value)
     if not rows:
         flat = value.reshape(len(value), -1)
         return torch.mv(flat.t(), flat.new_tensor(weights)).view(value.shape[1:])  # sum(0) takes 100 times as long

@@ -27,6 +27,7 @@ __all__ = [
     "norm",
     "not_finite",
     "scale",
+    "scaled_within",
     "sent_shapes",
     "to_dense",
 ]
@@ -88,6 +89,21 @@ def map_values(update: Update, function: Callable[[Tensor], Tensor]) -> Update:
 def scale(update: Update, factor: float) -> Update:
     """factor * value, same index and weight."""
     return map_values(update, lambda v: v * factor)
+
+
+def scaled_within(update: Update, factor: float, longest: float) -> Update:
+    """factor * value, a little less where it would be rounded to something longer than `longest`.
+
+    Args:
+        update: finite.
+        factor: >= 0, with which the norm is `longest` at most, but for rounding.
+        longest: > 0.
+    """
+    found, less = scale(update, factor), 0.0
+    while less < 1 and norm(found) > longest:
+        less = 2 * less or 2 * max(torch.finfo(v.dtype).eps for v in found.values().values())
+        found = scale(update, factor * max(0.0, 1 - less))
+    return found
 
 
 def norm(update: Update) -> float:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 from partwise.core.limits import Limit
 from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.transform import State
-from partwise.core.update import Update, norm, scale
+from partwise.core.update import Update, norm, scale, scaled_within
 
 __all__ = ["Clip", "Scale"]
 
@@ -30,6 +28,7 @@ class Clip:
         ValueError: an update that is not finite.
 
     Example:
+        >>> import torch
         >>> from partwise.core.index import Whole
         >>> update = Update(Whole({"w": (2,)}), {"w": torch.tensor([6.0, 8.0])})
         >>> Clip(5.0).apply(update, (), torch.Generator())[0].values()["w"]
@@ -64,11 +63,7 @@ class Clip:
             )
         if length <= self.max_norm:
             return update, state
-        clipped = scale(update, self.max_norm / length)
-        if norm(clipped) > self.max_norm:  # elements were rounded up
-            eps = max(torch.finfo(v.dtype).eps for v in clipped.values().values())
-            clipped = scale(update, self.max_norm / length * (1 - 2 * eps))
-        return clipped, state
+        return scaled_within(update, self.max_norm / length, self.max_norm), state
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from partwise.core.errors import CompositionError
 from partwise.core.limits import Limit
 from partwise.core.model import Params, Values
 from partwise.core.randomness import Randomness, SimulatedRandomness, uniform
@@ -24,6 +25,7 @@ from partwise.transforms.noise import dense, layout, whole
 __all__ = ["DiscreteNoise", "FromGrid", "rotate", "rounded_norm", "rounded_up"]
 
 _SIXTEENTHS = 16
+_DEVIATIONS = 6.0  # of noise; more is once in a billion
 
 
 def rounded_norm(norm: float, dim: int, beta: float = math.exp(-0.5)) -> float:
@@ -142,6 +144,16 @@ class DiscreteNoise:
         return Limit(math.inf, 1.0)
 
     def init(self, params: Params) -> State:
+        """Raises CompositionError where a type has not all the whole numbers: rounding would undo the noise."""
+        largest = min(self.bound, self.sensitivity / self.granularity + _DEVIATIONS * math.sqrt(self.variance))
+        for name, like in params.items():
+            exact = 2 / torch.finfo(like.dtype).eps if like.is_floating_point() else math.inf
+            if largest > exact:
+                raise CompositionError(
+                    f"DiscreteNoise(granularity={self.granularity:g}): whole numbers up to {largest:.0f} must be exact "
+                    f"in the model's type, got {name!r} of {like.dtype}, in which those up to {exact:.0f} are. Take a "
+                    "coarser grid, or train in float32."
+                )
         return layout(params)
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:

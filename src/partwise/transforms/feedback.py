@@ -12,6 +12,7 @@ from torch import Tensor
 from partwise.core.codec import register
 from partwise.core.compressor import chosen, common, compressors
 from partwise.core.index import Coords, Index, Joint, Shapes
+from partwise.core.joined import FLOATS, float_name
 from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
 from partwise.core.transform import State, Transform
@@ -21,23 +22,28 @@ from partwise.transforms.bits import places
 __all__ = ["ErrorFeedback", "Momentum", "Residual", "WhenAbsent"]
 
 WhenAbsent = Literal["carry", "drop", "flush"]
+_HALF = (torch.bfloat16, torch.float16)
 
 
 @register
 class Residual(NamedTuple):
     """What error feedback still owes, by position in the whole parameter; nothing where nothing is owed.
 
+    Of half-precision values it is kept in single precision: what is small would vanish beside what is large.
+
     Args:
         at: name -> (c,) int64 flat positions, ascending; not there where the parameter was last held whole.
         value: name -> (c,), what is owed there; of a parameter without positions, of all of it.
         shapes: name -> shape of the whole parameter.
         inner: the state of the transform that is corrected.
+        half: name -> type of the parameter, where that is of half precision.
     """
 
     at: dict[str, Tensor]
     value: dict[str, Tensor]
     shapes: dict[str, tuple[int, ...]]
     inner: State
+    half: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class ErrorFeedback:
         return replace(self, inner=chosen(self.inner, number))
 
     def init(self, params: Params) -> State:
-        return Residual({}, {}, {}, self.inner.init(params))
+        return Residual({}, {}, {}, self.inner.init(params), {})
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
         positions = {name: _positions(update.index, name) for name in update.index.shapes}
@@ -98,16 +104,22 @@ class ErrorFeedback:
         absent_at, absent = _absent(state, positions)
         owed: Values = {}
         for name, held in values.items():
-            flat = held.reshape(-1)
+            flat = _wide(held).reshape(-1)
             owed[name] = _with_debt(flat, state, name, positions[name]).reshape(held.shape)
-        sent, inner = self.inner.apply(replace(update, value=owed), state.inner, rng)
+        given = {name: t.to(values[name].dtype) for name, t in owed.items()}
+        sent, inner = self.inner.apply(replace(update, value=given), state.inner, rng)
         kept_at, kept = (absent_at, absent) if self.when_absent == "carry" else ({}, {})
         for name, rest in _subtracted(owed, positions, sent).items():
             _keep_(kept_at, kept, name, positions[name], rest)
         shapes = {**state.shapes, **{name: tuple(shape) for name, shape in update.index.shapes.items()}}
+        half = {**state.half, **{n: float_name(self, v.dtype) for n, v in values.items() if v.dtype in _HALF}}
         if self.when_absent == "flush" and absent:
-            sent = _with_flushed(sent, {n: _sparse(absent_at, absent, n) for n in absent}, shapes)
-        return sent, Residual(kept_at, kept, {name: shapes[name] for name in kept}, inner)
+            owing = {n: _sparse(absent_at, absent, n) for n in absent}
+            owing = {n: (at, v.to(FLOATS[half[n]] if n in half else v.dtype)) for n, (at, v) in owing.items()}
+            sent = _with_flushed(sent, owing, shapes)
+        return sent, Residual(
+            kept_at, kept, {n: shapes[n] for n in kept}, inner, {n: half[n] for n in kept if n in half}
+        )
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,7 @@ class Momentum:
             raise ValueError(f"Momentum(beta={self.beta}): must lie in (0, 1), got {self.beta}. 0.9 is usual.")
 
     def init(self, params: Params) -> State:
-        return Residual({}, {}, {}, ())
+        return Residual({}, {}, {}, (), {})
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
         positions = {name: _positions(update.index, name) for name in update.index.shapes}
@@ -151,12 +163,12 @@ class Momentum:
         kept_at, kept = _absent(state, positions)
         sent: Values = {}
         for name, held in values.items():
-            share = held.reshape(-1) * ((1 - self.beta) / self.beta)
+            share = _wide(held).reshape(-1) * ((1 - self.beta) / self.beta)
             mean = _with_debt(share, state, name, positions[name]).mul_(self.beta)
-            sent[name] = mean.reshape(held.shape)
+            sent[name] = mean.reshape(held.shape).to(held.dtype)
             _keep_(kept_at, kept, name, positions[name], mean.clone())
         shapes = {**state.shapes, **{name: tuple(shape) for name, shape in update.index.shapes.items()}}
-        return replace(update, value=sent), Residual(kept_at, kept, {name: shapes[name] for name in kept}, ())
+        return replace(update, value=sent), Residual(kept_at, kept, {name: shapes[name] for name in kept}, (), {})
 
 
 def _finite(part: object, update: Update) -> Values:
@@ -165,6 +177,11 @@ def _finite(part: object, update: Update) -> Values:
     if not all(map(all_finite, values.values())):
         raise not_finite(part)
     return values
+
+
+def _wide(value: Tensor) -> Tensor:
+    """In which it is added to what is kept."""
+    return value.float() if value.dtype in _HALF else value
 
 
 def _is_unbiased(part: Transform) -> bool:
