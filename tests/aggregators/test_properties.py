@@ -137,6 +137,16 @@ def test_shift_and_scale(part):
     assert torch.allclose(changed, 2.5 * base + shift, atol=1e-5)  # the geometric median stops within that
 
 
+@pytest.mark.parametrize("power", [-96, -72, 96])
+@pytest.mark.parametrize("part", [*ALL, FlagAggregator(), FoolsGold()], ids=repr)
+def test_scale_in_single_precision(part, power):
+    """2^-72 is 2e-22, whose square is no number of float32; 2^96 is 8e28, whose square is none either."""
+    rows = rows_of(9, 6)
+    base = torch.tensor(value(part, rows.tolist(), torch.float32))
+    changed = torch.tensor(value(part, (rows.float() * 2.0**power).tolist(), torch.float32))
+    assert torch.allclose(changed * 2.0**-power, base, atol=1e-5)
+
+
 @pytest.mark.parametrize("part", [*VECTOR, NearestNeighbours(f=1, inner=Krum(f=1))], ids=repr)
 def test_rotation_turns_the_result(part):
     rows, turn = rows_of(9, 2), torch.tensor([[math.cos(0.7), -math.sin(0.7)], [math.sin(0.7), math.cos(0.7)]]).double()

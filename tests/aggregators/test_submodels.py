@@ -122,6 +122,18 @@ def test_full_submodels_give_the_dense_rule(part):
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("part", [part for part in PARTIAL if not isinstance(part, FoolsGold)], ids=repr)
+def test_a_parameter_of_no_elements_beside_another(part):
+    rows = rows_of(9, 40)
+    shapes = {"none": (0, 3), "w": (40,)}
+    updates = [Update(Whole(shapes), {"none": torch.zeros(0, 3, dtype=row.dtype), "w": row}) for row in rows]
+    params = {name: torch.zeros(shape, dtype=rows.dtype) for name, shape in shapes.items()}
+    got = part.reduce(updates, part.init(params, None), params)[0].values()
+    expected = torch.tensor(value(part, rows.tolist()), dtype=torch.float64)
+    assert torch.allclose(got["w"], expected, rtol=1e-14, atol=1e-15)
+    assert got["none"].shape == (0, 3)
+
+
 @pytest.mark.parametrize("part", PARTIAL, ids=repr)
 def test_renumbering_permutes_the_result(part):
     updates = submodels(9, 40, 30, seed=2)

@@ -15,7 +15,7 @@ from partwise.core.transform import Identity, chain
 from partwise.core.update import Update
 from partwise.runtimes import Processes, Simulate
 from partwise.schedulers import Synchronous
-from partwise.transforms import ErrorFeedback, Menu, RandomK, Scale, Sign, Threshold, TopK
+from partwise.transforms import ErrorFeedback, Menu, Quantize, RandomK, Scale, Sign, Threshold, TopK
 from toy_downloads import EIGHT, INSIDE, SCHEDULERS, Traffic, trained
 from toy_federation import LOCAL, play, star
 from toy_star import Log
@@ -160,3 +160,24 @@ def test_downlink_refuses():
         Downlink(FedAvg(), Threshold(0.5)).init(params, None)
     with pytest.raises(CompositionError, match=r"has the streams \['shadow', 'steps'\] of its own, got an algorithm"):
         Downlink(Downlink(FedAvg(), Sign()), Sign()).init(params, None)
+    with pytest.raises(CompositionError, match=r"messages differ in their tensors only, got two of other forms"):
+        Downlink(FedAvg(), RandomK(0.5)).init(params, None)
+
+
+@pytest.mark.parametrize("part", [Quantize(4), Quantize(2)], ids=repr)
+def test_what_would_grow_from_message_to_message_is_refused(part):
+    """√512 / 7 = 3.23 and √512 = 22.6: the variance of levels of a bucket's norm, over the square of what goes in."""
+    with pytest.raises(CompositionError, match=r"Downlink\(compress=Quantize\(.*got up to (3\.23|22\.6) times as much"):
+        Downlink(FedAvg(), part).init({"w": torch.zeros(4096)}, None)
+
+
+@pytest.mark.parametrize("part", [Quantize(8), Quantize(4, bucket=16), Quantize(4, 128, scale_by="max")], ids=repr)
+def test_at_random_the_shadow_stays_near_the_model(part):
+    """512 / 127² = .03, 16 / 7² = .33, 128 / (4 7²) = .65 of the square of what is apart, and of a step of length 1."""
+    rng, bound = torch.Generator().manual_seed(3), {8: 0.2, 4: 2.0}[part.bits]
+    of = Downlink(FedAvg(), part)
+    state = of.init({"w": torch.zeros(4096)}, None)
+    for _ in range(30):
+        step = torch.randn(4096, generator=rng) / 64
+        state = of.commit(state, {"model": Update(Whole({"w": (4096,)}), {"w": step})}, ())
+        assert float((state["model"]["w"] - state["shadow"]["w"]).norm()) < bound

@@ -58,6 +58,23 @@ def test_of_what_is_right_on_average_nothing_is_owed():
     assert not torch.equal(state["model"]["w"], total.values()["w"])
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_coordinates_that_a_message_leaves_out_are_owed(k):
+    """Of changes (3, -1, 0.5, 2) and (0, -2, 0, 0.5): the k largest of what is owed, in both parameters."""
+    part = Mirrored(FedAvg(), TopK(k=k, scope="layer"))
+    state = part.init({"a": torch.zeros(2, 2), "b": torch.zeros(4)}, None)
+    expected = {
+        1: [((3.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.5, 2.0)), ((3.0, -3.0, 0.0, 0.0), (0.0, 0.0, 0.5, 2.5))],
+        3: [((3.0, -1.0, 0.0, 2.0), (0.0, 0.0, 0.5, 0.0)), ((3.0, -3.0, 0.5, 2.5), (0.0, 0.0, 0.0, 0.0))],
+    }
+    for change, (model, owed) in zip(((3.0, -1.0, 0.5, 2.0), (0.0, -2.0, 0.0, 0.5)), expected[k], strict=True):
+        value = {"a": torch.tensor(change).reshape(2, 2), "b": torch.tensor(change)}
+        state = part.commit(state, {"model": Update(Whole({"a": (2, 2), "b": (4,)}), value)}, ())
+        for name in ("a", "b"):
+            assert state["model"][name].flatten().tolist() == list(model)
+            assert state["owed"][name].flatten().tolist() == list(owed)
+
+
 @dataclass(frozen=True)
 class Watched(Around):
     """Notes the server's streams of every version."""

@@ -47,6 +47,16 @@ def agrees(it, updates, clients, rare=()):
         assert ((value[name] - right[name]).abs() <= heavy[name] * CHANNEL.step + 1e-6).all()
 
 
+@pytest.mark.parametrize("clients", [20, 100, 300, 500])
+def test_shares_of_clients_are_not_cut_short(clients):
+    """0.29 of 100 are 29, though 0.29 * 100 is 28.999999999999996: that many may work with the server, or be lost."""
+    for percent in range(1, 100):
+        share, exact = percent / 100, percent * clients // 100
+        assert Code(share, 0.0, 500).noise(clients) == max(1, exact)
+        if clients - exact > 1:
+            assert Code(0.0, share, 500).degree(clients, is_active=False).threshold == clients - exact
+
+
 # The specification's numbers
 
 

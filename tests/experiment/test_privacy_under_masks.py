@@ -14,7 +14,7 @@ from partwise.core.errors import CompositionError
 from partwise.core.metrics import Accuracy
 from partwise.core.workload import Workload
 from partwise.experiment.experiment import Experiment
-from partwise.experiment.mechanisms import Central, Distributed
+from partwise.experiment.mechanisms import Adaptive, Central, Distributed
 from partwise.experiment.privacy import ClientDP
 from partwise.schedulers import Synchronous
 from partwise.schedulers.choices import Stalest
@@ -57,3 +57,15 @@ def test_a_channel_that_sends_later_what_it_left_out_is_refused(mechanism):
     privacy = ClientDP(0.5, delta=1e-3, noise_multiplier=1.2, mechanism=mechanism, amplification="none")
     with pytest.raises(CompositionError, match=r"needs a channel that keeps to the bound of an update, got LowRankSum"):
         replace(made(channel), privacy=privacy).build()
+
+
+def test_noise_is_made_for_what_a_channel_adds_by_rounding():
+    """A step of 2 · 0.5 / 14 in each of the model's d values: the clip's 0.5 and √d steps, over the cohort of 6."""
+    masked = Masked(limit=0.5, bits=4, max_weight=1, min_contributors=5)
+    privacy = ClientDP(0.5, delta=1e-3, noise_multiplier=1.2, amplification="none")
+    star, _ = replace(made(masked), privacy=privacy).build()
+    size = sum(t.numel() for t in model().init(0).values())
+    expected = (0.5 + 1 / 14 * math.sqrt(size)) / 6
+    assert star.server_chain["model"].stages[0].sensitivity == pytest.approx(expected)
+    with pytest.raises(CompositionError, match=r"Adaptive\(.* as they are sent, got Masked\(.* which rounds both\."):
+        replace(made(masked), privacy=replace(privacy, mechanism=Adaptive(count_noise=2.0))).build()

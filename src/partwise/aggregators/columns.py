@@ -242,9 +242,8 @@ def reduce_columns(updates: Sequence[Update], params: Params, rule: Rule, *, lea
             continue
         mask = moved.expand(like.shape).reshape(-1)
         parameter = _Parameter(updates, params, name, like.dtype)
-        flat = torch.cat(_threaded(partial(_of_block, parameter, _Room(), mask, rule), parameter.starts())).to(
-            like.dtype
-        )
+        blocks = _threaded(partial(_of_block, parameter, _Room(), mask, rule), parameter.starts())
+        flat = torch.cat([like.new_empty(0), *blocks]).to(like.dtype)  # of a parameter of no elements there is no block
         if bool(moved.all()):
             whole[name], value[name] = None, flat.reshape(like.shape)
         elif moved.numel() == moved.shape[0] == like.shape[0]:

@@ -20,6 +20,7 @@ from partwise.core.update import Update, has_finite_weight
 __all__ = ["compared", "distances", "distances_to", "inner_products"]
 
 _NEAR = 1e-2  # of |v_i|² + |v_k|²: nearer pairs would lose more than four digits in the difference of products
+_SMALL = 1e-30  # a square, of whose terms some that matter may be too small for float32, which ends at 1e-38
 _ROWS = 16  # of a table at a time: whole tiles of a product, and little of it computed twice
 
 
@@ -163,9 +164,11 @@ def _squares(mask: Tensor, table: Tensor) -> Tensor:
 
 
 def _safe(products: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
-    """Products in the table's own type, or in float64 where they run over."""
+    """Products in the table's own type, or in float64 where they run over, or under."""
     found = products(table)
-    return found if bool(torch.isfinite(found).all()) else products(table.double())
+    small = found.diagonal() < _SMALL
+    is_safe = bool(torch.isfinite(found).all()) and not (bool(small.any()) and bool(table[small].any()))
+    return found if is_safe else products(table.double())
 
 
 def _differences(updates: Sequence[Update], params: Params, pairs: Tensor) -> Tensor:

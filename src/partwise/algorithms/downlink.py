@@ -23,6 +23,8 @@ from partwise.algorithms.replica import (
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
 from partwise.core.around import Keeping, check_own
 from partwise.core.codec import register
+from partwise.core.compressor import compressors
+from partwise.core.errors import CompositionError
 from partwise.core.index import Index, Whole, shapes_of
 from partwise.core.model import Params, Values
 from partwise.core.plan import Trained
@@ -69,7 +71,8 @@ class Downlink(Keeping):
         keep: versions whose messages the server keeps, >= 1.
 
     Raises:
-        CompositionError: messages of several sizes, or a transform that keeps something.
+        CompositionError: messages of several sizes, a transform that keeps something, or one that is right on average
+            and no contraction, such as `Quantize(4)`: what it gets wrong would grow from message to message.
 
     Source: Jia et al., "SDP4Bit", NeurIPS 2024, arXiv:2410.15526 (weight differences); Zhong et al., "Compressed
         communication for distributed training: adaptive methods and system", 2021, arXiv:2105.07829 (two-way error
@@ -93,8 +96,21 @@ class Downlink(Keeping):
         state = self.inner.init(params, census)
         check_own(self, _OWN, state, "Downlink")
         form = form_of("Downlink", self.compress, state["model"])
+        self._check_shrinks(state["model"])
         shadow = {name: t.clone() for name, t in state["model"].items()}
         return {**state, "shadow": shadow, "steps": log_of(form.blank(), self.keep)}
+
+    def _check_shrinks(self, params: Params) -> None:
+        """What a message gets wrong is what the next one is about: there must be less of it."""
+        size = sum(t.numel() for t in params.values())
+        for part in compressors(self.compress):
+            omega = part.claims(size).omega
+            if omega is not None and omega >= 1:
+                raise CompositionError(
+                    f"Downlink(compress={part!r}): must get less wrong than it is given, since the next message is "
+                    f"about what this one got wrong, got up to {omega:.3g} times as much in squares. Use "
+                    "rounding='nearest', more bits, or smaller buckets."
+                )
 
     def client_init(self, site: Site) -> ClientState:
         return Shadow(self.inner.client_init(site))

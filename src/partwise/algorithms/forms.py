@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from partwise.core.codec import encode, join, split
+from partwise.core.compressor import common
 from partwise.core.errors import CompositionError
 from partwise.core.index import Whole, shapes_of
 from partwise.core.model import Params, Values
@@ -61,7 +62,8 @@ def form_of(part: str, compress: Transform, params: Params) -> Form:
     """Of a compressor's messages about all of `params`.
 
     Raises:
-        CompositionError: a compressor that keeps something, or whose messages are not of one size.
+        CompositionError: a compressor that keeps something, or whose messages are not of one size, or differ in what
+            is no tensor, such as the seed of a draw: it would always be the same one.
     """
     like = tuple((n, tuple(t.shape), t.dtype) for n, t in params.items())
     return _form(part, compress, like)  # type: ignore[arg-type]  # a frozen dataclass has a hash
@@ -75,7 +77,7 @@ def _form(part: str, compress: Transform, like: tuple[tuple[str, tuple[int, ...]
         rng = generator(draw, "form of a message")
         values = {n: torch.randn(shape, generator=rng, dtype=torch.float32).to(dtype) for n, shape, dtype in like}
         state = compress.init(values)
-        sent, after = compress.apply(Update(Whole(shapes_of(values)), values), state, rng)
+        sent, after = common(compress, draw).apply(Update(Whole(shapes_of(values)), values), state, rng)
         if encode(state) != encode(()) or encode(after) != encode(()):
             raise CompositionError(
                 f"{part}(compress={compress!r}): needs a transform that keeps nothing, got one with memory. What a "

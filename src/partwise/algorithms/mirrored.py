@@ -166,7 +166,9 @@ class Mirrored(Keeping):
         sent, _ = self.compress.apply(Update(Whole(shapes_of(owed)), owed), (), rng)
         log = advanced(log, self._form(owed).read(sent))
         is_biased = not isinstance(self.compress, Compressor) or self.compress.claims(2).omega is None
-        left = {name: owed[name] - t if is_biased else torch.zeros_like(t) for name, t in sent.values().items()}
+        left = {name: t.clone() if is_biased else torch.zeros_like(t) for name, t in owed.items()}
+        if is_biased:
+            sent.index.scatter_add_(left, sent.values(), -1.0)  # coordinates may have been left out
         # As clients do it: of the message alone, for they know neither weights nor who replied.
         return {**self.inner.commit(state, {"model": sent}, ()), "owed": left, "log": log}
 

@@ -79,7 +79,7 @@ class Complete:
 
     def degree(self, clients: int, *, is_active: bool) -> Degree:
         least = 2 * clients // 3 + 1 if is_active else clients // 2 + 1
-        wanted = least if self.threshold is None else int(self.threshold * clients) + 1
+        wanted = least if self.threshold is None else int(self.threshold * clients + 1e-9) + 1
         return Degree(clients - 1, min(clients, max(least, wanted)))
 
     def edges(self, clients: Sequence[Client], neighbours: int) -> Mapping[Client, tuple[Client, ...]]:

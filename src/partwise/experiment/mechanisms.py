@@ -11,7 +11,7 @@ from partwise.aggregators import FixedMean
 from partwise.algorithms import AdaptiveClip
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm
-from partwise.core.channel import Channel, Guarded
+from partwise.core.channel import Channel, Guarded, Rounding
 from partwise.core.errors import CompositionError
 from partwise.core.randomness import Randomness
 from partwise.core.schedule import Sampling
@@ -195,6 +195,13 @@ class Adaptive(Mechanism):
             {"model": (noise, *parts.server["model"]), "clip": (on_count,)},
             {"model": FixedMean(cohort), "clip": FixedMean(cohort)},
         )
+
+    def check_channel(self, channel: Channel, offer: Offer) -> None:
+        if isinstance(channel, Rounding) and channel.step < math.inf:
+            raise CompositionError(
+                f"{self!r}: makes its noise for updates, and for answers of half a one, as they are sent, got "
+                f"{channel!r}, which rounds both. Use Central() or Distributed(), or a channel that rounds nothing."
+            )
 
     def account(self, noise_multiplier: float, offer: Offer) -> Account:
         return gaussian_account(noise_multiplier, offer)
