@@ -15,7 +15,8 @@ from partwise.core.model import CrossEntropy, Model
 from partwise.core.plan import Trained
 from partwise.core.population import Profile
 from partwise.local import SGD, AdamW, LocalTraining
-from partwise.schedulers import Synchronous
+from partwise.schedulers import FedBuff, Synchronous
+from partwise.schedulers.staleness import Constant
 from toy_rows import HESSIANS, LOPSIDED, ORIGIN, SLOPES, SUBMODELS, minimiser, problem
 from toy_star import (
     Clients,
@@ -220,6 +221,26 @@ def test_changes_that_are_never_committed_are_forgotten():
     _, own = algorithm.finish(held, trained, index, Task(9, 9, 0, 0, committed=(2, 6, 7)), own, site)
     assert sorted(own.pending) == [8, 9]
     assert float(own.value["w"]) == -2  # each change was the server's control, subtracted
+
+
+@pytest.mark.parametrize("buffer", [3, 8])
+def test_invariant_when_a_quick_client_has_most_replies_of_a_commit(buffer):
+    """Client 0 answers again and again before the commit that all of it is in."""
+    population = parabolas((1.0, *(3.0,) * 7), (5.0, *(-2.0,) * 7))
+    population.profiles = {i: Profile(0.5 if i else 0.001) for i in range(8)}
+    scheduler = Recorded(FedBuff(buffer=buffer, concurrency=8, staleness=Constant(), versions=5))
+    star = star_of(Scaffold(full_batch(2)), number_model(), population, scheduler)
+
+    def look(world):
+        own = [state.own for i in range(8) if (state := world.state(i)) is not None and state.own is not None]
+        total = sum(float(o.value["w"]) for o in own if o.value)
+        total += sum(float(d["w"]) for o in own for id, d in o.pending.items() if id in scheduler.committed)
+        return float(server(world).streams["control"]["w"]), total / 8
+
+    _, log = run(star, look)
+    assert [record["clients"] for record in log.of("commit")] == [[0] * buffer] * 5
+    for c, mean in log.seen:
+        assert c == pytest.approx(mean, rel=1e-12)
 
 
 def test_control_follows_a_held_part_that_changes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -329,12 +330,12 @@ class OneMessage:
         yield update
 
 
-def masked(scheduler: Scheduler) -> Log:
+def masked(scheduler: Scheduler, rate: float = math.inf) -> Log:
     clients = parabolas(A, B)
-    clients.profiles = {i: Profile(1.0 + 0.1 * i) for i in range(N)}
+    clients.profiles = {i: Profile(1.0 + 0.1 * i, rate, rate) for i in range(N)}
     algorithm = FedAvg(full_batch(STEPS, LR), weights="uniform")
     of = Star(algorithm=algorithm, scheduler=scheduler, model=number_model(), population=clients, channel=OneMessage())
-    return run(of)[1]
+    return run(of, lambda world: float(server(world).streams["model"]["w"]))[1]
 
 
 def test_updates_that_are_masked_cannot_be_scaled(monkeypatch):
@@ -356,6 +357,17 @@ def test_updates_that_are_masked_cannot_be_scaled(monkeypatch):
 def test_a_buffer_without_staleness_weights_is_summed_behind_a_mask():
     log = masked(FedBuff(buffer=2, concurrency=4, staleness=Constant(), replace="commit", versions=5))
     assert [fields["replies"] for fields in log.of("commit")] == [2] * 5
+
+
+@pytest.mark.parametrize("rate", [math.inf, 1e4, 300.0])
+def test_rounds_that_overlap_are_those_of_the_rule_however_long_their_exchange_takes(rate):
+    """Round t adds to w_t what all make of w_(t - 1), the first two of w_0; no reply is lost over the exchange."""
+    log, expected = masked(Overlapped(6, deadline_seconds=200.0), rate), [0.0, one_round(0.0)]
+    for start in range(5):
+        expected.append(expected[-1] + one_round(expected[start]) - expected[start])
+    assert not log.of("lost")
+    assert [fields["replies"] for fields in log.of("commit")] == [N] * 6
+    assert log.seen == pytest.approx(expected[1:], abs=1e-9)
 
 
 def test_a_small_federation_runs_with_tiers_and_with_mixing():
@@ -415,3 +427,26 @@ def test_a_scheduler_counts_no_version_for_a_commit_that_came_to_nothing(schedul
         share = scheduler.alpha * len(late) / N if isinstance(scheduler, FedCompass) else 1.0
         expected = [share * (1 + u) ** -0.5 for u in late]
         assert commit.get("scales", [1.0] * len(late)) == pytest.approx(expected)
+
+
+# What an exchange takes is no part of the next round
+
+
+@dataclass(frozen=True)
+class Left(OneMessage):
+    """The last client does not answer in the exchange, which is waited for."""
+
+    def client(self, update: Update, params: Any, seat: Any) -> Any:
+        yield
+        if seat.client < N - 1:
+            yield update
+
+
+def test_an_exchange_takes_nothing_off_the_next_rounds_time():
+    """Tasks take 3.9 s at most and 20 are given; every exchange takes 50."""
+    clients = parabolas(A, B)
+    clients.profiles = {i: Profile(1.0 + 0.1 * i) for i in range(N)}
+    algorithm, scheduler = FedAvg(full_batch(STEPS, LR), weights="uniform"), Synchronous(N, 5, deadline_seconds=20.0)
+    _, log = run(Star(algorithm, scheduler, number_model(), clients, Left()), lambda world: world.now)
+    assert {lost["stage"] for lost in log.of("lost")} == {"exchange"}
+    assert log.seen == pytest.approx([53.9 * (t + 1) for t in range(5)])

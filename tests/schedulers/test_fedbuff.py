@@ -5,7 +5,8 @@ import math
 import pytest
 
 from partwise.core.schedule import Arrived, Commit, Discard, Dispatch, GiveUp, Lost, ReplyInfo, Started, Stop
-from partwise.schedulers import FedBuff
+from partwise.schedulers import FedAsync, FedBuff
+from partwise.schedulers.choices import Weighted
 from partwise.schedulers.staleness import Constant, Polynomial
 from toy_clock import Clock, People, paced
 
@@ -148,6 +149,16 @@ def test_nobody_who_is_there_is_left_alone_while_somebody_is_wanted():
         idle = [c for c in range(6) if c not in clock.state.flights.flying and nights(c, clock.now) <= clock.now]
         is_later = not clock.stopped and clock.queue[0][0] > clock.now  # all of this moment has happened
         assert not is_later or len(clock.state.flights.flying) == 4 or not idle
+
+
+@pytest.mark.parametrize("make", [FedAsync, lambda **parts: FedBuff(buffer=2, **parts)], ids=["FedAsync", "FedBuff"])
+def test_who_has_no_weight_is_not_asked_where_too_few_are_there_either(make):
+    """Three are wanted and two have a weight; the third comes at 5 seconds, when somebody is wanted."""
+    people = People(range(3), lambda client, now: now if client else max(now, 5.0))
+    scheduler = make(concurrency=3, versions=20, choice=Weighted((0.0, 1.0, 2.0)))
+    clock = Clock(scheduler, people, paced([1.0, 1.3, 1.7])).run()
+    assert clock.now > 10
+    assert {a.client for _, a in clock.of(Dispatch)} == {1, 2}
 
 
 def test_where_few_are_there_nobody_looks_at_all_the_others_for_each_reply():

@@ -289,6 +289,29 @@ def test_who_is_first_after_the_timer_does_not_wait_for_who_is_silent():
     assert clock.stopped == "done"
 
 
+def test_who_is_late_before_a_timer_that_is_late_too_leaves_the_others_in_their_group():
+    """A server with much to do hears of the end of a group's time after the last reply, which came after it.
+
+    Three clients take 10 s for a task, and the last one 13 s for those it is asked from 30 s on. T_max is 42 s then, of
+    which the scheduler hears at 47 s. At 43 s a late reply is the last of a group in which two others wait.
+    """
+
+    class TimersLate(Watched):
+        def push(self, when, event):
+            late = 5.0 if isinstance(event, Deadline) else 0.0
+            super().push(when + late, event._replace(now=when + late))
+
+    def seconds(client, steps, now):
+        return steps * 1.0 + (3.0 if client == 2 and now >= 30 else 0.0)
+
+    clock = TimersLate(FedCompass(10, 10, 1.2, versions=12, staleness=Constant()), People(range(3)), seconds)
+    clock.run()
+    assert clock.stopped == "done"
+    assert clock.commits[4] == (30.0, 5, {0: 0, 1: 0, 2: 0})
+    assert clock.commits[5] == (47.0, 6, {0: 0, 1: 0, 2: 0})
+    assert all(any(client in stale for _, _, stale in clock.commits[6:]) for client in range(3))
+
+
 def test_clients_that_are_always_late_are_committed_all_the_same():
     """Each task takes twice as long per step as the last one did."""
     tasks = {}

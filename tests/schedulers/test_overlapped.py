@@ -256,11 +256,11 @@ def test_two_rounds_are_asked_and_then_one_for_each_that_is_closed():
     assert actions == []
     state, actions = part.step(state, Arrived(2.0, reply(1, 1), 0.0), roster)
     assert actions == [Commit((reply(0, 0), reply(1, 1))), Dispatch(0, 4), Dispatch(1, 4)]
-    state, actions = part.step(state, Arrived(2.5, reply(9, 0), 1.0), roster)
-    assert actions == [Discard((reply(9, 0),))]  # nobody was asked then
     state, actions = part.step(state, Lost(3.0, 1, 3, 0.0), roster)
     state, actions = part.step(state, Arrived(3.0, reply(2, 0), 0.0), roster)
     assert actions == [Commit((reply(2, 0),))]
+    state, actions = part.step(state, Arrived(3.5, reply(9, 0), 1.0), roster)
+    assert actions == [Discard((reply(9, 0),))]  # what was asked then is over
     state, actions = part.step(state, Arrived(4.0, reply(4, 0), 2.0), roster)
     assert actions == []
     state, actions = part.step(state, Arrived(5.0, reply(5, 1), 2.0), roster)

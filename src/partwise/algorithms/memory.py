@@ -5,7 +5,7 @@ Notation: N clients, h_m of them hold coordinate m; C is the cohort, whose updat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -34,11 +34,13 @@ class Remembered(NamedTuple):
         where: the coordinates it covers.
         value: of the held shapes, as far as the server is known to have it.
         pending: task -> the change sent in its reply, until that reply is known to be committed.
+        asked: task -> the version at which it was asked, of these.
     """
 
     where: Index
     value: Values
     pending: dict[int, Values]
+    asked: Mapping[int, int] = {}
 
     def settled(self, task: Task) -> Remembered:
         """With every change added whose reply the task says was committed.
@@ -69,15 +71,20 @@ class Remembered(NamedTuple):
             return index.gather(dense)
 
         shapes = {**self.where.shapes, **index.shapes}
-        return Remembered(index, moved(self.value), {id: moved(change) for id, change in self.pending.items()})
+        pending = {id: moved(change) for id, change in self.pending.items()}
+        return Remembered(index, moved(self.value), pending, self.asked)
 
     def sent(self, task: Task, change: Values) -> Remembered:
         """With one more change on its way.
 
-        At most four, so that a client whose replies are never committed does not fill its memory.
+        Those of four versions at most, so that a client whose replies are never committed does not fill its memory. One
+        that is quick may have any number of them in a commit, all of one version.
         """
+        asked = {**dict.fromkeys(self.pending, task.version), **self.asked, task.id: task.version}
         pending = {**self.pending, task.id: change}
-        return self._replace(pending={id: pending[id] for id in sorted(pending)[-4:]})
+        versions = sorted({asked[id] for id in pending})[-4:]
+        kept = [id for id in sorted(pending) if asked[id] in versions]
+        return self._replace(pending={id: pending[id] for id in kept}, asked={id: asked[id] for id in kept})
 
 
 def blank() -> Remembered:

@@ -39,6 +39,10 @@ class Choice(Protocol):
     def init(self, roster: Roster) -> Any:
         return ()
 
+    def may_pick(self, client: int, roster: Roster) -> bool:
+        """Whether it ever picks a client: those who come to be free where too few are may be asked without it."""
+        return True
+
     def pick(
         self, state: Any, count: int, *, turn: int, now: float, roster: Roster, busy: Collection[int] = ()
     ) -> tuple[tuple[int, ...], Any]:

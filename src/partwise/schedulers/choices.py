@@ -166,6 +166,9 @@ class Weighted(Choice):
             )
         return max(self.weights or map(roster.examples, roster.clients), default=0)
 
+    def may_pick(self, client: int, roster: Roster) -> bool:
+        return self._weight(client, roster) > 0
+
     def pick(
         self, state: Any, count: int, *, turn: int, now: float, roster: Roster, busy: Collection[int] = ()
     ) -> tuple[tuple[int, ...], Any]:
@@ -180,16 +183,15 @@ class Weighted(Choice):
         # who comes next, so that what is left can be drawn the long way.
         for _ in range(min(_TRIES * count, len(clients)) if most else 0):
             at = chance.randrange(len(clients))
-            if chance.random() * most < self._weight(roster, at) and is_free(clients[at]):
+            if chance.random() * most < self._weight(clients[at], roster) and is_free(clients[at]):
                 found.add(clients[at])
                 if len(found) == count:
                     return tuple(sorted(found)), state
-        weighted = ((client, self._weight(roster, at)) for at, client in enumerate(clients) if is_free(client))
+        weighted = ((client, self._weight(client, roster)) for client in clients if is_free(client))
         found.update(sample(chance, [(c, w) for c, w in weighted if w > 0], count - len(found)))
         return tuple(sorted(found)), state
 
-    def _weight(self, roster: Roster, at: int) -> float:
-        client = roster.clients[at]  # of a part of the population, perhaps
+    def _weight(self, client: int, roster: Roster) -> float:
         return self.weights[client] if self.weights else roster.examples(client)
 
 

@@ -207,7 +207,7 @@ class FedCompass(Scheduler):
         del group.waiting[client]
         if now > group.latest:
             state.late.append(reply)
-            if not group.waiting:
+            if not group.waiting and not group.got:  # of those who were in time its timer takes care, which is late too
                 del state.groups[number]
             return [*self._overflow_(state, roster), *self._sent_(state, client, now, roster)]
         group.got.append(reply)

@@ -176,8 +176,12 @@ class Overlapped(Scheduler):
 
 
 def _lap_of(state: Laps, client: int, began: float) -> _Lap | None:
-    """The round of a task: of two that were asked at once, which begin alike, the older."""
-    return next((lap for lap in state.open if lap.waiting.get(client) == began), None)
+    """The round of a task: the last that was asked before it began; of two that were asked at once, the older.
+
+    Where a channel exchanges messages, a task that is asked for meanwhile begins when they are through, not at once.
+    """
+    asked = [lap for lap in state.open if lap.waiting.get(client, math.inf) <= began]
+    return max(asked, key=lambda lap: lap.waiting[client], default=None)
 
 
 def _given_up_(state: Laps) -> list[Action]:

@@ -129,8 +129,8 @@ def _among_(
     busy: Collection[int],
 ) -> Sequence[int]:
     """Some of those who have just come to be free; who is not there is thought of later."""
-    there = []
-    for client in sorted({client for client in freed if client not in busy}):
+    there, may_pick = [], part.choice.may_pick
+    for client in sorted({client for client in freed if client not in busy and may_pick(client, roster)}):
         when = roster.next_available(client, now)
         if when <= now:
             there.append(client)

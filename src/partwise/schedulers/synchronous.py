@@ -44,7 +44,7 @@ class Rounds(NamedTuple):
         got: replies of this round; changed in place.
         round: the open round, or the last, from 1; 0 before the first.
         turn: how many times it has picked clients.
-        opened: when it began; what was asked before belongs to another.
+        opened: when it began, as far as is known; what was asked before belongs to another.
         alarm: when the `After` for the end of a round runs out, the only one there is; inf if there is none.
         since: since when it has been waiting for clients to become available; inf if it is not.
         in_vain: rounds in a row, up to the last, that committed nobody's reply.
@@ -155,7 +155,7 @@ class Synchronous(Scheduler):
             case Lost(now, client, _, began) if began >= state.opened and client in state.waiting:
                 chosen = self.choice.lost(state.chosen, client)
                 del state.waiting[client]
-                return self._close_if_done(state._replace(chosen=chosen), now, roster)
+                return self._close_if_done(_begun(state, began)._replace(chosen=chosen), now, roster)
             case Deadline(now, tag) if tag == _ROUND:
                 return self._rung(state._replace(alarm=math.inf), now, roster)
             case Deadline(now, tag) if tag == _CLIENTS:
@@ -167,7 +167,7 @@ class Synchronous(Scheduler):
         now, reply, began = event
         if began < state.opened or reply.client not in state.waiting:
             return state, [Discard([reply])]
-        chosen = self.choice.heard(state.chosen, reply, now - began)
+        chosen, state = self.choice.heard(state.chosen, reply, now - began), _begun(state, began)
         del state.waiting[reply.client]
         state.got.append(reply)
         if chosen is not state.chosen:
@@ -261,3 +261,8 @@ class Synchronous(Scheduler):
             f"{rounds} committed nothing: each had fewer than min_replies={max(1, self._least)} answers within "
             f"{self.deadline_seconds:g} seconds; raise deadline_seconds or look at why clients are lost"
         )
+
+
+def _begun(state: Rounds, began: float) -> Rounds:
+    """A round begins when its clients are asked: after the exchange, where a channel is still at one."""
+    return state._replace(opened=began) if state.opened < began < math.inf else state
