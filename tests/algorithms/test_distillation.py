@@ -308,6 +308,18 @@ def test_scores_may_have_more_axes():
     assert found == pytest.approx(loss + PULL * T**2 * cross, rel=1e-12)
 
 
+class Doubled(nn.Module):
+    def forward(self, x):
+        return x.mul_(2.0)
+
+
+def test_a_model_that_writes_to_its_input_leaves_the_public_examples_as_they_are():
+    logits = torch.tensor([[0.5, -1.0, 0.25], [0.0, 2.0, -0.5]])
+    taught = Taught(Model(Doubled(), CrossEntropy()), {"x": logits.clone()}, logits.softmax(1), T, PULL)
+    losses = [float(taught({}, {"x": logits.clone(), "y": torch.tensor([0, 1])}, torch.Generator())) for _ in range(2)]
+    assert losses[0] == losses[1]
+
+
 def test_a_drawn_batch_is_of_the_rounds_examples():
     """Of three a round; as many as there are, or more, are not drawn."""
     found = [encode(played(star(rows=0, batch=b))[0][0].own) for b in (0, 1, 2, 3, 9)]

@@ -52,18 +52,24 @@ class Bowl(nn.Module):
         return self.theta * x  # (n, 2)
 
 
+class Overwriting(Bowl):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(self.theta)
+
+
+@pytest.mark.parametrize("bowl", [Bowl, Overwriting])
 @pytest.mark.parametrize("eps", [1e-2, 0.5, 3.0])
 @pytest.mark.parametrize(
     ("is_coded", "expected"), [(False, [1.275, 0.1]), (True, [1.287730, 0.150921])], ids=["float", "one byte"]
 )
-def test_worked_example(monkeypatch, is_coded, expected, eps):
+def test_worked_example(monkeypatch, is_coded, expected, eps, bowl):
     """communication.md §9: A = diag(1, 3), theta = (1, -1), z = (0.5, 2): g = -5.5 for any eps, as a byte -5.754603.
 
     The loss is (1/4) sum of (x_j theta_j)², so that A is x_j² / 2.
     """
     z = torch.tensor([0.5, 2.0])
     monkeypatch.setattr(seeded, "_drawn", lambda law, size, keys, at: z[at].expand(len(keys), -1))
-    of = Model(Bowl, MeanSquaredError(), inputs=("x",))
+    of = Model(bowl, MeanSquaredError(), inputs=("x",))
     clients = Clients([{"x": torch.tensor([[2.0, 6.0]]).sqrt(), "y": torch.zeros(1, 2)}])
     run = Star(OneByte(1, lr=0.1, eps=eps, is_coded=is_coded), Synchronous(1, rounds=1), of, clients, Plain(), seed=3)
     states, _ = Simulate().run(run.programs(), clients, Log())

@@ -48,6 +48,24 @@ def test_equal_twins_meet_the_same_dropout():
     assert torch.equal(leaf["norm.running_mean"], twin["norm.running_mean"])
 
 
+class Shifted(nn.Linear):
+    """Takes 1 off its input where that lies."""
+
+    def forward(self, x):
+        return super().forward(x.sub_(1.0))
+
+
+def test_equal_twins_that_write_to_their_input_see_the_same_examples():
+    model = Model(lambda: Shifted(3, 2), CrossEntropy())
+    x, y = torch.randn(8, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1] * 4)
+    leaf = {n: t.clone().requires_grad_() for n, t in model.init(2).items()}
+    twin = {n: t.clone().requires_grad_() for n, t in model.init(2).items()}
+    loss = Twins(model)({**leaf, **second(twin)}, {"x": x.clone(), "y": y}, torch.Generator())
+    loss.backward()
+    assert loss.item() == 2 * nn.functional.cross_entropy((x - 1.0) @ leaf["weight"].T + leaf["bias"], y).item()
+    assert torch.equal(leaf["weight"].grad, twin["weight"].grad)
+
+
 def test_what_only_the_first_has_is_lent():
     """No gradient comes back from the second, and its statistics move once."""
     model = Model(Dropping, CrossEntropy())

@@ -8,7 +8,7 @@ from partwise.core.model import BinaryCrossEntropy, CrossEntropy, Model, like
 from partwise.core.plan import Job, LocalPlan, ModelLoss
 from partwise.core.population import Examples
 from partwise.local.optimizers import SGD
-from partwise.runtimes.executors import Plain, Stacked
+from partwise.runtimes.executors import Plain, Pool, Stacked
 
 
 def make() -> nn.Module:
@@ -145,3 +145,98 @@ def test_losses_that_are_not_one_per_example_are_refused_by_every_executor(width
     for one in found:
         assert isinstance(one, ValueError)
         assert f"must give one loss per example, (b,), got shape (4, {width})" in str(one)
+
+
+class Moving(nn.Module):
+    """Buffers that are set anew: one before it is used, one whose old value the backward pass needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(3, 2)
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("size", torch.ones(()))
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.75 * self.mean + 0.25 * x.mean(0)
+        found = self.out(x - self.mean) * self.size
+        if self.training:
+            self.size = 0.75 * self.size + 0.25 * x.abs().mean()
+        return found
+
+
+@pytest.mark.parametrize("executor", [Plain(), Stacked()], ids=repr)
+def test_buffers_that_forward_sets_anew_move_as_in_a_loop_over_the_module(executor):
+    model = Model(Moving, CrossEntropy())
+    start = model.init(4)
+    x, y = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 1, 0, 1, 0])
+    plan = LocalPlan(ModelLoss(model), SGD(lr=0.5), batch_size=0, epochs=3, buffers=model.buffers())
+    results = executor.run([Job(plan, start, Examples({"x": x, "y": y}), 1)] * 2)
+    module = Moving()
+    module.load_state_dict(start)
+    rule = torch.optim.SGD(module.parameters(), lr=0.5)
+    for _ in range(3):
+        rule.zero_grad()
+        nn.functional.cross_entropy(module(x), y).backward()
+        rule.step()
+    for found in results:
+        for name, value in module.state_dict().items():
+            assert torch.allclose(start[name] + found.change[name], value, rtol=0, atol=1e-6)
+    assert not found.change["mean"].eq(0).any()
+
+
+def test_evaluation_moves_no_buffer_and_a_buffer_keeps_its_shape():
+    model = Model(Moving, CrossEntropy())
+    params = model.init(4)
+    model.outputs(params, {"x": torch.ones(2, 3)})
+    assert not params["mean"].any()
+
+    class Growing(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.register_buffer("seen", torch.zeros(1))
+
+        def forward(self, x):
+            self.seen = torch.cat([self.seen, x[:, 0]])
+            return super().forward(x)
+
+    growing = Model(Growing, CrossEntropy())
+    with pytest.raises(ValueError, match=r"leave buffer 'seen' with its shape \(1,\), got \(3,\)\. Keep what"):
+        growing.outputs(growing.init(0), {"x": torch.ones(2, 3)}, training=True)
+
+
+def half_frozen() -> nn.Module:
+    """As of a pretrained part with a new head."""
+    torch.manual_seed(3)
+    body = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).requires_grad_(False)
+    return nn.Sequential(body, nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("executor", [Plain(autograd=True), Plain(), Stacked(), Pool(workers=1)], ids=repr)
+def test_what_is_frozen_is_no_parameter_and_stays(executor):
+    module = half_frozen()
+    model = Model(module, CrossEntropy())
+    body = {name: t.clone() for name, t in module[0].state_dict().items()}
+    start = model.init(4)
+    assert sorted(start) == ["1.bias", "1.weight"]
+    x, y = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 1, 0, 1, 0])
+    plan = LocalPlan(ModelLoss(model), SGD(lr=0.5), batch_size=0, epochs=3)
+    results = executor.run([Job(plan, start, Examples({"x": x, "y": y}), 1)] * 2)
+    other = half_frozen()
+    rule = torch.optim.SGD([p for p in other.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(3):
+        rule.zero_grad()
+        nn.functional.cross_entropy(other(x), y).backward()
+        rule.step()
+    for found in results:
+        assert not isinstance(found, Exception), found
+        for name, value in other[1].named_parameters():
+            assert torch.allclose(start[f"1.{name}"] + found.change[f"1.{name}"], value, rtol=0, atol=1e-6)
+    assert all(torch.equal(t, body[name]) for name, t in module[0].state_dict().items())
+    logits = model.outputs({f"1.{n}": t for n, t in other[1].state_dict().items()}, {"x": x})
+    assert torch.allclose(logits, other(x), atol=1e-6)
+
+
+def test_a_module_that_is_frozen_as_a_whole_is_refused():
+    with pytest.raises(ValueError, match=r"needs something to train, got a module of which no parameter requires a gr"):
+        Model(make().requires_grad_(False), CrossEntropy()).init(1)

@@ -10,8 +10,9 @@ from torch import nn
 import toy_parts
 from partwise.algorithms import FedAvg, LocalOnly
 from partwise.algorithms.personal import PersonalState
+from partwise.core.errors import DataError
 from partwise.core.metrics import Accuracy, Loss
-from partwise.core.model import CrossEntropy, Model
+from partwise.core.model import BinaryCrossEntropy, CrossEntropy, Model
 from partwise.core.population import Examples, Population
 from partwise.core.workload import Workload
 from partwise.experiment import evaluate as module
@@ -106,6 +107,96 @@ def test_a_central_test_set_is_measured_and_clients_only_when_asked_for():
     x, y = (work.population.central_test().columns()[n] for n in ("x", "y"))
     expected = float(((x @ params["weight"].T + params["bias"]).argmax(1) == y).double().mean())
     assert scores[0].value == pytest.approx(expected)
+
+
+class Shifted(nn.Linear):
+    """Of the input less 1, which it takes off where the input lies."""
+
+    def forward(self, x):
+        return super().forward(x.sub_(1.0))
+
+
+def test_a_model_that_writes_to_its_input_leaves_the_test_sets_as_they_are():
+    rng = torch.Generator().manual_seed(8)
+    columns = {"x": torch.randn(9, 3, generator=rng), "y": torch.randint(0, 4, (9,), generator=rng)}
+    given = {name: t.clone() for name, t in columns.items()}
+    ends = torch.tensor([0, 4, 9])
+    people = ArrayPopulation(columns, ends, columns, ends, central=Examples(columns))
+    work = Workload(Model(lambda: Shifted(3, 4), CrossEntropy()), people, (Loss(CrossEntropy()),))
+    params = work.model.init(3)
+    logits = (given["x"] - 1.0) @ params["weight"].T + params["bias"]
+    expected = float((logits.logsumexp(1) - logits[torch.arange(9), given["y"]]).mean())
+    for _ in range(2):
+        found = {s.scope: s.value for s in evaluate(work, FedAvg(), params, {}, per_client=True)[0]}
+        assert found["central"] == pytest.approx(expected, abs=1e-6)
+        assert found["pooled"] == pytest.approx(expected, abs=1e-6)
+    assert torch.equal(columns["x"], given["x"])
+
+
+class Counted(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class Cut(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 4)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.weight.clamp_(-0.1, 0.1)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("module", [Counted, Cut])
+def test_a_model_that_writes_to_its_parameters_is_not_changed_by_being_measured(module):
+    work = Workload(Model(module, CrossEntropy()), Groups(central=True), (Accuracy(),))
+    params = work.model.init(3)
+    before = {name: t.clone() for name, t in params.items()}
+    evaluate(work, FedAvg(), params, {}, per_client=True)
+    assert all(torch.equal(params[name], t) for name, t in before.items())
+
+
+class Rated(nn.Module):
+    """A table that takes a row's number however it is written, as indexing does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(5, 3))
+
+    def forward(self, item):
+        return self.weight[item.long()].sum(1)
+
+
+@pytest.mark.parametrize(
+    ("item", "got", "client"),
+    [
+        ([0, 4, 2, 4, 1, 5], r"0\.\.5", r"3 \(d\)"),
+        ([0, 4, -1, 4, 1, 3], r"-1\.\.4", r"2 \(c\)"),
+        ([0.0, 4.0, 2.0, 4.0, 1.0, 0.7], "torch.float32", r"0 \(a\)"),
+    ],
+)
+@pytest.mark.parametrize("is_central", [False, True])
+def test_ids_of_test_examples_that_are_no_rows_are_refused(item, got, client, is_central):
+    columns = {"item": torch.tensor(item), "y": torch.tensor([0, 1, 0, 1, 0, 1])}
+    good = {"item": torch.tensor([0, 1, 2, 3]), "y": torch.tensor([0, 1, 0, 1])}
+    offsets = torch.tensor([0, 1, 2, 3, 4]), torch.tensor([0, 2, 2, 3, 6])
+    population = (
+        ArrayPopulation(good, offsets[0], central=Examples(columns))
+        if is_central
+        else ArrayPopulation(good, offsets[0], columns, offsets[1], names=["a", "b", "c", "d"])
+    )
+    model = Model(Rated, BinaryCrossEntropy(), inputs=("item",), tables={"weight": ("item",)})
+    work = Workload(model, population, (Accuracy(),))
+    whose = "the central test set" if is_central else f"the test examples of client {client}"
+    message = rf"'item'.*: ids must be whole numbers in 0\.\.4, got {got}, first in {whose}\. Make the table larger"
+    with pytest.raises(DataError, match=message):
+        evaluate(work, FedAvg(), model.init(1), {}, per_client=True)
 
 
 def test_a_client_is_measured_with_what_it_keeps_for_itself():

@@ -154,3 +154,22 @@ def test_the_gradient_of_a_score_is_its_weight_s_times_the_fixed_one():
         torch.autograd.grad(loss, list(scores.values())), scores, (by_one, by_two), strict=True
     ):
         assert (got - torch.tensor(wanted, dtype=torch.float64) * weights[name]).abs().max() < 1e-12
+
+
+class Shifted(nn.Linear):
+    """Takes 1 off its input where that lies."""
+
+    def forward(self, x):
+        return super().forward(x.sub_(1.0))
+
+
+def test_nested_models_that_write_to_their_input_see_the_same_examples():
+    model = Model(lambda: Shifted(3, 2), CrossEntropy())
+    params = {n: t.requires_grad_() for n, t in model.init(0).items()}
+    x, y = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 1, 0])
+    loss = Nested(model, [{}], distill=True)(params, {"x": x.clone(), "y": y}, torch.Generator())
+    loss.backward()
+    logits = (x - 1.0) @ params["weight"].detach().T + params["bias"].detach()
+    shares, logs = logits.softmax(1), logits.log_softmax(1)
+    expected = float(-logs[torch.arange(4), y].mean() - (shares * logs).sum(1).mean())
+    assert loss.item() == pytest.approx(expected, rel=1e-6)

@@ -74,6 +74,8 @@ class Taught:
         if 0 < self.batch < len(targets):
             at = torch.randperm(len(targets), generator=rng)[: self.batch]
             examples, targets = {name: column[at] for name, column in examples.items()}, targets[at]
+        else:
+            examples = self.model.spared(examples)
         moving = self.model.buffers()  # which follow the client's own examples
         lent = {n: p.detach().clone() if n in moving else p for n, p in params.items()}
         logits = self.model.outputs(lent, examples, training=True) / self.temperature

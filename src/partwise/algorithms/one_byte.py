@@ -208,7 +208,7 @@ class OneByte(Algorithm):
         for sign in (1, -1):
             moved = {name: t.add(step[name], alpha=sign) for name, t in model.items()}
             with torch.no_grad():
-                losses.append(float(site.model.losses(moved, batch, training=False).double().mean()))
+                losses.append(float(site.model.losses(moved, site.model.spared(batch), training=False).double().mean()))
         return (losses[0] - losses[1]) / (2 * self.eps)
 
     def aggregators(self) -> Mapping[str, Aggregator]:

@@ -58,7 +58,7 @@ class Twins:
         moving = self.model.buffers()
         lent = {n: p.detach().clone() if n in moving else p.detach() for n, p in mine.items() if n not in own}
         chance = torch.default_generator.get_state()
-        loss = self.model.losses(mine, batch).mean()
+        loss = self.model.losses(mine, self.model.spared(batch)).mean()
         torch.default_generator.set_state(chance)  # so that dropout, on a CPU, is the same for both
         return loss + self.model.losses({**lent, **own}, batch).mean()
 

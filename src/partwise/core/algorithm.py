@@ -119,11 +119,16 @@ class Site:
         column can be renumbered in one way only.
 
         Raises:
-            DataError: an id outside the table.
+            DataError: an id outside the table, or ids that are no whole numbers.
         """
         if name not in self._memo:
             columns = self.data.columns()
             ids = torch.cat([columns[c].reshape(-1) for c in self.model.columns_of(name)])
+            if ids.is_floating_point() or ids.dtype == torch.bool:  # 0.7 would become row 0
+                raise DataError(
+                    f"client {self.client}: ids of {name!r} must be whole numbers, got {ids.dtype}. Number the rows "
+                    "from 0 on, in int64."
+                )
             size = self.like[name].shape[0]
             rows = different(ids.to(torch.int64), size)
             if len(rows) and (int(rows[0]) < 0 or int(rows[-1]) >= size):

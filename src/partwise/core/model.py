@@ -29,6 +29,8 @@ __all__ = [
     "like",
 ]
 
+_CPU = torch.device("cpu")
+
 Params = Mapping[str, Tensor]
 Values = dict[str, Tensor]
 ExampleLoss = Callable[[Tensor, Batch], Tensor]
@@ -138,7 +140,9 @@ class _Slot(NamedTuple):
 class Model:
     """An `nn.Module` seen as functions of its parameters.
 
-    Parameters are the module's parameters and its floating buffers, by their dotted names.
+    Parameters are the module's parameters and its floating buffers, by their dotted names. One that requires no
+    gradient, as of a pretrained part that is frozen, is none: it stays in the module as that was made, is not held,
+    sent or saved, and must be the same wherever the model is made.
 
     All else that the module keeps in integers (bool and complex numbers too) is no parameter: it is not sent, not
     averaged, and begins anew with every call, so that losses are functions of the parameters and nothing else, whoever
@@ -202,6 +206,11 @@ class Model:
             raise ValueError(
                 f"Model(): tables and widths must name parameters, got {unknown}. The parameters are {sorted(found)}."
             )
+        if self._found["frozen"] and all(s.is_buffer for s in self._slots()):
+            raise ValueError(
+                "Model(): needs something to train, got a module of which no parameter requires a gradient. Leave "
+                "requires_grad=True where it is to learn."
+            )
         still = {id(vars(owner)["_parameters"]): getattr(owner, "padding_idx", None) for owner in self._any().modules()}
         for slot in self._slots():
             if slot.name in self.tables and still.get(id(slot.home)) is not None:
@@ -232,6 +241,7 @@ class Model:
         if self._found.get("module") is not module:
             slots: list[_Slot] = []
             rest: list[tuple[dict[str, Any], str]] = []
+            frozen: list[tuple[dict[str, Any], str]] = []
             names: dict[int, str] = {}
             for prefix, owner in module.named_modules(remove_duplicate=False):
                 for home, is_buffer in ((vars(owner)["_parameters"], False), (vars(owner)["_buffers"], True)):
@@ -241,11 +251,14 @@ class Model:
                         if not tensor.is_floating_point():
                             rest.append((home, key))
                             continue
+                        if not is_buffer and not tensor.requires_grad:
+                            frozen.append((home, key))
+                            continue
                         name = names.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
                         is_first = name == (f"{prefix}.{key}" if prefix else key)
                         slots.append(_Slot(home, key, name, is_buffer, is_first))
             buffers = frozenset(slot.name for slot in slots if slot.is_buffer)
-            self._found.update(module=module, slots=slots, rest=rest, buffers=buffers)
+            self._found.update(module=module, slots=slots, rest=rest, frozen=frozen, buffers=buffers, elsewhere={})
         return self._found["slots"]  # type: ignore[no-any-return]
 
     def outputs(self, params: Params, batch: Batch, *, training: bool = False) -> Tensor:
@@ -254,20 +267,41 @@ class Model:
         if module.training != training:
             module.train(training)
         own = [slot.home[slot.key] for slot in slots]
+        device = next((t.device for t in params.values()), _CPU)
         rest = [(home, key, home[key]) for home, key in self._found["rest"]]
-        copies = {id(tensor): _beside(tensor, params) for _, _, tensor in rest}  # one of what has two places
+        copies = {id(tensor): tensor.to(device, copy=True) for _, _, tensor in rest}  # one of what has two places
+        far = [(home, key, t) for home, key in self._found["frozen"] if (t := home[key]).device != device]
+        copies.update((id(tensor), self._frozen_on(device, tensor)) for _, _, tensor in far)
+        # Copies of what moves, since `forward` may also set it anew; the backward pass may still want the old values.
+        moving = [s for s in slots if training and s.is_buffer and _can_move(params[s.name])]
+        lent = {slot.name: params[slot.name].clone() for slot in moving}
         try:
             for slot in slots:  # what torch.func.functional_call does, without finding the places anew each time
-                slot.home[slot.key] = params[slot.name]
-            for home, key, tensor in rest:
+                slot.home[slot.key] = lent[slot.name] if slot.name in lent else params[slot.name]
+            for home, key, tensor in (*rest, *far):
                 home[key] = copies[id(tensor)]
             result: Tensor = module(*(self._laid_out(batch[name]) for name in self.inputs))
+            lent.update({s.name: now for s in moving if (now := s.home[s.key]) is not lent[s.name]})
         finally:
             for slot, tensor in zip(slots, own, strict=True):
                 slot.home[slot.key] = tensor
-            for home, key, tensor in rest:
+            for home, key, tensor in (*rest, *far):
                 home[key] = tensor
+        for name, tensor in lent.items():
+            params[name].copy_(_as_before(name, tensor, params[name]))
         return result
+
+    def _frozen_on(self, device: torch.device, tensor: Tensor) -> Tensor:
+        """What never changes, copied to a device once."""
+        there: dict[Any, Tensor] = self._found["elsewhere"]
+        key = id(tensor), device
+        if key not in there:
+            there[key] = tensor.to(device)
+        return there[key]
+
+    def spared(self, batch: Batch) -> Batch:
+        """The batch with copies of what `forward` is given and may write to: for what will be looked at again."""
+        return {**batch, **{name: batch[name].clone() for name in self.inputs if name in batch}}
 
     def _laid_out(self, x: Tensor) -> Tensor:
         if not self.channels_last or x.dim() != 4 or not x.is_cpu or not x.is_floating_point():
@@ -290,9 +324,19 @@ class Model:
         return losses
 
 
-def _beside(tensor: Tensor, params: Params) -> Tensor:
-    """A copy where the parameters are."""
-    return tensor.to(next((t.device for t in params.values()), tensor.device), copy=True)
+def _can_move(value: object) -> bool:
+    return isinstance(value, Tensor) and not value.requires_grad
+
+
+def _as_before(name: str, found: object, before: Tensor) -> Tensor:
+    """What `forward` has set a buffer to."""
+    if not isinstance(found, Tensor) or found.shape != before.shape:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"Model(): forward must leave buffer {name!r} with its shape {tuple(before.shape)}, got {got}. "
+            "Keep what has no fixed shape in a plain attribute."
+        )
+    return found.detach()
 
 
 def like(params: Params) -> Values:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from partwise.core.algorithm import Algorithm
+from partwise.core.errors import DataError
 from partwise.core.metrics import Metric, reduced_each
 from partwise.core.model import Model, Params
 from partwise.core.population import Batch, Client, Dataset, Examples, Population
@@ -22,11 +22,12 @@ from partwise.core.workload import Workload
 from partwise.populations.arrays import ArrayPopulation
 from partwise.populations.sizes import clients_with_tests, counts_of_test_examples
 from partwise.runtimes.devices import check_device, precise
-from partwise.runtimes.executors.forward import forward_of
+from partwise.runtimes.executors.forward import forward_of, plain_of
 
 __all__ = ["ClientScore", "Evaluation", "Score", "evaluate", "summarize"]
 
 _CPU = torch.device("cpu")
+_SCOPES = ("central", "pooled", "mean", "weighted", "p10", "p90", "worst")
 _CHUNK = 8192  # examples evaluated at once
 # What a CPU evaluates at once of columns in memory: with the activations, of which ids make many times their own bytes,
 # it stays in the cache.
@@ -84,6 +85,16 @@ class Evaluation:
             raise ValueError(
                 f"Evaluation(every={self.every}): must be at least 1, got {self.every}. 1 is every version."
             )
+        if self.scope not in ("", *_SCOPES):
+            raise ValueError(
+                f"Evaluation(scope={self.scope!r}): must be one of {', '.join(_SCOPES)}, got {self.scope!r}. Leave it "
+                "out for the central score, or the pooled one where there is none."
+            )
+        if self.target is not None and math.isnan(self.target):
+            raise ValueError(
+                f"Evaluation(target={self.target}): must be a number, got {self.target}, which no score reaches. "
+                "Leave it out to never stop."
+            )
 
 
 def _columns(
@@ -114,7 +125,7 @@ def _outputs_of(model: Model, params: Params, data: Dataset, device: torch.devic
 def _own_outputs(device: torch.device, model: Model, params: Params) -> Callable[[Batch], Tensor]:
     """The same by the model's own modules, on a device; the outputs are brought back."""
     if device.type == "cpu":
-        return partial(model.outputs, params)
+        return plain_of(model, params)
     there = {name: t.to(device) for name, t in params.items()}
 
     def outputs_of(batch: Batch) -> Tensor:
@@ -133,6 +144,37 @@ def _batch(data: Dataset, start: int, stop: int) -> Batch:
 
 
 _Group = list[tuple[Client, int]]  # clients and how many test examples they have
+
+
+def _check_ids(workload: Workload, params: Params, data: Dataset, group: _Group) -> None:
+    """Refuse ids that are no rows: the model would fail without a word of whose they are, or take another row.
+
+    Raises:
+        DataError: an id outside its table, or none.
+    """
+    tables = [(name, column) for name, columns in workload.model.tables.items() for column in columns if name in params]
+    columns = data.columns() if tables else {}
+    for name, column in tables:
+        ids, limit = columns[column], len(params[name])
+        is_whole = not ids.is_floating_point() and ids.dtype != torch.bool
+        low, high = map(int, ids.aminmax()) if is_whole and ids.numel() else (0, 0)
+        if not is_whole or low < 0 or high >= limit:
+            wrong = (ids < 0) | (ids >= limit) if is_whole else torch.ones(len(ids), 1)
+            whose = _whose(workload.population, group, int(wrong.reshape(len(ids), -1).any(1).nonzero()[0]))
+            raise DataError(
+                f"Model(tables={{{name!r}: ({column!r}, ...)}}): ids must be whole numbers in 0..{limit - 1}, got "
+                f"{f'{low}..{high}' if is_whole else ids.dtype}, first in {whose}. Make the table larger or map "
+                "the ids."
+            )
+
+
+def _whose(population: Population, group: _Group, at: int) -> str:
+    """In words, who is tested on an example of a group; without one, all are."""
+    for client, examples in group:
+        if at < examples:
+            return f"the test examples of client {client} ({population.name(client)})"
+        at -= examples
+    return "the central test set"
 
 
 def _groups(population: Population, *, alone: bool) -> Iterator[tuple[_Group, Dataset]]:
@@ -195,11 +237,15 @@ def evaluate(
         own: client -> its state, for those that have one.
         per_client: whether to look at each client's test set.
         device: where the model computes.
+
+    Raises:
+        DataError: a test example with an id that is no row of its table.
     """
     scores: list[Score] = []
     central = workload.population.central_test()
     is_cpu = device.type == "cpu" and all(t.is_cpu for t in params.values())
     if central is not None and len(central):
+        _check_ids(workload, params, central, [])
         outputs_of = _outputs_of(workload.model, params, central, device)
         columns = _columns(workload.metrics, outputs_of, central, is_cpu=is_cpu)
         scores += [Score(m.name, "central", m.reduce(columns[m.name])) for m in workload.metrics]
@@ -211,8 +257,10 @@ def evaluate(
     for group, data in _groups(workload.population, alone=personal):
         if personal:
             used = algorithm.personalize(dict(params), own.get(group[0][0]))
+            _check_ids(workload, used, data, group)
             outputs_of = _own_outputs(device, workload.model, used)
         else:
+            _check_ids(workload, params, data, group)
             outputs_of = common = common or _outputs_of(workload.model, params, data, device)
         columns = _columns(workload.metrics, outputs_of, data, is_cpu=is_cpu)
         for metric in workload.metrics:

@@ -61,7 +61,8 @@ class Nested:
         narrow = _prefix(params, self.prefixes[drawn])
         if not self.distill:
             return self.model.losses(narrow, batch).mean()
-        wide = self.model.outputs(_prefix(params, self.prefixes[-1]), batch, training=True)  # (b, classes, ...)
+        held, once = _prefix(params, self.prefixes[-1]), self.model.spared(batch)
+        wide = self.model.outputs(held, once, training=True)  # (b, classes, ...)
         if wide.dim() < 2:
             raise ValueError(
                 f"Nested(distill=True): the model must give one logit per class, got outputs of shape "

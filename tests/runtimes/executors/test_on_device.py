@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch import nn
 
 from partwise import Evaluation, Experiment, FedAvg, FedSubAvg, LocalOnly, Synchronous
 from partwise.core.aggregate import Accumulator
 from partwise.core.errors import CompositionError, DataError
-from partwise.core.plan import LocalPlan
+from partwise.core.model import CrossEntropy, Model
+from partwise.core.plan import Job, LocalPlan, ModelLoss
 from partwise.core.population import Examples
+from partwise.local import SGD
 from partwise.runtimes import Simulate
 from partwise.runtimes.devices import found_device
 from partwise.runtimes.executors import Auto, OnDevice, Plain, Pool, Stacked, stacked
@@ -115,6 +118,23 @@ def test_an_experiment(monkeypatch, tmp_path, algorithm):
     for one, other in zip(found.table(), expected.table(), strict=True):  # the CPU's evaluation uses no modules
         assert one.pop("value") == pytest.approx(other.pop("value"), abs=1e-6)
         assert one == other
+
+
+@pytest.mark.parametrize("inner", INNER[:2], ids=repr)  # `vmap`, which `Stacked` takes here, knows no marks
+def test_what_is_frozen_goes_there_once(monkeypatch, inner):
+    body = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).requires_grad_(False)
+    model = Model(nn.Sequential(body, nn.Linear(4, 2)), CrossEntropy())
+    rng = torch.Generator().manual_seed(2)
+    data = Examples({"x": torch.randn(6, 3, generator=rng), "y": torch.tensor([0, 1, 1, 0, 1, 0])})
+    jobs = [Job(LocalPlan(ModelLoss(model), SGD(lr=0.5), batch_size=2), model.init(4), data, seed) for seed in (1, 2)]
+    expected = inner.run(jobs)
+    with played(monkeypatch):
+        found = OnDevice("cuda", copy.deepcopy(inner)).run(jobs)
+    for one, other in zip(found, expected, strict=True):
+        assert one.change.keys() == {"1.weight", "1.bias"}
+        for name, value in other.change.items():
+            torch.testing.assert_close(one.change[name], value, rtol=0, atol=1e-6)
+    assert not any(is_there(t) for t in body.parameters())
 
 
 def test_columns_are_kept_on_the_device_as_far_as_there_is_room(monkeypatch):

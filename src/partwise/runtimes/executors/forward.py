@@ -18,7 +18,7 @@ from partwise.runtimes.executors.solo import RULES_ALONE, swapped
 from partwise.runtimes.executors.tape import Tape, given, recorded
 from partwise.runtimes.executors.trial import are_near
 
-__all__ = ["forward_of"]
+__all__ = ["forward_of", "plain_of"]
 
 _NARROW, _SHORT = range(4, 16), 128  # outputs and inputs of linear maps that MKL takes twice as long for as it need
 
@@ -33,19 +33,34 @@ def forward_of(model: Model, params: Params, batch: Batch) -> Callable[[Batch], 
         params: as the function will use them; they must not change.
         batch: a few of the examples.
     """
-    plain = partial(model.outputs, params)
-    if not all(t.is_cpu for t in params.values()):
-        return plain
+    taped = _taped(model, params, batch) if all(t.is_cpu for t in params.values()) else None
+    return taped or plain_of(model, params)
+
+
+def plain_of(model: Model, params: Params) -> Callable[[Batch], Tensor]:
+    """The same by the model's own modules.
+
+    They may write to what they are given, such as a norm that rows are cut to; so they are given copies, for how often
+    a model is evaluated would change it.
+    """
+    return partial(_plain, model, {name: t.clone() for name, t in params.items()})
+
+
+def _taped(model: Model, params: Params, batch: Batch) -> Callable[[Batch], Tensor] | None:
     try:
         tape = recorded(model, params, batch, (), _RULES, outputs=True)
         tape = tape._replace(steps=swapped(tape))
         with torch.no_grad():
-            made, expected = _forward(tape, _lasts(tape), params, batch), plain(batch)
+            made, expected = _forward(tape, _lasts(tape), params, batch), model.outputs(params, batch)
     except Exception:  # noqa: BLE001 - if something is wrong with the examples, the model says what
-        return plain
+        return None
     if made.shape != expected.shape or not are_near([made], [expected]):
-        return plain
+        return None
     return partial(_forward, tape, _lasts(tape), params)
+
+
+def _plain(model: Model, params: Params, batch: Batch) -> Tensor:
+    return model.outputs(params, model.spared(batch))  # what is evaluated may be a view of the test set
 
 
 def _forward(tape: Tape, lasts: Sequence[Sequence[int]], params: Params, batch: Batch) -> Tensor:

@@ -58,9 +58,9 @@ class OnDevice:
     rounding; on a GPU last bits may differ from run to run, where torch adds in an order by chance.
 
     A loss, a gradient term or a data set of your own may hold tensors in fields of dataclasses, lists and dicts; what a
-    closure holds is not found, nor are plain attributes of a module. What it draws from its `rng` lies in memory, and
-    must be moved to its parameters' device. On a GPU, an id or a label outside its range ends the run with an error:
-    CUDA does not go on after it.
+    closure holds is not found, nor what is a plain attribute of a module. What it draws from its `rng` lies in memory,
+    and must be moved to its parameters' device. On a GPU, an id or a label outside its range ends the run with an
+    error: CUDA does not go on after it.
 
     Args:
         device: `cuda`, or one of several such as `cuda:1`; `cpu`; `auto`: a GPU where torch finds one, else the CPU.
