@@ -115,6 +115,21 @@ def test_no_example_gives_nan_and_a_large_loss_gives_infinite_perplexity():
     assert Perplexity(CrossEntropy()).reduce({"loss": torch.tensor([1e4])}) == math.inf
 
 
+def test_an_example_with_several_targets_counts_by_the_share_that_is_hit():
+    outputs = torch.tensor(  # of two texts of three symbols; the alphabet has four
+        [
+            [[9.0, 0.0, 5.0], [7.0, 2.0, 4.0], [1.0, 8.0, 0.0], [2.0, 1.0, 1.0]],
+            [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0], [2.0, 3.0, 4.0], [3.0, 4.0, 5.0]],
+        ]
+    )
+    batch = {"y": torch.tensor([[1, 2, 3], [3, 2, 2]])}
+    # Best two of each place: {0, 1}, {2, 1}, {0, 1} hold 1 and 2, not 3; three times {3, 2} hold all.
+    for metric, shares in ((TopKAccuracy(2), [2 / 3, 1.0]), (Accuracy(), [1 / 3, 1 / 3])):
+        columns = metric.measure(outputs, batch)
+        assert metric.reduce(columns) == pytest.approx(sum(shares) / 2)
+        assert reduced_each(metric, columns, [1, 1]) == pytest.approx(shares)
+
+
 def test_top_k_needs_a_k():
     with pytest.raises(ValueError, match=r"TopKAccuracy\(k=0\): k must be at least 1"):
         TopKAccuracy(0)
@@ -129,6 +144,10 @@ def test_top_k_needs_a_k():
         (Accuracy().measure, (4, 1), (4,)),  # the first class is always the largest of one
         (Accuracy().measure, (4, 1), (4, 1)),
         (Accuracy().measure, (4, 3), (4, 1)),
+        (Accuracy().measure, (4,), (4, 1)),
+        (TopKAccuracy(2).measure, (4, 3), (4, 1)),
+        (TopKAccuracy(2).measure, (4,), (4,)),
+        (TopKAccuracy(2).measure, (4, 3, 5), (4, 1)),
         (AUC().measure, (4, 1), (4,)),
         (AUC().measure, (4, 2), (4,)),
         (AUC().measure, (4,), (4, 1)),

@@ -145,6 +145,19 @@ def test_clients_with_keys_keep_them(tmp_path):
     assert list(found.names[:1]) == ["al"]
 
 
+def test_names_that_are_numbers_are_written_as_text(tmp_path):
+    write_folder(tmp_path / "a", [ClientColumns({"x": [1.0]}, name=number) for number in (7, 0)])
+    assert list(from_files(tmp_path / "a").names) == ["7", "0"]
+
+
+@pytest.mark.parametrize("names", [("al", "bo", "al"), ("2", "bo", "")])  # one without a name is called by its number
+def test_two_clients_of_one_name_are_not_written(tmp_path, names):
+    with pytest.raises(DataError, match=rf"own, got '{names[0]}' for client 0 and client 2\. Rename one"):
+        write_folder(tmp_path / "a", [ClientColumns({"x": [1.0]}, name=name) for name in names])
+    with pytest.raises(DataError, match="needs offsets"):
+        from_files(tmp_path / "a")
+
+
 def test_writing_into_what_was_read_changes_no_file(tmp_path):
     saved(tmp_path, x=np.zeros(4), offsets=np.array([0, 4]))
     from_files(tmp_path).data(0).columns()["x"].add_(1)
@@ -268,6 +281,10 @@ GOOD = {"x": np.arange(6.0), "offsets": np.array([0, 2, 6])}
         ({"x": np.array([1, "a", None] * 2, dtype=object)}, r"x\.npy: must hold numbers, got pickled Python objects"),
         ({"names": np.array(["a", None], dtype=object)}, r"names\.npy must be text that np\.save wrote, got: "),
         ({"names": np.array([1, 2])}, r"names\.npy must be one text per client, got \(2,\) int64"),
+        (
+            {"names": np.array(["b", "b"])},
+            r"names\.npy: every client must have a name .* 'b' for client 0 and client 1",
+        ),
     ],
 )
 def test_a_folder_that_does_not_fit(tmp_path, columns, message):
@@ -300,6 +317,26 @@ def test_files_that_are_none(tmp_path):
     refused(tmp_path / "cut", r"x\.npy: must have the 176 bytes its header speaks of, got 168\. Write or copy")
     (tmp_path / "cut" / "x.npy").write_bytes(b"nothing of the kind")
     refused(tmp_path / "cut", r"x\.npy: must be an array that np\.save wrote, got: ")
+
+
+@pytest.mark.parametrize("shape", ["(-6,)", "(6, -1)", "(True,)"])
+def test_a_header_whose_shape_is_none_is_refused(tmp_path, shape):
+    saved(tmp_path, **GOOD)
+    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + text.encode() + bytes(48))
+    refused(tmp_path, r"x\.npy: must have a shape of whole numbers from 0 on, .* got .* from byte 128\. Write it again")
+
+
+def test_a_tensor_before_the_file_is_refused(tmp_path):
+    header = json.dumps({"x": {"dtype": "U8", "shape": [2], "data_offsets": [-800, 8]}})
+    (tmp_path / "all.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8))
+    refused(tmp_path / "all.safetensors", r"'x': must have a shape .* and begin in the file, got \(2,\) from byte -")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint64, torch.complex64])
+def test_what_could_not_be_opened_is_not_written(tmp_path, dtype):
+    with pytest.raises(DataError, match=rf"client 0: columns must be of one of the types .* got {dtype} in column 'x'"):
+        write_folder(tmp_path / "a", [{"x": torch.zeros(2, dtype=dtype)}])
 
 
 def test_values_out_of_step_are_refused(tmp_path):

@@ -230,3 +230,15 @@ def test_a_huge_alpha_gives_everybody_as_much(alpha):
         assert [len(found) for found in part.split(columns, seed=1)] == [80] * 5
     for found in Dirichlet(5, alpha=alpha).split(columns, seed=1):
         assert columns["y"][found].bincount().tolist() == [20] * 4
+
+
+@pytest.mark.parametrize("alpha", [1e308, float("inf")])
+def test_a_huge_alpha_takes_one_of_two_skews_away(alpha):
+    columns = {"y": torch.arange(4000) % 4}
+    by_size = DualDirichlet(5, classes_alpha=alpha).split(columns, seed=1)
+    assert len({len(found) for found in by_size}) > 1
+    for found in by_size:
+        counts = columns["y"][found].bincount(minlength=4)
+        assert counts.max() - counts.min() <= 1
+    by_label = DualDirichlet(5, clients_alpha=alpha, classes_alpha=0.1).split(columns, seed=1)
+    assert all(columns["y"][found].bincount(minlength=4).max() > 1.5 * len(found) / 4 for found in by_label)

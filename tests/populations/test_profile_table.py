@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -52,6 +53,14 @@ def test_parquet(tmp_path):
     path = tmp_path / "who.parquet"
     parquet.write_table(pa.table({"client": [1, 0], "seconds_per_step": [0.5, 0.25]}), path)
     assert ProfileTable(path).profile(1) == Profile(0.5)
+    parquet.write_table(pa.table({"client": [1, 0], "seconds_per_step": [Decimal("0.5"), Decimal("0.25")]}), path)
+    assert ProfileTable(path).profile(0).seconds_per_step == 0.25
+    parquet.write_table(pa.table({"seconds_per_step": [{"mean": 0.5}]}), path)
+    with pytest.raises(DataError, match=r"seconds_per_step must be a number, got \"\{'mean': 0.5\}\" in row 1"):
+        ProfileTable(path).profile(0)
+    parquet.write_table(pa.table({"seconds_per_step": np.array(["2024-03-31"], "M8[ns]")}), path)
+    with pytest.raises(DataError, match=r"must be a number, got '2024-03-31T00:00:00[^']*' in row 1"):
+        ProfileTable(path).profile(0)
     parquet.write_table(pa.table({"seconds_per_step": [0.5, -0.25]}), path)
     with pytest.raises(DataError, match=r"at least 0, got -0.25 in row 2\. Correct that line\."):
         ProfileTable(path).profile(0)

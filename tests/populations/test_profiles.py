@@ -77,6 +77,11 @@ def test_widths_shares_that_are_no_simple_fractions():
     assert Counter(mix.profile(c).width for c in range(1000))[1.0] == pytest.approx(141.6, abs=10)
 
 
+def test_widths_give_a_thousandth_of_the_clients_a_ratio():
+    mix = Widths(ratios=(1.0, 0.5), shares=(999, 1))
+    assert [mix.profile(c).width for c in range(2000)].count(0.5) == 2
+
+
 def test_widths_keep_the_rest_of_the_profile():
     got = Widths(ratios=(0.25,), base=Constant(seconds_per_step=0.7, uplink=3.0)).profile(5)
     assert got == Profile(seconds_per_step=0.7, uplink=3.0, width=0.25)
@@ -91,11 +96,17 @@ def test_widths_keep_the_rest_of_the_profile():
         (lambda: Constant(memory=0.0), "memory must be above 0"),
         (lambda: Constant(width=1.5), r"width must be in \(0, 1\], got 1\.5"),
         (lambda: LogNormal(sigma=-0.5), r"LogNormal\(sigma=-0.5\): sigma must be at least 0"),
+        (lambda: LogNormal(sigma=math.inf), r"LogNormal\(sigma=inf\): sigma must be finite, got inf"),
         (lambda: LogNormal(uplink=0.0), "uplink must be above 0"),
         (lambda: Widths(ratios=()), r"ratios must be in \(0, 1\], at least one"),
         (lambda: Widths(ratios=(0.5, 0.0)), r"ratios must be in \(0, 1\]"),
         (lambda: Widths(shares=(0.5, 0.5)), "got 2 shares for 5 ratios. Leave shares out"),
-        (lambda: Widths(ratios=(1.0, 0.5), shares=(1.0, 0.0)), "shares must be above 0. Leave the ratio out"),
+        (lambda: Widths(ratios=(1.0, 0.5), shares=(1.0, 0.0)), "shares must be above 0 and finite. Leave the"),
+        (lambda: Widths(ratios=(1.0, 0.5), shares=(1.0, math.inf)), "shares must be above 0 and finite"),
+        (
+            lambda: Widths(ratios=(1.0, 0.5), shares=(9999, 1)),
+            r"Widths\(shares=\(9999, 1\)\): shares must be at least a thousandth of their sum, got 1, which no client",
+        ),
     ],
 )
 def test_bad_values(make, message):

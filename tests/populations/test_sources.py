@@ -92,6 +92,19 @@ def test_other_options_reach_the_population():
     assert population.availability == Daily(seed=7)
 
 
+class Unknown:
+    """As pandas' NA: not even equal or unequal to itself."""
+
+    def __ne__(self, other: object) -> Unknown:
+        return self
+
+    def __bool__(self) -> bool:
+        raise TypeError("neither")
+
+    def __repr__(self) -> str:
+        return "nobody knows"
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -99,6 +112,10 @@ def test_other_options_reach_the_population():
         ([[1], [2], [3]], r"got shape \(3, 1\)"),
         ([1.0, float("nan"), 2.0], r"every example needs a client, got nan for example 1\. Fill or drop"),
         (np.array(["a", "b", None], object), "every example needs a client, got None for example 2"),
+        (["a", float("nan"), "b"], "every example needs a client, got nan for example 1"),
+        (np.array(["2024-03-31", "NaT", "NaT"], "M8[ns]"), "every example needs a client, got NaT for example 1"),
+        (np.array(["a", Unknown(), "b"], object), "every example needs a client, got nobody knows for example 1"),
+        (np.ma.masked_array([4, 5, 6], [False, True, False]), "every example needs a client, got 5 for example 1"),
     ],
 )
 def test_bad_keys(keys, message):
@@ -163,6 +180,12 @@ def test_torch_data_set_of_mappings():
     population = from_dataset(Mappings(), "user")
     assert held(population) == {"a": [1], "b": [0, 2]}
     assert population.columns.keys() == {"x", "y"}
+
+
+@pytest.mark.parametrize("odd", [{"u": 1}, {"u": 1, "x": 2.0, "z": 3.0}])
+def test_items_that_are_not_alike_are_refused(odd):
+    with pytest.raises(DataError, match=r"must have the fields of the first, 'u', 'x', got 'u'.* in item 1\. Give all"):
+        from_dataset([{"u": 0, "x": 1.0}, odd], "u")
 
 
 def test_torch_data_set_with_tensor_keys():

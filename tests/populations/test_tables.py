@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from decimal import Decimal
 
 import pytest
 import torch
@@ -86,6 +87,32 @@ def test_parquet_that_is_none(tmp_path):
     path.write_text("no table at all")
     with pytest.raises(DataError, match="must be a Parquet file, got something else"):
         from_table(path, "user")
+
+
+def test_parquet_that_is_damaged(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "log.parquet"
+    parquet.write_table(pa.table({"user": [1, 2], "y": [1, 0]}), path)
+    whole = path.read_bytes()
+    # The file begins and ends as it should; the header of its first page, or its footer, has been written over.
+    for begin, end in ((4, 24), (len(whole) - 60, len(whole) - 20)):
+        path.write_bytes(whole[:begin] + b"\xff" * (end - begin) + whole[end:])
+        with pytest.raises(DataError, match=r"must be a Parquet file, got something else, or one that is damaged"):
+            from_table(path, "user", target="y", columns={})
+
+
+def test_decimals_of_parquet_are_numbers(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "log.parquet"
+    keys = [Decimal(12345678901234567890), Decimal(12345678901234567891)]  # the same float
+    parquet.write_table(pa.table({"user": keys, "price": [Decimal("1.50"), Decimal("-2.25")]}), path)
+    population = from_table(path, "user")
+    assert population.names == list(map(str, keys))
+    assert population.columns["x"].tolist() == [[1.5], [-2.25]]
 
 
 def test_parquet_without_the_extra(tmp_path, monkeypatch):
@@ -179,3 +206,35 @@ def test_a_field_that_is_too_long_is_refused(tmp_path):
     path.write_text("who,a\n" + "x" * 200_000 + ",1\n")
     with pytest.raises(DataError, match="must be CSV, got: field larger than"):
         from_table(path, client="who")
+
+
+def test_a_line_is_the_file_s_where_fields_have_several(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text('user,a\n"Jo\nof\nArc",1\nbob,x\n')
+    with pytest.raises(DataError, match="got 'x' in column 'a', line 5"):
+        from_table(path, "user")
+    path.write_text('user,a\n"Jo\nof\nArc",\n')
+    with pytest.raises(DataError, match="got an empty one in column 'a', line 2"):
+        from_table(path, "user")
+
+
+def test_digits_with_an_underscore_are_no_number(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user,month\n1,3\n2,2024_01\n")
+    with pytest.raises(DataError, match="columns must hold numbers, got '2024_01' in column 'month', line 3"):
+        from_table(path, "user")
+
+
+def test_long_integers_stay_integers(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user,item\n1,1234567890123456789\n2,-9223372036854775808\n")
+    column = from_table(path, "user", columns={"item": "item"}).columns["item"]
+    assert column.tolist() == [1234567890123456789, -(2**63)]
+    assert column.dtype == torch.int64
+
+
+def test_two_columns_that_would_be_y_are_refused(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user,a,b\n1,2,3\n")
+    with pytest.raises(DataError, match=r"y must be one thing, got columns\['y'\] = 'a' and target='b'\. Give one"):
+        from_table(path, "user", columns={"y": "a"}, target="b")

@@ -105,6 +105,7 @@ HEADER = "client,start_seconds,end_seconds\n"
         (HEADER + "0,5,nan\n", {}, "end_seconds must be after start_seconds, got nan in line 2"),
         (HEADER + "0,5,soon\n", {}, r"end_seconds must be a number, got 'soon' in line 2\."),
         (HEADER + "0,5,9\n-1,5,9\n", {}, "client must be a whole number from 0 on, got -1 in line 3"),
+        (HEADER + "0,5,9\n9007199254740991,5,9\n", {}, "client must be a number .* got 9007199254740991 in line 3"),
         (HEADER + "0,5,9\n0,95,101\n", {"period_seconds": 100}, "must be at most the period, 100, got 101.0 in line 3"),
         ("client,start,end_seconds\n0,5,9\n", {}, "start_seconds, end_seconds, got client, start, end_seconds. Name"),
         (HEADER, {}, "needs a header and at least one row, got 1 lines"),
@@ -135,6 +136,12 @@ def test_bad_periods(tmp_path):
         ),
         (([], [], []), "of at least one interval, got 0, 0 and 0"),
         (([-3], [0.0], [1.0]), "client must be at least 0, got -3 in row 0"),
+        (([1.0, 0.7], [0.0, 0.0], [1.0, 1.0]), "client must be a whole number, got 0.7 in row 1"),
+        (([math.nan], [0.0], [1.0]), "client must be at least 0, got nan in row 0"),
+        (([2**53], [0.0], [1.0]), "client must be a number of the population's, below 100000000, got 9007199254740992"),
+        ((["a"], [0.0], [1.0]), r"client must be one number per interval, \(n,\), got \(1,\) <U1"),
+        (([[0]], [[0.0]], [[1.0]]), r"client must be one number per interval, \(n,\), got \(1, 1\) int64"),
+        (([0], 0.0, [1.0]), r"start_seconds must be one number per interval, \(n,\), got \(\) float64"),
     ],
 )
 def test_bad_arrays(rows, message):

@@ -138,7 +138,7 @@ def test_labels_out_of_range(tmp_path):
         MNIST(str(tmp_path)).build(0)
 
 
-@pytest.mark.parametrize("raw", [idx(TRAIN)[:-1], b"\x00\x00\x0d" + idx(TRAIN)[3:], b"\x00"])
+@pytest.mark.parametrize("raw", [idx(TRAIN)[:-1], idx(TRAIN)[:6], b"\x00\x00\x0d" + idx(TRAIN)[3:], b"\x00"])
 def test_damaged_idx(tmp_path, raw):
     for name, array in FOUR.items():
         (tmp_path / name).write_bytes(idx(array))

@@ -58,6 +58,19 @@ def test_who_the_clients_are(folder):
     assert "number 3" in spelled(clusters.population.data(1).columns()["text"].reshape(-1))
 
 
+@pytest.mark.parametrize("fields", [{"min_chars": 100}, {"max_clients": 3}])
+def test_a_play_is_in_the_same_half_whichever_roles_are_kept(folder, fields):
+    for play in (1, 2):  # the only ones with long roles
+        (folder / f"play{play}.txt").write_text(f"ANN\t{'Long ' * 60}.\n\nBOB\t{'long ' * 50}.\n")
+    (folder / "play0.txt").write_text("ANN\tShort, all in all.\n")
+    (folder / "sonnets.txt").write_text("No speech at all.\n")
+    found = [set(names(source(folder, half=h, clients="play", **fields).build(0))) for h in ("pretrain", "tune")]
+    assert found[0] <= {"play0", "play2", "play4"}
+    assert found[1] <= {"play1", "play3"}
+    assert "play2" in found[0]
+    assert "play1" in found[1]
+
+
 def test_the_last_share_is_the_test_set(folder):
     workload = source(folder, clients="play", test_share=0.4).build(0)
     train, test = workload.population.data(0), workload.population.test_data(0)

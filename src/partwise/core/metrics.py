@@ -65,6 +65,16 @@ def _mean(column: Tensor) -> float:
     return float(column.double().mean()) if len(column) else math.nan
 
 
+def _are_classes(outputs: Tensor, target: Tensor) -> bool:
+    """Whether the outputs are (b, classes, ...) and the targets (b, ...)."""
+    return outputs.dim() > 1 and outputs.shape[:1] + outputs.shape[2:] == target.shape
+
+
+def _by_example(hit: Tensor) -> Tensor:
+    """One value per example, (b,): of one with several targets, the share that is hit."""
+    return hit if hit.dim() == 1 else hit.flatten(1).double().mean(1)
+
+
 def _means(column: Tensor, sizes: Sequence[int]) -> list[float]:
     starts = np.cumsum([0, *sizes[:-1]])
     means: list[float] = (np.add.reduceat(column.double().cpu().numpy(), starts) / np.array(sizes)).tolist()
@@ -120,17 +130,15 @@ class Accuracy:
     higher_is_better: bool = True
 
     def measure(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        if outputs.dim() == 1:
-            return {"hit": (outputs > 0) == (batch[self.target] > 0.5)}
-        guess, target = outputs.argmax(1), batch[self.target]
-        if outputs.shape[1] < 2 or guess.shape != target.shape:  # would count something, but not what is right
-            raise ValueError(
+        target, is_one = batch[self.target], outputs.dim() == 1
+        if not (outputs.shape == target.shape if is_one else _are_classes(outputs, target) and outputs.shape[1] > 1):
+            raise ValueError(  # it would count something, but not what is right
                 f"Accuracy(target={self.target!r}): needs logits (b, classes, ...) for targets (b, ...), or one logit "
                 f"per example, (b,), got {tuple(outputs.shape)} for {tuple(target.shape)}. "
                 "For one logit let forward end with .squeeze(1)."
             )
-        hit = guess == target
-        return {"hit": hit if hit.dim() == 1 else hit.flatten(1).double().mean(1)}
+        hit = (outputs > 0) == (target > 0.5) if is_one else outputs.argmax(1) == target
+        return {"hit": _by_example(hit)}
 
     def reduce(self, columns: Mapping[str, Tensor]) -> float:
         return _mean(columns["hit"])
@@ -156,8 +164,14 @@ class TopKAccuracy:
         return f"top{self.k}"
 
     def measure(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        target = batch[self.target]
+        if not _are_classes(outputs, target):
+            raise ValueError(
+                f"TopKAccuracy(target={self.target!r}): needs logits (b, classes, ...) for targets (b, ...), got "
+                f"{tuple(outputs.shape)} for {tuple(target.shape)}. For one logit per example take Accuracy."
+            )
         best = outputs.topk(min(self.k, outputs.shape[1]), dim=1).indices
-        return {"hit": (best == batch[self.target].unsqueeze(1)).any(1)}
+        return {"hit": _by_example((best == target.unsqueeze(1)).any(1))}
 
     def reduce(self, columns: Mapping[str, Tensor]) -> float:
         return _mean(columns["hit"])

@@ -71,7 +71,12 @@ def _tensor(where: str, name: str, values: Any) -> Tensor:
             f"{where}: columns must hold numbers, got {array.dtype} in column {name!r}. "
             "Encode text as integers first, or leave the column out."
         )
-    if array.dtype == np.float64:
+    if np.ma.is_masked(array):  # a tensor would have what lies under the mask
+        raise DataError(
+            f"{where}: every value must be there, got {int(np.ma.getmaskarray(array).sum())} masked ones in column "
+            f"{name!r}. Fill or drop those examples."
+        )
+    if array.dtype.kind == "f" and array.dtype.itemsize > 4:
         array = array.astype(np.float32)
     elif array.dtype.kind == "u" and array.dtype != np.uint8:
         if array.size and array.max() > np.iinfo(np.int64).max:  # would come out negative
@@ -90,12 +95,12 @@ def _array(where: str, name: str, values: Any) -> np.ndarray[Any, np.dtype[Any]]
     if isinstance(values, np.ndarray):
         return values
     items = list(values)
-    if items and not isinstance(items[0], (int, float, str, bytes)):
-        try:
+    try:
+        if items and not isinstance(items[0], (int, float, str, bytes)):
             return np.stack([np.asarray(item) for item in items])
-        except ValueError as error:
-            raise DataError(
-                f"{where}: all examples must have the same shape, got different ones in column {name!r}. "
-                "Pad or cut them to one length."
-            ) from error
-    return np.asarray(items)
+        return np.asarray(items)
+    except ValueError as error:
+        raise DataError(
+            f"{where}: all examples must have the same shape, got different ones in column {name!r}. "
+            "Pad or cut them to one length."
+        ) from error

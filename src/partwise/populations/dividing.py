@@ -13,6 +13,7 @@ from partwise.core.errors import DataError
 from partwise.populations.columns import known
 
 __all__ = [
+    "HUGE",
     "Positions",
     "by_owner",
     "check_minimum",
@@ -27,12 +28,12 @@ __all__ = [
 
 Positions = NDArray[np.int64]
 
-_EQUAL = 1e300  # from here on draws overflow; their limit is an equal share for everybody
+HUGE = 1e300  # from here on draws overflow; their limit is the mean, an equal share for everybody
 
 
 def dirichlet(rng: np.random.Generator, alpha: float, num: int) -> NDArray[np.float64]:
     """Shares of so many clients."""
-    if alpha > _EQUAL:
+    if alpha > HUGE:
         return np.full(num, 1 / num)
     shares = rng.dirichlet(np.full(num, alpha))
     if np.isfinite(shares).all() and shares.sum() > 0.5:

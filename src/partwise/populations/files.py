@@ -20,7 +20,7 @@ from partwise.core.population import Examples, Population
 from partwise.populations.arrays import ArrayPopulation
 from partwise.populations.availability import Always, Availability
 from partwise.populations.columns import as_columns
-from partwise.populations.mapped import mapped_npy, mapped_safetensors, npy_header
+from partwise.populations.mapped import NPY_TYPES, mapped_npy, mapped_safetensors, npy_header
 from partwise.populations.profiles import Constant, Profiles
 from partwise.populations.reliability import Reliability, Steady
 
@@ -155,7 +155,20 @@ def _text(where: str, path: Path) -> NDArray[np.str_]:
             f"{where}: {path.name} must be one text per client, got {found.shape} {found.dtype}. "
             "Save np.array(names, dtype=str)."
         )
+    _each_once(f"{where}: {path.name}", found)
     return found
+
+
+def _each_once(where: str, names: NDArray[np.str_]) -> None:
+    """Refuse two clients of one name, as whose data and scores one could not tell apart."""
+    ordered = np.sort(names)
+    again = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(again):
+        first, second = (names == again[0]).nonzero()[0][:2].tolist()
+        raise DataError(
+            f"{where}: every client must have a name of its own, got {str(again[0])!r} for client {first} and "
+            f"client {second}. Rename one, or join their examples."
+        )
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -167,12 +180,12 @@ class ClientColumns(NamedTuple):
     Args:
         columns: column name -> tensor, array or list (n, ...), n >= 1. float64 arrays and lists become float32.
         test: like columns, what the client is tested on. Empty: nothing.
-        name: what a person would call it. Empty: its number.
+        name: what a person would call it, no two clients alike; a number is written as text. Empty: its number.
     """
 
     columns: Mapping[str, Any]
     test: Mapping[str, Any] = {}
-    name: str = ""
+    name: str | int = ""
 
 
 def write_folder(
@@ -189,8 +202,8 @@ def write_folder(
         central: columns of a test set held by nobody. Default: the population's.
 
     Raises:
-        DataError: a folder with files, no client, a client without examples or with other columns than the first;
-            what was written until then stays, without the offsets, so that it cannot be opened.
+        DataError: a folder with files, no client, a client without examples or with other columns than the first, two
+            clients of one name; what was written until then stays, without the offsets, so that it cannot be opened.
 
     Example:
         >>> import tempfile
@@ -207,7 +220,8 @@ def write_folder(
         held = clients.central_test()
         central = held.columns() if central is None and held is not None else central
         clients = _of(clients)
-    names, has_test = [], False
+    names: list[str] = []
+    has_test = False
     with ExitStack() as stack:
         train, test = (stack.enter_context(closing(_Part(where, folder))) for folder in (path, path / _TEST))
         for client in clients:
@@ -215,14 +229,16 @@ def write_folder(
             train.add(found.columns)
             test.add(found.test) if found.test else test.skip()
             has_test = has_test or bool(found.test)
-            names.append(found.name)
+            names.append(str(found.name))
         if not names:
             raise DataError(f"{where}: needs at least one client, got none. Look at where they come from.")
     if central is not None:
         with closing(_Part(where, path / _CENTRAL)) as rest:
             rest.add(central)
     if any(names):
-        np.save(path / f"{_NAMES}.npy", np.array([name or str(c) for c, name in enumerate(names)]))
+        called = np.array([name or str(c) for c, name in enumerate(names)])
+        _each_once(where, called)
+        np.save(path / f"{_NAMES}.npy", called)
     if has_test:
         np.save(path / _TEST / f"{_OFFSETS}.npy", test.offsets())
     np.save(path / f"{_OFFSETS}.npy", train.offsets())  # last: a folder without them is not whole
@@ -298,6 +314,11 @@ def _array(who: str, name: str, column: Tensor) -> NDArray[Any]:
         raise DataError(
             f"{who}: columns must be of a type that NumPy has, got {column.dtype} in column {name!r}. Use float32."
         ) from error
+    if found.dtype.str not in NPY_TYPES:
+        raise DataError(
+            f"{who}: columns must be of one of the types {', '.join(NPY_TYPES)}, got {column.dtype} in column "
+            f"{name!r}. Convert it; int64 holds most whole numbers."
+        )
     return found
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from partwise.core.errors import DataError
 
-__all__ = ["mapped_npy", "mapped_safetensors", "npy_header"]
+__all__ = ["NPY_TYPES", "mapped_npy", "mapped_safetensors", "npy_header"]
 
-_DTYPES = {
+NPY_TYPES = {
     np.dtype(name).str: getattr(torch, name)
     for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 }
@@ -55,6 +55,11 @@ def _mapping(path: Path) -> mmap.mmap:
 
 def _tensor(where: str, whole: mmap.mmap, place: _Place) -> Tensor:
     """A tensor that lies in a mapped file."""
+    if place.offset < 0 or not all(type(size) is int and size >= 0 for size in place.shape):
+        raise DataError(
+            f"{where}: must have a shape of whole numbers from 0 on, and begin in the file, got {place.shape} from "
+            f"byte {place.offset}. Write it again."
+        )
     count = int(np.prod(place.shape, dtype=object))
     end = place.offset + count * place.dtype.itemsize
     if end > len(whole):
@@ -99,16 +104,16 @@ def _npy_place(where: str, file: IO[bytes]) -> _Place:
             f"{where}: must hold numbers, got pickled Python objects, which are never loaded. "
             "Encode them as numbers, and save with np.save(..., allow_pickle=False)."
         )
-    if dtype.str not in _DTYPES:
+    if dtype.str not in NPY_TYPES:
         raise DataError(
-            f"{where}: must be of one of the types {', '.join(_DTYPES)}, got {dtype.str!r}. Convert it with astype."
+            f"{where}: must be of one of the types {', '.join(NPY_TYPES)}, got {dtype.str!r}. Convert it with astype."
         )
     if not shape or (is_fortran and len(shape) > 1):
         got = "columns first (Fortran order)" if shape else "a single number"
         raise DataError(
             f"{where}: must have its examples one after another, got {got}. Save np.ascontiguousarray(values)."
         )
-    return _Place(_DTYPES[dtype.str], tuple(shape), file.tell())
+    return _Place(NPY_TYPES[dtype.str], tuple(shape), file.tell())
 
 
 def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:

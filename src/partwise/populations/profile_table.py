@@ -17,7 +17,7 @@ from partwise.core.errors import DataError
 from partwise.core.population import Client, Profile
 from partwise.populations.columns import known
 from partwise.populations.profiles import BOUNDS, Clients, ProfileArrays, Profiles, Reals
-from partwise.populations.readers import Table, open_table
+from partwise.populations.readers import Table, is_number, open_table
 
 __all__ = ["ProfileTable", "client_numbers", "numbers"]
 
@@ -86,21 +86,12 @@ def numbers(where: str, table: Table, name: str, values: Any) -> Reals:
         DataError: a value that is no number, with its line.
     """
     if values.dtype.kind not in "iuf":
-        wrong = next((i for i, value in enumerate(values.tolist()) if not _is_number(value)), 0)
+        wrong = next((i for i, value in enumerate(values.tolist()) if not is_number(value)), 0)
         raise DataError(
-            f"{where}: {name} must be a number, got {values[wrong].item()!r} in {table.place(wrong)}. "
-            "Correct that line."
+            f"{where}: {name} must be a number, got {str(values[wrong])!r} in {table.place(wrong)}. Correct that line."
         )
     found: Reals = values.astype(np.float64)
     return found
-
-
-def _is_number(text: Any) -> bool:
-    try:
-        float(text)
-    except (TypeError, ValueError):
-        return False
-    return not isinstance(text, bool)
 
 
 def client_numbers(where: str, table: Table, name: str, values: Any) -> NDArray[np.int64]:

@@ -187,7 +187,7 @@ class LogNormal(Profiles):
         seconds_per_step: median pace, seconds, >= 0.
         uplink: median bytes per second, > 0. Default: 0.5 MB/s.
         downlink: median bytes per second, > 0. Default: 2.5 MB/s.
-        sigma: spread of the logarithm, >= 0. 0.5: one client in six is slower than 1.65 medians.
+        sigma: spread of the logarithm, finite and >= 0. 0.5: one client in six is slower than 1.65 medians.
         memory: bytes for the submodel, alike for all.
         width: largest width ratio, alike for all.
         seed: of the draws; profiles do not follow the experiment's seed, the world stays as it is.
@@ -209,6 +209,7 @@ class LogNormal(Profiles):
     def __post_init__(self) -> None:
         Constant(self.seconds_per_step, self.uplink, self.downlink, self.memory, self.width)
         _check_speed(self, self.sigma >= 0, "sigma", "at least 0", self.sigma)
+        _check_speed(self, self.sigma < math.inf, "sigma", "finite", self.sigma)
 
     def profile(self, client: Client, now: float = 0.0) -> Profile:
         pace, up, down = _factors(self.seed, self.sigma, client)
@@ -226,11 +227,13 @@ class Widths(Profiles):
     """Width ratios in given proportions; the rest of the profile comes from `base`.
 
     The proportions are exact in every run of `block` consecutive clients, where `block` is the smallest
-    number that makes all shares whole (5 for five shares of 0.2); within a block the order is random.
+    number that makes all shares whole (5 for five shares of 0.2); within a block the order is random. Shares for which
+    that would take more than 1,000 clients are rounded to thousandths.
 
     Args:
         ratios: width ratios, each in (0, 1]. Default: HeteroFL's levels a to e.
-        shares: one share per ratio, positive; made to sum to 1. Default (): equal shares.
+        shares: one share per ratio, positive, none below a thousandth of their sum; made to sum to 1. Default (): equal
+            shares.
         base: everything but the width.
         seed: of the order.
 
@@ -258,8 +261,16 @@ class Widths(Profiles):
                 f"Widths(): needs one share per ratio, got {len(self.shares)} shares for {len(self.ratios)} ratios. "
                 "Leave shares out for equal ones."
             )
-        if not all(s > 0 for s in self.shares):
-            raise ValueError(f"Widths(shares={self.shares}): shares must be above 0. Leave the ratio out instead.")
+        if not all(0 < s < math.inf for s in self.shares):
+            raise ValueError(
+                f"Widths(shares={self.shares}): shares must be above 0 and finite. Leave the ratio out instead."
+            )
+        absent = set(range(len(self.shares))) - set(_levels(self.shares) if self.shares else ())
+        if absent:
+            raise ValueError(
+                f"Widths(shares={self.shares}): shares must be at least a thousandth of their sum, got "
+                f"{self.shares[min(absent)]}, which no client would have. Raise it, or leave the ratio out."
+            )
 
     def profile(self, client: Client, now: float = 0.0) -> Profile:
         levels = _levels(self.shares or (1.0,) * len(self.ratios))

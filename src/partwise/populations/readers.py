@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +17,11 @@ import numpy as np
 
 from partwise.core.errors import DataError
 
-__all__ = ["Columns", "Table", "open_table"]
+__all__ = ["Columns", "Table", "is_number", "open_table"]
 
 Columns = dict[str, Any]
 
-_WHOLE = re.compile(r"[+-]?\d{1,18}")
+_WHOLE = re.compile(r"[+-]?\d{1,19}")
 
 
 class Table(NamedTuple):
@@ -64,7 +66,11 @@ def open_table(where: str, path: Path) -> Table:
 def _read_csv(where: str, path: Path, delimiter: str) -> Table:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file, delimiter=delimiter))
+            reader = csv.reader(file, delimiter=delimiter)
+            rows, ends = [], array("q", [0])  # a quoted field may have several lines
+            for row in reader:
+                rows.append(row)
+                ends.append(reader.line_num)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{where}: must be UTF-8, got the byte 0x{error.object[error.start]:02x}. Save it as UTF-8."
@@ -75,22 +81,35 @@ def _read_csv(where: str, path: Path, delimiter: str) -> Table:
         raise DataError(f"{where}: needs a header and at least one row, got {len(rows)} lines. Check the file.")
     header = rows[0]
     _each_once(where, header)
-    for line, row in enumerate(rows[1:], 2):
+
+    def place(row: int) -> str:
+        return f"line {ends[row + 1] + 1}"
+
+    for at, row in enumerate(rows[1:]):
         if len(row) != len(header):
             raise DataError(
-                f"{where}: every line must have {len(header)} fields, got {len(row)} in line {line}. Correct that line."
+                f"{where}: every line must have {len(header)} fields, got {len(row)} in {place(at)}. Correct that line."
             )
 
+    def parsed(name: str, texts: list[str]) -> Any:
+        missing = next((at for at, text in enumerate(texts) if not text.strip()), None)
+        if missing is not None:
+            raise DataError(
+                f"{where}: every value must be there, got an empty one in column {name!r}, {place(missing)}. "
+                "Fill or drop those rows."
+            )
+        return _parsed(texts)
+
     def read(names: Sequence[str]) -> Columns:
-        return {name: _parsed(where, name, [row[header.index(name)] for row in rows[1:]]) for name in names}
+        return {name: parsed(name, [row[header.index(name)] for row in rows[1:]]) for name in names}
 
     def keys(name: str) -> Any:
         texts = [row[header.index(name)] for row in rows[1:]]
-        found = _parsed(where, name, texts)
+        found = parsed(name, texts)
         is_odd = found.dtype.kind == "f" and not np.isfinite(found).all()  # left to who asks, to be refused
         return found if is_odd or list(map(str, found.tolist())) == [t.strip() for t in texts] else np.array(texts)
 
-    return Table(header, read, lambda row: f"line {row + 2}", keys)
+    return Table(header, read, place, keys)
 
 
 def _each_once(where: str, header: Sequence[str]) -> None:
@@ -99,20 +118,24 @@ def _each_once(where: str, header: Sequence[str]) -> None:
         raise DataError(f"{where}: every column must have a name of its own, got {twice!r} twice. Rename one.")
 
 
-def _parsed(where: str, name: str, texts: list[str]) -> Any:
+def _parsed(texts: list[str]) -> Any:
     """Integers if all are, else numbers if all are, else text."""
-    missing = [i for i, text in enumerate(texts) if not text.strip()]
-    if missing:
-        raise DataError(
-            f"{where}: every value must be there, got an empty one in column {name!r}, line {missing[0] + 2}. "
-            "Fill or drop those rows."
-        )
     if all(_WHOLE.fullmatch(text.strip()) for text in texts):
-        return np.array([int(text) for text in texts], np.int64)
-    try:
+        whole = [int(text) for text in texts]
+        if min(whole) >= -(2**63) and max(whole) < 2**63:
+            return np.array(whole, np.int64)
+    if all(map(is_number, texts)):
         return np.array([float(text) for text in texts])
-    except ValueError:
-        return np.array(texts)
+    return np.array(texts)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a table is a number, as a person writes one: to Python, so is "2024_01"."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return not isinstance(value, bool) and "_" not in str(value)
 
 
 def _read_parquet(where: str, path: Path) -> Table:
@@ -124,22 +147,35 @@ def _read_parquet(where: str, path: Path) -> Table:
             f"{where}: a Parquet file needs the package pyarrow, got an environment without it. "
             "Install it with: pip install 'partwise[tables]'."
         ) from error
-    try:
-        header = list(parquet.read_schema(path).names)
-        _each_once(where, header)
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"{where}: must be a Parquet file, got something else ({error}). Check how it was made."
-        ) from error
 
-    def read(names: Sequence[str]) -> Columns:
-        table = parquet.read_table(path, columns=list(dict.fromkeys(names)))
+    @contextmanager
+    def refused() -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{where}: must be a Parquet file, got something else, or one that is damaged ({error}). "
+                "Check how it was made."
+            ) from error
+
+    def taken(names: Sequence[str]) -> Any:
+        with refused():
+            table = parquet.read_table(path, columns=list(dict.fromkeys(names)))
         for name in names:
             if table[name].null_count:
                 raise DataError(
                     f"{where}: every value must be there, got {table[name].null_count} missing in column {name!r}. "
                     "Fill or drop those rows."
                 )
-        return {name: table[name].to_numpy() for name in names}
+        return table
 
-    return Table(header, read, lambda row: f"row {row + 1}", lambda name: read([name])[name])
+    def read(names: Sequence[str]) -> Columns:
+        table = taken(names)
+        # NumPy would have decimals as objects, which are no numbers to it.
+        columns = {n: table[n].cast(pa.float64()) if pa.types.is_decimal(table[n].type) else table[n] for n in names}
+        return {name: column.to_numpy() for name, column in columns.items()}
+
+    with refused():
+        header = list(parquet.read_schema(path).names)
+    _each_once(where, header)
+    return Table(header, read, lambda row: f"row {row + 1}", lambda name: taken([name])[name].to_numpy())

@@ -17,7 +17,17 @@ from torch import Tensor
 
 from partwise.core.errors import DataError
 from partwise.core.rng import numpy_generator
-from partwise.populations.dividing import Positions, by_owner, check_minimum, check_num, enough, labels_of, raised
+from partwise.populations.dividing import (
+    HUGE,
+    Positions,
+    by_owner,
+    check_minimum,
+    check_num,
+    dirichlet,
+    enough,
+    labels_of,
+    raised,
+)
 
 __all__ = ["ClassPartition", "DualDirichlet"]
 
@@ -65,8 +75,11 @@ class DualDirichlet:
         n, labels = enough(self, columns, num, self.min_partition_size), labels_of(self, columns, self.partition_by)
         classes, counts = np.unique(labels, return_counts=True)
         alpha = num if self.clients_alpha is None else self.clients_alpha
-        sizes = rng.dirichlet(np.full(num, alpha / num))
-        mixes = rng.dirichlet(self.classes_alpha * counts / n, num)  # (N, C)
+        sizes = dirichlet(rng, alpha / num, num)
+        if self.classes_alpha > HUGE:
+            mixes = np.tile(counts / n, (num, 1))
+        else:
+            mixes = rng.dirichlet(self.classes_alpha * counts / n, num)  # (N, C)
         shares = np.nan_to_num(sizes[:, None] * mixes)
         shares[:, shares.sum(0) <= 0] = 1.0
         return raised(_dealt(labels, classes, shares / shares.sum(0), rng), self.min_partition_size, rng)

@@ -6,11 +6,14 @@ Shapes: n examples, N clients.
 from __future__ import annotations
 
 import difflib
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from partwise.core.errors import DataError
@@ -108,6 +111,12 @@ def from_dataset(
     items = [_fields(dataset[i], columns) for i in range(len(dataset))]
     if not items:
         raise DataError(f"{where}: needs at least one example, got an empty data set. Check its path and split.")
+    odd = next((at for at, item in enumerate(items) if item.keys() != items[0].keys()), None)
+    if odd is not None:
+        raise DataError(
+            f"{where}: every item must have the fields of the first, {', '.join(map(repr, items[0]))}, got "
+            f"{', '.join(map(repr, items[odd])) or 'none'} in item {odd}. Give all items the same fields."
+        )
     raw = {name: [item[name] for item in items] for name in items[0]}
     if isinstance(client, str):
         client = raw.pop(known(f"from_dataset(client={client!r})", client, raw))
@@ -183,19 +192,34 @@ def _groups(where: str, client: Any, n: int) -> tuple[list[str], list[Positions]
             f"{where}: client must give one key per example, {n}, got shape {keys.shape}. "
             "Repeat the key for each example of the client."
         )
-    missing = [i for i, key in enumerate(keys.tolist()) if _is_missing(key)] if keys.dtype.kind in "fO" else []
-    if missing:
+    at = _first_missing(client, keys)
+    if at is not None:
         raise DataError(
-            f"{where}: every example needs a client, got {keys[missing[0]]} for example {missing[0]}. "
-            "Fill or drop such examples."
+            f"{where}: every example needs a client, got {keys[at]} for example {at}. Fill or drop such examples."
         )
     values, owner = np.unique(keys.astype(str) if keys.dtype.kind == "O" else keys, return_inverse=True)
     order = np.argsort(owner, kind="stable")
     return [str(v) for v in values], np.split(order, np.cumsum(np.bincount(owner))[:-1])
 
 
+def _first_missing(client: Any, keys: NDArray[Any]) -> int | None:
+    """The first example without a key; `keys` is what became of `client` as an array."""
+    if np.ma.is_masked(client):
+        return int(np.ma.getmaskarray(client).nonzero()[0][0])
+    if keys.dtype.kind in "mM":
+        return next(iter(np.isnat(keys).nonzero()[0].tolist()), None)
+    if keys.dtype.kind in "US" and isinstance(client, (list, tuple)):  # beside text, NaN has become the text "nan"
+        return next((i for i, key in enumerate(client) if _is_missing(key)), None)
+    if keys.dtype.kind in "fO":
+        return next((i for i, key in enumerate(keys.tolist()) if _is_missing(key)), None)
+    return None
+
+
 def _is_missing(key: Any) -> bool:
-    return key is None or (isinstance(key, float) and not np.isfinite(key))
+    try:
+        return key is None or bool(operator.ne(key, key)) or (isinstance(key, float) and math.isinf(key))
+    except TypeError:  # pandas' NA, which does not even say whether it is itself
+        return True
 
 
 def _population(

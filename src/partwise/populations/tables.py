@@ -14,7 +14,7 @@ import numpy as np
 from partwise.core.errors import DataError
 from partwise.populations.arrays import ArrayPopulation
 from partwise.populations.columns import known
-from partwise.populations.readers import Columns, open_table
+from partwise.populations.readers import Columns, is_number, open_table
 from partwise.populations.sources import Options, from_arrays
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ def from_table(
         wanted = dict(columns)
     else:
         wanted = {"x": list(columns) or [name for name in header if name not in (client, target)]}
+    if target and "y" in wanted:
+        raise DataError(
+            f"{where}: y must be one thing, got columns['y'] = {wanted['y']!r} and target={target!r}. Give one of them."
+        )
     if target:
         wanted["y"] = target
     needed = {name for names in wanted.values() for name in ([names] if isinstance(names, str) else names)}
@@ -75,17 +79,9 @@ def _stack(where: str, table: Columns, names: str | Sequence[str], place: Callab
 def _numbers(where: str, name: str, values: Any, place: Callable[[int], str]) -> Any:
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
-        at = next((row for row, value in enumerate(array) if not _is_number(value)), 0)
+        at = next((row for row, value in enumerate(array) if not is_number(value)), 0)
         raise DataError(
             f"{where}: columns must hold numbers, got {str(array[at])!r} in column {name!r}, {place(at)}. "
             "Leave it out of columns, or encode it as integers first."
         )
     return array
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,14 @@ from partwise.populations.slots import check_above_zero, slot_of
 __all__ = ["Intervals", "Trace"]
 
 _MANY = 64  # clients, from which on arrays are quicker
+_MOST = 100_000_000  # clients: for each up to the largest 8 bytes are kept
 _COLUMNS = ("client", "start_seconds", "end_seconds")
 
 
 class _Rows(NamedTuple):
-    """Intervals: (n,) each."""
+    """Intervals: (n,) each; the clients are whole numbers, of whatever type, once they have been checked."""
 
-    client: NDArray[np.int64]
+    client: NDArray[Any]
     start: Reals
     end: Reals
 
@@ -46,7 +47,7 @@ def _joined(where: str, rows: _Rows, period_seconds: float, place: Callable[[int
     """
     _check(where, rows, period_seconds, place)
     order = np.argsort(rows.client, kind="stable")
-    client, start, end = rows.client[order], rows.start[order], rows.end[order]
+    client, start, end = rows.client[order].astype(np.int64), rows.start[order], rows.end[order]
     same = client[1:] == client[:-1]
     wrong = (same & (start[1:] < end[:-1])).nonzero()[0]
     if len(wrong):
@@ -73,6 +74,8 @@ def _check(where: str, rows: _Rows, period_seconds: float, place: Callable[[int]
     start, end = rows.start, rows.end
     for holds, rule, values in (
         (rows.client >= 0, "client must be at least 0", rows.client),
+        (rows.client == np.floor(rows.client), "client must be a whole number", rows.client),
+        (rows.client < _MOST, f"client must be a number of the population's, below {_MOST}", rows.client),
         ((start >= 0) & (start < np.inf), "start_seconds must be finite and at least 0", start),
         (end > start, "end_seconds must be after start_seconds", end),
         (end <= period_seconds, f"end_seconds must be at most the period, {period_seconds:g}", end),
@@ -80,6 +83,17 @@ def _check(where: str, rows: _Rows, period_seconds: float, place: Callable[[int]
         wrong = (~holds).nonzero()[0]
         if len(wrong):
             raise DataError(f"{where}: {rule}, got {values[wrong[0]]} in {place(int(wrong[0]))}. Correct that line.")
+
+
+def _numbers(name: str, values: Any) -> NDArray[Any]:
+    """Numbers in their own type: what is no whole number is not made one."""
+    found = np.asarray(values)
+    if found.ndim != 1 or found.dtype.kind not in "iuf":
+        raise DataError(
+            f"Intervals(): {name} must be one number per interval, (n,), got {found.shape} {found.dtype}. "
+            "Give an array of numbers."
+        )
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +107,8 @@ class Intervals(Availability):
         period_seconds: after that, all intervals come again; none may end later. Default: they do not.
 
     Raises:
-        DataError: intervals that are none, negative, unsorted or overlapping, or beyond the period.
+        DataError: intervals that are none, negative, unsorted or overlapping, or beyond the period; clients that are
+            no whole numbers from 0 to 99,999,999.
 
     Example:
         >>> world = Intervals(np.array([0, 0]), np.array([5.0, 20.0]), np.array([9.0, 30.0]))
@@ -109,11 +124,8 @@ class Intervals(Availability):
     def __post_init__(self) -> None:
         if self.period_seconds != math.inf:
             check_above_zero(self, "period_seconds", self.period_seconds)
-        given = _Rows(
-            np.asarray(self.client, np.int64),
-            np.asarray(self.start_seconds, np.float64),
-            np.asarray(self.end_seconds, np.float64),
-        )
+        client, start, end = (_numbers(name, getattr(self, name)) for name in _COLUMNS)
+        given = _Rows(client, start.astype(np.float64, copy=False), end.astype(np.float64, copy=False))
         rows = _joined("Intervals()", given, self.period_seconds, lambda row: f"row {row}")
         object.__setattr__(self, "client", rows.client)
         object.__setattr__(self, "start_seconds", rows.start)
@@ -212,8 +224,8 @@ class Trace(Availability):
 
     Args:
         path: a `.csv` or `.tsv` file with a header, or a `.parquet` file (extra `partwise[tables]`). Its columns:
-            `client`, numbers from 0 on; `start_seconds`, `end_seconds`, from the beginning of the run on. A client's
-            intervals ascend and do not overlap; those of different clients may be mixed.
+            `client`, numbers from 0 to 99,999,999; `start_seconds`, `end_seconds`, from the beginning of the run on. A
+            client's intervals ascend and do not overlap; those of different clients may be mixed.
         period_seconds: after that, all intervals come again. Default: they do not.
 
     Raises:

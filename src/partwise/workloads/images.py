@@ -317,7 +317,7 @@ def _idx(path: Path) -> Bytes:
         raise DataError(f"{path}: must be a gzip file, got something else ({error}). Fetch it again.") from error
     rank = raw[3] if len(raw) > 3 else 0
     begin = 4 + 4 * rank
-    shape = tuple(np.frombuffer(raw[4:begin], ">u4").tolist())
+    shape = tuple(int.from_bytes(raw[at : at + 4], "big") for at in range(4, begin, 4))
     if raw[:3] != b"\x00\x00\x08" or len(raw) - begin != math.prod(shape):
         raise DataError(
             f"{path}: must be an IDX file of bytes, got one that is cut or of another kind. Fetch it again."

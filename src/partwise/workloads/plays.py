@@ -41,7 +41,7 @@ class ShakespeareGPT:
 
     Args:
         folder: holds the plays, as for `Shakespeare`.
-        half: `pretrain` takes every second play, `tune` the others.
+        half: `pretrain` takes every second play of the folder, `tune` the others, whichever roles count.
         clients: what a client is: a `role` of a play, or a `play`.
         clusters: so many clients instead, each a group of plays that follow one another; 0 for none.
         width: of the GPT, as are the next three.
@@ -128,8 +128,12 @@ class ShakespeareGPT:
     def _texts(self) -> dict[str, str]:
         """Client -> its text."""
         roles = read_roles("ShakespeareGPT", Path(self.folder), self.min_chars, self.max_clients)
-        plays = sorted({name.partition("/")[0] for name, _ in roles})
-        kept = plays if self.half == "all" else plays[self.half == "tune" :: 2]
+        kept = sorted({name.partition("/")[0] for name, _ in roles})
+        if self.half != "all":
+            # Of all plays, whichever roles are kept: a play that is in one half is in no other, whatever else is set.
+            every = sorted({name.partition("/")[0] for name, _ in read_roles("ShakespeareGPT", Path(self.folder), 1)})
+            half = set(every[self.half == "tune" :: 2])
+            kept = [play for play in kept if play in half]
         texts: dict[str, list[str]] = {}
         for name, text in roles:
             play = name.partition("/")[0]

@@ -209,7 +209,10 @@ def read_roles(part: str, folder: Path, min_chars: int, max_roles: int = 0) -> l
 
 
 def characters(texts: list[str]) -> tuple[list[Ids], int]:
-    """The numbers of a text's characters in `ALPHABET`, a space for all others; and how many there are."""
+    """The numbers of a text's characters in `ALPHABET`, and how many there are.
+
+    All others of Latin-1, such as letters with accents, are a space, and those beyond a question mark.
+    """
     number = np.full(256, ALPHABET.index(" "))
     number[[ord(c) for c in ALPHABET]] = np.arange(len(ALPHABET))
     return [number[np.frombuffer(text.encode("latin-1", "replace"), np.uint8)] for text in texts], len(ALPHABET)
