@@ -6,14 +6,18 @@ import os
 import socket
 import ssl
 import threading
+from contextlib import closing
+from dataclasses import make_dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
+from partwise.core.codec import encode, register
 from partwise.core.errors import DataError, SpecError
 from partwise.deploy.files import NodeFile, ServerFile
-from partwise.deploy.local import check, star_of
+from partwise.deploy.local import Finding, check, star_of
+from partwise.deploy.memory import Memory
 from partwise.deploy.prepare import prepare
 from partwise.experiment.spec import load
 from partwise.populations.files import from_files
@@ -109,6 +113,26 @@ def test_check_says_what_is_right_and_what_is_not(made):
     found = {finding.what: finding for finding in check(NodeFile.read(three))}
     assert "needs offsets" in found["specification and data"].said
     assert not found["one local step"].is_right
+
+
+def test_check_reads_what_is_remembered(made):
+    """A state's class has another field since: another version of a part of one's own."""
+    _, (_, one, *_) = made
+    file = NodeFile.read(one)
+    old = register(make_dataclass("Keepsake", ["seen"]))
+    with closing(Memory(file.memory)) as memory:
+        memory.save({0: encode({"own": old(3)})}, [])
+    assert "1 clients are remembered" in found_of(file)["disk"].said
+    register(make_dataclass("Keepsake", ["seen", "more"]))
+    found = found_of(file)["disk"]
+    assert not found.is_right
+    assert f"{file.memory}: must hold states that the parts here can read" in found.said
+    assert "Keepsake must have the same fields on both sides, here seen, more" in found.said
+    file.memory.unlink()
+
+
+def found_of(file: NodeFile) -> dict[str, Finding]:
+    return {finding.what: finding for finding in check(file)}
 
 
 def test_commands(made, tmp_path):

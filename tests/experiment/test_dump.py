@@ -33,7 +33,7 @@ from partwise.experiment.dump import dump, save_spec
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.mechanisms import Mechanism
-from partwise.experiment.parts import catalog, fits, is_writable, parameters
+from partwise.experiment.parts import catalog, fits, is_writable, parameters, reference
 from partwise.experiment.read import Reader
 from partwise.experiment.spec import load, loads
 from partwise.experiment.toml import parse
@@ -192,7 +192,8 @@ def test_a_part_from_outside_is_found_again_wherever_the_specification_lies(tmp_
     found = load(tmp_path / "spec.toml").client[0]
     assert type(found).__name__ == "Mine"
     assert found.file == tmp_path / "rows.csv"
-    assert f'name = "{Path(__file__).resolve()}:Mine"' in (tmp_path / "spec.toml").read_text()
+    assert f'name = "{reference(Mine)}"' in (tmp_path / "spec.toml").read_text()
+    assert reference(Mine).startswith("/")
 
 
 def columns(n):

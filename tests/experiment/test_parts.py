@@ -209,6 +209,8 @@ def mine(tmp_path):
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "__init__.py").write_text("")
     (tmp_path / "pack" / "inner.py").write_text(MINE)
+    (tmp_path / "pack" / "sub").mkdir()  # of no __init__.py
+    (tmp_path / "pack" / "sub" / "deep.py").write_text(MINE + "\nfrom ..inner import Half as Base")
     yield tmp_path
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
@@ -223,12 +225,34 @@ def test_part_from_a_file(mine):
     assert str(mine) not in sys.path
 
 
+def test_a_file_that_another_imports_is_loaded_once(mine):
+    """Whichever is named first, or a state's class would be registered under one name twice."""
+    (mine / "first_half.py").write_text(MINE)
+    (mine / "more.py").write_text("from first_half import Half\nclass More(Half): pass")
+    half = resolve("first_half.py:Half", mine)
+    assert resolve("more.py:More", mine).__mro__[1] is half
+    (mine / "pack" / "first_half.py").write_text(MINE)
+    assert resolve("pack/first_half.py:Half", mine) is not half  # a file of the same name elsewhere is another
+    (mine / "statistics.py").write_text(MINE)
+    assert resolve("statistics.py:Half", mine).__module__ != "statistics"
+
+
 def test_part_from_a_module(mine, monkeypatch):
     cls = resolve("pack.inner:Half", mine)
     assert cls.__module__ == "pack.inner"
-    assert reference(cls) == f"{mine / 'pack' / 'inner.py'}:Half"  # nobody else could import it
+    assert reference(cls) == f"{mine.as_posix()}/pack.inner:Half"  # nobody else could import it
     monkeypatch.syspath_prepend(mine)
     assert reference(cls) == "pack.inner:Half"
+    monkeypatch.chdir(mine)  # then it is there for this program alone
+    assert reference(cls) == f"{mine.as_posix()}/pack.inner:Half"
+
+
+@pytest.mark.parametrize("name", ["pack.inner:Half", "pack.sub.deep:Half"])
+def test_a_part_of_a_package_beside_is_found_again_by_another_program(mine, name):
+    found = reference(resolve(name, mine))
+    for module in [m for m in sys.modules if m.split(".")[0] == "pack"]:
+        del sys.modules[module]
+    assert resolve(found, Path("elsewhere"))().factor == 0.5
 
 
 @pytest.mark.parametrize(

@@ -143,5 +143,18 @@ def test_a_loss_is_no_share_and_the_lowest_is_the_darkest():
     assert [text.get_color() for text in axes.texts] == ["white", "black"]
 
 
+def test_a_score_above_one_is_no_share_and_the_highest_is_the_darkest():
+    rows = [
+        {"rule": "Mean", "attack": attack, "share": share, "score": score, "higher_is_better": True}
+        for attack, share, score in (("none", 0.0, 37.5), ("flip", 0.2, -2.0))
+    ]
+    assert markdown(rows).splitlines()[2] == "| Mean | 37.5 | −2.000 |"
+    axes = heat_map(rows).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["37.5", "−2.000"]
+    none, flip = (sum(axes.images[0].to_rgba(axes.images[0].get_array())[0, at, :3]) for at in (0, 1))
+    assert none < flip
+    assert [text.get_color() for text in axes.texts] == ["white", "black"]
+
+
 def test_a_trial_says_which_way_its_score_goes():
     assert play(experiment(Mean(), rounds=1))["higher_is_better"] is True

@@ -1,5 +1,7 @@
 """Hostile clients in the star: what they train on, what the aggregator gets, in which rounds."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -7,10 +9,12 @@ from partwise.aggregators import Mean, Median, Zeno, ZenoPlusPlus
 from partwise.algorithms import FedAvg, FedSubAvg
 from partwise.attacks import AfterRounds, Backdoor, Hostile, InnerProduct, LabelFlip, SignFlip
 from partwise.channels import Plain
+from partwise.core.attack import Attack
 from partwise.core.errors import CompositionError
 from partwise.core.model import CrossEntropy, Model
 from partwise.core.population import Examples
 from partwise.core.program import SERVER
+from partwise.core.update import map_values
 from partwise.local import SGD, LocalTraining
 from partwise.programs.star import Star
 from partwise.runtimes import Simulate
@@ -50,6 +54,31 @@ def test_median_survives_what_breaks_the_mean():
     step = max(float((clean[n] - start[n]).abs().max()) for n in clean)
     assert moved["Mean"] > 1e3 * step
     assert moved["Median"] < 3 * step
+
+
+@dataclass(frozen=True)
+class Misfit(Attack):
+    """One number for all of a parameter, which would be stretched to fit; or fewer updates than hostile clients."""
+
+    fewer: int = 0
+
+    def forge(self, scene):
+        return [map_values(update, lambda v: v.sum()) for update in scene.own[self.fewer :]]
+
+
+@pytest.mark.parametrize(
+    ("fewer", "says"),
+    [
+        (0, "make updates that fit the model, got: Update"),
+        (1, "make up one update for each hostile client, got 1 for 2"),
+    ],
+)
+def test_what_a_server_would_have_refused_is_not_aggregated(fewer, says):
+    of, log = star("fedavg", 1, hostile=Hostile(Misfit(fewer), share=0.5)), Log()
+    Simulate().run(of.programs(), of.population, log)
+    (skipped,) = log.of("skipped")
+    assert skipped["reason"].startswith(f"Misfit(fewer={fewer}): must {says}")
+    assert not log.of("commit")
 
 
 def test_data_are_poisoned_for_hostile_clients_in_hostile_rounds():

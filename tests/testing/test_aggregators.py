@@ -99,3 +99,29 @@ def test_a_class_inside_a_function_does_not_rebuild():
 
     with pytest.raises(AssertionError, match="a part rebuilds from its repr"):
         check(Inside())
+
+
+@dataclass(frozen=True)
+class Talkative(BrokenAggregator):
+    """Tells what cannot be recorded, or hides what is."""
+
+    told_: str = ""
+
+    def told(self, state):
+        return {"": {"kept": 3}, "tensor": {"kept": torch.tensor(3)}, "nothing": None, "hides": {"version": 7}}[
+            self.told_
+        ]
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ("tensor", "must tell facts by name, got TypeError: Object of type Tensor"),
+        ("nothing", "must tell facts by name, got TypeError"),
+        ("hides", r"must tell facts by name, which is none of \('stream', 'version'\), got \['version'\]"),
+    ],
+)
+def test_what_is_told_can_be_recorded(told, says):
+    check(Talkative())
+    with pytest.raises(AssertionError, match=rf"^Talkative\(fault='', told_='{told}'\): {says}"):
+        check(Talkative(told_=told))

@@ -13,6 +13,10 @@ from partwise.core.update import scale
 from partwise.testing import check, check_algorithm
 
 
+def wrong(params, batch, rng):
+    return params["hidden.bias"].sum(), {}
+
+
 @dataclass(frozen=True)
 class BrokenAlgorithm(Algorithm):
     """FedAvg with one fault."""
@@ -24,6 +28,8 @@ class BrokenAlgorithm(Algorithm):
             return None
         if self.fault == "no copy":
             return {"model": dict(params)}
+        if self.fault == "a number in a stream":
+            return {"model": {n: t.clone() for n, t in params.items()}, "rounds": 0}
         return {"control" if self.fault == "no model" else "model": {n: t.clone() for n, t in params.items()}}
 
     def select(self, task, own, site):
@@ -35,8 +41,20 @@ class BrokenAlgorithm(Algorithm):
     def weight(self, site):
         return -1.0 if self.fault == "weight" else float(len(site.data))
 
+    def aggregators(self):
+        return None if self.fault == "no aggregators" else Algorithm.aggregators(self)
+
+    def personalize(self, values, own):
+        return None if self.fault == "no values" else values
+
+    def examples(self, index, own, site):
+        return dict(site.data.columns()) if self.fault == "columns" else Algorithm.examples(self, index, own, site)
+
+    def report(self, held, trained, task, own, site):
+        return None if self.fault == "no report" else {}
+
     def plan(self, held, index, task, own, site):
-        plan = FedAvg().local.plan(site, task)
+        plan = FedAvg().local.plan(site, task, loss=wrong if self.fault == "no loss" else None)
         if self.fault == "trains the held values":
             held["model"]["hidden.bias"].add_(1)
         return {"steps": 3} if self.fault == "no plan" else plan
@@ -46,6 +64,10 @@ class BrokenAlgorithm(Algorithm):
         match self.fault:
             case "chance":
                 updates = {"model": scale(updates["model"], float(torch.rand(())))}
+            case "no streams":
+                updates = updates["model"]
+            case "own assertion":
+                assert site.client < 0, "no such client"
             case "other stream":
                 updates = {"control": updates["model"]}
             case "whole index":
@@ -77,7 +99,15 @@ class BrokenAlgorithm(Algorithm):
         ("trains the held values", "must leave the held values as it is"),
         ("no plan", "plan must give a LocalPlan, got dict"),
         ("chance", "must depend on task, held values, client state and site alone"),
-        ("other stream", r"must reply with an update for each of its streams, got \['control'\]"),
+        ("other stream", r"for each of its streams \['model'\], and for no other, got \['control'\]"),
+        ("a number in a stream", r"`init` must give parameters by stream, got \{'rounds': 'int'\}"),
+        ("no aggregators", "must name an aggregator for each stream, got None"),
+        ("no values", "must personalize values by name, got None"),
+        ("columns", r"must choose examples, got dict\. Return Examples"),
+        ("no report", r"must report numbers by name, got None\. Return {} for none"),
+        ("no loss", "its plan must run on client 0, got AssertionError"),
+        ("no streams", "must finish with updates by stream, got Update"),
+        ("own assertion", "must report and finish a task, got AssertionError: no such client"),
         ("whole index", "must give an update that fits the model"),
         ("spoils the result", "must leave the training result as it is"),
         ("type", "must keep names, shapes and types"),
@@ -87,5 +117,5 @@ def test_algorithm_rule_fails(fault, says):
     if says is None:
         check_algorithm(BrokenAlgorithm())
     else:
-        with pytest.raises(AssertionError, match=says):
+        with pytest.raises(AssertionError, match=rf"^BrokenAlgorithm\(fault='{fault}'\): .*{says}"):
             check(BrokenAlgorithm(fault))

@@ -163,6 +163,28 @@ def test_scheduler_rule_fails(fault, says):
         check(Broken(fault))
 
 
+@dataclass(frozen=True)
+class Careless(Scheduler):
+    """Gives no list of actions, or commits clients instead of their replies."""
+
+    gives_none: bool = False
+
+    def init(self, roster):
+        return 0
+
+    def step(self, state, event, roster):
+        if self.gives_none:
+            return state, None
+        return state, [Commit([event.reply.client])] if isinstance(event, Arrived) else [Dispatch(0), Dispatch(1)]
+
+
+@pytest.mark.parametrize("gives_none", [True, False])
+def test_what_is_no_action_is_a_rule_that_the_scheduler_broke(gives_none):
+    says = rf"^Careless\(gives_none={gives_none}\): acts by a list of actions, which hold replies of Arrived"
+    with pytest.raises(AssertionError, match=says):
+        check(Careless(gives_none))
+
+
 def test_a_scheduler_without_a_fault_passes():
     check(Broken())
 

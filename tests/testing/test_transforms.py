@@ -34,6 +34,7 @@ FAULTS = {
     "wrong shape": lambda u: each(u, lambda v: v.reshape(-1)),
     "weights": lambda u: replace(u, weight={n: torch.ones(9) for n in u.index.shapes}),
     "no update": Update.values,
+    "arrays": lambda u: each(u, torch.Tensor.numpy),
 }
 
 
@@ -70,6 +71,7 @@ class Broken:
         ("hidden memory", "must depend on update, state and rng alone"),
         ("unsaved", "a result must have an encoding, got TypeError: .* got a function"),
         ("type", "must keep dtype and device, torch.float32 on cpu for 'E', got torch.float64 on cpu"),
+        ("arrays", r"must send tensors, or values packed, got \['ndarray', .*\. torch\.from_numpy makes one"),
         ("zero over zero", "must keep finite values finite, got NaN or infinity"),
         ("whole only", "must take values over Rows, got KeyError: 'scale'"),
         ("raw values", "must take packed values"),

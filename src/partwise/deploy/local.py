@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from partwise.core.algorithm import Task
-from partwise.core.errors import PartwiseError
+from partwise.core.codec import decode
+from partwise.core.errors import PartwiseError, ProtocolError
 from partwise.core.plan import Executor, Job, Resident
 from partwise.core.population import Population
 from partwise.core.workload import Workload
@@ -136,10 +137,27 @@ def _memory(file: NodeFile) -> str:
 
 def _disk(file: NodeFile) -> str:
     memory = Memory(file.memory)
-    clients = sum(1 for _ in memory.states())
-    memory.close()
+    try:
+        clients = 0
+        for clients, (_, body) in enumerate(memory.states(), 1):
+            if clients == 1:
+                star_of(file)  # which knows the classes that states are made of
+            _read(file, body)
+    finally:
+        memory.close()
     found = os.statvfs(file.folder)
     return f"{found.f_bavail * found.f_frsize >> 20} MiB free; {clients} clients are remembered in {file.memory.name}"
+
+
+def _read(file: NodeFile, body: bytes) -> None:
+    """Refuse a client's state that cannot be gone on with, since another version of a part wrote it."""
+    try:
+        decode(body)
+    except ProtocolError as error:
+        raise ProtocolError(
+            f"{file.memory}: must hold states that the parts here can read, got others: {error} "
+            "Or take the file away: then what its clients knew is lost."
+        ) from error
 
 
 def _server(file: NodeFile) -> str:

@@ -302,14 +302,16 @@ def resolve(name: str, base: Path) -> type:
     """The class that `path/to/parts.py:MyTransform` or `package.module:MyTransform` names.
 
     Args:
-        name: where, a colon, and the name of the class.
+        name: where, a colon, and the name of the class. A module may have the folder of its package in front:
+            `path/to/package.module:MyTransform`.
         base: the folder that a path is relative to, and where a module is looked for as well.
 
     Raises:
         ValueError: there is no such file, module or class, or it is not a part.
     """
     where, _, attribute = name.rpartition(":")
-    module = _load_file(base / where) if where.endswith(".py") else _load_module(where, base)
+    folder, _, dotted = where.rpartition("/")
+    module = _load_file(base / where) if where.endswith(".py") else _load_module(dotted, base / folder)
     found: object = getattr(module, attribute, None)
     if found is None:
         known = [n for n, value in vars(module).items() if is_part(value) and value.__module__ == module.__name__]
@@ -330,7 +332,9 @@ def _load_file(path: Path) -> ModuleType:
     for module in list(sys.modules.values()):  # the same file twice would be two classes of one name
         if getattr(module, "__file__", None) == str(path) and module.__name__ != "__main__":
             return module
-    name = f"{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+    name = path.stem  # so that another file which imports this one gets the same classes
+    if not _is_free(name, path):
+        name = f"{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -343,6 +347,14 @@ def _load_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise ValueError(f"{path} must run, got {type(error).__name__}: {error}. Try python {path.name}.") from error
     return module
+
+
+def _is_free(name: str, path: Path) -> bool:
+    """Whether nothing else is or would be imported by this name."""
+    if name in sys.modules or name in sys.stdlib_module_names:
+        return False
+    found = PathFinder.find_spec(name)
+    return found is None or (found.origin is not None and Path(found.origin).resolve() == path)
 
 
 def _load_module(name: str, base: Path) -> ModuleType:
@@ -382,8 +394,24 @@ def reference(cls: type) -> str:
             "Move it into a file beside the script."
         )
     file = getattr(module, "__file__", None)
-    package = cls.__module__.split(".")[0]
+    if not file:
+        return f"{cls.__module__}:{cls.__name__}"
+    path, package = Path(file).resolve(), cls.__module__.split(".")[0]
+    folder = _folder_of(path, module.__package__ or "")
     found = PathFinder.find_spec(package) if package != cls.__module__ else None
-    if file and (found is None or found.origin is None):  # not in a package that others can import
-        return f"{Path(file).resolve()}:{cls.__name__}"
-    return f"{cls.__module__}:{cls.__name__}"
+    if found is not None and found.origin is not None and folder not in _of_this_program():
+        return f"{cls.__module__}:{cls.__name__}"
+    # Not in a package that others can import. Its modules may import one another, so that it is named by its folder.
+    return f"{path if folder is None else folder.as_posix() + '/' + cls.__module__}:{cls.__name__}"
+
+
+def _folder_of(path: Path, package: str) -> Path | None:
+    """The folder in which the package of a module lies; None for a module of no package."""
+    names = package.split(".") if package else []
+    is_there = bool(names) and path.parent.parts[-len(names) :] == tuple(names)
+    return path.parents[len(names)] if is_there else None
+
+
+def _of_this_program() -> set[Path]:
+    """Folders whose packages only this program imports: that of the script that runs, and the current one."""
+    return {Path(sys.argv[0]).resolve().parent, Path.cwd().resolve()}

@@ -136,7 +136,7 @@ def _success(experiment: Experiment, model: Any, params: Any, data: Dataset | No
     chosen = true != attack.into
     if sources is not None:
         chosen &= torch.isin(true, torch.tensor(sources, dtype=true.dtype))
-    taken = model.outputs(params, shown.columns()).argmax(1)[chosen] == attack.into
+    taken = model.outputs(params, model.spared(shown.columns())).argmax(1)[chosen] == attack.into
     return float(taken.double().mean()) if len(taken) else None
 
 
@@ -236,7 +236,7 @@ def _cells(rows: Iterable[Mapping[str, Any]], what: str) -> dict[tuple[str, str]
 def markdown(rows: Sequence[Mapping[str, Any]], what: str = "score") -> str:
     """A table of rules by attacks: the mean over the seeds with half its 95 % interval, in percent.
 
-    Where less is better, as of a loss, the score is no share and stands as it is.
+    Where less is better, as of a loss, or one is below 0 or above 1, the score is no share and stands as it is.
 
     Args:
         rows: of one setting, from `make_trials`.
@@ -254,8 +254,13 @@ def markdown(rows: Sequence[Mapping[str, Any]], what: str = "score") -> str:
     return "\n".join(lines)
 
 
-def _is_share(rows: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether scores are shares, as accuracy is, of which more is better."""
+def _is_share(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether scores are shares, as accuracy is, of which more is better and none is below 0 or above 1."""
+    scores = [row["score"] for row in rows if row["score"] is not None]
+    return _more_is_better(rows) and not any(score < 0 or score > 1 for score in scores)
+
+
+def _more_is_better(rows: Iterable[Mapping[str, Any]]) -> bool:
     return all(row.get("higher_is_better", True) for row in rows)
 
 
@@ -281,16 +286,16 @@ def heat_map(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     shown = [[statistics.fmean(v) if (v := cells.get((n, c))) else math.nan for c in columns] for n in names]
     figure = Figure(figsize=(2.5 + 0.55 * len(columns), 1.8 + 0.32 * len(names)), layout="constrained")
     axes = figure.subplots()
-    is_share = _is_share(rows)
+    is_share, is_upward = _is_share(rows), _more_is_better(rows)
     finite = [value for line in shown for value in line if math.isfinite(value)]
     low, high = (0.0, 1.0) if is_share or not finite else (min(finite), max(finite))
-    image = axes.imshow(shown, cmap="Blues" if is_share else "Blues_r", vmin=low, vmax=high, aspect="auto")
+    image = axes.imshow(shown, cmap="Blues" if is_upward else "Blues_r", vmin=low, vmax=high, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     for y, line in enumerate(shown):
         for x, value in enumerate(line):
             text = "–" if math.isnan(value) else f"{100 * value:.0f}" if is_share else number(value)
-            is_dark = value > 0.6 if is_share else value < low + 0.4 * (high - low)
+            is_dark = value > low + 0.6 * (high - low) if is_upward else value < low + 0.4 * (high - low)
             axes.text(x, y, text, ha="center", va="center", fontsize=6, color="white" if is_dark else "black")
     axes.set_title(title, fontsize=9)
     figure.colorbar(image, ax=axes, shrink=0.8)

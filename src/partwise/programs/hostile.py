@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Literal
 
 from partwise.core.aggregate import Aggregator, Sum, Telling, sum_updates
 from partwise.core.attack import Hostile, Scene
+from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.model import Params
 from partwise.core.population import Census, Client
 from partwise.core.rng import generator
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update
+from partwise.core.update import Update, check_update
 
 __all__ = ["Attacked"]
 
@@ -50,10 +51,27 @@ class Attacked:
             rng = generator(self.seed, "attack", version, *(replies[at].id for at in active))
             clients = [replies[at].client for at in active]
             scene = Scene([sent[at] for at in active], honest, params, version, rng, clients)
-            for at, update in zip(active, self.hostile.attack.forge(scene), strict=True):
+            for at, update in zip(active, self._forged(scene), strict=True):
                 sent[at] = update
         given = sum_updates(sent, params) if self.inner.needs == "sum" else sent
         return self.inner.reduce(given, state, params, replies)
+
+    def _forged(self, scene: Scene) -> Sequence[Update]:
+        """What hostile clients send, one update each, of the model: a server would have refused anything else."""
+        attack, many = self.hostile.attack, len(scene.own)
+        forged = attack.forge(scene)
+        if not isinstance(forged, Sequence) or len(forged) != many:
+            got = f"{len(forged)} for {many}" if isinstance(forged, Sequence) else f"a {type(forged).__name__}"
+            raise CompositionError(
+                f"{attack!r}: must make up one update for each hostile client, got {got}. "
+                "Return a list as long as `scene.own`."
+            )
+        for update in forged:
+            try:
+                check_update(update, scene.params)
+            except ProtocolError as error:
+                raise CompositionError(f"{attack!r}: must make updates that fit the model, got: {error}") from error
+        return forged
 
     def _is_hostile(self, reply: ReplyInfo) -> bool:
         return reply.client in self.members and self.hostile.when.is_active(reply.version, self.seed)

@@ -147,11 +147,16 @@ def fault_of(reply: Reply, expected: Collection[str], streams: Mapping[str, Mapp
 
 
 def check_total(part: object, total: Update, params: Mapping[str, Tensor]) -> None:
-    """Refuse what a server chain made, if it is no update: it would be added somewhere, but not where it belongs.
+    """Refuse what an aggregator or a server chain made, if it is no update of the model.
+
+    It would be added somewhere, stretched to fit perhaps, but not where it belongs.
 
     Raises:
-        CompositionError: it names the chain.
+        CompositionError: it names the part.
     """
+    if not isinstance(total, Update):
+        got = f"a {type(total).__name__}"
+        raise CompositionError(f"{part!r}: must give an update of the server's model, got {got}. Return Update(...).")
     try:
         check_update(total, params)
     except ProtocolError as error:

@@ -456,6 +456,7 @@ class ServerProgram:
             params = node.streams[stream]
             got = fitting(opened[stream], aggregator, params)
             total, node.reducers[stream] = aggregator.reduce(got, node.reducers[stream], params, infos)
+            check_total(aggregator, total, params)
             facts = dict(aggregator.told(node.reducers[stream])) if isinstance(aggregator, Telling) else {}
             more = {} if isinstance(got, Sum) else coverage(got, total, params)
             if facts or more:

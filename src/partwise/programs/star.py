@@ -166,6 +166,11 @@ class Star:
             try:
                 encoded_size(state)
             except TypeError as error:
+                if "device=meta" not in str(error):
+                    raise CompositionError(
+                        f"{transform!r}: must keep a state that can be saved, got the client chain of stream "
+                        f"{stream!r}: {error}"
+                    ) from error
                 raise CompositionError(
                     f"{transform!r}: keeps something of the model's own size from the start, got the client chain of "
                     f"stream {stream!r}, where only what is held is known. Put it into the server chain."

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from partwise.core.aggregate import Aggregator, sum_updates
+from partwise.core.aggregate import Aggregator, Telling, sum_updates
 from partwise.core.errors import PartwiseError
 from partwise.core.index import Rows, shapes_of
 from partwise.core.limits import FixedDivisor
@@ -19,6 +20,8 @@ from partwise.testing.examples import example_census, example_params, example_up
 from partwise.testing.rules import check_fits, check_part, check_same, expect, saved, snapshot, trying, unchanged
 
 __all__ = ["check_aggregator"]
+
+_OF_THE_RECORD = ("stream", "version")  # what stands beside the facts
 
 
 def check_aggregator(part: Aggregator, *, num_updates: int = 13) -> None:
@@ -50,6 +53,7 @@ def check_aggregator(part: Aggregator, *, num_updates: int = 13) -> None:
     _unheld(part, params, num_updates)
     _few(part, params)
     _saved(part, params, num_updates)
+    _told(part, params, updates)
     expect(
         (repr(part), sorted(vars(part))) == before,
         part,
@@ -135,6 +139,19 @@ def _unheld(part: Aggregator, params: Params, num_updates: int) -> None:
         "must leave alone what nobody holds, to the last bit",
         "Leave it out of the result's index",
     )
+
+
+def _told(part: Aggregator, params: Params, updates: Sequence[Update]) -> None:
+    """What it tells beside the aggregate can be recorded."""
+    if not isinstance(part, Telling):
+        return
+    _, state = _reduce(part, updates, params, part.init(params, example_census(updates, params)))
+    with trying(part, "must tell facts by name"):
+        facts = dict(part.told(state))
+        said = json.dumps(facts)
+    is_plain = facts.keys().isdisjoint(_OF_THE_RECORD) and json.loads(said).keys() == facts.keys()
+    rule = f"must tell facts by name, which is none of {_OF_THE_RECORD}"
+    expect(is_plain, part, rule, got=sorted(map(str, facts)), remedy="Give them other names")
 
 
 def _few(part: Aggregator, params: Params) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from partwise.core.aggregate import sum_updates
+from partwise.core.aggregate import Aggregator, sum_updates
 from partwise.core.algorithm import Algorithm, Site, Task
 from partwise.core.index import Index
 from partwise.core.model import Model, Params
@@ -47,12 +47,16 @@ def check_algorithm(part: Algorithm, *, model: Model | None = None, sites: Seque
     census = _census(part, sites, params)
     with trying(part, "must build the server's state"):
         state = part.init(params, census)
-    names = sorted(part.aggregators())
-    expect(isinstance(state, Mapping), part, "`init` must give parameters by stream", got=state, remedy="Return them")
+    reducing = _aggregators(part)
+    names = sorted(reducing)
+    rule = "`init` must give parameters by stream"
+    expect(isinstance(state, Mapping), part, rule, got=state, remedy="Return them")
+    others = {s: type(params).__name__ for s, params in state.items() if not isinstance(params, Mapping)}
+    expect(not others, part, rule, got=others, remedy="Keep what is no tensor as one, in a stream of its own")
     has_all = "model" in state and state.keys() >= set(names)
     rule = f"must have parameters for each of its streams {names}, and for `model`"
     expect(has_all, part, rule, got=sorted(state), remedy="Make `init` and `aggregators` agree")
-    reducers = {stream: a.init(state[stream], census) for stream, a in part.aggregators().items()}
+    reducers = {stream: a.init(state[stream], census) for stream, a in reducing.items()}
     owns: list[Any] = [None] * len(sites)
     for version in range(2):
         replies = []
@@ -70,6 +74,16 @@ def check_algorithm(part: Algorithm, *, model: Model | None = None, sites: Seque
         got="a part that changed",
         remedy="Return the state",
     )
+
+
+def _aggregators(part: Algorithm) -> Mapping[str, Aggregator]:
+    with trying(part, "must name its aggregators"):
+        found = part.aggregators()
+    is_right = isinstance(found, Mapping) and all(
+        isinstance(a, Aggregator) and not isinstance(a, type) for a in found.values()
+    )
+    expect(is_right, part, "must name an aggregator for each stream", got=found, remedy='Return {"model": Mean()}')
+    return found
 
 
 class _Reply(NamedTuple):
@@ -133,11 +147,16 @@ def _work(part: Algorithm, site: Site, task: Task, own: Any, state: Any) -> _Rep
     with trying(part, "must plan local training"):
         plan = part.plan(held, index, task, own, site)
         start = part.personalize(held["model"], own)
+    expect(isinstance(start, Mapping), part, "must personalize values by name", got=start, remedy="Return them")
     expect(
         isinstance(plan, LocalPlan), part, "plan must give a LocalPlan", got=type(plan).__name__, remedy="Return one"
     )
-    data = part.examples(index, own, site)
-    trained = Plain().run([Job(plan, {**start, **plan.extra}, data, site.derive("work", task))])[0]
+    with trying(part, "must choose examples"):
+        data = part.examples(index, own, site)
+    is_data = all(hasattr(data, name) for name in ("__len__", "batch", "columns"))
+    expect(is_data, part, "must choose examples", got=type(data).__name__, remedy="Return Examples(columns)")
+    with trying(part, f"its plan must run on client {site.client}"):
+        trained = Plain().run([Job(plan, {**start, **plan.extra}, data, site.derive("work", task))])[0]
     if isinstance(trained, Exception):
         raise AssertionError(
             f"{part!r}: its plan must run, got {type(trained).__name__}: {trained} on client {site.client}."
@@ -148,6 +167,10 @@ def _work(part: Algorithm, site: Site, task: Task, own: Any, state: Any) -> _Rep
         updates, own = part.finish(held, trained, index, task, own, site)
     unchanged(part, before, held, "the held values")
     unchanged(part, after, trained, "the training result")
+    rule = "must finish with updates by stream"
+    got = type(updates).__name__
+    expect(isinstance(updates, Mapping), part, rule, got=got, remedy='Return {"model": Update(...)}, own')
+    expect(isinstance(told, Mapping), part, "must report numbers by name", got=told, remedy="Return {} for none")
     is_finite = all(isinstance(number, (int, float)) and math.isfinite(number) for number in told.values())
     expect(is_finite, part, "must report finite numbers by name", got=told, remedy="Leave out what is not")
     return _Reply(site, trained, updates, own, told)
@@ -172,16 +195,18 @@ def _reduced(
     part: Algorithm, replies: Sequence[_Reply], state: Any, reducers: dict[str, Any], version: int
 ) -> dict[str, Update]:
     totals, infos = {}, _infos(replies, version)
-    for stream, aggregator in part.aggregators().items():
+    streams = part.aggregators()
+    for reply in replies:
+        expect(
+            reply.updates.keys() == streams.keys(),
+            part,
+            f"must reply with an update for each of its streams {sorted(streams)}, and for no other",
+            got=sorted(reply.updates),
+            remedy="Make `finish` and `aggregators` agree",
+        )
+    for stream, aggregator in streams.items():
         params = state[stream]
         for reply in replies:
-            expect(
-                stream in reply.updates,
-                part,
-                "must reply with an update for each of its streams",
-                got=sorted(reply.updates),
-                remedy=f"Add {stream!r} in `finish`",
-            )
             check_fits(part, reply.updates[stream], params)
         updates = [reply.updates[stream].unpacked() for reply in replies]
         got = sum_updates(updates, params) if aggregator.needs == "sum" else updates

@@ -16,7 +16,7 @@ from partwise.core.aggregate import Coverage
 from partwise.core.codec import decode, encode
 from partwise.core.errors import ProtocolError
 from partwise.core.model import Params
-from partwise.core.update import Update, check_update, is_finite
+from partwise.core.update import Packed, Update, check_update, is_finite
 
 __all__ = [
     "check_fits",
@@ -51,12 +51,12 @@ def expect(holds: bool, part: object, rule: str, *, got: object, remedy: str) ->
 
 @contextmanager
 def trying(part: object, rule: str) -> Iterator[None]:
-    """Turns whatever a part raises into a rule that it broke."""
+    """Turns whatever a part raises into a rule that it broke, also an assertion of its own."""
     try:
         yield
-    except AssertionError:
-        raise
     except Exception as error:
+        if isinstance(error, AssertionError) and str(error).startswith(f"{part!r}: "):
+            raise
         raise AssertionError(f"{part!r}: {rule}, got {type(error).__name__}: {error}") from error
 
 
@@ -148,6 +148,8 @@ def check_fits(part: object, update: Update, params: Params) -> None:
         got=type(update).__name__,
         remedy="Return Update(…), state",
     )
+    others = [type(v).__name__ for v in update.value.values() if not isinstance(v, torch.Tensor | Packed)]
+    expect(not others, part, "must send tensors, or values packed", got=others, remedy="torch.from_numpy makes one")
     try:
         check_update(update, params)
     except ProtocolError as error:

@@ -186,8 +186,9 @@ class _Run:
             state = saved(part, state) if is_saved else state
             with trying(part, f"must take {event!r}"):
                 state, actions = part.step(state, event, roster)
-            for action in actions:
-                self._act(event.now, action)
+            with trying(part, "acts by a list of actions, which hold replies of Arrived events"):
+                for action in actions:
+                    self._act(event.now, action)
             if self.reason is not None:
                 break
         self._stops(most)

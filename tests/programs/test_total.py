@@ -1,0 +1,54 @@
+"""What an aggregator gives is looked at before it is committed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+
+from partwise.algorithms import FedAvg
+from partwise.core.mean import Mean
+from partwise.core.model import Model
+from partwise.local import SGD, LocalTraining
+from toy_star import Parabola, everybody, parabolas, run, star_of
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+    def forward(self, a):
+        return self.w.sum().expand(len(a))
+
+
+@dataclass(frozen=True)
+class Stretched(Mean):
+    """Gives a single number for all of a parameter, or its values by name and no update."""
+
+    is_bare: bool = False
+
+    def reduce(self, got, state, params, replies=()):
+        total, state = super().reduce(got, state, params, replies)
+        value = {n: v.sum() for n, v in total.values().items()}
+        return value if self.is_bare else replace(total, value=value), state
+
+
+@pytest.mark.parametrize(
+    ("is_bare", "got"),
+    [
+        (False, r"Update\('w'\): the value must have the held shape \(2,\), got \(\)\."),
+        (True, r"a dict\. Return Update"),
+    ],
+)
+def test_what_an_aggregator_gives_is_not_stretched_to_fit(is_bare, got):
+    population, model = parabolas(), Model(Pair(), Parabola(), inputs=("a",))
+    algorithm = FedAvg(LocalTraining(SGD(0.1)))
+    parts = {"aggregators": {"model": Stretched(is_bare=is_bare)}}
+    _, log = run(star_of(algorithm, model, population, everybody(population, 1), **parts))
+    (skipped,) = log.of("skipped")
+    assert re.match(rf"Stretched\(.*\): must give an update of the server's model, got:? {got}", skipped["reason"])
+    assert not log.of("commit")
