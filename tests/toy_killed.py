@@ -5,16 +5,31 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
+import partwise
 from partwise.core.codec import encode
 from partwise.experiment.checkpoint import Checkpoints
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.log import read_log
 from partwise.experiment.store import RECORD, RunStore
 
-__all__ = ["attempt", "everything"]
+__all__ = ["SOURCE", "attempt", "everything", "python"]
+
+SOURCE = {**os.environ, "PYTHONPATH": str(Path(partwise.__file__).parents[1])}
+
+
+def python(script: str, *arguments: object) -> subprocess.Popen[str]:
+    """A Python process that has printed its first line."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, text=True, env=SOURCE
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
 
 
 def attempt(made: Experiment, folder: Path, seconds: float | None) -> bool:

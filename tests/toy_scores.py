@@ -12,6 +12,7 @@ from partwise.algorithms import FedSubAvg
 from partwise.core.metrics import AUC, Loss
 from partwise.core.model import BinaryCrossEntropy, Model
 from partwise.core.population import Examples, Population, Profile
+from partwise.core.update import Update, map_values
 from partwise.core.workload import Workload
 from partwise.experiment.experiment import Experiment
 from partwise.local import SGD, LocalTraining
@@ -72,3 +73,14 @@ def experiment(population: Toy | None = None, **changes: object) -> Experiment:
     plan = LocalTraining(SGD(lr=0.5), batch_size=4, steps=3)
     made = Experiment(workload, FedSubAvg("count", plan), Synchronous(cohort=3, rounds=4), name="toy", seed=3)
     return replace(made, **changes)
+
+
+@dataclass(frozen=True)
+class WrongShape:
+    """Sends a row too few."""
+
+    def init(self, params: object) -> tuple[()]:
+        return ()
+
+    def apply(self, update: Update, state: object, rng: object) -> tuple[Update, object]:
+        return map_values(update, lambda v: v[:-1]), state

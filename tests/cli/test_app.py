@@ -66,3 +66,18 @@ def test_debug_shows_the_traceback(here):
     assert isinstance(result.exception, ValueError)
     result = CliRunner().invoke(app, ["run", "tiny.toml", "--debug", "algorithm.local.optimizer.lr=1e30"])
     assert "DivergedError" in type(result.exception.__cause__).__name__
+
+
+def test_a_run_that_nobody_can_read_is_a_run(here):
+    """Of a process that was begun without an output or an error stream."""
+    command = [
+        sys.executable,
+        "-c",
+        "import os; os.close(1); os.close(2); os.execv(os.sys.executable, os.sys.argv[1:])",
+    ]
+    command += [sys.executable, "-m", "partwise", "run", "tiny.toml", "scheduler.rounds=1", "--folder", "ran"]
+    assert (
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False).returncode
+        == 0
+    )
+    assert (here / "ran" / "model.safetensors").is_file()

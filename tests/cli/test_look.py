@@ -57,6 +57,15 @@ def test_show(two_runs):
     assert spec == (two_runs / "quick" / "spec.toml").read_text()
 
 
+def test_names_are_written_letter_by_letter(here):
+    name = "lr[/2] [bold]at :dog:"
+    call("run", "tiny.toml", "-q", f"name={name}", "scheduler.rounds=1", "--folder", "[red]")
+    out, _ = call("show", "[red]")
+    assert out.splitlines()[0] == f"run        {name}"
+    assert f"\n{name} #2 " in call("compare", "[red]", "[red]")[0]
+    assert "[red]" in call("list", "--root", ".")[0]
+
+
 def test_show_says_which_executor_was_chosen_and_why(here):
     call("run", "tiny.toml", "runtime.executor=Auto", "-q", "--folder", "chosen")
     out, _ = call("show", "chosen")

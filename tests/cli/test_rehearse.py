@@ -29,3 +29,9 @@ def test_rehearse_in_words(here):
 def test_rehearse_ends_where_it_is_told_to(here):
     told = json.loads(call("rehearse", "tiny.toml", SLOW, "--json", "--max-events", "5")[0])
     assert told["ended"] == "enough events"
+
+
+def test_rehearse_refuses_bounds_that_are_none(here):
+    for bound in (("--until", "nan"), ("--until", "-1"), ("--max-events", "-1")):
+        _, said = call("rehearse", "tiny.toml", *bound, code=2)
+        assert f"must be at least 0, got {bound[1]}" in said

@@ -22,6 +22,12 @@ def words(out):
     return [" ".join(line.split()) for line in out.splitlines()]
 
 
+def test_live_writes_names_letter_by_letter(tmp_path, capsys):
+    run = full_run(tmp_path / "a", 0.02, 1000, meta={"status": "done", "metric": "error[/2]"})
+    _live(Follower(run), 0.01)
+    assert "error[/2] (" in capsys.readouterr().out
+
+
 def test_once(run):
     said = words(call("status", run)[0])
     for line in (

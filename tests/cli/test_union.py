@@ -67,6 +67,13 @@ def test_the_union_is_that_of_the_examples(clicks, more):
     assert "The union is in universe.npz" in said
 
 
+def test_the_union_has_the_name_that_was_given(clicks):
+    assert "The union is in universe\n" in call("union", "clicks.toml", "universe")[0]
+    assert (clicks / "universe").is_file()
+    assert not (clicks / "universe.npz").exists()
+    call("run", "clicks.toml", "-q", "algorithm.universe=universe", "--folder", "ran")
+
+
 def test_then_a_secure_run_whose_report_says_what_is_seen(clicks):
     call("union", "clicks.toml", "universe.npz")
     call("run", "clicks.toml", "--folder", "ran")

@@ -52,6 +52,14 @@ def test_live_view():
     assert "target reached" in last
 
 
+def test_live_view_writes_a_name_letter_by_letter():
+    out = io.StringIO()
+    view = Live(Console(file=out, force_terminal=True, width=100, color_system=None))
+    view.begin(HEADER._replace(name="lr[/2] [bold]at :dog:"))
+    view.end("interrupted", SHOT)
+    assert "lr[/2] [bold]at :dog:  7 clients" in out.getvalue()
+
+
 def test_live_view_before_anything_is_known():
     out = io.StringIO()
     view = Live(Console(file=out, force_terminal=True, width=100, color_system=None))

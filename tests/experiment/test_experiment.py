@@ -18,7 +18,7 @@ from partwise.core.errors import CheckpointError, CompositionError, DataError, D
 from partwise.core.metrics import AUC, Loss
 from partwise.core.model import BinaryCrossEntropy, Model
 from partwise.core.population import Profile
-from partwise.core.update import Update, map_values
+from partwise.core.update import map_values
 from partwise.core.workload import Workload
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.experiment import Experiment
@@ -31,7 +31,7 @@ from partwise.runtimes.executors import Plain as PlainExecutor
 from partwise.schedulers import Synchronous
 from partwise.transforms import Clip
 from partwise.workloads import LeafSynthetic
-from toy_scores import Scores, Toy, experiment
+from toy_scores import Scores, Toy, WrongShape, experiment
 
 
 def test_a_run_leaves_a_record_a_model_and_checkpoints(tmp_path):
@@ -211,25 +211,19 @@ def test_an_update_that_is_not_finite_is_refused_by_name_and_the_run_goes_on(tmp
 
 def test_a_refused_update_stops_the_run_where_that_is_asked_for(tmp_path):
     run = experiment(Toy(bad_client=4), scheduler=Synchronous(cohort=6, rounds=2), on_refused="stop")
-    run.run(tmp_path / "run")
+    with pytest.warns(RuntimeWarning, match=r"got none; it ended: client 4 was refused: stream 'model' must be finite"):
+        run.run(tmp_path / "run")
     with RunStore(tmp_path / "run", "read") as store:
         assert store.meta()["status"].startswith("client 4 was refused: stream 'model' must be finite")
         assert store.events("commit") == []
 
 
-@dataclass(frozen=True)
-class WrongShape:
-    """Sends a row too few."""
-
-    def init(self, params: object) -> tuple[()]:
-        return ()
-
-    def apply(self, update: Update, state: object, rng: object) -> tuple[Update, object]:
-        return map_values(update, lambda v: v[:-1]), state
-
-
 def test_an_update_of_the_wrong_shape_is_refused_by_name(tmp_path):
-    experiment(client=[WrongShape()], scheduler=Synchronous(cohort=2, rounds=1)).run(tmp_path / "run")
+    run = experiment(client=[WrongShape()], scheduler=Synchronous(cohort=2, rounds=1))
+    with pytest.warns(
+        RuntimeWarning, match=r"got none; it ended: .*; the first trouble: .*the value must have the held shape.* Mend"
+    ):
+        run.run(tmp_path / "run")
     with RunStore(tmp_path / "run", "read") as store:
         reasons = [e["body"]["reason"] for e in store.events("refused")]
     assert len(reasons) == 2
@@ -409,6 +403,10 @@ def test_evaluation_and_checkpointing_refuse_wrong_values():
         Evaluation(every=0)
     with pytest.raises(ValueError, match=r"Checkpointing\(every_seconds=-1\): must be at least 0"):
         Checkpointing(-1)
+    with pytest.raises(ValueError, match=r"Checkpointing\(every_seconds=nan\): must be at least 0"):
+        Checkpointing(math.nan)  # would never be due
+    with pytest.raises(ValueError, match=r"Evaluation\(target=nan\): must be a number, got nan"):
+        Evaluation(target=math.nan)
     with pytest.raises(ValueError, match=r"Checkpointing\(keep=0\): must be at least 1"):
         Checkpointing(keep=0)
 

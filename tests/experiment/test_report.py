@@ -218,7 +218,7 @@ def test_notes_say_what_to_mind(tmp_path):
         tmp_path / "x.html",
         full_run(tmp_path / "a", 0.02, 100, meta={"status": "running"}),
         full_run(
-            tmp_path / "b", 0.02, 100, meta={"status": "DivergedError: too far", "seed": 4, "workload": "Other()"}
+            tmp_path / "b", 0.02, 100, meta={"status": "DivergedError: too far.", "seed": 4, "workload": "Other()"}
         ),
     )
     assert "a has not finished: it was running, or had been killed, when this was written." in page.words

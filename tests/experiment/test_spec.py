@@ -217,6 +217,14 @@ def test_a_fault_names_the_override_it_came_with():
     ]
 
 
+def test_a_fault_of_what_an_override_made_names_the_override():
+    text = '[workload]\nname = "StdlibCode"\n[algorithm]\nname = "FedAvg"\n'
+    (said,) = faults(text, "client.0.name=Clip")  # has no largest norm
+    assert said.startswith("override client.0.name=Clip: client.0.max_norm: Clip needs it, got none.")
+    (said,) = faults(text, "workload.0=3")
+    assert said.startswith("override workload.0=3: workload.0: StdlibCode has no parameter '0', got 3.")
+
+
 def test_overrides_that_cannot_be_applied():
     rule, remedy = "must be key=value, such as scheduler.rounds=20", "Write a key, an equals sign and a value."
     assert faults(FULL, "rounds", "=3", "client.5.k=1", "client.x=1", "seed.x=1") == [
@@ -349,6 +357,11 @@ def test_a_part_inside_a_part():
         fault
         == "line 4: algorithm.inner.mu: FedProx(mu=-0.5): must be at least 0, got -0.5. 0 is FedAvg, 0.01 is usual."
     )
+
+
+def test_a_byte_order_mark_is_none_of_the_text(tmp_path):
+    (tmp_path / "spec.toml").write_bytes(b"\xef\xbb\xbf" + LEAST.strip().encode())
+    assert load(tmp_path / "spec.toml").algorithm == FedAvg()
 
 
 def test_a_file_that_is_not_text(tmp_path):

@@ -1,33 +1,18 @@
-import errno
 import json
 import math
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import partwise
 from partwise.core.errors import CheckpointError
 from partwise.experiment.lock import writer_of
 from partwise.experiment.rows import ClientRow, MetricRow, ReplyRow
 from partwise.experiment.store import RECORD, RunStore
+from toy_killed import python
 
 REPLY = ReplyRow(1, 9, 0, 20, 640, 81, 79, 0.0, 0.25, 3.0, 3.5, 0.7, 0)
-SOURCE = {**os.environ, "PYTHONPATH": str(Path(partwise.__file__).parents[1])}
-
-
-def python(script, *arguments):
-    """A Python process that has printed its first line."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, text=True, env=SOURCE
-    )
-    assert child.stdout.readline() == "ready\n"
-    return child
 
 
 @pytest.fixture
@@ -283,62 +268,6 @@ class TestKilled:
             fail()
         with RunStore(folder, "read") as store:
             assert store.last_seq() == 1
-
-
-class TestLock:
-    def test_two_in_one_process(self, folder):
-        with RunStore(folder):
-            assert writer_of(folder) == os.getpid()
-            with pytest.raises(
-                CheckpointError, match=r"one writer at a time, got a second one in this process\. Close"
-            ):
-                RunStore(folder)
-            assert writer_of(folder) == os.getpid()
-        assert writer_of(folder) is None
-        RunStore(folder).close()
-
-    def test_a_file_left_behind_is_no_lock(self, folder):
-        folder.mkdir()
-        (folder / "writer.lock").write_text("1")
-        assert writer_of(folder) is None
-        RunStore(folder).close()
-        assert not (folder / "writer.lock").exists()
-
-    def test_a_lock_on_a_file_that_is_gone_is_taken_again(self, folder, monkeypatch):
-        lockf, calls = sys.modules["fcntl"].lockf, []
-
-        def removed(handle, flags):
-            lockf(handle, flags)
-            if not calls:
-                (folder / "writer.lock").unlink()  # by the one who had it
-            calls.append(handle)
-
-        monkeypatch.setattr("fcntl.lockf", removed)
-        with RunStore(folder):
-            assert len(calls) == 2
-            assert (folder / "writer.lock").read_text() == str(os.getpid())
-
-    @pytest.mark.parametrize(
-        ("call", "number", "sentence"),
-        [
-            (
-                "os.open",
-                errno.EROFS,
-                r"needs a folder that it may write to and lock, got: Read-only file system\. Name",
-            ),
-            ("fcntl.lockf", errno.ENOLCK, r"needs a folder that it may write to and lock, got: No locks available"),
-            ("os.ftruncate", errno.ENOSPC, r"got: No space left on device"),
-        ],
-    )
-    def test_a_folder_that_cannot_be_locked(self, folder, monkeypatch, call, number, sentence):
-        def refuse(*args):
-            raise OSError(number, os.strerror(number))
-
-        with monkeypatch.context() as patched:
-            patched.setattr(call, refuse)
-            with pytest.raises(CheckpointError, match=sentence):
-                RunStore(folder)
-        RunStore(folder).close()
 
 
 class TestFaults:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from partwise.core.algorithm import Algorithm
 from partwise.core.codec import decode
 from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.program import SERVER
+from partwise.experiment.spec import load
 from partwise.local import LocalTraining
 from partwise.runtimes import Ray, Simulate
 from partwise.runtimes.executors import Pool
 from partwise.schedulers import FedBuff, Synchronous
+from toy_cli import TINY
 from toy_federation import LOCAL, play, star
 from toy_star import Log, Saving
 
@@ -85,6 +89,57 @@ class Odd(Algorithm):
         return self.local.plan(site, task)
 
 
+OWN = """
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import Any
+from beside import halved
+
+@dataclass(frozen=True)
+class Halve:
+    "Halves what a client sends."
+
+    def init(self, params: Any) -> Any:
+        return ()
+
+    def apply(self, update: Any, state: Any, rng: Any) -> Any:
+        return halved(update), state
+"""
+BESIDE = """
+from partwise.core.update import map_values
+
+def halved(update):
+    return map_values(update, lambda v: v / 2)
+"""
+
+
+@pytest.mark.usefixtures("cluster")
+def test_parts_of_a_file_are_known_to_the_actors(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "beside.py").write_text(BESIDE)
+    (tmp_path / "own.toml").write_text(f'{TINY}[[client]]\nname = "own.py:Halve"\n')
+    made = load(tmp_path / "own.toml", ["scheduler.rounds=2"])
+    here = made.run(tmp_path / "here")
+    there = replace(made, runtime=Ray(workers=2)).run(tmp_path / "there")
+    assert all(torch.equal(here.params[name], there.params[name]) for name in here.params)
+
+
+class Unreadable:
+    """An executor that cannot be made anew elsewhere."""
+
+    def __reduce__(self) -> Any:
+        return float, ("what is no number",)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_actor_that_cannot_begin_ends_the_run_and_says_why():
+    of = star("fedavg")
+    with pytest.raises(
+        ProtocolError, match=r"actor \d must be able to begin, got: ValueError: could not convert string"
+    ):
+        Ray(workers=2, executor=Unreadable()).run(of.programs(), of.population, Log())
+
+
 @pytest.mark.usefixtures("cluster")
 def test_lost_actor_is_lost_clients_and_its_work_goes_elsewhere(tmp_path):
     of = star("fedavg", algorithm=Odd("die", str(tmp_path / "died")), scheduler=Synchronous(cohort=7, rounds=4))
@@ -112,7 +167,9 @@ def test_error_that_no_program_catches_ends_the_run_and_is_told(tmp_path):
         Ray(workers=2).run(of.programs(), of.population, Log())
 
 
-@pytest.mark.parametrize(("name", "value"), [("workers", 0), ("memory_bytes", -1), ("max_restarts", -1), ("gpus", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("workers", 0), ("memory_bytes", -1), ("max_restarts", -1), ("gpus", -1), ("cpus", math.nan)]
+)
 def test_arguments_are_checked(name, value):
     with pytest.raises(ValueError, match=rf"^Ray\({name}={value}\): must be at least \d, got {value}"):
         Ray(**{name: value})

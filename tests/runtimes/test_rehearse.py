@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from partwise.algorithms import FedAvg, FedSubAvg
+from partwise.channels import Masked
 from partwise.core.errors import CompositionError
 from partwise.core.model import CrossEntropy, Model
 from partwise.core.population import Fate, Profile
@@ -32,7 +33,8 @@ from partwise.local import SGD, LocalTraining
 from partwise.populations import Always, ArrayPopulation, Daily, Intervals, ProfileArrays, Steady, Unreliable
 from partwise.runtimes.rehearse import Cost, costs_of, rehearse
 from partwise.schedulers import ByLink, Synchronous
-from toy_star import Clients, Cohorts, number_model, parabolas, run, star_of
+from partwise.transforms import Clip
+from toy_star import Clients, Cohorts, everybody, number_model, parabolas, run, star_of
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,14 @@ def test_a_client_that_cannot_do_its_task_is_told():
     star = star_of(FedAvg(), number_model(), population, Cohorts(((0,),)))
     with pytest.raises(CompositionError, match=r"client 0: must do its task, got .*has no examples"):
         rehearse(star.scheduler, population, costs_of(star))
+
+
+def test_what_a_channel_exchanges_is_not_left_out_in_silence():
+    five = parabolas((1.0,) * 5, (0.0,) * 5)
+    star = star_of(FedAvg(), number_model(), five, everybody(five, 1), client_chain={"model": Clip(1.0)})
+    star = replace(star, channel=Masked())
+    with pytest.raises(CompositionError, match=r"Masked\(.*\): exchanges messages .* not rehearsed\. Run it"):
+        costs_of(star)
 
 
 @dataclass(frozen=True)

@@ -199,10 +199,11 @@ def _mended(ids: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def write_universe(path: str | Path, union: Rows) -> None:
-    """Write the rows that may be asked for, as a private union has found them; `.npz`."""
+    """Write the rows that may be asked for, as a private union has found them: as `.npz`, under this very name."""
     rows = {name: at for name, at in union.rows.items() if at is not None}
     arrays: dict[str, Any] = {name: at.numpy() for name, at in rows.items()}
-    np.savez(path, **arrays)
+    with Path(path).open("wb") as file:  # to a name, numpy might add `.npz`
+        np.savez(file, **arrays)
 
 
 def read_universe(path: str | Path) -> dict[str, Tensor]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -112,7 +114,13 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: without the program's name; those of the process by default.
     """
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a pipe on Windows cannot write every character by default
             stream.reconfigure(errors="replace")
     app(args=None if args is None else list(args), prog_name="partwise")
+
+
+def _nowhere() -> TextIO:
+    """What a process writes to that was begun without an output."""
+    return Path(os.devnull).open("w", encoding="utf-8")

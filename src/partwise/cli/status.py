@@ -71,10 +71,11 @@ def _lines(follower: Follower, every: float, *, follow: bool, as_json: bool) -> 
 
 
 def _live(follower: Follower, every: float) -> None:
-    from rich.console import Group
+    from rich.console import Console, Group
     from rich.live import Live
 
-    with Live(Group(*_picture(follower)), auto_refresh=False) as live:
+    terminal = Console(markup=False, emoji=False)
+    with Live(Group(*_picture(follower)), console=terminal, auto_refresh=False) as live:
         while follower.standing().is_running:
             time.sleep(every)
             follower.refresh()

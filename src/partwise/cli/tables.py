@@ -23,15 +23,15 @@ def plain_table(*heads: str, numbers: int = 0) -> Table:
 
 
 def print_all(*what: Any) -> None:
-    """Print tables and lines, as wide as the place allows."""
+    """Print tables and lines, as wide as the place allows, and letter by letter: `[x]` in a name is no style."""
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if console.is_terminal:
         for one in what:
             console.print(one, highlight=False)
         return
-    wide = Console(width=1000)  # a file or another program: long lines are no trouble there
+    wide = Console(width=1000, markup=False, emoji=False)  # a file or another program: long lines are no trouble there
     with wide.capture() as captured:
         for one in what:
             wide.print(one, highlight=False)

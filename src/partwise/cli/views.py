@@ -195,8 +195,8 @@ class Live:
             return Spinner("dots", Text(self._doing))
         rows: list[RenderableType] = [self._bar(), self._table()]
         rows += [Text(str(n), style="yellow", overflow="ellipsis", no_wrap=True) for n in self._notices]
-        title = f"[bold]{self._header.name}[/]  [dim]{self._header.clients} clients[/]"
-        return Panel(Group(*rows), title=title, subtitle=f"[dim]{self._doing}[/]", title_align="left", width=78)
+        title = Text.assemble((self._header.name, "bold"), "  ", (f"{self._header.clients} clients", "dim"))
+        return Panel(Group(*rows), title=title, subtitle=Text(self._doing, "dim"), title_align="left", width=78)
 
     def _bar(self) -> RenderableType:
         from rich.progress_bar import ProgressBar

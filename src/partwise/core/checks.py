@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 
 __all__ = ["at_least"]
@@ -21,5 +22,5 @@ def at_least(part: object, **least: float) -> None:
         if not isinstance(value, Real):
             kind = type(value).__name__
             raise TypeError(f"{type(part).__name__}({name}={value!r}): must be a number, got a {kind}. Give one.")
-        if value < bound:
+        if value < bound or math.isnan(value):
             raise ValueError(f"{type(part).__name__}({name}={value}): must be at least {bound}, got {value}. Raise it.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -165,24 +167,37 @@ class Experiment:
         Raises:
             CheckpointError: the folder cannot be written, or there is nothing to resume.
             DivergedError: the run diverged; the last checkpoint is kept.
+
+        Warns:
+            RuntimeWarning: nobody watches, and no version was made: the model is what it was.
         """
-        with torch_threads(self.threads):
+        # Clients need gradients, whatever the caller has switched off for code of its own.
+        with torch_threads(self.threads), torch.inference_mode(mode=False), torch.enable_grad():
             return self._begin(folder, resume, progress or Silent(), root)
 
     def _begin(self, folder: str | Path | None, resume: bool, progress: Progress, root: str | Path) -> Result:
         found_device("Evaluation", self.evaluation.device)  # refused before there is a folder
         star, workload = self.build()
+        about = json.dumps(population_summary(star))  # refuses what no client could do, before there is a folder
         path = Path(folder) if folder is not None else new_run_folder(Path(root), self.name)
         if folder is not None and not resume:
             _empty_folder(path)
         store = RunStore(path, "resume" if resume else "append")
         try:
-            return self._run(path, store, star, workload, resume, progress)
+            return self._run(path, store, star, workload, about, resume=resume, progress=progress)
         finally:
             store.close()
 
     def _run(
-        self, path: Path, store: RunStore, star: Star, workload: Workload, resume: bool, progress: Progress
+        self,
+        path: Path,
+        store: RunStore,
+        star: Star,
+        workload: Workload,
+        about: str,
+        *,
+        resume: bool,
+        progress: Progress,
     ) -> Result:
         checkpoints = Checkpoints(path / "checkpoints", keep=self.checkpointing.keep)
         keeper = Keeper(self.journal, path) if self.journal is not None else None
@@ -203,7 +218,7 @@ class Experiment:
             saved = checkpoints.load()
             if saved.notes:
                 store.set_meta(passed_over=[*store.meta().get("passed_over", ()), *saved.notes])
-            _same_population(path, star)
+            _same_population(path, about)
             recorder.restore(saved.entries)
             if recorder.reached:  # and killed before that was written down
                 result = _with_model(path, saved.entries[f"node/{SERVER}"])
@@ -214,7 +229,7 @@ class Experiment:
             store.truncate_after(seq=0, version=-1, heard=0)
             if keeper is not None:
                 keeper.rewind(0)
-            self._describe(path, store, star, workload)
+            self._describe(path, store, star, workload, about)
         store.set_meta(status="running")
         store.commit()  # so that others can see the run while it goes on
         progress.started(self.scheduler.versions, str(path))
@@ -236,6 +251,8 @@ class Experiment:
             store.set_meta(status=reason, wall_seconds=before + time.monotonic() - began)
             store.commit()
             progress.finished(reason)
+        if not recorder.version and not recorder.interrupted and type(progress) is Silent:
+            _warn_of_nothing(path, store, reason)
         return result
 
     def _guarantee(self, workload: Workload) -> str | None:
@@ -250,7 +267,7 @@ class Experiment:
             )
         return text
 
-    def _describe(self, path: Path, store: RunStore, star: Star, workload: Workload) -> None:
+    def _describe(self, path: Path, store: RunStore, star: Star, workload: Workload, about: str) -> None:
         """Write down what is run, on whom and where, before it begins."""
         main, found = workload.main, environment()
         aggregators = star.all_aggregators()
@@ -285,7 +302,20 @@ class Experiment:
         save_spec(self, path)
         if (path / SPEC).is_file():
             store.set_meta(spec_digest=spec_digest(path))
-        write_file(path / "population.json", [json.dumps(population_summary(star)).encode()])
+        write_file(path / "population.json", [about.encode()])
+
+
+def _warn_of_nothing(path: Path, store: RunStore, ended: str) -> None:
+    """Say that a run made no version, and why, where nobody was told of the clients that were lost."""
+    troubles = [*store.events("refused"), *store.events("lost")]
+    first = str(troubles[0]["body"].get("reason", "")) if troubles else ""
+    why = f"it ended: {ended}" + (f"; the first trouble: {first}" if first and first not in ended else "")
+    warnings.warn(
+        f"Experiment.run(folder={str(path)!r}): at least one version is what a run is for, got none; "
+        f"{why.rstrip('.')}. Mend that, and begin a new run.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def _with_model(path: Path, server: Any) -> Result:
@@ -302,7 +332,7 @@ def _with_model(path: Path, server: Any) -> Result:
     return Result(path, streams)
 
 
-def _same_population(path: Path, star: Star) -> None:
+def _same_population(path: Path, about: str) -> None:
     """Refuse to resume on other clients than the run began with."""
     found = path / "population.json"
     try:
@@ -312,7 +342,7 @@ def _same_population(path: Path, star: Star) -> None:
             f"{found}: must be the run's clients as it began, got a file that is not: {error}. Restore it from a "
             "copy; or take it away, if you know that the clients and their examples are the same."
         ) from error
-    if began_with is not None and began_with != json.loads(json.dumps(population_summary(star))):
+    if began_with is not None and began_with != json.loads(about):
         raise CheckpointError(
             f"Experiment.run(folder={str(path)!r}, resume=True): the clients or their examples must be those the run "
             "began with, got others. Use the same data (and, for StdlibCode, the same Python), or begin a new run."

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 from partwise.core.errors import CheckpointError
@@ -15,24 +16,27 @@ __all__ = ["LOCK", "WriterLock", "writer_of"]
 LOCK = "writer.lock"
 # Record locks belong to a process: it does not see its own, and loses them when it closes any handle on the file.
 # They are used because a forked worker that outlives its parent does not inherit them.
-_HELD: set[Path] = set()
+_Identity = tuple[int, int]  # device and inode: one folder may have several names, by links and by `..`
+_HELD: set[_Identity] = set()
+_AT_A_TIME = threading.Lock()  # no thread opens a lock's file while another one takes it
 
 
 def writer_of(folder: Path) -> int | None:
     """The process that writes the run in a folder; None if nobody does."""
-    path = (Path(folder) / LOCK).absolute()
-    if path in _HELD:
-        return os.getpid()
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return _pid(handle)
-    finally:
-        os.close(handle)
+    path = Path(folder) / LOCK
+    with _AT_A_TIME:
+        if _identity(path) in _HELD:
+            return os.getpid()
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return _pid(handle)
+        finally:
+            os.close(handle)
     return None
 
 
@@ -49,16 +53,19 @@ class WriterLock:
     def __init__(self, folder: Path) -> None:
         self._path = (folder / LOCK).absolute()
         me = f"RunStore({str(folder)!r})"
-        if self._path in _HELD:
-            raise CheckpointError(f"{me}: one writer at a time, got a second one in this process. Close the first.")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._handle = self._taken(me)
-        except OSError as error:
-            raise CheckpointError(
-                f"{me}: needs a folder that it may write to and lock, got: {error.strerror}. Name another."
-            ) from error
-        _HELD.add(self._path)
+        with _AT_A_TIME:
+            if _identity(self._path) in _HELD:
+                raise CheckpointError(f"{me}: one writer at a time, got a second one in this process. Close the first.")
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._handle = self._taken(me)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{me}: needs a folder that it may write to and lock, got: {error.strerror}. Name another."
+                ) from error
+            found = os.fstat(self._handle)
+            self._identity = found.st_dev, found.st_ino
+            _HELD.add(self._identity)
 
     def _taken(self, me: str) -> int:
         while True:
@@ -83,10 +90,20 @@ class WriterLock:
 
     def release(self) -> None:
         """Let others write."""
-        with contextlib.suppress(OSError):
-            self._path.unlink()
-        os.close(self._handle)
-        _HELD.discard(self._path)
+        with _AT_A_TIME:
+            if _identity(self._path) == self._identity:  # or the folder was moved, and another's may be in its place
+                with contextlib.suppress(OSError):
+                    self._path.unlink()
+            os.close(self._handle)
+            _HELD.discard(self._identity)
+
+
+def _identity(path: Path) -> _Identity | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _pid(handle: int) -> int | None:

@@ -45,7 +45,7 @@ class Checkpointing:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        if self.every_seconds < 0:
+        if not self.every_seconds >= 0:
             raise ValueError(
                 f"Checkpointing(every_seconds={self.every_seconds}): must be at least 0, got {self.every_seconds}. "
                 "0 saves after every version."

@@ -140,7 +140,8 @@ def _notes(runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[str]:
         if status == "running":
             yield f"{run.label} has not finished: it was running, or had been killed, when this was written."
         elif status == "interrupted" or "Error" in status or status == "failed":
-            yield f"{run.label} did not finish: {status}. Its numbers are those up to version {run.last.version}."
+            said = status.rstrip(".")
+            yield f"{run.label} did not finish: {said}. Its numbers are those up to version {run.last.version}."
     for run, row in zip(runs, rows, strict=True):
         if math.isnan(row.final):
             yield f"{run.label} ended with a score that is not a number."

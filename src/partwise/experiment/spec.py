@@ -32,7 +32,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     except OSError as error:
         raise DataError(f"{path}: must be a specification that can be read, got: {error.strerror}.") from error
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise SpecError(
@@ -119,12 +119,11 @@ class _Places:
     def of(self, path: KeyPath) -> _Place:
         """The override or line that says what stands at a path, or else what stands around it."""
         override = self._override(path)
-        if override is None and path and path not in self._lines:  # said by going through it, perhaps
-            override = next((o for o in self._overrides if o.path[: len(path)] == path), None)
+        while override is None and path and path not in self._lines:  # said by going through it, perhaps
+            override = next((o for o in self._overrides if _is_same(o.path[: len(path)], path)), None)
+            path = path[:-1]
         if override is not None:
             return _Place(10**9 + self._overrides.index(override), f"override {override.text}")
-        while path and path not in self._lines:
-            path = path[:-1]
         line = self._lines.get(path, 1)
         return _Place(line, f"line {line}")
 
@@ -133,8 +132,13 @@ class _Places:
         return Path.cwd() if self._override(path) is not None else self._base
 
     def _override(self, path: KeyPath) -> _Override | None:
-        found = [o for o in self._overrides if path[: len(o.path)] == o.path]
+        found = [o for o in self._overrides if _is_same(path[: len(o.path)], o.path)]
         return max(found, key=lambda o: len(o.path), default=None)
+
+
+def _is_same(one: KeyPath, other: KeyPath) -> bool:
+    """Whether two paths are the same; an override's number may also be the name of a key."""
+    return [*map(str, one)] == [*map(str, other)]
 
 
 # ---- overrides ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from partwise.core.runtime import Observer
 from partwise.core.spool import DEFAULT_MEMORY_BYTES
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.host import Host, HostPlan
+from partwise.runtimes.sources import Source, Sources, loaded_from_files
 from partwise.runtimes.transport import Envelope, Kind, joined
 from partwise.runtimes.wallclock import Limits, WallClock
 
@@ -102,10 +104,14 @@ class Ray:
 class _Seat:
     """The inside of an actor."""
 
-    def __init__(self, given: tuple[Mapping[NodeId, Program], Executor], sizes: tuple[int, str | None], now: float):
+    def __init__(self, given: Sequence[Any], sources: Mapping[str, Source], sizes: tuple[int, str | None], now: float):
+        import ray
+
+        sys.meta_path.append(Sources(sources))  # before anything is unpickled that is made of them
+        programs, executor = ray.get(given[0])
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         self._out: list[Envelope] = []
-        plan = HostPlan(given[0], given[1], sizes[0], sizes[1], time.monotonic() - now)
+        plan = HostPlan(programs, executor, sizes[0], sizes[1], time.monotonic() - now)
         self._host = Host(plan, self._out.append)
 
     def handle(self, flat: _Flat, state: Any) -> list[_Flat]:
@@ -147,7 +153,8 @@ class _Actors:
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
             ray.init(of.address, include_dashboard=False, log_to_driver=False, configure_logging=False)
-        self._given = ray.put((programs, of.executor))
+        self._given = [ray.put((programs, of.executor))]  # in a list, so that an actor asks for it when it can read it
+        self._sources = loaded_from_files()
         self._starts = [0] * of.workers
         self._actors = [self._started(number) for number in range(of.workers)]
         self._knows: list[set[Client]] = [set() for _ in self._actors]
@@ -159,8 +166,9 @@ class _Actors:
 
     def _started(self, number: int) -> Any:
         self._starts[number] += 1
+        sizes = self._of.memory_bytes // self._of.workers, self._of.folder
         kind = self._ray.remote(num_cpus=self._of.cpus, num_gpus=self._of.gpus, max_restarts=0)(_Seat)
-        return kind.remote(self._given, (self._of.memory_bytes // self._of.workers, self._of.folder), self._now)
+        return kind.remote(self._given, self._sources, sizes, self._now)
 
     def close(self) -> None:
         """End all actors, and the cluster, if it was begun here."""
@@ -252,6 +260,12 @@ class _Actors:
     def _replace(self, call: _Call, error: Exception) -> Iterator[Envelope]:
         """Start a lost actor again; the loss of the clients that it knew: of what they were at, if at anything."""
         number, why = call.actor, f"actor {call.actor} was lost"
+        if "error raised in its creation task" in str(error):  # then the next one would fare no better
+            raise ProtocolError(
+                f"Ray(workers={len(self._actors)}): actor {number} must be able to begin, got: "
+                f"{str(error).strip().splitlines()[-1]}. All machines of the cluster need Partwise and what the "
+                "run's parts import; the run can be resumed."
+            ) from error
         gone = [self._calls.pop(ref) for ref, other in list(self._calls.items()) if other.actor == number]
         self._looking -= sum(other.envelope is None for other in gone)
         if self._starts[number] > self._of.max_restarts:

@@ -131,6 +131,7 @@ def rehearse(
     Raises:
         CompositionError: the scheduler asks a client that is busy, or for two tasks at once, or acts without end at one
             instant; or it goes by measured links, of which a rehearsal has none.
+        ValueError: `until` is not a number, or below 0; or `max_events` is below 0.
 
     Example:
         >>> from partwise.populations import ArrayPopulation, Constant
@@ -141,6 +142,9 @@ def rehearse(
         >>> rehearse(Synchronous(cohort=2, rounds=3), slow, lambda task: Cost(steps=4)).seconds
         6.0
     """
+    for name, value in (("until", until), ("max_events", max_events)):
+        if not value >= 0:
+            raise ValueError(f"rehearse({name}={value}): must be at least 0, got {value}. Leave it out for no bound.")
     if scheduler.measures:
         raise CompositionError(
             f"{scheduler!r}: chooses by the bytes and times of replies, which are not rehearsed. Run it; or rehearse "
@@ -345,7 +349,15 @@ def costs_of(star: Star) -> Costs:
     Messages of later tasks may differ by a few bytes, and by more where what is sent depends on what was trained or on
     what a client kept: of `Downlink`, every task is told as the first, which fetches all of the shadow; of `Mirrored`,
     `Ferret` and `OneByte`, as one that has missed nothing.
+
+    Raises:
+        CompositionError: updates do not come with the replies, but in an exchange of the channel.
     """
+    if star.channel.exchanges:
+        raise CompositionError(
+            f"{star.channel!r}: exchanges messages after the replies, which take their time and are not rehearsed. "
+            "Run it; or rehearse with the Plain channel, which tells what it would take without them."
+        )
     calm = replace(star, population=_Calm(star.population))
     params = star.algorithm.init(calm.initial(), star.census)
     known = dict[int, Cost]()

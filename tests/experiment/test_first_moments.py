@@ -1,0 +1,50 @@
+"""What a run needs of its caller and its parts before the first version, and what it says if there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_experiment import WrongShape
+
+from partwise.algorithms import FedAvg, LocalOnly
+from partwise.experiment.evaluate import Evaluation
+from partwise.experiment.recorder import Silent
+from partwise.runtimes import Simulate
+from partwise.runtimes.executors import Plain as PlainExecutor
+from partwise.runtimes.executors import Pool, Stacked
+from partwise.schedulers import Synchronous
+from toy_scores import experiment
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("executor", [PlainExecutor(autograd=True), Stacked(), Pool(workers=1)], ids=repr)
+def test_a_caller_who_has_gradients_switched_off_trains_all_the_same(off, executor, tmp_path):
+    made = experiment(runtime=Simulate(executor))
+    expected = made.run(tmp_path / "on").params
+    with off():
+        found = made.run(tmp_path / "off").params
+        assert not torch.is_grad_enabled()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not any(torch.equal(found[name], value) for name, value in experiment().build()[1].model.init(3).items())
+
+
+class Watches(Silent):
+    """Somebody."""
+
+
+def test_a_run_that_made_no_version_says_so_where_nobody_watches(tmp_path, recwarn):
+    run = experiment(client=[WrongShape()], scheduler=Synchronous(cohort=2, rounds=1))
+    run.run(tmp_path / "watched", progress=Watches())
+    experiment(scheduler=Synchronous(cohort=2, rounds=1)).run(tmp_path / "fine")
+    assert not [w for w in recwarn if w.category is RuntimeWarning]
+
+
+def test_a_part_that_no_client_can_do_is_refused_before_there_is_a_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"LocalOnly\(names=\('hed',\)\): must name parameters of the model"):
+        experiment(algorithm=LocalOnly(FedAvg(), names=("hed",))).run(root=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_scope_that_no_score_has_is_refused():
+    with pytest.raises(ValueError, match=r"Evaluation\(scope='foo'\): must be one of central, pooled, .* Leave it out"):
+        Evaluation(target=0.9, scope="foo")
