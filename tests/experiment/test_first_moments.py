@@ -7,8 +7,12 @@ import torch
 from test_experiment import WrongShape
 
 from partwise.algorithms import FedAvg, LocalOnly
+from partwise.core.errors import CheckpointError
 from partwise.experiment.evaluate import Evaluation
+from partwise.experiment.log import LogWriter
 from partwise.experiment.recorder import Silent
+from partwise.experiment.result import MODEL
+from partwise.experiment.store import RECORD
 from partwise.runtimes import Simulate
 from partwise.runtimes.executors import Plain as PlainExecutor
 from partwise.runtimes.executors import Pool, Stacked
@@ -48,3 +52,27 @@ def test_a_part_that_no_client_can_do_is_refused_before_there_is_a_folder(tmp_pa
 def test_a_scope_that_no_score_has_is_refused():
     with pytest.raises(ValueError, match=r"Evaluation\(scope='foo'\): must be one of central, pooled, .* Leave it out"):
         Evaluation(target=0.9, scope="foo")
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"needs a folder that can be made, got: Not a directory\. Name another"):
+        experiment().run(tmp_path / "file" / "run")
+
+
+def test_who_may_read_the_record_may_read_the_model(tmp_path):
+    experiment(scheduler=Synchronous(cohort=2, rounds=1)).run(tmp_path / "run")
+    modes = {(tmp_path / "run" / name).stat().st_mode & 0o777 for name in (MODEL, RECORD)}
+    assert len(modes) == 1
+
+
+def test_a_log_that_cannot_be_cut_is_a_sentence(tmp_path, monkeypatch):
+    def refuse(path, size):
+        raise PermissionError(13, "Permission denied")
+
+    writer = LogWriter(tmp_path)
+    writer.add(0.0, 0, 0)
+    writer.flush()
+    monkeypatch.setattr("os.truncate", refuse)
+    with pytest.raises(CheckpointError, match=r"log\.bin: needs a folder it may write to, got: Permission denied\."):
+        writer.truncate(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 import warnings
@@ -24,7 +25,7 @@ from partwise.core.attack import Hostile, sees_honest
 from partwise.core.channel import Channel
 from partwise.core.disclosure import disclosed
 from partwise.core.errors import CheckpointError, PartwiseError
-from partwise.core.files import placed, write_file
+from partwise.core.files import placed, to_disk, write_file
 from partwise.core.kinds import check_kinds
 from partwise.core.program import SERVER, Record
 from partwise.core.runtime import Runtime
@@ -42,7 +43,7 @@ from partwise.experiment.privacy import ClientDP
 from partwise.experiment.recorder import Checkpointing, Progress, Recorder, Silent
 from partwise.experiment.result import MODEL, Result
 from partwise.experiment.rundir import environment, new_run_folder, save_environment
-from partwise.experiment.store import RunStore
+from partwise.experiment.store import RECORD, RunStore
 from partwise.experiment.trusted import Trusted
 from partwise.populations.columns import known
 from partwise.programs.star import Star
@@ -325,6 +326,9 @@ def _with_model(path: Path, server: Any) -> Result:
     try:
         with placed(written, path / MODEL):
             save_file(streams["model"], written)
+            shutil.copymode(path / RECORD, written)  # who may read the record may read the model
+            with written.open("rb") as file:
+                to_disk(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path / MODEL}: needs room on a disk it may write to, got: {error}. Free some, and resume the run."
@@ -366,7 +370,13 @@ def _check_columns(workload: Workload) -> None:
 
 
 def _empty_folder(path: Path) -> None:
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"Experiment.run(folder={str(path)!r}): needs a folder that can be made, got: {error.strerror}. "
+            "Name another."
+        ) from error
     if any(file.name != LOCK for file in path.iterdir()):  # a run killed at once leaves its lock alone
         raise CheckpointError(
             f"Experiment.run(folder={str(path)!r}): a new run needs a new or empty folder, got one with files. "

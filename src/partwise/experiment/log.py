@@ -159,11 +159,7 @@ class LogWriter:
         try:
             self._write(durable)
         except OSError as error:
-            what = "room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "a folder it may write to"
-            raise CheckpointError(
-                f"{self._path}: needs {what}, got: {error.strerror}. What was written before is safe. "
-                "Free some space, or make it writable, and resume the run."
-            ) from error
+            raise self._cannot(error) from error
         self._in_file += len(self._buffer) // _ROW.size
         self._buffer.clear()
 
@@ -176,6 +172,13 @@ class LogWriter:
             if durable:
                 to_disk(file)
         self._is_synced = durable
+
+    def _cannot(self, error: OSError) -> CheckpointError:
+        what = "room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "a folder it may write to"
+        return CheckpointError(
+            f"{self._path}: needs {what}, got: {error.strerror}. What was written before is safe. "
+            "Free some space, or make it writable, and resume the run."
+        )
 
     def truncate(self, count: int) -> None:
         """Forget all but so many messages.
@@ -190,5 +193,8 @@ class LogWriter:
             )
         self._buffer.clear()
         self._in_file = min(count, self._in_file)
-        if self._path.exists():
-            os.truncate(self._path, len(_HEAD) + self._in_file * _ROW.size if self._in_file else 0)
+        try:
+            if self._path.exists():
+                os.truncate(self._path, len(_HEAD) + self._in_file * _ROW.size if self._in_file else 0)
+        except OSError as error:
+            raise self._cannot(error) from error

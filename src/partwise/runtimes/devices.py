@@ -37,19 +37,17 @@ def found_device(part: str, device: str) -> torch.device:
     Raises:
         CompositionError: it is not there.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = torch.cuda.device_count()  # asks no more of CUDA than that: what has begun to use it cannot be forked
     if device == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if count else torch.device("cpu")
+        return torch.device("cuda" if count else "cpu")
     found = torch.device(device)
-    if found.type == "cpu":
-        return torch.device("cpu")
-    if (found.index or 0) >= count:
+    if found.type == "cuda" and (found.index or 0) >= count:
         there = f"{count} of them" if count else "none"
         raise CompositionError(
             f"{part}(device={device!r}): needs a GPU that torch can use, got {there} here. Use device='auto', which "
             "takes the CPU where there is none, or look at `partwise doctor`."
         )
-    return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
+    return found
 
 
 @contextmanager

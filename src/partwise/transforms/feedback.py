@@ -50,7 +50,8 @@ class Residual(NamedTuple):
 class ErrorFeedback:
     """Sends inner(update + residual) and keeps the difference: residual + sent = owed.
 
-    The residual belongs to coordinates of the whole model, so it stays right when the client's submodel changes.
+    The residual belongs to coordinates of the whole model, so it stays right when the client's submodel changes. What
+    was sent counts as received: of a message that is lost on its way, or refused, nothing is sent again.
 
     Args:
         inner: a transform that loses something, such as `TopK`. It may leave coordinates out, not add any.
