@@ -12,6 +12,7 @@ from torch import nn
 from partwise.algorithms import FedAvg
 from partwise.core.mean import Mean
 from partwise.core.model import Model
+from partwise.core.program import SERVER
 from partwise.local import SGD, LocalTraining
 from toy_star import Parabola, everybody, parabolas, run, star_of
 
@@ -52,3 +53,34 @@ def test_what_an_aggregator_gives_is_not_stretched_to_fit(is_bare, got):
     (skipped,) = log.of("skipped")
     assert re.match(rf"Stretched\(.*\): must give an update of the server's model, got:? {got}", skipped["reason"])
     assert not log.of("commit")
+
+
+class Halved(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(2, dtype=torch.float16))
+
+    def forward(self, a):
+        return self.w.double().sum().expand(len(a))
+
+
+@dataclass(frozen=True)
+class Told(Mean):
+    """Adds up what a client sent as if it had many examples."""
+
+    def reduce(self, got, state, params, replies=()):
+        assert got.value["w"].dtype == torch.float32
+        return super().reduce(got, state, params, replies)
+
+
+def test_a_sum_that_is_no_number_of_half_precision_has_a_mean_that_is_one():
+    """Three clients of 30,000 examples and steps of 2: 180,000 is beyond 65,504, the largest number of float16."""
+    population = parabolas((1.0,) * 3, (2.0,) * 3, sizes=(30_000,) * 3)
+    model = Model(Halved(), Parabola(), inputs=("a",))
+    algorithm = FedAvg(LocalTraining(SGD(1.0), batch_size=0))
+    scheduler = everybody(population, 1)
+    states, log = run(star_of(algorithm, model, population, scheduler, aggregators={"model": Told("cohort")}))
+    assert not log.of("skipped")
+    found = states[SERVER].streams["model"]["w"]
+    assert found.dtype == torch.float16
+    assert found.tolist() == [2.0, 2.0]

@@ -30,7 +30,7 @@ class Sum:
 
     Args:
         index: the union of what was held.
-        value: name -> sum of weight * scale * value, of the held shape.
+        value: name -> sum of weight * scale * value, of the held shape; in float32 where values are of half precision.
         weight: name -> sum of weight * scale, broadcastable to the value.
         total: sum over clients of one weight each (of the largest, where a client's differ by row).
         count: number of updates summed.
@@ -164,7 +164,7 @@ class Running:
 class Accumulator:
     """A running `Sum` that owns its buffers: memory of what is touched, whatever the number of updates.
 
-    Values of half precision are added in single precision; their sum is of the parameters' type again.
+    Values of half precision are added in single precision, which the sum keeps: it may be larger than they can be.
 
     Args:
         params: name -> tensor; shapes, types and devices of the sums.
@@ -313,7 +313,6 @@ class Accumulator:
                 whole[name] = held
                 value[name] = state.value[name] if held is None else state.value[name][held]
                 weight[name] = cover if held is None else cover[held]
-        value = {n: t.to(self._params[n].dtype) if _is_half(self._params[n]) else t for n, t in value.items()}
         scale = state.scaled / state.total if state.total else 1.0
         got = Sum(union_index(whole, single, self._params), value, weight, state.total, state.count, scale)
         self._cover = self._coverage()
@@ -334,13 +333,9 @@ def union_index(whole: Mapping[str, Tensor | None], single: Mapping[str, Tensor]
     return Joint((rows, coords)) if whole and single else coords if single else rows
 
 
-def _is_half(t: Tensor) -> bool:
-    return t.dtype in (torch.bfloat16, torch.float16)
-
-
 def _sum_dtype(like: Tensor) -> torch.dtype:
     """In which values are added up: in bfloat16, 256 and 1 are 256."""
-    return torch.float32 if _is_half(like) else like.dtype
+    return torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
 
 
 def _wide(value: Tensor) -> Tensor:

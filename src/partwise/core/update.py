@@ -30,6 +30,7 @@ __all__ = [
     "scaled_within",
     "sent_shapes",
     "to_dense",
+    "typed",
 ]
 
 
@@ -104,6 +105,12 @@ def scaled_within(update: Update, factor: float, longest: float) -> Update:
         less = 2 * less or 2 * max(torch.finfo(v.dtype).eps for v in found.values().values())
         found = scale(update, factor * max(0.0, 1 - less))
     return found
+
+
+def typed(update: Update, params: Params) -> Update:
+    """The update in the parameters' types."""
+    values = {name: value.to(params[name].dtype) for name, value in update.values().items()}
+    return replace(update, value=values)
 
 
 def norm(update: Update) -> float:

@@ -34,7 +34,7 @@ from partwise.core.schedule import (
 )
 from partwise.core.spool import Spool
 from partwise.core.summing import Outcome
-from partwise.core.update import Update, is_finite, scale
+from partwise.core.update import Update, is_finite, scale, typed
 from partwise.programs.coverage import coverage
 from partwise.programs.download import check_streams
 from partwise.programs.messages import (
@@ -457,6 +457,7 @@ class ServerProgram:
             got = fitting(opened[stream], aggregator, params)
             total, node.reducers[stream] = aggregator.reduce(got, node.reducers[stream], params, infos)
             check_total(aggregator, total, params)
+            total = typed(total, params)
             facts = dict(aggregator.told(node.reducers[stream])) if isinstance(aggregator, Telling) else {}
             more = {} if isinstance(got, Sum) else coverage(got, total, params)
             if facts or more:
