@@ -12,16 +12,18 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from partwise.runtimes import devices
+from partwise.runtimes.executors.folded import Held
 
 PLAYED = torch.device("cuda", 0)
 _T = Tensor
-_DEVICE, _IS_CPU = _T.device.__get__, _T.is_cpu.__get__  # type: ignore[attr-defined]
-_ALLOWED = {_T.__getitem__, _T.copy_}  # an index, or a source, may lie elsewhere
+_DEVICE, _IS_CPU, _GRAD = _T.device.__get__, _T.is_cpu.__get__, _T.grad.__get__  # type: ignore[attr-defined]
+_ALLOWED = {_T.__getitem__, _T.__setitem__, _T.copy_}  # an index, or a source, may lie elsewhere
+_is_batched = torch._C._functorch.is_batchedtensor
 
 
 def is_there(t: object) -> bool:
     """Whether a tensor lies on the GPU that is played."""
-    return isinstance(t, Tensor) and getattr(t, "_is_there", False)
+    return isinstance(t, Tensor) and (getattr(t, "_is_there", False) or _is_batched(t))  # all that is mapped over is
 
 
 def mark(tree: Any, there: bool = True) -> Any:
@@ -44,12 +46,18 @@ class _Played(TorchFunctionMode):
         self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        for thing in args:
+            if not isinstance(thing, Tensor) and hasattr(type(thing), "__torch_function__"):
+                with self:  # what stands for a parameter calls functions of its own
+                    return type(thing).__torch_function__(func, types, args, kwargs)
         given = list(_tensors([*args, *kwargs.values()]))
         there = [t for t in given if is_there(t)]
         if func == _DEVICE:
             return PLAYED if there else func(*args, **kwargs)
         if func == _IS_CPU:
             return not there
+        if func == _GRAD:
+            return mark(func(*args, **kwargs), bool(there))
         asked = kwargs.pop("device", None)
         if func is _T.to:
             return self._to(args, kwargs, asked)
@@ -94,6 +102,8 @@ def _tensors(things: Sequence[Any]) -> Iterator[Tensor]:
 def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have `OnDevice("cuda")` find a GPU, which is played."""
 
+    vmap = torch.func.vmap
+
     def precise(device: torch.device, precision: devices.Precision) -> AbstractContextManager[None]:
         return devices.precise(torch.device("cpu"), precision)
 
@@ -102,6 +112,9 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             patch.setattr(f"partwise.{module}.found_device", lambda part, device: PLAYED)
         for module in ("runtimes.executors.on_device", "experiment.evaluate"):
             patch.setattr(f"partwise.{module}.precise", precise)
+        patch.setattr("torch.autograd.backward", _unwatched(torch.autograd.backward))
+        patch.setattr("torch.func.vmap", lambda *args, **more: _marked(vmap(*args, **more)))
+        patch.setattr(Held, "settle", _marked(Held.settle))
         patch.setattr("partwise.runtimes.executors.plain.seed_device_", _seed_)
         patch.setattr("partwise.runtimes.executors.tape.states_of_chance", lambda device: (torch.get_rng_state(),))
         with _Played():
@@ -110,3 +123,18 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def _seed_(device: torch.device, seed: int) -> None:
     torch.default_generator.manual_seed(seed)
+
+
+def _unwatched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Without marks: autograd's own tensors have none."""
+
+    def found(*args: Any, **kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return function(*args, **kwargs)
+
+    return found
+
+
+def _marked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What comes out is on that GPU: what autograd makes, and what is mapped over, loses its marks."""
+    return lambda *args: mark(function(*args))

@@ -16,7 +16,7 @@ from partwise.core.errors import CompositionError, DataError
 from partwise.core.model import CrossEntropy, Model
 from partwise.core.plan import Job, LocalPlan, ModelLoss
 from partwise.core.population import Examples
-from partwise.local import SGD
+from partwise.local import SGD, AdamW
 from partwise.runtimes import Simulate
 from partwise.runtimes.devices import found_device
 from partwise.runtimes.executors import Auto, OnDevice, Plain, Pool, Stacked, stacked
@@ -71,6 +71,76 @@ def test_all_that_a_plan_can_say(monkeypatch, inner, dtype):
     same(found, inner.run(jobs))
 
 
+class Recurrent(nn.Module):
+    """device: of the first state; that of the input by default."""
+
+    def __init__(self, device: str | None = None) -> None:
+        super().__init__()
+        self.table, self.cell, self.out = nn.Embedding(9, 4), nn.GRUCell(4, 5), nn.Linear(5, 3)
+        self.where = device
+
+    def forward(self, x):
+        h = torch.zeros(len(x), 5, device=self.where or x.device)
+        for t in range(x.shape[1]):
+            h = self.cell(self.table(x[:, t]), h)
+        return self.out(h)
+
+
+def frozen() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 6).requires_grad_(False), nn.Tanh(), nn.Linear(6, 3))
+
+
+ROWS, IMAGES, IDS = torch.Size([12, 6]), torch.Size([12, 1, 8, 8]), torch.Size([12, 4])
+MODULES = {
+    "convolution": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(1), nn.Linear(36, 3)),
+        IMAGES,
+        "together by torch.func.vmap, for UnstackableError: a convolution",
+    ),
+    "recurrent": (Recurrent, IDS, "together by torch.func.vmap, for UnstackableError: gru_cell"),
+    "layer norm": (
+        lambda: nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 3)),
+        ROWS,
+        "together, folded into the batch",
+    ),
+    "frozen": (frozen, ROWS, "together, folded into the batch"),
+    "dropout": (lambda: nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 3)), ROWS, "one after another"),
+}
+
+
+def jobs_with(make, shape, rule) -> list[Job]:
+    rng = torch.Generator().manual_seed(5)
+    x = torch.randint(9, shape, generator=rng) if shape == IDS else torch.randn(shape, generator=rng)
+    data = Examples({"x": x, "y": torch.randint(3, (12,), generator=rng)})
+    plan = LocalPlan(ModelLoss(model := Model(make, CrossEntropy())), rule, batch_size=5, epochs=2)
+    start = model.init(1)
+    return [Job(plan, start, data.slice(0, 12 - number), number) for number in range(3)]
+
+
+@pytest.mark.parametrize("rule", [SGD(0.1), AdamW(0.01)], ids=["SGD", "AdamW"])
+@pytest.mark.parametrize("name", MODULES)
+def test_every_way_of_stacked(monkeypatch, caplog, name, rule):
+    """Convolutions of many clients go together there, which on a CPU they do not."""
+    make, shape, way = MODULES[name]
+    jobs = jobs_with(make, shape, rule)
+    expected = Plain().run(jobs)
+    with played(monkeypatch), caplog.at_level("INFO", "partwise"):
+        found = OnDevice("cuda").run(jobs)
+    assert f"stacked: {way}" in caplog.text
+    for one, other in zip(found, expected, strict=True):
+        assert not isinstance(one, Exception), one
+        for n, value in other.change.items():
+            assert not is_there(one.change[n])
+            torch.testing.assert_close(one.change[n], value, rtol=0, atol=1e-6)
+
+
+def test_what_a_module_leaves_behind_is_noticed_by_every_way(monkeypatch):
+    for inner in (Plain(), Stacked()):
+        with played(monkeypatch):
+            found = OnDevice("cuda", inner).run(jobs_with(lambda: Recurrent("cpu"), IDS, SGD(0.1)))
+        assert all("same device" in str(one) for one in found)
+
+
 @pytest.mark.parametrize("name", ["FashionMNIST", "StdlibCode"])
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 def test_every_algorithm(monkeypatch, name, algorithm):
@@ -120,20 +190,20 @@ def test_an_experiment(monkeypatch, tmp_path, algorithm):
         assert one == other
 
 
-@pytest.mark.parametrize("inner", INNER[:2], ids=repr)  # `vmap`, which `Stacked` takes here, knows no marks
-def test_what_is_frozen_goes_there_once(monkeypatch, inner):
-    body = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).requires_grad_(False)
-    model = Model(nn.Sequential(body, nn.Linear(4, 2)), CrossEntropy())
-    rng = torch.Generator().manual_seed(2)
-    data = Examples({"x": torch.randn(6, 3, generator=rng), "y": torch.tensor([0, 1, 1, 0, 1, 0])})
-    jobs = [Job(LocalPlan(ModelLoss(model), SGD(lr=0.5), batch_size=2), model.init(4), data, seed) for seed in (1, 2)]
-    expected = inner.run(jobs)
+def test_what_is_frozen_goes_there_once(monkeypatch):
+    jobs, copied = jobs_with(frozen, ROWS, SGD(0.1)), []
+    body = jobs[0].plan.loss.model.build(1)[0]
+    real = Model._frozen_on
+
+    def noted(model, device, tensor):
+        copied.append(real(model, device, tensor))
+        return copied[-1]
+
+    monkeypatch.setattr(Model, "_frozen_on", noted)
     with played(monkeypatch):
-        found = OnDevice("cuda", copy.deepcopy(inner)).run(jobs)
-    for one, other in zip(found, expected, strict=True):
-        assert one.change.keys() == {"1.weight", "1.bias"}
-        for name, value in other.change.items():
-            torch.testing.assert_close(one.change[name], value, rtol=0, atol=1e-6)
+        OnDevice("cuda", Plain()).run(jobs)
+    assert len({id(t) for t in copied}) == 2 < len(copied)  # a weight and a bias
+    assert all(is_there(t) for t in copied)
     assert not any(is_there(t) for t in body.parameters())
 
 
