@@ -105,7 +105,7 @@ class BrokenAlgorithm(Algorithm):
         ("no values", "must personalize values by name, got None"),
         ("columns", r"must choose examples, got dict\. Return Examples"),
         ("no report", r"must report numbers by name, got None\. Return {} for none"),
-        ("no loss", "its plan must run on client 0, got AssertionError"),
+        ("no loss", "its plan must run on client 0, got A[a-z]+Error"),  # torch asserts it, or fails, by its version
         ("no streams", "must finish with updates by stream, got Update"),
         ("own assertion", "must report and finish a task, got AssertionError: no such client"),
         ("whole index", "must give an update that fits the model"),
