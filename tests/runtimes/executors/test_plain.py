@@ -14,7 +14,7 @@ from partwise.core.plan import Job, LocalPlan, ModelLoss
 from partwise.core.population import Examples
 from partwise.core.rng import derive
 from partwise.local import SGD, AdamW, ClipGradient, Proximal, Shift
-from partwise.runtimes.executors import Plain
+from partwise.runtimes.executors import Plain, Stacked
 
 
 class Net(nn.Module):
@@ -106,6 +106,17 @@ def test_what_is_not_trainable_stays():
     assert moved == {"out.weight", "out.bias", "norm.running_mean", "norm.running_var"}
     trained.change["table.weight"].fill_(3.0)  # the result is the caller's own
     assert job().start["table.weight"].abs().sum() > 1
+
+
+@pytest.mark.parametrize("rule", [SGD(0.3), SGD(0.3, momentum=0.9), AdamW(0.01)], ids=repr)
+@pytest.mark.parametrize("executor", [Plain(), Plain(autograd=True), Stacked()], ids=repr)
+def test_where_nothing_is_trainable_only_statistics_move(executor, rule):
+    plan = replace(job().plan, trainable=lambda name: False, optimizer=rule, gradient=(ClipGradient(1.0),))
+    (trained,) = executor.run([job(plan)])
+    assert not isinstance(trained, Exception), trained
+    assert {n for n, t in trained.change.items() if t.any()} == {"norm.running_mean", "norm.running_var"}
+    assert trained.steps == 7
+    assert trained.loss > 0
 
 
 def test_terms_come_in_order_and_know_their_step():

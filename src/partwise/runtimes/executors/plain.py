@@ -89,11 +89,12 @@ def _train(job: Job, scratch: Scratch, solo: Solo | None) -> Trained:
             loss, found = mean_and_grads(tape, values, data.batch(at), names)
         else:
             loss = loss_of(params, data.batch(at), rng)
-            found = torch.autograd.grad(loss, leaves, allow_unused=True)
+            found = torch.autograd.grad(loss, leaves, allow_unused=True) if leaves else ()
         grads = {n: torch.zeros_like(values[n]) if g is None else g for n, g in zip(names, found, strict=True)}
-        for term in plan.gradient:
-            grads = term(values, grads, steps)
-        state = step_(values, grads, state)
+        if grads:  # else nothing of what is held may move
+            for term in plan.gradient:
+                grads = term(values, grads, steps)
+            state = step_(values, grads, state)
         losses.append(loss.detach())
         steps += 1
     change = {name: t.sub_(job.start[name].detach()) for name, t in values.items()}
