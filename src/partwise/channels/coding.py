@@ -31,7 +31,7 @@ from partwise.channels.frames import (
     read_blocks,
     read_elements,
 )
-from partwise.channels.graphs import Complete, Degree
+from partwise.channels.graphs import Complete, Degree, share_of
 from partwise.channels.member import Member
 from partwise.channels.protocol import NUMBERS, MaskBegin, MaskHello, MaskLayout, Rules
 from partwise.channels.ring import Ring
@@ -72,7 +72,7 @@ class Code:
 
     def noise(self, clients: int) -> int:
         """T."""
-        return max(1, _share(self.corrupt, clients))
+        return max(1, share_of(self.corrupt, clients))
 
     def degree(self, clients: int, *, is_active: bool) -> Degree:
         """All others, and U."""
@@ -81,7 +81,7 @@ class Code:
                 f"Coded(max_cohort={self.most}): sums at most {self.most} clients, got {clients}. "
                 "Raise it, with fewer bits or a smaller max_weight, or ask a smaller cohort."
             )
-        noise, needed = self.noise(clients), clients - _share(self.lost, clients)
+        noise, needed = self.noise(clients), clients - share_of(self.lost, clients)
         if needed <= noise:
             raise ProtocolError(
                 f"Coded(corrupt={self.corrupt}, lost={self.lost}): of {clients} clients more than {noise} must stay, "
@@ -99,11 +99,6 @@ class Code:
     def size(self, clients: int, layout: MaskLayout) -> int:
         """m, elements of a block."""
         return -(-(NUMBERS * _LIMBS + layout.dense) // self.blocks(clients))
-
-
-def _share(share: float, clients: int) -> int:
-    """So many of the clients, rounded down; a product that is whole but for rounding counts as whole."""
-    return int(share * clients + 1e-9)
 
 
 @lru_cache(maxsize=4)

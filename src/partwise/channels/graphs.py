@@ -15,7 +15,12 @@ from typing import NamedTuple, Protocol
 from partwise.core.errors import ProtocolError
 from partwise.core.population import Client
 
-__all__ = ["Complete", "Degree", "Graph", "RandomRegular", "choose_degree", "harary"]
+__all__ = ["Complete", "Degree", "Graph", "RandomRegular", "choose_degree", "harary", "share_of"]
+
+
+def share_of(share: float, clients: int) -> int:
+    """So many of the clients, rounded down; a product that is whole but for rounding counts as whole."""
+    return int(share * clients + 1e-9)
 
 
 class Degree(NamedTuple):
@@ -79,7 +84,7 @@ class Complete:
 
     def degree(self, clients: int, *, is_active: bool) -> Degree:
         least = 2 * clients // 3 + 1 if is_active else clients // 2 + 1
-        wanted = least if self.threshold is None else int(self.threshold * clients + 1e-9) + 1
+        wanted = least if self.threshold is None else share_of(self.threshold, clients) + 1
         return Degree(clients - 1, min(clients, max(least, wanted)))
 
     def edges(self, clients: Sequence[Client], neighbours: int) -> Mapping[Client, tuple[Client, ...]]:

@@ -205,10 +205,8 @@ class Sender:
 
     def _block(self, part: MaskPart, ring: Ring) -> Words:
         """(u, v + 1) words of the client's own units."""
-        width = _units(self._shapes[part.name], part.kind)[1]
-        values = (
-            self._values[part.name].detach().cpu().reshape(len(self._own(part)), width)
-        )  # (u, v), also of no values
+        units, width = len(self._own(part)), _units(self._shapes[part.name], part.kind)[1]
+        values = self._values[part.name].detach().cpu().reshape(units, width)  # (u, v), also of no values
         values = values.to(torch.promote_types(values.dtype, torch.float32))  # NumPy knows no bfloat16
         uniform = torch.rand(values.shape, generator=self._seat.rng).numpy()
         codes = self._encoding.point.encode(values.numpy(), uniform)

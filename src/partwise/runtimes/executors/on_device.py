@@ -37,15 +37,15 @@ class _Columns:
         if found is None:
             if sum(t.nbytes for columns in (whole, *self._held()) for t in columns.values()) > room:
                 return None
-            found = self._kept[id(whole)] = whole, _copied(whole, device)
+            found = self._kept[id(whole)] = whole, Examples(_copied(whole, device))
         return found[1]
 
     def _held(self) -> list[Batch]:
         return [columns for columns, _ in self._kept.values()]
 
 
-def _copied(columns: Batch, device: torch.device) -> Examples:
-    return Examples({name: t.to(device) for name, t in columns.items()})
+def _copied(columns: Batch, device: torch.device) -> Batch:
+    return {name: t.to(device) for name, t in columns.items()}
 
 
 @dataclass(frozen=True)
@@ -153,16 +153,16 @@ class _There:
 
     def _data(self, data: Dataset) -> Dataset:
         if not isinstance(data, Examples):
-            return _Copied(data, self.device)
+            return _BatchByBatch(data, self.device)
         whole, begin = data.place()
         if len(data) < max(map(len, whole.values()), default=0):
             there = self._columns.there(whole, self.device, self._room)
             if there is not None:
                 return there.slice(begin, begin + len(data))
-        return _copied(data.columns(), self.device)
+        return Examples(_copied(data.columns(), self.device))
 
 
-class _Copied:
+class _BatchByBatch:
     """A data set of which each batch is copied to a device."""
 
     def __init__(self, data: Dataset, device: torch.device) -> None:
@@ -172,10 +172,10 @@ class _Copied:
         return len(self._data)
 
     def batch(self, at: Tensor) -> Batch:
-        return {name: t.to(self._device) for name, t in self._data.batch(at).items()}
+        return _copied(self._data.batch(at), self._device)
 
     def columns(self) -> Batch:
-        return {name: t.to(self._device) for name, t in self._data.columns().items()}
+        return _copied(self._data.columns(), self._device)
 
 
 def _check_alive(result: object) -> None:
