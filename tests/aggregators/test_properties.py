@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -403,6 +403,26 @@ def test_buckets_are_all_there_and_differ_by_round():
     other, _ = Bucketing(Median(), size=2, seed=1).reduce(whole(rows.tolist()), (0, ()), params)
     assert not torch.equal(first.values()["w"], other.values()["w"])
     assert value(Bucketing(Median(), size=1), rows.tolist()) == value(Median(), rows.tolist())
+
+
+@dataclass(frozen=True)
+class Counting(Median):
+    """The median, which tells how many updates it got."""
+
+    def reduce(self, got, state, params, replies=()):
+        return super().reduce(got, (), params, replies)[0], len(got)
+
+    def told(self, state):
+        return {"got": state}
+
+
+@pytest.mark.parametrize(("part", "told"), [(NearestNeighbours(f=1), 5), (Bucketing(size=2), 3)])
+def test_what_the_rule_inside_tells_is_passed_on(part, told):
+    part, params = replace(part, inner=Counting()), {"w": torch.zeros(3, dtype=torch.float64)}
+    _, state = part.reduce(whole(rows_of(5, 3).tolist()), part.init(params, None), params)
+    assert part.told(state) == {"got": told}
+    plain = replace(part, inner=Median())
+    assert plain.told(plain.init(params, None)) == {}
 
 
 def test_centred_clipping_by_hand():

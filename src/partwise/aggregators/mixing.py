@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +18,7 @@ from partwise.aggregators.columns import finite, mean_of, reduce_columns, sender
 from partwise.aggregators.coordinatewise import TrimmedMean
 from partwise.aggregators.geometry import compared
 from partwise.aggregators.krum import ranked
-from partwise.core.aggregate import Aggregator, Sum, sum_updates
+from partwise.core.aggregate import Aggregator, Sum, sum_updates, told_by
 from partwise.core.checks import at_least
 from partwise.core.model import Params
 from partwise.core.population import Census
@@ -81,6 +81,10 @@ class NearestNeighbours:
         updates, squared = compared(got, params, self.f, self, min_overlap=self.min_overlap)
         mixed = _mixed(updates, params, squared, len(got) - self.f)
         return self.inner.reduce(_inner(self.inner, mixed, params), state, params, senders(got, replies))
+
+    def told(self, state: Any) -> Mapping[str, Any]:
+        """What the rule tells."""
+        return told_by(self.inner, state)
 
     def probed(self, make: MakeProbe) -> Aggregator:
         """The same with a rule that has its probe."""
@@ -167,6 +171,10 @@ class Bucketing:
             digest.update(update.index.coords(name).numpy().tobytes() if update.index.grain(name) else b"")
             digest.update(value.detach().cpu().double().numpy().tobytes())
         return digest.digest()
+
+    def told(self, state: Any) -> Mapping[str, Any]:
+        """What the rule tells."""
+        return told_by(self.inner, state[1])
 
     def probed(self, make: MakeProbe) -> Aggregator:
         """The same with a rule that has its probe."""

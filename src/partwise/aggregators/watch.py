@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from partwise.core.aggregate import Aggregator, Sum, Telling, sum_updates
+from partwise.core.aggregate import Aggregator, Sum, sum_updates, told_by
 from partwise.core.detect import GOOD, Detector, Reputation, Verdict, score_of
 from partwise.core.mean import Mean
 from partwise.core.model import Params
@@ -68,7 +68,7 @@ class Watch:
     def told(self, state: Any) -> Mapping[str, Any]:
         """Whom the observer suspects, and what the aggregator tells."""
         _, inner, known, verdicts, out = state
-        own = dict(self.inner.told(inner)) if isinstance(self.inner, Telling) else {}
+        own = told_by(self.inner, inner)
         if not verdicts and not out:
             return own
         suspects = [

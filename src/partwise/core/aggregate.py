@@ -20,7 +20,7 @@ from partwise.core.rowsum import RowSum
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update, all_finite
 
-__all__ = ["Accumulator", "Aggregator", "Coverage", "Running", "Stack", "Sum", "Telling", "sum_updates", "union_index"]
+__all__ = ["Accumulator", "Aggregator", "Coverage", "Running", "Stack", "Sum", "Telling", "sum_updates", "told_by", "union_index"]
 
 
 @register
@@ -75,6 +75,11 @@ class Telling(Protocol):
     def told(self, state: Any) -> Mapping[str, Any]:
         """Facts of the last `reduce`, for the run's record, as plain numbers, strings and lists; empty for none."""
         ...
+
+
+def told_by(part: Aggregator, state: Any) -> dict[str, Any]:
+    """What an aggregator tells of its last `reduce`, if it is one that tells."""
+    return dict(part.told(state)) if isinstance(part, Telling) else {}
 
 
 class Stack(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from partwise.core.aggregate import Aggregator, Sum, Telling, sum_updates
+from partwise.core.aggregate import Aggregator, Sum, sum_updates, told_by
 from partwise.core.model import Params
 from partwise.core.population import Census
 from partwise.core.probe import MakeProbe, probed
@@ -43,8 +43,7 @@ class Noted:
     def told(self, state: Any) -> Mapping[str, Any]:
         """What the aggregator tells, and the digests."""
         inner, digests = state
-        own = dict(self.inner.told(inner)) if isinstance(self.inner, Telling) else {}
-        return {**own, "digests": [list(pair) for pair in digests]}
+        return {**told_by(self.inner, inner), "digests": [list(pair) for pair in digests]}
 
     def probed(self, make: MakeProbe) -> Noted:
         """The same with an aggregator that has its probe."""

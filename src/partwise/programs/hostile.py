@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from partwise.core.aggregate import Aggregator, Sum, Telling, sum_updates
+from partwise.core.aggregate import Aggregator, Sum, sum_updates, told_by
 from partwise.core.attack import Hostile, Scene
 from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.model import Params
@@ -78,4 +78,4 @@ class Attacked:
 
     def told(self, state: Any) -> dict[str, Any]:
         """What the aggregator under attack tells."""
-        return dict(self.inner.told(state)) if isinstance(self.inner, Telling) else {}
+        return told_by(self.inner, state)

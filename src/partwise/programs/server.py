@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from partwise.core.aggregate import Sum, Telling
+from partwise.core.aggregate import Sum, told_by
 from partwise.core.algorithm import ServerState, Task
 from partwise.core.errors import CompositionError, DivergedError
 from partwise.core.index import Index
@@ -458,7 +458,7 @@ class ServerProgram:
             total, node.reducers[stream] = aggregator.reduce(got, node.reducers[stream], params, infos)
             check_total(aggregator, total, params)
             total = typed(total, params)
-            facts = dict(aggregator.told(node.reducers[stream])) if isinstance(aggregator, Telling) else {}
+            facts = told_by(aggregator, node.reducers[stream])
             more = {} if isinstance(got, Sum) else coverage(got, total, params)
             if facts or more:
                 effects.append(Record("told", {"stream": stream, "version": node.version, **facts, **more}))
