@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HOW_TO = ROOT / "docs" / "how-to"
 IN_TIME = [HOW_TO / f"{name}.md" for name in ("clients-in-time", "rounds-and-waiting", "waiting-less")]
-MORE = [HOW_TO / f"{name}.md" for name in ("differential-privacy", "hostile-clients", "thin-links")]
+MORE = [HOW_TO / f"{name}.md" for name in ("differential-privacy", "hostile-clients", "submodels", "thin-links")]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "security.md", *IN_TIME, *MORE]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
