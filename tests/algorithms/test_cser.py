@@ -220,3 +220,11 @@ def test_cser_refuses():
     for part in (ErrorFeedback(TopK(k=1)), LowRank(1)):
         with pytest.raises(CompositionError, match=r"CSER\(\): needs compressors that keep nothing, got"):
             CSER(part)
+
+
+@pytest.mark.parametrize("gradient", [None, Identity()])
+def test_a_step_that_is_not_finite_stays_in_no_drift(gradient):
+    part, params = CSER(gradient), {"w": torch.zeros(2)}
+    wild = Trained({"w": torch.tensor([1.0, torch.inf])}, 1, 0.0, 0)
+    with pytest.raises(ValueError, match=r"CSER\(.*\): needs a finite update, got NaN or infinity\."):
+        part.finish({"model": params}, wild, Whole({"w": (2,)}), Task(0, 0, 0, 0), Drift(), None)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 from torch import nn
 
 from partwise.algorithms import Deniable, FedAvg, FedProx, FedSubAvg, Ferret, HeteroFL, LocalOnly, Scaffold
 from partwise.algorithms.personal import PersonalState
+from partwise.core.algorithm import Algorithm
 from partwise.core.codec import decode, encode
 from partwise.core.errors import CompositionError
 from partwise.core.model import CrossEntropy, Model
@@ -176,6 +180,43 @@ def test_own_values_are_neither_pulled_nor_shifted(inner):
     for _ in range(6):
         v -= 0.1 * 3 * (v - 4)
     assert float(states[1].own.value["w"]) == pytest.approx(v, abs=1e-13)
+
+
+@dataclass(frozen=True)
+class Spiked(Algorithm):
+    """FedAvg with a parameter that one client's gradient is not finite in, in one version."""
+
+    inner: FedAvg
+    name: str
+
+    def plan(self, held, index, task, own, site):
+        plan = self.inner.plan(held, index, task, own, site)
+        bad = task.version == 1 and site.client == 0
+        return replace(plan, gradient=(lambda p, g, step: {**g, self.name: g[self.name] * math.inf},)) if bad else plan
+
+
+@pytest.mark.parametrize(("name", "is_refused"), [("shared", True), ("kept", False)])
+def test_a_task_without_a_finite_result_leaves_what_stays_as_it_was(name, is_refused):
+    """Each number is halfway to 8 after a step: 4, 6, 7; a client that lost one is a step behind."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shared = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+            self.kept = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+        def forward(self, to):
+            return ((self.shared - to) ** 2 + (self.kept - to) ** 2).sum(1) / 2
+
+    model = Model(Two, lambda outputs, batch: outputs, inputs=("to",))
+    population = Clients([{"to": torch.tensor([[8.0]], dtype=torch.float64)} for _ in range(2)])
+    algorithm = LocalOnly(Spiked(FedAvg(full_batch(1, lr=0.5)), name), names=("kept",))
+    star = star_of(algorithm, model, population, everybody(population, 3))
+    states, log = run(star, lambda world: [float(world.state(i).own.value["kept"]) for i in (0, 1)])
+    assert log.seen == [[4, 4], [4, 6], [6, 7]]
+    assert [event["version"] for event in log.of("refused")] == [1] * is_refused
+    assert len(log.of("reply")) == 6 - is_refused
+    assert states[-1].streams["model"]["shared"].tolist() == [7]
 
 
 def test_personalize_is_what_is_used():

@@ -24,7 +24,7 @@ from partwise.core.population import Census
 from partwise.core.rng import derive, generator
 from partwise.core.schedule import ReplyInfo
 from partwise.core.transform import Identity, Transform
-from partwise.core.update import Update
+from partwise.core.update import Update, is_finite, not_finite
 from partwise.local import SGD, LocalTraining
 
 __all__ = ["CSER", "Drift"]
@@ -121,6 +121,8 @@ class CSER(Algorithm):
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
     ) -> tuple[dict[str, Update], ClientState]:
         step = Update(index, {name: trained.change[name] for name in held["model"]})
+        if not is_finite(step):  # what is kept would never be finite again
+            raise not_finite(self)
         drift = own.value or {name: torch.zeros_like(t) for name, t in held["model"].items()}
         sent, left = NOTHING, step.values()
         if self.gradient is not None:

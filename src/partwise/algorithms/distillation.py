@@ -26,7 +26,7 @@ from partwise.core.population import Batch, Census, Dataset
 from partwise.core.probe import MakeProbe, ModelProbe
 from partwise.core.rng import Rng
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update
+from partwise.core.update import Update, all_finite
 from partwise.local import LocalTraining
 
 __all__ = ["Distillation", "PublicExamples", "Taught"]
@@ -223,7 +223,8 @@ class Distillation(Algorithm):
         with torch.no_grad():
             logits = site.model.outputs(model, examples)
         soft = (logits / self.temperature).softmax(1)
-        return {"targets": Update(self._index(task.version), {_NAME: soft})}, model
+        kept = model if all(map(all_finite, model.values())) else own  # or no later task would have a finite result
+        return {"targets": Update(self._index(task.version), {_NAME: soft})}, kept
 
     def aggregators(self) -> Mapping[str, Aggregator]:
         return {"targets": Mean("holders")}

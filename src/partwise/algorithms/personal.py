@@ -17,7 +17,7 @@ from partwise.core.index import Grid, Index, Joint
 from partwise.core.limits import Limit
 from partwise.core.model import Values
 from partwise.core.plan import LocalPlan, Trained
-from partwise.core.update import Update
+from partwise.core.update import Update, all_finite
 
 __all__ = ["LocalOnly", "PersonalState"]
 
@@ -42,7 +42,8 @@ class LocalOnly(Keeping):
     """An algorithm some of whose parameters stay on the client: trained and used there, never sent.
 
     With `normalization` it is FedBN. A client that has never been asked starts from the model's initial values, and is
-    evaluated with them; the server keeps those values too, and never changes them.
+    evaluated with them; the server keeps those values too, and never changes them. Of a task whose result is not finite
+    a client keeps nothing.
 
     Args:
         inner: what is done with all other parameters.
@@ -125,7 +126,10 @@ class LocalOnly(Keeping):
     ) -> tuple[dict[str, Update], ClientState]:
         shared = trained._replace(change={n: t for n, t in trained.change.items() if n not in own.value})
         updates, inner = self.inner.finish(held, shared, index, task, own.inner, site.without(own.value.keys()))
-        return updates, PersonalState(inner, {name: t + trained.change[name] for name, t in own.value.items()})
+        value = {name: t + trained.change[name] for name, t in own.value.items()}
+        if not all(map(all_finite, [*shared.change.values(), *value.values()])):
+            value = own.value  # or no later task would have a finite result
+        return updates, PersonalState(inner, value)
 
     def report(
         self, held: Mapping[str, Values], trained: Trained, task: Task, own: ClientState, site: Site
