@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+import re
 
 import pytest
 import torch
@@ -295,3 +296,49 @@ def test_what_the_algorithm_inside_needs_holds_around_it():
     assert LocalOnly(deniable).discloses() == deniable.discloses()
     assert LocalOnly(FedAvg()).is_personal
     assert not LocalOnly(FedAvg()).sends_change
+
+
+class WideAndDeep(nn.Module):
+    """Two tables that one column of ids, or each its own, looks up."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.deep = nn.Embedding(9, 2), nn.Embedding(9, 2)
+
+    def forward(self, ids, again):
+        return self.wide(ids) + self.deep(again)
+
+
+def wide_and_deep(names, inner, deep="ids"):
+    """A round of two clients with the rows 5 and 7, and 7 and 8: the world at its end, and what was lost."""
+    tables = {"wide.weight": ("ids",), "deep.weight": (deep,)}
+    model = Model(WideAndDeep, CrossEntropy(), inputs=("ids", deep), tables=tables)
+    rows = [{"ids": torch.tensor(i), "again": torch.tensor(i), "y": torch.tensor([0, 1])} for i in ([5, 7], [7, 8])]
+    population = Clients(rows)
+    states, log = run(star_of(LocalOnly(inner, names=names), model, population, everybody(population, 1)))
+    first = model.init(0)
+    moved = [
+        {name: (t != first[name]).any(1).nonzero().flatten().tolist() for name, t in states[i].own.value.items()}
+        for i in (0, 1)
+    ]
+    return moved, [event["reason"] for event in log.of("lost")]
+
+
+def test_a_table_that_stays_is_looked_up_by_its_own_ids():
+    by_rows, both = FedSubAvg("count", full_batch(1)), ("wide.weight", "deep.weight")
+    for names, inner, deep in (
+        (("wide.weight",), FedAvg(full_batch(1)), "ids"),
+        (("wide.weight",), by_rows, "again"),
+        (both, by_rows, "ids"),
+    ):
+        moved, lost = wide_and_deep(names, inner, deep)
+        assert not lost
+        assert moved == [dict.fromkeys(names, own) for own in ([5, 7], [7, 8])]
+
+
+def test_a_table_that_stays_shares_no_ids_with_one_held_by_rows():
+    """They would be renumbered to the rows that are held, 0 and 1, which are others of the table that is whole."""
+    _, lost = wide_and_deep(("wide.weight",), FedSubAvg("count", full_batch(1)))
+    assert len(lost) == 2
+    said = r"LocalOnly\(FedSubAvg\): .* is whole, but the ids 'ids' of 'wide.weight' are those of 'deep.weight' too"
+    assert all(re.search(said, reason) for reason in lost)

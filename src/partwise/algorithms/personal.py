@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,9 +13,9 @@ from partwise.core.algorithm import Algorithm, ClientState, Site, Task
 from partwise.core.around import Keeping
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError
-from partwise.core.index import Grid, Index, Joint
+from partwise.core.index import Grid, Index, Joint, Rows
 from partwise.core.limits import Limit
-from partwise.core.model import Values
+from partwise.core.model import Model, Values
 from partwise.core.plan import LocalPlan, Trained
 from partwise.core.update import Update, all_finite
 
@@ -103,7 +103,19 @@ class LocalOnly(Keeping):
                 f"LocalOnly({type(self.inner).__name__}): what stays on a client is whole, but {min(thinned)!r} "
                 "belongs to a thinned layer. Leave it to be averaged, or train whole models."
             )
+        self._check_tables(index, own.value.keys(), site.model)
         return index
+
+    def _check_tables(self, index: Index, local: Collection[str], model: Model) -> None:
+        """Refuse a table that stays if its ids are renumbered to the rows that are held of another: it is whole."""
+        rows = {column: name for name in _by_rows(index) for column in model.tables.get(name, ())}
+        for name in sorted(model.tables.keys() & local):
+            for column in rows.keys() & set(model.tables[name]):
+                raise CompositionError(
+                    f"LocalOnly({type(self.inner).__name__}): what stays on a client is whole, but the ids "
+                    f"{column!r} of {name!r} are those of {rows[column]!r} too, of which it holds some rows. Keep both "
+                    "tables, give each a column of its own, or train whole models."
+                )
 
     def fetch(self, index: Index, task: Task, own: ClientState, site: Site) -> Mapping[str, Index] | None:
         return self.inner.fetch(index, task, own.inner, site.without(own.value.keys()))
@@ -139,3 +151,10 @@ class LocalOnly(Keeping):
 
 def _has_grid(index: Index) -> bool:
     return isinstance(index, Grid) or (isinstance(index, Joint) and any(_has_grid(m) for m in index.members))
+
+
+def _by_rows(index: Index) -> list[str]:
+    """The tables of which some rows are held."""
+    if isinstance(index, Joint):
+        return [name for member in index.members for name in _by_rows(member)]
+    return [name for name, rows in index.rows.items() if rows is not None] if isinstance(index, Rows) else []
