@@ -10,7 +10,21 @@ import pytest
 import torch
 from torch import nn
 
-from partwise.algorithms import Deniable, FedAvg, FedProx, FedSubAvg, Ferret, HeteroFL, LocalOnly, Scaffold
+from partwise.algorithms import (
+    Deniable,
+    Downlink,
+    FedAvg,
+    FedProx,
+    FedRank,
+    FedSubAvg,
+    Ferret,
+    HeteroFL,
+    LocalOnly,
+    Mirrored,
+    OneByte,
+    Scaffold,
+    SignMomentum,
+)
 from partwise.algorithms.personal import PersonalState
 from partwise.core.algorithm import Algorithm
 from partwise.core.codec import decode, encode
@@ -18,7 +32,8 @@ from partwise.core.errors import CompositionError
 from partwise.core.model import CrossEntropy, Model
 from partwise.core.population import Profile
 from partwise.local import SGD, LocalTraining
-from partwise.schedulers import FedBuff
+from partwise.schedulers import FedBuff, Synchronous
+from partwise.transforms import Quantize, Sign
 from toy_star import Clients, Cohorts, everybody, full_batch, number_model, parabolas, run, server, star_of
 
 
@@ -342,3 +357,23 @@ def test_a_table_that_stays_shares_no_ids_with_one_held_by_rows():
     assert len(lost) == 2
     said = r"LocalOnly\(FedSubAvg\): .* is whole, but the ids 'ids' of 'wide.weight' are those of 'deep.weight' too"
     assert all(re.search(said, reason) for reason in lost)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [Ferret(), OneByte(2), FedRank(), Downlink(FedAvg(), Sign()), Mirrored(SignMomentum(FedAvg(), 0.1), Sign())],
+    ids=lambda part: type(part).__name__,
+)
+def test_who_makes_the_model_alone_keeps_nothing_of_it(inner):
+    star = star_of(LocalOnly(inner, names=("first.weight",)), normed(), shifted(), Synchronous(cohort=1))
+    said = rf"LocalOnly\({type(inner).__name__}\): keeps 'downsample.bias' from an algorithm whose clients make"
+    with pytest.raises(CompositionError, match=said):
+        star.algorithm.client_init(star.site(0))
+
+
+def test_what_is_fetched_compressed_may_be_less_than_the_model():
+    population, inner = shifted(), LocalOnly(FedAvg(full_batch(2)))
+    star = star_of(Downlink(inner, Quantize(8)), normed(), population, everybody(population, 3))
+    states, log = run(star)
+    assert not log.of("lost")
+    assert states[0].own.inner.value.keys() == LOCAL

@@ -46,7 +46,8 @@ class LocalOnly(Keeping):
     a client keeps nothing.
 
     Args:
-        inner: what is done with all other parameters.
+        inner: what is done with all other parameters; not one whose clients make the server's model for themselves,
+            such as `Ferret`, `OneByte`, `FedRank`, `Mirrored` or `Downlink`.
         names: parameters that stay, by their full names.
         normalization: also everything in a BatchNorm, its affine map and its running statistics. Modules are told by
             their type; LayerNorm and GroupNorm have no statistics of the data and are shared.
@@ -91,6 +92,12 @@ class LocalOnly(Keeping):
 
     def client_init(self, site: Site) -> ClientState:
         local = self.local_names(site)
+        if local and self.inner.mirrors:
+            raise CompositionError(
+                f"LocalOnly({type(self.inner).__name__}): keeps {min(local)!r} from an algorithm whose clients make "
+                "the server's model for themselves, for which they need all of it. Put Downlink around LocalOnly, or "
+                "use an algorithm whose clients fetch the model."
+            )
         initial = site.model.init(site.seed)
         inner = self.inner.client_init(site.without(local))
         return PersonalState(inner, {name: t for name, t in initial.items() if name in local})
