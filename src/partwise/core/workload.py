@@ -20,7 +20,7 @@ class Workload:
     Args:
         model: the model and its loss.
         population: the clients.
-        metrics: at least one; the first is the main one.
+        metrics: at least one, each with a name of its own; the first is the main one.
     """
 
     model: Model
@@ -31,6 +31,13 @@ class Workload:
         check_kinds(self)
         if not self.metrics:
             raise ValueError("Workload(metrics=()): needs at least one metric, got none. Add Loss(model.loss).")
+        names = [metric.name for metric in self.metrics]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:  # their columns would become those of one metric
+            raise ValueError(
+                f"Workload(metrics=...): must have names that differ, got {names.count(twice)} called {twice!r}. Name "
+                f"them by what they measure, such as name={twice + '_2'!r}."
+            )
 
     @property
     def main(self) -> Metric:
