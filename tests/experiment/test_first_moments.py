@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_experiment import WrongShape
 
 from partwise.algorithms import FedAvg, LocalOnly
-from partwise.core.errors import CheckpointError
+from partwise.core.errors import CheckpointError, DataError
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.log import LogWriter
 from partwise.experiment.recorder import Silent
@@ -17,7 +19,7 @@ from partwise.runtimes import Simulate
 from partwise.runtimes.executors import Plain as PlainExecutor
 from partwise.runtimes.executors import Pool, Stacked
 from partwise.schedulers import Synchronous
-from toy_scores import experiment
+from toy_scores import Toy, experiment
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
@@ -52,6 +54,46 @@ def test_a_part_that_no_client_can_do_is_refused_before_there_is_a_folder(tmp_pa
 def test_a_scope_that_no_score_has_is_refused():
     with pytest.raises(ValueError, match=r"Evaluation\(scope='foo'\): must be one of central, pooled, .* Leave it out"):
         Evaluation(target=0.9, scope="foo")
+
+
+class Untested(Toy):
+    """Clients without test examples."""
+
+    def test_data(self, client):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "population", "remedy"),
+    [
+        (Evaluation(target=0.0, scope="central"), None, "Give the population a central test set, or leave the"),
+        (Evaluation(target=0.0, per_client=False), None, "a central test set or its clients test examples, or"),
+        (
+            Evaluation(target=0.0),
+            Untested(),
+            "a central test set or its clients test examples, or leave the target out",
+        ),
+        (
+            Evaluation(target=0.0, scope="worst"),
+            Untested(),
+            "a central test set or its clients test examples, or leave",
+        ),
+    ],
+)
+def test_a_target_that_is_never_measured_is_refused(evaluation, population, remedy, tmp_path):
+    made = experiment(population, evaluation=evaluation)
+    said = rf"Evaluation\(target=0.0, .*\): must have test examples .* got none\. .*{remedy}"
+    with pytest.raises(DataError, match=said):
+        made.run(root=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    replace(made, evaluation=replace(evaluation, target=None)).run(tmp_path / "run")
+
+
+def test_a_target_over_clients_who_are_not_evaluated_is_refused():
+    said = r"Evaluation\(target=0.9, scope='mean', per_client=False\): must measure what the target looks at"
+    with pytest.raises(ValueError, match=said):
+        Evaluation(target=0.9, scope="mean", per_client=False)
+    assert Evaluation(scope="mean", per_client=False).target is None
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):

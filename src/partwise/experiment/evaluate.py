@@ -95,6 +95,30 @@ class Evaluation:
                 f"Evaluation(target={self.target}): must be a number, got {self.target}, which no score reaches. "
                 "Leave it out to never stop."
             )
+        if self.target is not None and not self.per_client and self.scope not in ("", "central"):
+            raise ValueError(
+                f"Evaluation(target={self.target}, scope={self.scope!r}, per_client=False): must measure what the "
+                f"target looks at, got {self.scope!r}, which is a score over clients. Set per_client=True."
+            )
+
+    def check_target(self, population: Population) -> None:
+        """Refuse a target that no score of these clients could reach, as none is measured.
+
+        Raises:
+            DataError: there are no examples to measure it on.
+        """
+        if self.target is None or not population.is_open:
+            return
+        central = population.central_test()
+        if self.scope in ("", "central") and central is not None and len(central):
+            return
+        is_over_clients = self.per_client and self.scope != "central"
+        if not is_over_clients or not counts_of_test_examples(population).any():
+            raise DataError(
+                f"Evaluation(target={self.target}, scope={self.scope!r}, per_client={self.per_client}): must have test "
+                "examples to measure the target on, got none. Give the population a central test set"
+                f"{'' if self.scope == 'central' else ' or its clients test examples'}, or leave the target out."
+            )
 
 
 def _columns(

@@ -179,6 +179,7 @@ class Experiment:
     def _begin(self, folder: str | Path | None, resume: bool, progress: Progress, root: str | Path) -> Result:
         found_device("Evaluation", self.evaluation.device)  # refused before there is a folder
         star, workload = self.build()
+        self.evaluation.check_target(workload.population)
         about = json.dumps(population_summary(star))  # refuses what no client could do, before there is a folder
         path = Path(folder) if folder is not None else new_run_folder(Path(root), self.name)
         if folder is not None and not resume:
