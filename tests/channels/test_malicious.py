@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from partwise.channels import Masked
+from partwise.channels import Coded, Masked
 from partwise.channels.crypto import key_pair, unseal
 from partwise.channels.frames import Advertised, read_advertised
 from partwise.channels.graphs import RandomRegular
@@ -23,6 +23,7 @@ ROWS = {c: rows(c, {0, 3, c % 2 + 4}) for c in range(6)}
 OPEN = Masked(max_weight=4, min_contributors=3)
 SIGNED = Masked(max_weight=4, min_contributors=3, identities=SimulatedIdentities(3))
 SPARSE = Masked(max_weight=4, min_contributors=3, layout="sparse")
+CODED = Coded(max_weight=4, min_contributors=3)
 VICTIM = 2
 
 
@@ -104,6 +105,27 @@ def test_survivors_that_are_not_those_it_masked_with(change):
 def test_too_few_survivors():
     change = lambda m: m._replace(total=3, alive=(0, 1, 2), lost=(3, 4, 5))  # noqa: E731
     refused(OPEN, at(3, change), "3 must be in the sum and 4 hold its shares, got 3 and 3")
+
+
+@pytest.mark.parametrize("channel", [OPEN, SIGNED, CODED], ids=["open", "signed", "coded"])
+@pytest.mark.parametrize("step", [2, 3], ids=["shares", "words"])
+def test_a_total_that_is_larger_than_the_list(channel, step):
+    """All six must be in a sum. 5 is left out, and the server says that there are six: whoever is named is counted."""
+    channel = replace(channel, min_contributors=6)
+
+    def ask(s, c, message):
+        if s < step or c == 5:
+            return message
+        if s == 2:
+            left = [(of, sealed) for of, sealed in zip(message.sources, message.sealed, strict=True) if of != 5]
+            return message._replace(sources=tuple(of for of, _ in left), sealed=tuple(sealed for _, sealed in left))
+        return message._replace(alive=(0, 1, 2, 3, 4), lost=(5,))
+
+    it = play(channel, UPDATES, ask=ask)
+    assert it.asked[step][VICTIM].total == 6
+    assert "6 must be in the sum" in it.refusals[VICTIM]
+    assert "got 5 and 5" in it.refusals[VICTIM]
+    assert VICTIM not in it.answers[step]
 
 
 def test_different_survivors_for_different_clients():
@@ -301,7 +323,7 @@ def test_common_rows_that_are_not_common(wrong):
     ("change", "words"),
     [
         (lambda m: m._replace(total=9), "of 6 clients, 3 must be in the sum"),
-        (lambda m: m._replace(sources=(0, 1), sealed=m.sealed[:2]), "4 hold its shares, got 6 and 3"),
+        (lambda m: m._replace(sources=(0, 1), sealed=m.sealed[:2]), "4 hold its shares, got 3 and 3"),
         (lambda m: m._replace(sources=(0, 1, 3, 4, 9)), "shares come from its neighbours, got [9]"),
         (lambda m: m._replace(sealed=m.sealed[:2]), "shares come from its neighbours"),
     ],

@@ -5,7 +5,7 @@ It trusts the server with nothing that it can check.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,12 +177,17 @@ class Member:
         self.sealed = {c: Sealed(*pair) for c, pair in zip(sources, said.sealed, strict=True)}
         least = max(FLOOR, self.rules.min_contributors)
         held = len(self.among) - (not self.rules.graph.keeps_own)
-        if said.total > self._total or said.total < least or held < self.threshold:
+        total = self._counted(said.total, self.among)
+        if said.total > self._total or total < least or held < self.threshold:
             raise self.refusal(
                 f"of {self._total} clients, {least} must be in the sum and {self.threshold} hold its shares",
-                f"{said.total} and {held}", "Too many were lost; begin anew"
+                f"{total} and {held}", "Too many were lost; begin anew"
             )  # fmt: skip
         self._total = said.total
+
+    def _counted(self, said: int, named: Collection[int]) -> int:
+        """How many are in the sum: who knows all of them by name counts, whatever the server says."""
+        return said if self.rules.graph.is_server_drawn else min(said, len(named))
 
     def hear_of(self, said: Any) -> None:
         """Check who is said to be left."""
@@ -201,9 +206,10 @@ class Member:
             )  # fmt: skip
         least = max(FLOOR, self.rules.min_contributors)
         held = len(alive) - (not self.rules.graph.keeps_own)
-        if said.total > self._total or said.total < max(least, len(alive)) or held < self.threshold:
+        total = self._counted(said.total, alive)
+        if said.total > self._total or total < max(least, len(alive)) or held < self.threshold:
             raise self.refusal(
                 f"of {self._total} clients, {least} must be in the sum and {self.threshold} hold its shares",
-                f"{said.total} and {held}", "Too many were lost; begin anew"
+                f"{total} and {held}", "Too many were lost; begin anew"
             )  # fmt: skip
         self.alive, self.lost = alive, lost
