@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from partwise.core.index import Rows
 from partwise.core.plan import Trained
 from partwise.core.program import SERVER
 from partwise.core.transform import chain
+from partwise.local import SGD, LocalTraining
 from partwise.programs.union import find_union
 from partwise.runtimes import Processes, Simulate
 from partwise.schedulers import Synchronous
@@ -110,6 +113,32 @@ def test_a_client_without_examples_left_answers_at_once():
     assert reason == "done"
     assert log.of("lost") == []
     assert {r["steps"] for r in log.of("reply")} == {0}
+
+
+def test_steps_do_not_tell_which_rows_are_held():
+    """Steps that count the examples of rows asked for say, after a few rounds, how many examples each row has."""
+    local = LocalTraining(SGD(0.2), batch_size=4, epochs=2)
+    algorithm = Deniable(FedSubAvg("count", local), (Level.even(0.75),), randomness="simulated")
+    _, log, _ = run(algorithm, Masked(0.5, 16, 1, min_contributors=3))
+    assert len(log.of("reply")) == 12
+    for reply in log.of("reply"):
+        assert reply["steps"] == 2 * math.ceil((9 + 4 * reply["client"]) / 4)
+
+
+def test_a_client_whose_rows_were_not_asked_for_takes_as_long():
+    algorithm, site = deniable(), star("fedavg").site(2)
+    own, held = algorithm.client_init(site), site.table_rows("table.weight")
+    others = torch.tensor(sorted(set(range(60)) - set(held.tolist())))
+    index = Rows({n: tuple(t.shape) for n, t in site.like.items()}, dict.fromkeys(site.like))
+    index = Rows(index.shapes, {**index.rows, "table.weight": others})
+    values = index.gather({n: torch.zeros(t.shape) for n, t in site.like.items()})
+    task, data = Task(0, 0, 0, 0), algorithm.examples(index, own, site)
+    assert algorithm.plan({"model": values}, index, task, own, site).num_steps(len(data)) == LOCAL.steps
+    assert len(data) == len(site.data)
+    trained = Trained({n: torch.ones_like(v) for n, v in values.items()}, 3, 0.7, 0)
+    update = algorithm.finish({"model": values}, trained, index, task, own, site)[0]["model"]
+    assert not any(v.any() for v in update.values().values())
+    assert not update.weight["table.weight"].any()
 
 
 def run(algorithm, channel, runtime=None, **more):

@@ -49,8 +49,10 @@ class Deniable(Keeping):
 
     It trains on the rows that it both holds and asked for, on the examples that have enough of them: an id that was not
     asked for is replaced, in a column of several, by its nearest neighbour that was; in a column of one, the example is
-    left out. It sends zeros of weight 0 for rows that it does not hold. Behind a channel that reveals only sums, a yes
-    can be denied; in the clear, the values tell. Algorithms with other streams than the model's are refused.
+    left out. It takes as many steps as on all of its examples, whichever are left, since the server sees how many;
+    where none are, it goes through the motions and sends no change. Of rows that it does not hold it sends zeros of
+    weight 0. Behind a channel that reveals only sums, a yes can be denied; in the clear, the values tell. Algorithms
+    with other streams than the model's are refused.
 
     Args:
         inner: trains and sends rows, such as `FedSubAvg("count")`.
@@ -131,12 +133,15 @@ class Deniable(Keeping):
         return Rows(inner.shapes, rows)
 
     def examples(self, index: Index, own: ClientState, site: Site) -> Dataset:
-        return self._succinct(index, site).localized(index)
+        return self._succinct(index, site)[0].localized(index)
 
-    def _succinct(self, index: Index, site: Site) -> Site:
-        """The site with the examples that it can train on."""
+    def _succinct(self, index: Index, site: Site) -> tuple[Site, bool]:
+        """The site with the examples that it can train on, and whether there are any.
+
+        Where there are none, all of them with other ids, so that it takes as long as ever, if any rows were asked for.
+        """
         if not _labels(site):
-            return site
+            return site, True
         assert isinstance(index, Rows)
         columns = dict(site.data.columns())
         kept = torch.ones(len(site.data), dtype=torch.bool)
@@ -148,17 +153,26 @@ class Deniable(Keeping):
             for column in site.model.tables[name]:
                 columns[column], ok = _mended(columns[column], has)
                 kept &= ok
-        return replace(site, data=Examples({n: c[kept] for n, c in columns.items()}), _memo={})
+        has_any = bool(kept.any())
+        if not has_any and all(len(rows) for name in _labels(site) if (rows := index.rows[name]) is not None):
+            for name in _labels(site):
+                first = index.rows[name][:1]  # type: ignore[index]
+                columns |= {c: first.to(columns[c].dtype).expand(columns[c].shape) for c in site.model.tables[name]}
+            kept = ~kept
+        return replace(site, data=Examples({n: c[kept] for n, c in columns.items()}), _memo={}), has_any
 
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
-        succinct = self._succinct(index, site)
+        succinct, _ = self._succinct(index, site)
         plan = self.inner.plan(held, index, task, own.inner, succinct)
-        return plan if len(succinct.data) else replace(plan, steps=0, epochs=0)
+        # As many as the examples that are left would say, round by round, how many have a row that was asked for.
+        return replace(plan, steps=plan.num_steps(len(site.data)) if len(succinct.data) else 0, epochs=0)
 
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
     ) -> tuple[dict[str, Update], ClientState]:
-        succinct = self._succinct(index, site)
+        succinct, has_any = self._succinct(index, site)
+        if not has_any:
+            trained = Trained({n: torch.zeros_like(v) for n, v in trained.change.items()}, 0, 0.0, trained.seed)
         updates, inner = self.inner.finish(held, trained, index, task, own.inner, succinct)
         if not _labels(site):
             return updates, own._replace(inner=inner)
