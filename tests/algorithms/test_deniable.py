@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from partwise.aggregators import Mean
-from partwise.algorithms import Deniable, FedAvg, FedSubAvg, Scaffold
+from partwise.algorithms import Deniable, FedAvg, FedSubAvg, LocalOnly, Scaffold
 from partwise.algorithms.answers import Level
 from partwise.algorithms.deniable import _mended, read_universe, write_universe
 from partwise.channels import Masked, Plain
@@ -22,6 +22,7 @@ from partwise.core.plan import Trained
 from partwise.core.program import SERVER
 from partwise.core.transform import chain
 from partwise.local import SGD, LocalTraining
+from partwise.programs.census import count
 from partwise.programs.union import find_union
 from partwise.runtimes import Processes, Simulate
 from partwise.schedulers import Synchronous
@@ -217,6 +218,16 @@ def test_what_does_not_fit():
         Deniable(INNER, ())
     with pytest.raises(ValueError, match="must be 'system' or 'simulated'"):
         Deniable(INNER, randomness="numpy")
+
+
+@pytest.mark.parametrize("estimator", ["heat", "capped"])
+def test_nobody_counts_who_holds_what(estimator):
+    """Each count would draw lasting answers anew: a node that is asked 200 times had told its client's rows."""
+    of = star("fedavg", algorithm=LocalOnly(Deniable(FedSubAvg(estimator, LOCAL)), ("out.*",)))
+    with pytest.raises(CompositionError, match=r"does not say who holds what, got a part that divides by how many"):
+        Simulate().run(of.programs(), of.population, Log())
+    with pytest.raises(CompositionError, match=r"Use FedSubAvg\('count'\)"):
+        count(of, [2])
 
 
 def test_universe_files(tmp_path):

@@ -55,7 +55,8 @@ class Deniable(Keeping):
     with other streams than the model's are refused.
 
     Args:
-        inner: trains and sends rows, such as `FedSubAvg("count")`.
+        inner: trains and sends rows, such as `FedSubAvg("count")`; none that must know how many clients of the
+            population hold a row.
         levels: client c answers by level c modulo how many there are.
         universe: file of the rows that may be asked for, as `write_universe` makes it from a private union; none for
             all rows of every table.
@@ -96,6 +97,10 @@ class Deniable(Keeping):
             for at, level in enumerate(self.levels)
         ]
         return (*super().discloses(), *said)
+
+    @property
+    def hides_holders(self) -> bool:
+        return True
 
     def level(self, site: Site) -> Level:
         """By which a client answers."""

@@ -197,6 +197,11 @@ class Algorithm(Protocol):
         return False
 
     @property
+    def hides_holders(self) -> bool:
+        """Whether clients do not say which part of the model they hold, so that a population is not to be counted."""
+        return False
+
+    @property
     def sends_change(self) -> bool:
         """Whether a client sends the change of what it held, by its weight, and neither keeps nor tells anything else.
 

@@ -49,6 +49,10 @@ class Around(Algorithm, Protocol):
         return self.inner.mirrors
 
     @property
+    def hides_holders(self) -> bool:
+        return self.inner.hides_holders
+
+    @property
     def sends_change(self) -> bool:
         return self.inner.sends_change and leaves_clients_to(type(self), Around)
 

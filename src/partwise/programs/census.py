@@ -10,6 +10,7 @@ from torch import Tensor
 
 from partwise.core.aggregate import Coverage
 from partwise.core.algorithm import Task
+from partwise.core.errors import CompositionError
 from partwise.core.index import Index, Rows, Whole
 from partwise.core.population import Client, Counts
 
@@ -17,16 +18,33 @@ if TYPE_CHECKING:
     from partwise.core.model import Params
     from partwise.programs.star import Star
 
-__all__ = ["count"]
+__all__ = ["check_countable", "count"]
 
 _TOGETHER = 1 << 16  # rows of clients that are counted at once: one by one, a million clients take twice as long
+
+
+def check_countable(star: Star) -> None:
+    """Refuse to count clients that do not say what they hold.
+
+    Raises:
+        CompositionError: they do not: each count would be one more answer, and it would count who asks.
+    """
+    if star.algorithm.hides_holders:
+        raise CompositionError(
+            f"{star.algorithm!r}: does not say who holds what, got a part that divides by how many clients of the "
+            "population hold a row. Use FedSubAvg('count'), or another mean over those who answer."
+        )
 
 
 def count(star: Star, clients: Sequence[Client] | None = None) -> Counts:
     """Ask every client, or some, once which part it would hold at version 0, and add up.
 
     A simulation may look; on a network every node counts its own clients, and the server adds up.
+
+    Raises:
+        CompositionError: clients do not say what they hold.
     """
+    check_countable(star)
     tally, total = _Tally(star.like), 0.0
     for client in star.population.clients if clients is None else clients:
         site = star.site(client)

@@ -24,7 +24,7 @@ from partwise.core.probe import ModelProbe, Probe, probed
 from partwise.core.program import RELAY, SERVER, NodeId, Program
 from partwise.core.schedule import Roster, Scheduler
 from partwise.core.transform import Chain, Transform, bound_of
-from partwise.programs.census import count
+from partwise.programs.census import check_countable, count
 from partwise.programs.client import ClientProgram
 from partwise.programs.download import Coded, check_download, made_shorter
 from partwise.programs.hostile import Attacked
@@ -294,6 +294,7 @@ class Star:
         def counts() -> Counts:
             star = here()
             assert star is not None
+            check_countable(star)
             return star.population.counts() or count(star)
 
         return Census(len(self.population.clients), counts)
