@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from partwise.algorithms import FedAvg
+from partwise.algorithms import FedAvg, Scaffold
 from partwise.core.codec import decode, encode
-from partwise.core.population import Profile
+from partwise.core.population import Fate, Profile
 from partwise.core.program import SERVER, Message, Program, Record, Send, Wake, Work
 from partwise.core.runtime import Traffic
 from partwise.runtimes import Processes, Simulate, simulate
@@ -51,7 +51,8 @@ def big_star(**more: Any) -> Any:
     from partwise.programs.star import Star
 
     scheduler = Synchronous(cohort=7, rounds=2)
-    return Star(algorithm=FedAvg(LOCAL), scheduler=scheduler, model=wide(), channel=InTheClear(), seed=3, **more)
+    parts = {"algorithm": FedAvg(LOCAL), "channel": InTheClear(), **more}
+    return Star(scheduler=scheduler, model=wide(), seed=3, **parts)
 
 
 @pytest.mark.parametrize("profiles", ["as they are", "no time at all"])
@@ -67,6 +68,23 @@ def test_what_is_beyond_the_bound_goes_to_disk_and_changes_nothing(profiles):
     assert runs[128 << 20][1] == 0
     assert 2 * 40_000 < runs[400_000][1] < runs[0][1]
     assert runs[0][1] >= 6 * 40_000
+
+
+def test_states_of_clients_that_lost_a_task_go_to_disk_like_others():
+    @dataclass
+    class Fickle(Clients):
+        def fate(self, client: int, task: int) -> Fate:
+            return Fate("train", 0.5) if task >= 7 and client < 6 else Fate()  # in the second round
+
+    def in_memory(world: Any) -> list[int]:
+        return [node for node, kept in world.nodes.items() if node != SERVER and not kept.is_in_file]
+
+    people = Fickle(population().columns, population().profiles)
+    of = big_star(population=people, algorithm=Scaffold(LOCAL))
+    log = Log(look=in_memory)
+    Simulate(memory_bytes=0).run(of.programs(), people, log)
+    assert len(log.of("lost")) == 6
+    assert [len(nodes) <= 1 for nodes in log.seen] == [True, True]  # the one whose message was the last
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -169,7 +169,7 @@ class _World:
         program, node = self._programs[parcel.to], parcel.to
         state = self.nodes.pop(node).take() if node in self.nodes else program.init(node)
         state, effects = program.step(state, Message(parcel.time, node, parcel.src, body))
-        if parcel.is_lent:
+        if parcel.is_lent and any(isinstance(effect, Work) for effect in effects):  # else nothing of it is kept
             self._borrowed[node] = footprint(body)
         elif parcel.src == node:
             self._borrowed.pop(node, None)
