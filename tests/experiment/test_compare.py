@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -246,3 +247,17 @@ def test_scores_by_the_clock(slow, quick):
     assert by_time(runs, "auc", "pooled", 22)[:3] == [(1.0, [0.5, 0.48]), (2.0, [0.5, 0.48]), (3.0, [0.5, 0.72])]
     still = [replace(run, scores={("auc", "pooled"): [run.scores["auc", "pooled"][0]]}) for run in runs]
     assert by_time(still, "auc", "pooled") == []
+
+
+def test_a_long_record_is_read_in_little_memory(tmp_path):
+    def peak(replies: int) -> int:
+        folder = write_run(tmp_path / str(replies), SLOW, replies=[at % 7 for at in range(replies)])
+        tracemalloc.start()
+        run = read_run(folder)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert run.answers == dict.fromkeys(range(7), replies // 7)
+        return most
+
+    peak(7)  # what the first one imports
+    assert peak(14_000) < 2 * peak(70)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -188,7 +187,7 @@ def read_run(folder: str | Path) -> Run:
         clients: dict[str, list[ClientValue]] = {}
         for row in store.clients(evaluated):
             clients.setdefault(row["name"], []).append(ClientValue(row["client"], row["value"], row["examples"]))
-        answers = Counter(row["client"] for row in store.replies())
+        answers = store.answers()
         troubles = [_trouble(event["kind"], event["body"]) for kind in _TROUBLES for event in store.events(kind)]
         troubles += _suspected([event["body"] for event in store.events("told")])
         notes = [event["body"] for event in store.events("executor")]

@@ -315,6 +315,10 @@ class RunStore:
         """Replies in the order in which they were appended; the keys are the fields of `ReplyRow`."""
         return self._read(REPLIES, "rowid", {"version": version, "client": client})
 
+    def answers(self) -> dict[int, int]:
+        """Client -> how many of its replies arrived, counted by the database: there may be millions."""
+        return dict(self._all("SELECT client, count(*) FROM replies GROUP BY client"))
+
     def reply_times(self) -> list[tuple[Any, ...]]:
         """Of every reply: client, id, and when it began, was fetched, trained and arrived."""
         return self._rows("SELECT client, id, began, fetched, trained, arrived FROM replies ORDER BY rowid", {})
