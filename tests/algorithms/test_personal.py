@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 import re
+from dataclasses import dataclass, replace
 
 import pytest
 import torch

@@ -20,7 +20,18 @@ from partwise.core.rowsum import RowSum
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update, all_finite
 
-__all__ = ["Accumulator", "Aggregator", "Coverage", "Running", "Stack", "Sum", "Telling", "sum_updates", "told_by", "union_index"]
+__all__ = [
+    "Accumulator",
+    "Aggregator",
+    "Coverage",
+    "Running",
+    "Stack",
+    "Sum",
+    "Telling",
+    "sum_updates",
+    "told_by",
+    "union_index",
+]
 
 
 @register
