@@ -336,6 +336,17 @@ def test_files_stay_under_500_lines():
     assert not long
 
 
+def test_no_test_imports_another_one():
+    """It cannot, as tests are imported: and a file whose imports fail is passed over, with all that it tests."""
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in names if name.startswith("test_")]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_functions_stay_under_60_lines():
     """Lines of body, docstring not counted."""
     long = {}

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_experiment import WrongShape
 
 from partwise.algorithms import FedAvg, LocalOnly
 from partwise.core.errors import CheckpointError, DataError
@@ -20,6 +19,7 @@ from partwise.runtimes.executors import Plain as PlainExecutor
 from partwise.runtimes.executors import Pool, Stacked
 from partwise.schedulers import Synchronous
 from toy_scores import Toy, experiment
+from toy_scores import WrongShape, experiment
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
