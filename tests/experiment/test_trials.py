@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from partwise.aggregators import Bulyan, Mean, Median
-from partwise.algorithms import FedAvg
+from partwise.algorithms import FedAvg, LocalOnly
 from partwise.attacks import Backdoor, Hostile, MultiLabelFlip, SignFlip
 from partwise.core.metrics import Accuracy
 from partwise.core.model import CrossEntropy, Model
@@ -158,3 +158,20 @@ def test_a_score_above_one_is_no_share_and_the_highest_is_the_darkest():
 
 def test_a_trial_says_which_way_its_score_goes():
     assert play(experiment(Mean(), rounds=1))["higher_is_better"] is True
+
+
+def test_clients_are_scored_with_what_they_keep():
+    """Half of them have the opposite labels: no one model is right for more than half of the examples."""
+    rng = torch.Generator().manual_seed(4)
+    x, is_odd = torch.randn(160, 2, generator=rng), torch.arange(160) // 20 % 2 == 1
+    data, ends = {"x": x, "y": ((x[:, 0] > 0) ^ is_odd).long()}, torch.arange(0, 161, 20)
+    workload = Workload(
+        Model(lambda: torch.nn.Linear(2, 2), CrossEntropy()), ArrayPopulation(data, ends, data, ends), (Accuracy(),)
+    )
+    local = LocalTraining(SGD(1.0), batch_size=0, steps=20)
+    alone = LocalOnly(FedAvg(local), names=("weight", "bias"))
+    common, own = (
+        play(Experiment(workload, part, Synchronous(cohort=8, rounds=3)))["score"] for part in (FedAvg(local), alone)
+    )
+    assert common <= 0.6
+    assert own > 0.9

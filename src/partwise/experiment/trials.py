@@ -18,7 +18,7 @@ import torch
 
 from partwise.core.errors import DivergedError, PartwiseError
 from partwise.core.population import Dataset
-from partwise.core.program import SERVER, Record
+from partwise.core.program import SERVER, NodeId, Record
 from partwise.core.runtime import Observer, World
 from partwise.experiment.evaluate import evaluate
 from partwise.experiment.experiment import Experiment
@@ -111,11 +111,11 @@ def play(experiment: Experiment) -> dict[str, Any]:
             states, reason = experiment.runtime.run(
                 star.programs(relays=experiment.runtime.relays), workload.population, watch
             )
-            params = states[SERVER].streams["model"]
+            params, own = states[SERVER].streams["model"], _kept(states) if star.algorithm.is_personal else {}
         except DivergedError as error:
-            reason, params = f"diverged: {error}", watch.params
+            reason, params, own = f"diverged: {error}", watch.params, {}
         central = workload.population.central_test()
-        scores, _ = evaluate(workload, star.algorithm, params, {}, per_client=not central)
+        scores, _ = evaluate(workload, star.algorithm, params, own, per_client=not central)
         found = main_score(scores, workload.main.name)
         success = _success(experiment, star.model, params, central)
     if not watch.version and watch.reason:  # no round came to anything: that is no score of the rule
@@ -124,6 +124,12 @@ def play(experiment: Experiment) -> dict[str, Any]:
     seconds = round(time.perf_counter() - began, 3)
     told = {"score": score, "success": success, "versions": watch.version, "seconds": seconds, "ended": reason}
     return {**told, "higher_is_better": workload.main.higher_is_better}
+
+
+def _kept(states: Mapping[NodeId, Any]) -> dict[NodeId, Any]:
+    """Client -> what its algorithm keeps there, of those that have something."""
+    nodes = {node: state for node, state in states.items() if node >= 0}
+    return {client: node.own for client, node in nodes.items() if node is not None and node.own is not None}
 
 
 def _success(experiment: Experiment, model: Any, params: Any, data: Dataset | None) -> float | None:
