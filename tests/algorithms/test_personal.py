@@ -16,6 +16,11 @@ from partwise.algorithms import (
     FedAvg,
     FedProx,
     FedRank,
+    CSER,
+    AdaAlter,
+    Deniable,
+    FedAvg,
+    FedProx,
     FedSubAvg,
     Ferret,
     HeteroFL,
@@ -24,6 +29,7 @@ from partwise.algorithms import (
     OneByte,
     Scaffold,
     SignMomentum,
+    Scaffold,
 )
 from partwise.algorithms.personal import PersonalState
 from partwise.core.algorithm import Algorithm
@@ -31,6 +37,7 @@ from partwise.core.codec import decode, encode
 from partwise.core.errors import CompositionError
 from partwise.core.model import CrossEntropy, Model
 from partwise.core.population import Profile
+from partwise.core.transform import Identity
 from partwise.local import SGD, LocalTraining
 from partwise.schedulers import FedBuff, Synchronous
 from partwise.transforms import Quantize, Sign
@@ -377,3 +384,30 @@ def test_what_is_fetched_compressed_may_be_less_than_the_model():
     states, log = run(star)
     assert not log.of("lost")
     assert states[0].own.inner.value.keys() == LOCAL
+
+
+@pytest.mark.parametrize("gradient", [None, Identity()])
+def test_cser_drifts_in_what_is_shared(gradient):
+    """One step in a round, without loss: each client's shared and own values are those of local SGD."""
+    population, cohorts = shifted(), ((0, 1), (0, 1))
+    part = CSER(gradient, Identity(), every=2, local=full_batch(1))
+    states, log = played(LocalOnly(part), cohorts, population)
+    first, own = normed().init(2), [{n: normed().init(2)[n] for n in LOCAL} for _ in range(2)]
+    shared, steps = [dict(first), dict(first)], 1 if gradient else 2
+    for _ in range(2 // steps):
+        ends = [plain_training({**shared[i], **own[i]}, population.columns[i], steps, 0.1) for i in (0, 1)]
+        own = [{n: end[n] for n in LOCAL} for end in ends]
+        mean = {n: (ends[0][n] + ends[1][n]) / 2 for n in first.keys() - LOCAL}
+        shared = [mean, mean]
+    assert not log.of("lost")
+    for n in first.keys() - LOCAL:
+        torch.testing.assert_close(states[-1].streams["model"][n], shared[0][n], rtol=0, atol=1e-12)
+    used = LocalOnly(part).personalize(dict(states[-1].streams["model"]), states[1].own)
+    for n in LOCAL:
+        torch.testing.assert_close(used[n], own[1][n], rtol=0, atol=1e-12)
+
+
+def test_adaalter_has_no_squares_of_what_stays():
+    _, log = run(star_of(LocalOnly(AdaAlter()), normed(), shifted(), Cohorts(((0,),))))
+    said = log.of("lost")[0]["reason"]
+    assert "AdaAlter(): divides by squares that all clients have in common, got ['downsample.bias'," in said

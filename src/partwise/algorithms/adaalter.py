@@ -13,6 +13,7 @@ import torch
 
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
+from partwise.core.errors import CompositionError
 from partwise.core.index import Index
 from partwise.core.mean import Mean
 from partwise.core.model import Params, Values
@@ -45,6 +46,12 @@ class FrozenAdaGrad:
     squares: Values = field(default_factory=dict, repr=False, compare=False)
 
     def init(self, params: Params) -> Any:
+        alone = sorted(name for name in params if not name.startswith(_SQUARES) and name not in self.squares)
+        if alone:
+            raise CompositionError(
+                f"AdaAlter(): divides by squares that all clients have in common, got {alone[:3]}, which stay on this "
+                "one. Use FedAvg inside LocalOnly."
+            )
         return 0
 
     def step_(self, params: Values, grads: Values, state: Any) -> Any:

@@ -108,7 +108,8 @@ class CSER(Algorithm):
     def personalize(self, values: Values, own: ClientState) -> Values:
         if own is None or not own.value:
             return values
-        return {name: t + own.value[name] for name, t in values.items()}
+        # Not of what another algorithm keeps on the client, which nothing is left of.
+        return {name: t + own.value[name] if name in own.value else t for name, t in values.items()}
 
     @property
     def is_personal(self) -> bool:
