@@ -6,6 +6,7 @@ import re
 import pytest
 
 from partwise.experiment.store import RunStore
+from partwise.experiment.words import number
 from toy_cli import TINY, call
 
 
@@ -64,6 +65,15 @@ def test_names_are_written_letter_by_letter(here):
     assert out.splitlines()[0] == f"run        {name}"
     assert f"\n{name} #2 " in call("compare", "[red]", "[red]")[0]
     assert "[red]" in call("list", "--root", ".")[0]
+
+
+def test_list_shows_the_score_that_the_run_goes_by(here):
+    call("run", "tiny.toml", "-q", "evaluation.scope=worst", "--folder", "runs/worst")
+    with RunStore("runs/worst", "read") as store:
+        worst, pooled = (store.metrics("accuracy", scope)[-1]["value"] for scope in ("worst", "pooled"))
+    assert worst < pooled
+    assert json.loads(call("list", "--json")[0])[0]["value"] == worst
+    assert f"accuracy {number(worst, 4)}" in call("list")[0]
 
 
 def test_show_says_which_executor_was_chosen_and_why(here):

@@ -83,7 +83,9 @@ def _last(info: RunInfo) -> tuple[int, float]:
     at = max((row["version"] for row in rows), default=0)
     name = str(info.meta.get("metric", ""))
     measured = max((r["version"] for r in rows if r["name"] == name), default=0)
-    value = main_value({(r["name"], r["scope"]): r["value"] for r in rows if r["version"] == measured}, name)
+    values = {(r["name"], r["scope"]): r["value"] for r in rows if r["version"] == measured}
+    scope = str(info.meta.get("scope") or "")
+    value = main_value(values, name, scope if (name, scope) in values else "")
     return at, math.nan if value is None else value
 
 
