@@ -38,6 +38,7 @@ from partwise.experiment.store import RECORD, RunStore
 from partwise.local import SGD, LocalTraining
 from partwise.schedulers import FedAsync, FedBuff, FedCompass, Synchronous
 from partwise.schedulers.choices import Oort, Poisson, Stalest, Uniform, Weighted
+from partwise.schedulers.staleness import Constant, Polynomial
 from partwise.transforms import Adam, CapWeight, Clip, GaussianNoise, TopK
 from partwise.transforms.distributed import rounded_norm
 from toy_experiments import People
@@ -462,6 +463,16 @@ def test_a_target_chooses_the_shares(tmp_path):
 def test_shares_need_to_know_how_many_there_are(privacy, choice, message):
     with pytest.raises(CompositionError, match=re.escape(message)):
         made(privacy, choice=choice).build()
+
+
+def test_shares_are_not_taken_away():
+    """Two replies, one of them scaled by 1/2: of two shares of noise, 1 + 1/4 are there, and not 2."""
+    privacy, buffer = distributed(noise_multiplier=1.0), FedBuff(4, 8, staleness=Constant(), versions=6)
+    made(privacy, scheduler=buffer).build()
+    with pytest.raises(CompositionError, match="counts on the whole share of noise of each client in a sum, got FedB"):
+        made(privacy, scheduler=replace(buffer, staleness=Polynomial())).build()
+    with pytest.raises(CompositionError, match="must know how many clients' noise is in a sum at least"):
+        made(privacy, scheduler=replace(buffer, flush=True)).build()
 
 
 def test_whole_numbers_have_no_weights():

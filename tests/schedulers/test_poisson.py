@@ -112,6 +112,8 @@ def test_schedulers_say_how_they_sample():
     assert Synchronous(cohort=5, choice=Weighted()).sampling is None  # by how many examples a client has
     assert Synchronous(cohort=5, choice=Oort()).sampling is None  # by its loss
     assert FedBuff(buffer=4, concurrency=8).sampling == Sampling("public", 4.0, 4)
+    flushed = FedBuff(buffer=4, concurrency=8, flush=True)
+    assert flushed.sampling == Sampling("public", 4.0, 1)  # of what is there at the end
     assert FedAsync().sampling == Sampling("public", 1.0, 1)
     assert FedCompass().sampling == FedFix().sampling == Sampling("public", 0.0)
     assert Tiered().sampling is None

@@ -117,6 +117,11 @@ class Mechanism(Protocol):
         """Whether what it costs depends on the number of coordinates."""
         return False
 
+    @property
+    def needs_unscaled(self) -> bool:
+        """Whether its noise comes with the updates, so that what scales them takes some of it away."""
+        return False
+
     def compose(self, parts: Parts, setting: Setting, offer: Offer) -> Parts:
         """The parts of a run with clip, weights, divisor and noise put in."""
         ...
@@ -309,6 +314,10 @@ class Distributed(Mechanism):
 
     @property
     def needs_dim(self) -> bool:
+        return True
+
+    @property
+    def needs_unscaled(self) -> bool:
         return True
 
     def compose(self, parts: Parts, setting: Setting, offer: Offer) -> Parts:

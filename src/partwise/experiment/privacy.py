@@ -159,6 +159,11 @@ class ClientDP:
                 f"{self._name}: must know that clients are drawn without a look at their data, got {scheduler!r}, "
                 "which cannot say so. Use Synchronous with Poisson(), Uniform() or Stalest()."
             )
+        if self.mechanism.needs_unscaled and scheduler.may_scale:
+            raise CompositionError(
+                f"{self._name}: counts on the whole share of noise of each client in a sum, got {scheduler!r}, which "
+                "may scale updates, and their noise with them. Use a scheduler without staleness weights."
+            )
         if self.amplification == "none" or not self.mechanism.uses_sampling:
             sampling = sampling._replace(kind="public")
         elif sampling.kind == "public":

@@ -95,7 +95,8 @@ class FedBuff(Scheduler):
 
     @property
     def sampling(self) -> Sampling | None:
-        return None if self.choice.draws is None else Sampling("public", float(self.buffer), self.buffer)
+        least = 1 if self.flush else self.buffer
+        return None if self.choice.draws is None else Sampling("public", float(self.buffer), least)
 
     def __post_init__(self) -> None:
         check_at_least(self, buffer=1, concurrency=1, steps=0)
