@@ -36,7 +36,7 @@ from partwise.experiment.report import write_report
 from partwise.experiment.spec import dump, loads
 from partwise.experiment.store import RECORD, RunStore
 from partwise.local import SGD, LocalTraining
-from partwise.schedulers import FedAsync, FedBuff, FedCompass, Synchronous
+from partwise.schedulers import ByLink, FedAsync, FedBuff, FedCompass, FedFix, Overlapped, Synchronous
 from partwise.schedulers.choices import Oort, Poisson, Stalest, Uniform, Weighted
 from partwise.schedulers.staleness import Constant, Polynomial
 from partwise.transforms import Adam, CapWeight, Clip, GaussianNoise, TopK
@@ -260,6 +260,15 @@ def test_fixed_cohorts_are_accounted_for_replacing_a_client(tmp_path):
     assert last == pytest.approx(without_replacement_epsilon(0.6, 3, 40, 6, delta=DELTA))
 
 
+SEVERAL = [FedBuff(2, 4, versions=5), FedFix(2.0, versions=5), FedCompass(versions=5), FedAsync(alpha=1.5, versions=5)]
+
+
+@pytest.mark.parametrize("scheduler", [*SEVERAL, ByLink(SEVERAL[0], (9, 5), 3)])
+def test_a_target_counts_on_one_reply_of_a_client_in_each_commit(scheduler):
+    with pytest.raises(CompositionError, match="chooses the noise for one reply of a client in each commit, got"):
+        made(AIMED, scheduler=scheduler).build()
+
+
 def test_an_asynchronous_run_without_amplification(tmp_path):
     privacy = ClientDP(0.5, noise_multiplier=1.2, delta=DELTA, amplification="none")
     made(privacy, population=People(), scheduler=FedBuff(2, 4, versions=6)).run(tmp_path / "run")
@@ -316,6 +325,7 @@ def test_one_table_of_a_specification():
 # ---- what voids a guarantee ---------------------------------------------------------------------------------------
 
 PLAIN = ClientDP(0.5, noise_multiplier=1.2, delta=DELTA)
+AIMED = ClientDP(0.5, epsilon=2.0, delta=DELTA, amplification="none", cohort=3.0)
 
 
 @pytest.mark.parametrize(
@@ -357,6 +367,8 @@ def test_parts_that_void_the_guarantee_are_refused_when_built(more, message):
         {"algorithm": LocalOnly(FedAvg(LOCAL), names=("out.bias",))},
         {"privacy": replace(PLAIN, amplification="none", cohort=4.0), "scheduler": FedCompass()},
         {"privacy": replace(PLAIN, max_weight=50.0)},
+        {"privacy": AIMED, "scheduler": Overlapped(5)},
+        {"privacy": AIMED, "scheduler": FedAsync(concurrency=4, versions=5)},
     ],
 )
 def test_parts_that_do_not_are_taken(more):

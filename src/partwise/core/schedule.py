@@ -209,8 +209,9 @@ class Scheduler(Protocol):
     whether the clients that it asks in one step are committed together, as many of them as answer, or not at all.
     `is_fresh`: whether what it commits was always begun from the version that it is added to. `may_scale`: whether
     a commit may give updates scales. `sampling`: how those are drawn who take part in a commit; None where it
-    cannot tell, or where they are chosen by what they keep private. `measures`: whether it is told the bytes of
-    replies and how long they took.
+    cannot tell, or where they are chosen by what they keep private. `counts_once`: whether a commit has one reply
+    of a client at most, and never scales it up. `measures`: whether it is told the bytes of replies and how long they
+    took.
     """
 
     @property
@@ -240,6 +241,10 @@ class Scheduler(Protocol):
     @property
     def sampling(self) -> Sampling | None:
         return None
+
+    @property
+    def counts_once(self) -> bool:
+        return False
 
     def init(self, roster: Roster) -> Any: ...
 

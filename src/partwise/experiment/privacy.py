@@ -33,7 +33,8 @@ class ClientDP:
 
     Args:
         clip_norm: C, the largest norm of an update, > 0.
-        epsilon: that the last version may have; it chooses the noise. Give this or
+        epsilon: that the last version may have; it chooses the noise, for a scheduler that commits a client once at a
+            time. Give this or
         noise_multiplier: z, standard deviation of the noise on a sum over C.
         delta: in (0, 1/N), the chance that is left out of account.
         mechanism: who adds which noise to what.
@@ -218,6 +219,12 @@ class ClientDP:
             raise CompositionError(
                 f"{self._name}: chooses the noise for all commits together, got {type(scheduler).__name__} without a "
                 "number of versions. Set it, or give noise_multiplier."
+            )
+        if offer.sampling.kind == "public" and not scheduler.counts_once:
+            raise CompositionError(
+                f"{self._name}: chooses the noise for one reply of a client in each commit, got {scheduler!r}, which "
+                "may commit several of its replies together, or scale one up, so that epsilon would pass "
+                f"{self.epsilon:g}. Give noise_multiplier, or use Synchronous."
             )
         return _multiplier(self.mechanism, self.epsilon, offer, scheduler.versions)
 

@@ -113,6 +113,10 @@ class ByLink(Scheduler):
     def sampling(self) -> Sampling | None:
         return self.inner.sampling
 
+    @property
+    def counts_once(self) -> bool:
+        return self.inner.counts_once
+
     def init(self, roster: Roster) -> Links:
         return Links(self.inner.init(roster))
 

@@ -98,6 +98,10 @@ class FedAsync(Scheduler):
     def sampling(self) -> Sampling | None:
         return None if self.choice.draws is None else Sampling("public", 1.0, 1)
 
+    @property
+    def counts_once(self) -> bool:
+        return self.alpha <= 1 and self.weighting == "identical"
+
     def __post_init__(self) -> None:
         if not 0 < self.alpha < math.inf:
             raise ValueError(f"FedAsync(alpha={self.alpha}): must be above 0, got {self.alpha}. 0.6 is usual.")

@@ -95,6 +95,10 @@ class Overlapped(Scheduler):
     def sampling(self) -> Sampling | None:
         return Sampling("public", 0.0, self.min_replies)
 
+    @property
+    def counts_once(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         check_at_least(self, rounds=1, steps=0, min_replies=1, patience=1)
         if not 0 < self.deadline_seconds < math.inf:

@@ -116,6 +116,10 @@ class Synchronous(Scheduler):
             draws = "public"  # who is waited for depends on who answers first
         return None if draws is None else Sampling(draws, float(self.cohort), enough)
 
+    @property
+    def counts_once(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         check_at_least(self, cohort=1, rounds=1, steps=0, min_replies=1, extra=0, patience=1, wait_seconds=0)
         if not self.deadline_seconds > 0:
