@@ -11,16 +11,13 @@ import torch
 from torch import nn
 
 from partwise.algorithms import (
+    CSER,
+    AdaAlter,
     Deniable,
     Downlink,
     FedAvg,
     FedProx,
     FedRank,
-    CSER,
-    AdaAlter,
-    Deniable,
-    FedAvg,
-    FedProx,
     FedSubAvg,
     Ferret,
     HeteroFL,
@@ -29,7 +26,6 @@ from partwise.algorithms import (
     OneByte,
     Scaffold,
     SignMomentum,
-    Scaffold,
 )
 from partwise.algorithms.personal import PersonalState
 from partwise.core.algorithm import Algorithm

@@ -18,8 +18,7 @@ from partwise.runtimes import Simulate
 from partwise.runtimes.executors import Plain as PlainExecutor
 from partwise.runtimes.executors import Pool, Stacked
 from partwise.schedulers import Synchronous
-from toy_scores import Toy, experiment
-from toy_scores import WrongShape, experiment
+from toy_scores import Toy, WrongShape, experiment
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
