@@ -95,6 +95,25 @@ def test_reports_have_the_distribution_that_was_enumerated(of):
             assert abs(count / n - p) < 5 * math.sqrt(p * (1 - p) / n)
 
 
+@pytest.mark.parametrize("part", ALL)
+@pytest.mark.parametrize("value", [torch.tensor([1, 4]), torch.tensor([-1]), torch.tensor([2.0])])
+def test_values_outside_are_refused(part, value):
+    """Of the four values none is 4: told as it is with chance p, and never under another value, it would be known."""
+    with pytest.raises(ValueError, match=re.escape(f"{part.__name__}(size=4")) as told:
+        part(4, LN3).report(value, rng())
+    assert "values must be whole numbers in 0..3, got others." in str(told.value)
+
+
+@pytest.mark.parametrize("part", [RandomizedResponse, LocalHashing, HadamardResponse])
+@pytest.mark.parametrize("value", [-1, 10**12])
+def test_reports_that_nobody_honest_makes_count_for_nothing(part, value):
+    honest = part(4, LN3).report(values((0.5, 0.3, 0.2, 0.0), 100), rng())
+    made_up = torch.full_like(honest[:7], value)
+    found = part(4, LN3).estimate(torch.cat([honest, made_up]))
+    assert found.tolist() == part(4, LN3).estimate(honest).tolist()
+    assert len(found) == 4
+
+
 # ---- the numbers of the specification ----
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from partwise.core.randomness import Randomness, SimulatedRandomness, chance, uniform_below
 from partwise.core.rng import Rng
-from partwise.randomizers.randomizer import check_values
+from partwise.randomizers.randomizer import check_domain, check_values
 
 __all__ = ["HadamardResponse"]
 
@@ -41,6 +41,7 @@ class HadamardResponse:
         return 1 << self.size.bit_length()
 
     def report(self, values: Tensor, rng: Rng) -> Tensor:
+        check_domain(self, values)
         e, row = math.exp(self.epsilon), values + 1
         at = uniform_below(self.order, len(values), self.randomness, rng)
         is_plus = chance(e / (e + 1), len(values), self.randomness, rng)
@@ -48,6 +49,7 @@ class HadamardResponse:
         return torch.where((_parity(at & row) == 0) == is_plus, at, at ^ (row & -row))
 
     def estimate(self, reports: Tensor) -> Tensor:
+        reports = reports[(reports >= 0) & (reports < self.order)]
         e, n = math.exp(self.epsilon), len(reports)
         if not n:
             return torch.zeros(self.size, dtype=torch.float64)

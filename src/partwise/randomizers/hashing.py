@@ -11,7 +11,7 @@ from torch import Tensor
 
 from partwise.core.randomness import Randomness, SimulatedRandomness, chance, uniform_below
 from partwise.core.rng import Rng
-from partwise.randomizers.randomizer import check_values, unbiased
+from partwise.randomizers.randomizer import check_domain, check_values, unbiased
 
 __all__ = ["LocalHashing"]
 
@@ -51,6 +51,7 @@ class LocalHashing:
 
     def report(self, values: Tensor, rng: Rng) -> Tensor:
         """(n, 2) int64: the function's seed, and the value."""
+        check_domain(self, values)
         n, g = len(values), self.range
         seeds = self.randomness.bits(n, rng).cpu()
         hashed = _hashed(seeds, values, g)
@@ -59,9 +60,9 @@ class LocalHashing:
         return torch.stack((seeds, torch.where(is_true, hashed, other + (other >= hashed))), dim=1)
 
     def estimate(self, reports: Tensor) -> Tensor:
-        seeds, said = reports[:, 0], reports[:, 1]
+        seeds, said = reports[(reports[:, 1] >= 0) & (reports[:, 1] < self.range)].unbind(1)
         support = [int((_hashed(seeds, torch.full_like(seeds, v), self.range) == said).sum()) for v in range(self.size)]
-        return unbiased(torch.tensor(support), len(reports), *self.chances)
+        return unbiased(torch.tensor(support), len(said), *self.chances)
 
     def variance(self, num_reports: int) -> float:
         p, q = self.chances

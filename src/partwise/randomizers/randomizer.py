@@ -14,7 +14,7 @@ from torch import Tensor
 
 from partwise.core.rng import Rng
 
-__all__ = ["MAX_EPSILON", "Randomizer", "check_values", "combined", "normalized", "unbiased"]
+__all__ = ["MAX_EPSILON", "Randomizer", "check_domain", "check_values", "combined", "normalized", "unbiased"]
 
 MAX_EPSILON = 16.0  # beyond it an answer is as good as the truth
 
@@ -43,11 +43,17 @@ class Randomizer(Protocol):
 
         Returns:
             (n, ...), of a form of its own.
+
+        Raises:
+            ValueError: a value outside.
         """
         ...
 
     def estimate(self, reports: Tensor) -> Tensor:
-        """(k,) float64, what share of the clients has each value; unbiased, so that it may be below 0 or above 1."""
+        """(k,) float64, what share of the clients has each value; unbiased, so that it may be below 0 or above 1.
+
+        Reports that no honest client makes count for nothing.
+        """
         ...
 
     def variance(self, num_reports: int) -> float:
@@ -63,6 +69,17 @@ def check_values(part: str, size: int, epsilon: float) -> None:
         raise ValueError(
             f"{part}(epsilon={epsilon}): must lie in (0, {MAX_EPSILON:g}], got {epsilon}. 1 to 4 is usual; above the "
             "bound an answer is as good as the truth."
+        )
+
+
+def check_domain(part: Randomizer, values: Tensor) -> None:
+    """Refuse values that are not among the k: what is reported of them would not be perturbed as it should."""
+    is_whole = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+    if not is_whole or bool(((values < 0) | (values >= part.size)).any()):
+        # Which they are is not said: an answer is what is to be hidden.
+        raise ValueError(
+            f"{part!r}: values must be whole numbers in 0..{part.size - 1}, got others. Number what can be answered "
+            "from 0 on, with a number for all else."
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from partwise.core.randomness import Randomness, SimulatedRandomness, chance, uniform_below
 from partwise.core.rng import Rng
-from partwise.randomizers.randomizer import check_values, unbiased
+from partwise.randomizers.randomizer import check_domain, check_values, unbiased
 
 __all__ = ["RandomizedResponse"]
 
@@ -46,11 +46,13 @@ class RandomizedResponse:
         return math.exp(self.epsilon) * q, q
 
     def report(self, values: Tensor, rng: Rng) -> Tensor:
+        check_domain(self, values)
         is_true = chance(self.chances[0], len(values), self.randomness, rng)
         other = uniform_below(self.size - 1, len(values), self.randomness, rng)
         return torch.where(is_true, values, other + (other >= values))
 
     def estimate(self, reports: Tensor) -> Tensor:
+        reports = reports[(reports >= 0) & (reports < self.size)]
         return unbiased(torch.bincount(reports, minlength=self.size), len(reports), *self.chances)
 
     def variance(self, num_reports: int) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from partwise.core.randomness import Randomness, SimulatedRandomness, chance
 from partwise.core.rng import Rng
-from partwise.randomizers.randomizer import check_values, unbiased
+from partwise.randomizers.randomizer import check_domain, check_values, unbiased
 
 __all__ = ["UnaryEncoding"]
 
@@ -43,6 +43,7 @@ class UnaryEncoding:
         return 0.5, 1 / (math.exp(self.epsilon) + 1)
 
     def report(self, values: Tensor, rng: Rng) -> Tensor:
+        check_domain(self, values)
         n, (p, q) = len(values), self.chances
         bits = chance(q, n * self.size, self.randomness, rng).reshape(n, self.size)
         bits[torch.arange(n), values] = chance(p, n, self.randomness, rng)
