@@ -105,6 +105,18 @@ def test_one_logit_is_compared_with_zero():
     assert loss.reduce(loss.measure(outputs, batch)) == pytest.approx(expected / 4, abs=1e-12)
 
 
+def test_a_logit_that_is_nan_is_never_right():
+    nan = math.nan
+    logits = torch.tensor([[nan, nan], [0.0, nan], [1.0, 0.0], [nan, 0.0]])
+    for metric in (Accuracy(), TopKAccuracy(1), TopKAccuracy(2)):
+        for targets, right in (([0, 0, 0, 0], 1), ([1, 1, 1, 1], int(metric == TopKAccuracy(2)))):
+            assert metric.reduce(metric.measure(logits, {"y": torch.tensor(targets)})) == right / 4
+    one = Accuracy().measure(torch.tensor([nan, -1.0]), {"y": torch.tensor([0, 0])})
+    assert Accuracy().reduce(one) == 0.5
+    several = torch.tensor([[[1.0, nan], [0.0, 0.0]]])  # (b, classes, targets of an example)
+    assert Accuracy().reduce(Accuracy().measure(several, {"y": torch.tensor([[0, 0]])})) == 0.5
+
+
 def test_squared_error_is_halved_and_averaged_over_outputs():
     values = MeanSquaredError()(torch.tensor([[1.0, 3.0], [0.0, 0.0]]), {"y": torch.tensor([[0.0, 0.0], [2.0, 0.0]])})
     assert values.tolist() == [2.5, 1.0]

@@ -70,8 +70,10 @@ def _are_classes(outputs: Tensor, target: Tensor) -> bool:
     return outputs.dim() > 1 and outputs.shape[:1] + outputs.shape[2:] == target.shape
 
 
-def _by_example(hit: Tensor) -> Tensor:
-    """One value per example, (b,): of one with several targets, the share that is hit."""
+def _by_example(hit: Tensor, outputs: Tensor) -> Tensor:
+    """One value per example, (b,): of one with several targets, the share that is hit. NaN is no prediction."""
+    is_none = outputs.isnan()
+    hit = hit & ~(is_none if is_none.dim() == 1 else is_none.any(1))
     return hit if hit.dim() == 1 else hit.flatten(1).double().mean(1)
 
 
@@ -123,7 +125,7 @@ def _exp(mean: float) -> float:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of examples whose largest logit is the target's; one logit is compared with 0."""
+    """Share of examples whose largest logit is the target's; one logit is compared with 0. NaN is never right."""
 
     target: str = "y"
     name: str = "accuracy"
@@ -138,7 +140,7 @@ class Accuracy:
                 "For one logit let forward end with .squeeze(1)."
             )
         hit = (outputs > 0) == (target > 0.5) if is_one else outputs.argmax(1) == target
-        return {"hit": _by_example(hit)}
+        return {"hit": _by_example(hit, outputs)}
 
     def reduce(self, columns: Mapping[str, Tensor]) -> float:
         return _mean(columns["hit"])
@@ -149,7 +151,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class TopKAccuracy:
-    """Share of examples whose target is among the k largest logits."""
+    """Share of examples whose target is among the k largest logits. NaN is never right."""
 
     k: int = 5
     target: str = "y"
@@ -171,7 +173,7 @@ class TopKAccuracy:
                 f"{tuple(outputs.shape)} for {tuple(target.shape)}. For one logit per example take Accuracy."
             )
         best = outputs.topk(min(self.k, outputs.shape[1]), dim=1).indices
-        return {"hit": _by_example((best == target.unsqueeze(1)).any(1))}
+        return {"hit": _by_example((best == target.unsqueeze(1)).any(1), outputs)}
 
     def reduce(self, columns: Mapping[str, Tensor]) -> float:
         return _mean(columns["hit"])
