@@ -20,6 +20,7 @@ from partwise.deploy.local import Finding, check, star_of
 from partwise.deploy.memory import Memory
 from partwise.deploy.prepare import prepare
 from partwise.experiment.spec import load
+from partwise.experiment.store import RunStore
 from partwise.populations.files import from_files
 from toy_cli import call
 
@@ -146,6 +147,27 @@ def test_commands(made, tmp_path):
     assert f"partwise deploy server {tmp_path / 'net' / 'server'}" in out
     _, err = call("deploy", "init", one / "spec.toml", "--folder", tmp_path / "net", code=2)
     assert "needs a new or empty folder" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "node north failed: nothing was said of why"),
+        (" \n ", "node north failed: nothing was said of why"),
+        ("Traceback\nKeyError: 'door'\n", "node north failed: KeyError: 'door'"),
+        ("\x1b[2J\x1b]0;title\x07done", "node north failed: �[2J�]0;title�done"),
+    ],
+)
+def test_status_says_whatever_a_node_failed_with(tmp_path, text, said):
+    """A node's words are its own: there may be none, and some that a terminal would obey."""
+    (tmp_path / "server.toml").write_text('address = "127.0.0.1:1"\n[[nodes]]\nname = "north"\nexamples = [3]\n')
+    with RunStore(tmp_path / "run", "append") as store:
+        store.append_events([(1.0, "node_error", {"node": "north", "clients": [0], "text": text})])
+        store.append_events([(2.0, "rejected", {"node": "north", "reason": f"node north sent\n{text}"})])
+    out, _ = call("deploy", "status", tmp_path)
+    assert f"  {said}\n" in out
+    assert len(out.splitlines()) == 4  # how it stands, the node, and two troubles
+    assert "\x1b" not in out
 
 
 @pytest.mark.parametrize(

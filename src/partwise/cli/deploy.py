@@ -167,12 +167,20 @@ def _line(kind: str, body: Any) -> str:
         case "node":
             return f"node {body['node']} {'is there' if body['is_there'] else 'is gone'}"
         case "lost" | "refused":
-            return f"client {body['client']} was {kind}: {body['reason']}"
+            return f"client {body['client']} was {kind}: {_shown(body['reason'])}"
         case "rejected":
-            return f"rejected: {body['reason']}"
+            return f"rejected: {_shown(body['reason'])}"
         case "node_error":
-            return f"node {body['node']} failed: {body['text'].strip().splitlines()[-1]}"
+            lines = body["text"].strip().splitlines()
+            return f"node {body['node']} failed: {_shown(lines[-1] if lines else '')}"
     return ""
+
+
+def _shown(text: str) -> str:
+    """What a node has said, in one line, and without what a terminal would obey."""
+    from partwise.experiment.words import printable
+
+    return " ".join(printable(text).split()) or "nothing was said of why"
 
 
 @deploy.command("node")
