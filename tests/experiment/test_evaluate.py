@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -17,7 +18,12 @@ from partwise.core.population import Examples, Population
 from partwise.core.workload import Workload
 from partwise.experiment import evaluate as module
 from partwise.experiment.evaluate import ClientScore, evaluate, summarize
+from partwise.experiment.experiment import Experiment
+from partwise.experiment.recorder import Recorder
+from partwise.local import SGD, LocalTraining
 from partwise.populations import ArrayPopulation
+from partwise.runtimes import Simulate
+from partwise.schedulers import Synchronous
 
 
 @dataclass(frozen=True)
@@ -276,3 +282,36 @@ def test_a_batch_is_aligned_as_a_tensor_of_its_own():
     assert all(view.data_ptr() % 64 == 0 for view in views)
     assert [view[0, 0].item() for view in views] == [3.0 * start for start in range(8)]
     assert views[0].data_ptr() == data.columns()["x"].data_ptr()
+
+
+def test_what_clients_keep_is_read_one_after_another_when_they_are_measured(tmp_path, monkeypatch):
+    made, alive = [], []
+
+    class Own(LocalOnly):
+        def personalize(self, params, own):
+            if own is not None and measuring:
+                made.append(weakref.ref(own.value["0.weight"]))
+                alive.append(sum(ref() is not None for ref in made))
+            return super().personalize(params, own)
+
+    measuring = []
+    real = Recorder._measure
+
+    def measure(self, world):
+        measuring.append(True)
+        found = real(self, world)
+        measuring.clear()
+        return found
+
+    monkeypatch.setattr(Recorder, "_measure", measure)
+    x, y = torch.randn(60, 40, generator=torch.Generator().manual_seed(1)), torch.arange(60) % 2
+    people = ArrayPopulation({"x": x, "y": y}, torch.arange(0, 61, 6), {"x": x, "y": y}, torch.arange(0, 61, 6))
+    model = Model(lambda: nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 2)), CrossEntropy())
+    Experiment(
+        Workload(model, people, (Loss(CrossEntropy()),)),
+        algorithm=Own(FedAvg(LocalTraining(SGD(0.1), steps=1)), names=("0.weight",)),
+        scheduler=Synchronous(10, 2),
+        runtime=Simulate(memory_bytes=0),
+    ).run(tmp_path / "run")
+    assert len(made) == 20
+    assert max(alive) <= 2  # one beside the state at hand, which lies in no file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import ChainMap
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Protocol, cast
@@ -306,17 +306,12 @@ class Recorder(Observer):
 
     def _measure(self, world: World) -> list[Score]:
         server = world.state(SERVER)
-        own = {}
         is_wanted = self._evaluation.per_client and self._star.algorithm.is_personal
-        for client in clients_with_tests(self._workload.population) if is_wanted else ():
-            node = world.state(client)
-            if node is not None and node.own is not None:
-                own[client] = node.own
         scores, rows = evaluate(
             self._workload,
             self._star.algorithm,
             server.streams["model"],
-            own,
+            _Own(world, clients_with_tests(self._workload.population) if is_wanted else ()),
             per_client=self._evaluation.per_client,
             device=found_device("Evaluation", self._evaluation.device),
         )
@@ -336,6 +331,28 @@ class Recorder(Observer):
         reached = score.value >= target if main.higher_is_better else score.value <= target
         self.reached = f"target reached: {main.name} {score.value:.4f}" if reached else ""
         return self.reached or None
+
+
+class _Own(Mapping[NodeId, Any]):
+    """What clients keep for themselves, looked up when it is asked for: all of it may be more than memory has room for.
+
+    Args:
+        world: has it.
+        clients: whose.
+    """
+
+    def __init__(self, world: World, clients: Collection[NodeId]) -> None:
+        self._world, self._clients = world, clients
+
+    def __getitem__(self, client: NodeId) -> Any:
+        node = self._world.state(client)
+        return None if node is None else node.own
+
+    def __iter__(self) -> Iterator[NodeId]:
+        return iter(self._clients)
+
+    def __len__(self) -> int:
+        return len(self._clients)
 
 
 def main_score(scores: Sequence[Score], name: str, scope: str = "") -> Score | None:
