@@ -12,7 +12,7 @@ import toy_parts
 from partwise.algorithms import FedAvg, LocalOnly
 from partwise.algorithms.personal import PersonalState
 from partwise.core.errors import DataError
-from partwise.core.metrics import Accuracy, Loss
+from partwise.core.metrics import AUC, Accuracy, Loss
 from partwise.core.model import BinaryCrossEntropy, CrossEntropy, Model
 from partwise.core.population import Examples, Population
 from partwise.core.workload import Workload
@@ -24,6 +24,7 @@ from partwise.local import SGD, LocalTraining
 from partwise.populations import ArrayPopulation
 from partwise.runtimes import Simulate
 from partwise.schedulers import Synchronous
+from toy_scores import Toy, experiment
 
 
 @dataclass(frozen=True)
@@ -315,3 +316,33 @@ def test_what_clients_keep_is_read_one_after_another_when_they_are_measured(tmp_
     ).run(tmp_path / "run")
     assert len(made) == 20
     assert max(alive) <= 2  # one beside the state at hand, which lies in no file
+
+
+class Untargeted(Toy):
+    """Clients whose test examples have no labels, or none at all; and a central test set."""
+
+    def _make(self, client, purpose):
+        columns = super()._make(client, purpose).columns()
+        return Examples(columns if purpose == 1 else {"ids": columns["ids"]})
+
+    def test_data(self, client):
+        return None if self.highest_id == 9 else super().test_data(client)
+
+    def central_test(self):
+        return self._make(0, 2) if self.highest_id == 9 else None
+
+
+@pytest.mark.parametrize(
+    ("population", "metric", "says"),
+    [
+        (Toy(), AUC("liked"), r"Workload\(metrics=\(AUC\(target='liked', .*\): must name a column, got 'liked'"),
+        (Toy(), Loss(BinaryCrossEntropy("yy")), r"must name a column, got 'yy'\. Did you mean 'y'\?"),
+        (Untargeted(), AUC(), r"must name a column, got 'y'\. The columns are 'ids'\."),
+        (Untargeted(highest_id=9), AUC(), r"must name a column, got 'y'\. The columns are 'ids'\."),
+    ],
+)
+def test_a_column_that_a_metric_reads_and_the_test_examples_lack_is_named(population, metric, says, tmp_path):
+    made = experiment(population)
+    with pytest.raises(DataError, match=says):
+        replace(made, workload=replace(made.workload, metrics=(metric,))).run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()

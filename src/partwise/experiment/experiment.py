@@ -27,6 +27,9 @@ from partwise.core.disclosure import disclosed
 from partwise.core.errors import CheckpointError, PartwiseError
 from partwise.core.files import placed, to_disk, write_file
 from partwise.core.kinds import check_kinds
+from partwise.core.metrics import AUC, Accuracy, Loss, Metric, Perplexity, TopKAccuracy
+from partwise.core.model import Model
+from partwise.core.population import Dataset
 from partwise.core.program import SERVER, Record
 from partwise.core.runtime import Runtime
 from partwise.core.schedule import Scheduler
@@ -46,6 +49,7 @@ from partwise.experiment.rundir import environment, new_run_folder, save_environ
 from partwise.experiment.store import RECORD, RunStore
 from partwise.experiment.trusted import Trusted
 from partwise.populations.columns import known
+from partwise.populations.sizes import clients_with_tests
 from partwise.programs.star import Star
 from partwise.runtimes.devices import found_device
 from partwise.runtimes.simulate import Simulate
@@ -116,10 +120,10 @@ class Experiment:
     def build(self) -> tuple[Star, Workload]:
         """The programs' definition and the workload, checked."""
         workload = self.workload if isinstance(self.workload, Workload) else self.workload.build(self.seed)
-        _check_columns(workload)
         trusted = None
         if self.trusted is not None:
             workload, trusted = self.trusted.taken(workload, self.seed)
+        _check_columns(workload)
         aggregators = self.aggregator if isinstance(self.aggregator, Mapping) else {"model": self.aggregator}
         given = {stream: part for stream, part in aggregators.items() if part is not None}
         parts = Parts(self.algorithm, _stages(self.client), _stages(self.server), given)
@@ -355,19 +359,37 @@ def _same_population(path: Path, about: str) -> None:
 
 
 def _check_columns(workload: Workload) -> None:
-    """What the model and its loss read must be there: refused now, not as the failure of every client."""
+    """What the model, its loss and the metrics read must be there: refused now, not as the failure of every client."""
     model, population = workload.model, workload.population
-    if not population.is_open or not len(population.clients):
-        return
-    there = population.data(population.clients[0]).columns()
+    target = getattr(model.loss, "target", None)
+    if population.is_open and len(population.clients):
+        _check_read(model, population.data(population.clients[0]), {f"Model(loss={model.loss})": target})
+    central, tested = population.central_test(), clients_with_tests(population)
+    for data in (central, population.test_data(tested[0]) if len(tested) else None):
+        if data is not None and len(data):
+            _check_read(
+                model, data, {f"Workload(metrics=({metric!r}, ...))": _read(metric) for metric in workload.metrics}
+            )
+
+
+def _check_read(model: Model, data: Dataset, targets: Mapping[str, object]) -> None:
+    """The columns that the model reads, and these targets, must be among those of the data."""
+    there = data.columns()
     for name in model.inputs:
         known(f"Model(inputs={model.inputs})", name, there)
     for table, columns in model.tables.items():
         for name in columns:
             known(f"Model(tables={{{table!r}: {columns}}})", name, there)
-    target = getattr(model.loss, "target", None)
-    if isinstance(target, str):
-        known(f"Model(loss={model.loss})", target, there)
+    for where, target in targets.items():
+        if isinstance(target, str):
+            known(where, target, there)
+
+
+def _read(metric: Metric) -> object:
+    """The column that a metric reads, where that is known."""
+    if isinstance(metric, Accuracy | TopKAccuracy | AUC):
+        return metric.target
+    return getattr(metric.of, "target", None) if isinstance(metric, Loss | Perplexity) else None
 
 
 def _empty_folder(path: Path) -> None:
