@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from partwise.algorithms.averaging import FedAvg
+from partwise.algorithms.personal import LocalOnly
 from partwise.algorithms.submodel import FedSubAvg
 from partwise.channels.plain import Plain
 from partwise.core.algorithm import Algorithm
@@ -51,6 +52,13 @@ def test_population_summary():
 
 def test_population_summary_of_whole_models_and_of_a_sample():
     assert population_summary(toy_star(FedAvg()))["values_held"] == [17, 17, 17]
+    # What stays on a client is held too, whole: the output's weights, or the table.
+    for names, inner, held in (
+        (("out.weight", "out.bias"), FedSubAvg(), [5, 7, 13]),
+        (("out.weight",), FedAvg(), [17, 17, 17]),
+        (("table.weight",), FedSubAvg(), [17, 17, 17]),
+    ):
+        assert population_summary(toy_star(LocalOnly(inner, names)))["values_held"] == held
     some = population_summary(toy_star(FedSubAvg()), limit=2)
     assert (some["clients"], some["sampled"], some["rows_touched"]) == (3, 2, [1, 5])
     assert some["examples"] == [2, 3, 5]

@@ -86,7 +86,7 @@ def test_what_a_channel_rounds_is_hidden_as_well():
     """Two bits: a step is as long as the limit, and a client can move the sum by C + step sqrt(d)."""
     pytest.importorskip("cryptography")
     channel = Masked(limit=0.5, bits=2, max_weight=1)
-    star, _ = made(channel=channel, cohort=20).build()
+    star, _ = made(channel=channel, cohort=20, choice=Uniform()).build()
     (noise,) = star.server_chain["model"].stages
     assert noise.sensitivity == pytest.approx((0.5 + 0.5 * math.sqrt(318)) / 20)
     parts = {"client": [CapWeight(1.0), Clip(0.5)], "aggregator": FixedMean(20.0)}

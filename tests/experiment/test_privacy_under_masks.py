@@ -13,11 +13,12 @@ from partwise.channels import LowRankSum, Masked, Plain
 from partwise.core.errors import CompositionError
 from partwise.core.metrics import Accuracy
 from partwise.core.workload import Workload
+from partwise.experiment.accounting import poisson_epsilon
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.mechanisms import Adaptive, Central, Distributed
 from partwise.experiment.privacy import ClientDP
 from partwise.schedulers import Synchronous
-from partwise.schedulers.choices import Stalest
+from partwise.schedulers.choices import Poisson, Stalest
 from toy_experiments import People
 from toy_federation import LOCAL, model
 
@@ -57,6 +58,47 @@ def test_a_channel_that_sends_later_what_it_left_out_is_refused(mechanism):
     privacy = ClientDP(0.5, delta=1e-3, noise_multiplier=1.2, mechanism=mechanism, amplification="none")
     with pytest.raises(CompositionError, match=r"needs a channel that keeps to the bound of an update, got LowRankSum"):
         replace(made(channel), privacy=privacy).build()
+
+
+def released(others, chance, *, least, start, noise, y):
+    """The density at y of a sum of those who are drawn, with noise: client i of the others sends 1, one more `start`.
+
+    Args:
+        others: how many they are; each is drawn with `chance`, and so is the one more; None for `start`: without it.
+        least: nothing is released of fewer.
+    """
+    total = 0.0
+    for drawn in range(others + 1):
+        share = math.comb(others, drawn) * chance**drawn * (1 - chance) ** (others - drawn)
+        for more, value, weight in (
+            ((0, 0.0, 1 - chance), (1, start, chance)) if start is not None else ((0, 0.0, 1.0),)
+        ):
+            if drawn + more >= least:
+                total += share * weight * math.exp(-(((y - drawn - value) / noise) ** 2) / 2)
+    return total / (noise * math.sqrt(2 * math.pi))
+
+
+def test_a_round_that_is_skipped_for_want_of_clients_voids_what_a_draw_adds():
+    """Of 40 clients 5 are drawn: one that sends -1 where others send 1 shows, if no sum of fewer than 5 is opened."""
+    epsilon, chance, step = poisson_epsilon(1.0, 5 / 40, 1, 1e-3), 5 / 40, 0.05
+    grid = [i * step for i in range(-200, 600)]
+
+    def delta(least):
+        pairs = [
+            [released(39, chance, least=least, start=start, noise=1.0, y=y) for start in (-1.0, None)] for y in grid
+        ]
+        return step * sum(max(0.0, one - math.exp(epsilon) * other) for one, other in pairs)
+
+    assert delta(0) < 1e-3
+    assert delta(5) > 9e-3
+    channel = Masked(limit=0.5, max_weight=1, min_contributors=5)
+    drawn = Synchronous(cohort=6, rounds=2, choice=Poisson())
+    privacy = ClientDP(0.5, delta=1e-3, noise_multiplier=1.0)
+    experiment = replace(made(channel), scheduler=drawn, privacy=privacy)
+    with pytest.raises(CompositionError, match=r"counts on every draw .* opens no sum of fewer than 5: where as many"):
+        experiment.build()
+    replace(experiment, privacy=replace(privacy, amplification="none")).build()
+    replace(experiment, channel=Plain()).build()
 
 
 def test_noise_is_made_for_what_a_channel_adds_by_rounding():

@@ -68,7 +68,9 @@ class Evaluation:
         every: versions between two evaluations; the first and the last version are always evaluated.
         per_client: also evaluate on each client's own test set.
         target: stop when the main metric reaches this value; None never stops.
-        scope: the score that `target` looks at.
+        scope: the score that `target` looks at, and by which runs are shown and compared; by default `central`, or
+            `pooled` where there is no central test set. Where clients keep a part of the model, `pooled` or `mean` is
+            the one that sees it.
         device: where the model is evaluated: `cpu`, `cuda`, one of several such as `cuda:1`, or `auto`, a GPU where
             torch finds one. What it makes of the examples is judged in memory.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, get_args
 
-from partwise.core.channel import Channel, Rounding, rounding_of
+from partwise.core.channel import Channel, Guarded, Rounding, rounding_of
 from partwise.core.errors import CompositionError
 from partwise.core.population import Population
 from partwise.core.randomness import Randomness, SimulatedRandomness
@@ -127,6 +127,12 @@ class ClientDP:
             raise CompositionError(
                 f"{self._name}: needs a channel that keeps to the bound of an update, got {channel!r}, in whose sums a "
                 "client counts with what it could not send before as well. Use one that sums updates as they are."
+            )
+        if offer.sampling.kind == "poisson" and isinstance(channel, Guarded) and channel.min_contributors > 1:
+            raise CompositionError(
+                f"{self._name}: counts on every draw of clients being committed, also one of nobody, got {channel!r}, "
+                f"which opens no sum of fewer than {channel.min_contributors}: where as many were drawn, each of them "
+                "shows. Use Uniform() where all are always available, or amplification='none'."
             )
         setting = self.setting(scheduler, offer, seed)._replace(rounding=rounding)
         return self.mechanism.compose(parts, setting, offer)
