@@ -75,14 +75,12 @@ def population_summary(star: Star, limit: int = 20_000) -> dict[str, Any]:
 def _values_held(star: Star, site: Site) -> int:
     own = star.algorithm.client_init(site)
     index = star.algorithm.select(_BEFORE_TRAINING, own, site)
-    kept = {}
-    if star.algorithm.is_personal:
-        nothing = {
-            name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in star.like.items()
-        }  # without room
-        kept = star.algorithm.personalize(index.gather(nothing), own)
     held = {name: prod(index.held_shape(name)) for name in index.shapes}
-    return sum({**{name: t.numel() for name, t in kept.items()}, **held}.values())
+    if not star.algorithm.is_personal:
+        return sum(held.values())
+    flat = {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in star.like.items()}  # takes no room
+    used = star.algorithm.personalize(index.gather(flat), own)
+    return sum({**{name: t.numel() for name, t in used.items()}, **held}.values())
 
 
 def _numbers(clients: Sequence[Client]) -> list[Client] | None:
