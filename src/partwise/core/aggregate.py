@@ -226,7 +226,7 @@ class Accumulator:
         state, dense = self._state, list[str]()
         for name in index.shapes:
             at = index.rows[name] if isinstance(index, Rows) else None
-            if at is None or name in state.value:
+            if at is None or name in state.value or _is_fine(weight, name, index.held_shape(name)):
                 dense.append(name)
                 continue
             value = values[name] if factor == 1 else values[name] * factor
@@ -419,7 +419,12 @@ def _each_row(weights: Sequence[float], rows: Sequence[Tensor]) -> Tensor | floa
 
 
 def _per_row(weight: Weight, name: str, rows: int) -> Tensor | float:
-    return weight[name].double().expand(rows) if isinstance(weight, Mapping) else float(weight)
+    return weight[name].double().reshape(-1).expand(rows) if isinstance(weight, Mapping) else float(weight)
+
+
+def _is_fine(weight: Weight, name: str, held: tuple[int, ...]) -> bool:
+    """Whether weights may differ within a row."""
+    return isinstance(weight, Mapping) and any(n > 1 for n in weight[name].shape[1:]) and len(held) > 1
 
 
 def _broadcast(weight: Tensor, value: Tensor) -> Tensor:

@@ -188,7 +188,8 @@ def check_update(update: Update, params: Params) -> None:
     """Refuse an update that does not fit `params`.
 
     Raises:
-        ProtocolError: unknown parameter, wrong shape of parameter, index or value, or a weight below zero.
+        ProtocolError: unknown parameter, wrong shape of parameter, index or value, a held parameter without a weight
+            where others have one each, or a weight below zero or beyond what float32 holds.
     """
     for name, shape in update.index.shapes.items():
         if name not in params:
@@ -212,7 +213,17 @@ def check_update(update: Update, params: Params) -> None:
                 f"Update({name!r}): the value must have the held shape {expected}, got {shape}. "
                 "Send end minus start of what was gathered."
             )
-    lowest = _lowest(update.weight)
+    missing = update.index.shapes.keys() - update.weight.keys() if isinstance(update.weight, Mapping) else ()
+    if missing:
+        raise ProtocolError(
+            f"Update(): must have a weight for every parameter it holds, or one for all, got none for "
+            f"{sorted(missing)}. Give all of them."
+        )
+    lowest, most = _lowest(update.weight), torch.finfo(torch.float32).max
+    if not isinstance(update.weight, Mapping) and update.weight > most:
+        raise ProtocolError(
+            f"Update(): the weight must be at most {most:.3g}, got {update.weight:.3g}. Send a number of examples."
+        )
     if lowest < 0:
         raise ProtocolError(f"Update(): the weight must be at least 0, got {lowest}. Send a number of examples.")
 

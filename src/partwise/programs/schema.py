@@ -107,6 +107,10 @@ def check_fit(update: Update, params: Mapping[str, Tensor]) -> None:
         ProtocolError: it says what does not fit.
     """
     check_update(update, params)
+    if isinstance(update.weight, Mapping) and any(isinstance(part, Seeded) for part in _members(update.index)):
+        raise ProtocolError(
+            "Update(): along directions there is one weight for all, got weights by name. Give a number."
+        )
     check_packed("Update.value", update.value, params)
     for name, value in update.values().items():
         if name in params and value.dtype != params[name].dtype:
@@ -266,8 +270,8 @@ def _count(what: str, value: Any) -> None:
 
 
 def _number(what: str, value: Any) -> None:
-    if type(value) not in (int, float):
-        raise _fail(what, "a number", value)
+    if type(value) not in (int, float) or (type(value) is int and abs(value) > _LARGEST):
+        raise _fail(what, "a number, whole ones of at most 2**53", value)
 
 
 def _text(what: str, value: Any) -> None:
