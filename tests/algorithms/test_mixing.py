@@ -120,3 +120,18 @@ def test_what_does_not_fit_is_refused():
     whole, other = Whole(shapes_of(params)), Whole(shapes_of(params))
     with pytest.raises(CompositionError, match=r"Mixing\(.*\): sends what a client ended with, on what it was sent"):
         ended(Mixing(FedAvg()), params, Update(other, params), whole)
+
+
+def test_an_aggregator_of_changes_is_refused():
+    """From 1, clients that end at 1 leave the model at 1; the mean of what they ended with, added to it, is 2."""
+    population, model = parabolas(a=(1.0, 1.0), b=(1.0, 1.0)), number_model(1.0)
+    for rule in (Mean("cohort"), Median()):
+        with pytest.raises(
+            CompositionError, match=r"Mixing\(.*: has clients send what they ended with, got M.* Name a"
+        ):
+            star_of(
+                Mixing(FedAvg(full_batch(1))), model, population, everybody(population, 1), aggregators={"model": rule}
+            )
+    right = {"model": Differences(Mean("cohort"))}
+    star = star_of(Mixing(FedAvg(full_batch(1))), model, population, everybody(population, 1), aggregators=right)
+    assert run(star, lambda world: float(server(world).streams["model"]["w"]))[1].seen == [1.0]

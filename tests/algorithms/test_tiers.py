@@ -3,13 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from partwise.algorithms import CrossTier, FedAvg
+from partwise.algorithms import CO2, LANS, AdaptiveClip, CrossTier, FedAvg, Mixing, SignMomentum
 from partwise.core.errors import CompositionError
 from partwise.core.index import Coords
 from partwise.core.population import Census, Profile
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 from partwise.schedulers import Tiered
+from partwise.transforms import Scale, ServerSGD
 from toy_star import full_batch, number_model, parabolas, run, server, star_of
 
 
@@ -71,3 +72,40 @@ def test_against_an_oracle_on_two_tiers():
         began[m] = w
         due[m] += (1.0, 3.25)[m]
     assert log.seen == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("part", [Scale(0.5), ServerSGD()])
+def test_a_server_chain_which_is_for_changes_is_refused(part):
+    """Both clients end at 1 or more, from 1: half of what they ended with is no model between the two."""
+    population = parabolas(a=(1.0, 1.0), b=(6.0, 6.0))
+    with pytest.raises(CompositionError, match=r"CrossTier\(.*: makes models of what clients ended with, got a server"):
+        star_of(
+            CrossTier(FedAvg(full_batch(1)), tiers=1),
+            number_model(1.0),
+            population,
+            Tiered(tiers=1, cohort=2, versions=2),
+            server_chain={"model": part},
+        )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SignMomentum(CrossTier(FedAvg()), 0.1),
+        lambda: CO2(CrossTier(FedAvg()), 0.1),
+        lambda: LANS(CrossTier(FedAvg())),
+        lambda: AdaptiveClip(Mixing(FedAvg()), 1.0),
+        lambda: Mixing(CrossTier(FedAvg())),
+        lambda: CrossTier(Mixing(FedAvg())),
+    ],
+)
+def test_what_works_on_changes_refuses_end_values(make):
+    with pytest.raises(
+        CompositionError, match=r"works on what clients changed, got an algorithm whose clients send what"
+    ):
+        make()
+
+
+def test_what_goes_around_end_values_all_the_same():
+    assert SignMomentum(Mixing(FedAvg()), 0.1).sends_ends
+    assert not CrossTier(SignMomentum(FedAvg(), 0.1)).inner.sends_ends

@@ -10,7 +10,7 @@ import torch
 
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
-from partwise.core.around import Around
+from partwise.core.around import Around, check_sends_changes
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index, Whole
 from partwise.core.limits import Limit
@@ -73,6 +73,7 @@ class AdaptiveClip(Around):
                 f"AdaptiveClip(inner={self.inner!r}): clips the stream 'model', got an algorithm with the streams "
                 f"{streams}. Use one without others."
             )
+        check_sends_changes(self)
 
     @property
     def only_adds(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 
 from partwise.core.aggregate import Aggregator, Sum
 from partwise.core.algorithm import Algorithm, ClientState, Site, Task
-from partwise.core.around import Around
+from partwise.core.around import Around, check_sends_changes
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
 from partwise.core.mean import Mean
@@ -52,6 +52,7 @@ class Differences:
 
     inner: Aggregator = field(default_factory=Mean)
     needs: ClassVar[Literal["sum", "each"]] = "sum"
+    takes_ends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.inner.needs != "sum":
@@ -99,6 +100,13 @@ class Mixing(Around):
     """
 
     inner: Algorithm
+
+    def __post_init__(self) -> None:
+        check_sends_changes(self)
+
+    @property
+    def sends_ends(self) -> bool:
+        return True
 
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site

@@ -13,7 +13,7 @@ import torch
 from partwise.algorithms.mixing import ended
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
-from partwise.core.around import Around
+from partwise.core.around import Around, check_sends_changes
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index, Whole, shapes_of
 from partwise.core.mean import Mean
@@ -37,6 +37,7 @@ class CrossTier(Around):
     models.
 
     Client chains see end values, and an aggregator that takes the place of the algorithm's own for `model` gets them.
+    A server chain, which is for changes, is refused.
 
     Args:
         inner: what clients train and hold; one that sends what it trained.
@@ -54,6 +55,11 @@ class CrossTier(Around):
     def __post_init__(self) -> None:
         if not self.tiers >= 1:
             raise ValueError(f"CrossTier(tiers={self.tiers}): must be at least 1, got {self.tiers}. Raise it.")
+        check_sends_changes(self)
+
+    @property
+    def sends_ends(self) -> bool:
+        return True
 
     def init(self, params: Params, census: Census) -> ServerState:
         state = self.inner.init(params, census)

@@ -28,6 +28,7 @@ __all__ = [
     "Stack",
     "Sum",
     "Telling",
+    "makes_steps",
     "sum_updates",
     "told_by",
     "union_index",
@@ -437,3 +438,10 @@ def sum_updates(updates: Iterable[Update], params: Params, scales: Sequence[floa
     for number, update in enumerate(updates):
         accumulator.add_(update, scales[number] if scales else 1.0)
     return accumulator.take()
+
+
+def makes_steps(part: object) -> bool:
+    """Whether an aggregator makes steps of the values that clients ended with: it `takes_ends`, or is around one."""
+    while part is not None and not getattr(part, "takes_ends", False):
+        part = getattr(part, "inner", None)
+    return part is not None

@@ -197,6 +197,11 @@ class Algorithm(Protocol):
         return False
 
     @property
+    def sends_ends(self) -> bool:
+        """Whether clients send, in stream `model`, what they ended with, where others send how it changed."""
+        return False
+
+    @property
     def hides_holders(self) -> bool:
         """Whether clients do not say which part of the model they hold, so that a population is not to be counted."""
         return False

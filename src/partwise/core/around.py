@@ -17,7 +17,7 @@ from partwise.core.population import Census, Dataset
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["Around", "Keeping", "check_own"]
+__all__ = ["Around", "Keeping", "check_own", "check_sends_changes"]
 
 
 class Around(Algorithm, Protocol):
@@ -47,6 +47,10 @@ class Around(Algorithm, Protocol):
     @property
     def mirrors(self) -> bool:
         return self.inner.mirrors
+
+    @property
+    def sends_ends(self) -> bool:
+        return self.inner.sends_ends
 
     @property
     def hides_holders(self) -> bool:
@@ -148,4 +152,14 @@ def check_own(part: Around, names: Collection[str], inner: ServerState, what: st
     if set(names) & inner.keys():
         raise CompositionError(
             f"{part!r}: has the streams {sorted(names)} of its own, got an algorithm that has them too. Use one {what}."
+        )
+
+
+def check_sends_changes(part: Around) -> None:
+    """Refuse one inside whose clients send what they ended with, for what is done to changes."""
+    if part.inner.sends_ends:
+        outer, inner = type(part).__name__, type(part.inner).__name__
+        raise CompositionError(
+            f"{outer}({inner}): works on what clients changed, got an algorithm whose clients send what they ended "
+            f"with. Leave {inner} out, or put it around {outer}."
         )

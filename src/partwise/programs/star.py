@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import Any, Literal
 from weakref import ref
 
-from partwise.core.aggregate import Aggregator
+from partwise.core.aggregate import Aggregator, makes_steps
 from partwise.core.algorithm import Algorithm, ServerState, Site
 from partwise.core.attack import Hostile
 from partwise.core.channel import Channel, Guarded, Rounding, rounding_of
@@ -108,6 +108,7 @@ class Star:
             )
         if self.channel.exchanges and self.scheduler.may_scale:
             raise self.cannot_scale()
+        self._check_ends()
         self._check_bounds()
         self._check_contributors()
         self._check_storage()
@@ -133,6 +134,24 @@ class Star:
             f"{self.scheduler!r}: scales updates, which {self.channel!r} keeps the server from doing. "
             "Use a scheduler without staleness weights, or a channel that reveals each update."
         )
+
+    def _check_ends(self) -> None:
+        """What clients ended with is no change: it is neither to be added to the model nor for a server chain."""
+        if not self.algorithm.sends_ends:
+            return
+        used = self._under_attack["model"]
+        if makes_steps(used):
+            return
+        if makes_steps(self.algorithm.aggregators()["model"]):
+            raise CompositionError(
+                f"{self.algorithm!r}: has clients send what they ended with, got {used!r}, which would add it to the "
+                "model. Name a mean as Differences(Mean(...)), or leave it out."
+            )
+        if self.chain("server", "model") != Chain():
+            raise CompositionError(
+                f"{self.algorithm!r}: makes models of what clients ended with, got a server chain, which is for "
+                f"changes: {self.chain('server', 'model')!r}. Use none."
+            )
 
     def _check_bounds(self) -> None:
         """A masked sum needs a bound in front of it: what is larger than its words would wrap around."""
