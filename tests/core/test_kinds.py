@@ -79,6 +79,12 @@ def test_what_fits(right):
     assert Train(**right).kind == "slow"
 
 
+def test_numbers_of_numpy_become_those_of_python():
+    train = Train(wagons=np.int64(3), length=np.float32(0.5))
+    assert (train.wagons, train.length) == (3, 0.5)
+    assert (type(train.wagons), type(train.length)) == (int, float)
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

@@ -8,6 +8,7 @@ import shutil
 import signal
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -191,6 +192,17 @@ def test_a_client_without_examples_is_lost_by_name_and_the_run_goes_on(tmp_path)
         assert [e["body"]["client"] for e in lost] == [2, 2]
         assert "client 2: has no examples to train on. Leave it out of the population." in lost[0]["body"]["reason"]
         assert store.meta()["status"] == "done"
+
+
+def test_numbers_of_numpy_give_the_run_and_the_specification_of_pythons(tmp_path):
+    def made(number, real):
+        local = LocalTraining(SGD(lr=real(0.5)), batch_size=number(4), steps=number(2))
+        scheduler = Synchronous(cohort=number(3), rounds=number(2))
+        return Experiment(LeafSynthetic(num_clients=number(5)), FedAvg(local), scheduler, seed=number(3))
+
+    own, other = made(int, float).run(tmp_path / "own"), made(np.int64, np.float32).run(tmp_path / "other")
+    assert all(torch.equal(own.params[name], value) for name, value in other.params.items())
+    assert (tmp_path / "other" / "spec.toml").read_text() == (tmp_path / "own" / "spec.toml").read_text()
 
 
 def test_ids_outside_the_table_are_named_before_the_first_round(tmp_path):

@@ -22,6 +22,9 @@ _WORDS = {int: "a whole number", float: "a number", str: "a string", type(None):
 def check_kinds(part: Any) -> None:
     """Refuse a field of a dataclass, or of a part of Partwise within it, that is of another kind than its annotation.
 
+    A number of another library, such as numpy's, becomes the equal one of Python: neither JSON nor specification files
+    take the former, nor does all of torch.
+
     Raises:
         TypeError: the first such field.
     """
@@ -35,6 +38,8 @@ def check_kinds(part: Any) -> None:
                 f"{cls.__name__}({name}={shown}): must be {_words(wanted)}, got {_kind(wrong)}"
                 f"{'' if wrong is value else ' in it'}. {_remedy(wrong, asked)}"
             )
+        if isinstance(value, Real) and type(value) not in (bool, int, float):
+            object.__setattr__(part, name, int(value) if isinstance(value, Integral) else float(value))
         for inner in _within(value):
             check_kinds(inner)
 
