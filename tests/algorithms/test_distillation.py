@@ -497,15 +497,3 @@ def test_compositions_that_are_refused(case):
 def test_settings_that_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         Distillation(**settings)
-
-
-def test_a_task_without_a_finite_result_leaves_the_model_as_it_was():
-    star = star_of(part(), linear(), two_clients(), Cohorts(((0,),)), trusted=public())
-    site, task = star.site(0), Task(1, 0, 0, 0)
-    own = star.algorithm.client_init(site)
-    index = star.algorithm.select(task, own, site)
-    for broken in ("weight", "bias"):
-        change = {name: torch.full_like(t, math.nan if name == broken else 0.0) for name, t in own.items()}
-        sent, kept = star.algorithm.finish({"model": own}, Trained(change, 1, 0.0, 0), index, task, own, site)
-        assert not sent["targets"].values()["public"].isfinite().any()  # which the server refuses
-        assert all(torch.equal(kept[name], t) for name, t in own.items())

@@ -42,7 +42,7 @@ class LocalOnly(Keeping):
     """An algorithm some of whose parameters stay on the client: trained and used there, never sent.
 
     With `normalization` it is FedBN. A client that has never been asked starts from the model's initial values, and is
-        evaluated with them; the server keeps those values too, and never changes them. So does the model that is evaluated
+    evaluated with them; the server keeps those values too, and never changes them. So does the model that is evaluated
     on a central test set, which therefore says little; but where there is one, a run goes by it, its target included.
     Have it go by the clients' scores instead: `Evaluation(scope="pooled")`. Of a task whose result is not finite a
     client keeps nothing.

@@ -16,6 +16,7 @@ __all__ = ["article", "check_kinds"]
 
 _ROWS = (Sequence, tuple)  # of any length, and all of one kind
 _PLAIN = (str, bytes, int, float, list, tuple, dict, set)
+_NUMBERS: tuple[type, ...] = (bool, int, float)
 _WORDS = {int: "a whole number", float: "a number", str: "a string", type(None): "None"}
 
 
@@ -38,7 +39,7 @@ def check_kinds(part: Any) -> None:
                 f"{cls.__name__}({name}={shown}): must be {_words(wanted)}, got {_kind(wrong)}"
                 f"{'' if wrong is value else ' in it'}. {_remedy(wrong, asked)}"
             )
-        if isinstance(value, Real) and type(value) not in (bool, int, float):
+        if isinstance(value, Real) and type(value) not in _NUMBERS:
             object.__setattr__(part, name, int(value) if isinstance(value, Integral) else float(value))
         for inner in _within(value):
             check_kinds(inner)
