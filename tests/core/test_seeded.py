@@ -6,8 +6,8 @@ import torch
 from partwise.core import seeded
 from partwise.core.aggregate import sum_updates
 from partwise.core.codec import decode, encode, encoded_size
-from partwise.core.index import Coords, Grid, Rows, Whole
-from partwise.core.seeded import Seeded, second_moment
+from partwise.core.index import Coords, Grid, Joint, Rows, Whole
+from partwise.core.seeded import Seeded, by_coordinates, second_moment
 from partwise.core.update import Update
 
 SHAPES = {"E": (9, 4), "b": (3,)}
@@ -148,6 +148,28 @@ def test_updates_over_it_are_summed_by_their_transpose():
     assert all(torch.allclose(got.value[n], expected[n]) for n in SHAPES)
     assert (got.total, encoded_size(index)) == (4.0, len(encode(index)))
     assert encoded_size(index) < 200
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda b: type(b).__name__)
+def test_by_coordinates_it_is_the_sum_of_its_directions(base):
+    each = directions("normal", base)
+    values = {"E": torch.tensor([1.0, -2.0, 0.0, 3.0, 0.5]).double(), "b": torch.tensor([2.0, -1.0]).double()}
+    plain = by_coordinates(Update(Seeded(base, 11, COUNTS), values, 3.0), params())
+    assert (plain.index, plain.weight) == (base, 3.0)
+    for name, k in values.items():
+        expected = (k @ each[name])[base.coords(name)].reshape(base.held_shape(name))
+        assert torch.allclose(plain.values()[name], expected)
+
+
+def test_beside_coordinates_only_directions_are_written_out():
+    rows = Rows({"E": (9, 4)}, {"E": torch.tensor([2])})
+    along = Seeded(Whole({"b": (3,)}), 11, {"b": 2})
+    value = {"E": torch.ones(1, 4).double(), "b": torch.ones(2).double()}
+    plain = by_coordinates(Update(Joint((rows, along)), value), params())
+    assert torch.equal(plain.values()["E"], value["E"])
+    assert torch.allclose(plain.values()["b"], directions("normal")["b"].sum(0))
+    update = Update(rows, {"E": value["E"]})
+    assert by_coordinates(update, params()) is update
 
 
 def test_seeded_refuses():

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from partwise.core.codec import register
 from partwise.core.counter import key_of, normal, uniform, words
-from partwise.core.index import Index, Shapes, Weight
+from partwise.core.index import Index, Joint, Shapes, Weight
 from partwise.core.model import Params, Values
+from partwise.core.update import Update
 
-__all__ = ["Law", "Seeded", "second_moment"]
+__all__ = ["Law", "Seeded", "by_coordinates", "second_moment"]
 
 Law = Literal["normal", "truncated"]
 _TOGETHER = 1 << 20  # coordinates of directions that are drawn at once
@@ -149,3 +150,31 @@ class Seeded:
 
     def put_(self, target: Params, values: Params) -> None:
         raise ValueError("Seeded(): cannot be written to, got values: products do not say of what. Use `scatter_add_`.")
+
+
+def by_coordinates(update: Update, params: Params) -> Update:
+    """The update with what it says along directions written out at the coordinates these lie in; others as they are.
+
+    Whoever looks at coordinates would take products for values.
+
+    Args:
+        update: of any index.
+        params: shapes, types and devices of what is written out.
+    """
+    base = _base_of(update.index)
+    if base is update.index:
+        return update
+    full = {name: torch.zeros_like(params[name]) for name in update.index.shapes}
+    update.index.scatter_add_(full, update.values())
+    return Update(base, base.gather(full), update.weight)
+
+
+def _base_of(index: Index) -> Index:
+    """What an index covers: the same object where there are no directions in it."""
+    if isinstance(index, Seeded):
+        return _base_of(index.base)
+    if not isinstance(index, Joint):
+        return index
+    bases = tuple(map(_base_of, index.members))
+    is_same = all(base is member for base, member in zip(bases, index.members, strict=True))
+    return index if is_same else Joint(bases)

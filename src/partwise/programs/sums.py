@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from partwise.core.aggregate import Accumulator, Aggregator, Running, Sum, sum_updates
 from partwise.core.model import Params
 from partwise.core.schedule import ReplyInfo
+from partwise.core.seeded import by_coordinates
 from partwise.core.update import Update
 
 if TYPE_CHECKING:
@@ -138,7 +139,9 @@ def _may_come(node: ServerNode, id: int) -> bool:
 
 
 def fitting(got: Sum | Iterable[Update], aggregator: Aggregator, params: Params) -> Sum | Sequence[Update]:
-    """Updates as the aggregator wants them: summed, or each without packing."""
+    """Updates as the aggregator wants them: summed, or each by coordinates and without packing."""
     if isinstance(got, Sum):
         return got
-    return sum_updates(got, params) if aggregator.needs == "sum" else [u.unpacked() for u in got]
+    return (
+        sum_updates(got, params) if aggregator.needs == "sum" else [by_coordinates(u.unpacked(), params) for u in got]
+    )
