@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from partwise.algorithms import FedAvg
+from partwise.algorithms import FedAvg, FedSubAvg, LocalOnly
 from partwise.channels import LowRankSum, Masked, Plain
 from partwise.core.errors import CompositionError
+from partwise.core.index import Rows
 from partwise.core.metrics import Accuracy
+from partwise.core.update import Update
 from partwise.core.workload import Workload
 from partwise.experiment.accounting import poisson_epsilon
 from partwise.experiment.experiment import Experiment
@@ -19,6 +21,7 @@ from partwise.experiment.mechanisms import Adaptive, Central, Distributed
 from partwise.experiment.privacy import ClientDP
 from partwise.schedulers import Synchronous
 from partwise.schedulers.choices import Poisson, Stalest
+from toy_exchange import play, seat_of
 from toy_experiments import People
 from toy_federation import LOCAL, model
 
@@ -99,6 +102,30 @@ def test_a_round_that_is_skipped_for_want_of_clients_voids_what_a_draw_adds():
         experiment.build()
     replace(experiment, privacy=replace(privacy, amplification="none")).build()
     replace(experiment, channel=Plain()).build()
+
+
+def test_parts_of_which_few_hold_some_are_refused():
+    """Client 0 has a row that four others have: without it they send nothing of it, and the sum moves by all five."""
+
+    def row_three(client, rows):
+        value = torch.full((len(rows), 1), 0.5 / math.sqrt(max(1, len(rows))))
+        return Update(Rows({"E": (9, 1)}, {"E": torch.tensor(rows, dtype=torch.int64)}), {"E": value})
+
+    channel, params = Masked(limit=0.5, max_weight=1, min_contributors=5), {"E": torch.zeros(9, 1)}
+
+    def total(held):
+        updates = {0: row_three(0, held), **{c: row_three(c, [3]) for c in range(1, 5)}, 5: row_three(5, [])}
+        found = play(channel, updates, params=params, seats={c: seat_of(c, params={}) for c in updates}).sum
+        return sum(float(value.sum()) for value in found.value.values())
+
+    assert total([3]) - total([]) == pytest.approx(5 * 0.5, abs=1e-3)
+    privacy = ClientDP(0.5, delta=1e-3, noise_multiplier=1.2, amplification="none")
+    experiment = replace(made(channel), algorithm=FedSubAvg("count", LOCAL), privacy=privacy)
+    for algorithm in (FedSubAvg("count", LOCAL), LocalOnly(FedSubAvg("count", LOCAL), ("out.bias",))):
+        with pytest.raises(CompositionError, match=r"leave out what fewer than 5 hold, so that one of them decides"):
+            replace(experiment, algorithm=algorithm).build()
+    replace(experiment, channel=Plain()).build()
+    replace(experiment, algorithm=LocalOnly(FedAvg(LOCAL), ("out.bias",))).build()
 
 
 def test_noise_is_made_for_what_a_channel_adds_by_rounding():

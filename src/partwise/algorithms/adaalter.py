@@ -100,6 +100,10 @@ class AdaAlter(Algorithm):
         squares = {name: torch.full_like(t, self.begin**2) for name, t in params.items()}
         return {"model": {name: t.clone() for name, t in params.items()}, "squares": squares}
 
+    @property
+    def holds_alike(self) -> bool:
+        return not self.submodel
+
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         return site.touched() if self.submodel else site.whole()
 

@@ -91,6 +91,10 @@ class CSER(Algorithm):
     def client_init(self, site: Site) -> ClientState:
         return Drift()
 
+    @property
+    def holds_alike(self) -> bool:
+        return not self.submodel
+
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         index = site.touched() if self.submodel else site.whole()
         if any(own.value[name].shape != t.shape for name, t in index.gather(site.like).items() if name in own.value):

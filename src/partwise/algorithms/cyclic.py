@@ -71,6 +71,10 @@ class MMPSGD(Algorithm):
     def init(self, params: Params, census: Census) -> ServerState:
         return _state(params, self.num_blocks)
 
+    @property
+    def holds_alike(self) -> bool:
+        return True
+
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         _block_of(site, self.num_blocks, "MMPSGD")
         return site.whole()
@@ -166,6 +170,10 @@ class MCPSGD(Algorithm):
         state["rounds"]["open"] = torch.zeros(self.num_blocks, dtype=torch.float64)  # trained, losses not told yet
         state["rounds"]["last"] = torch.tensor(-1.0, dtype=torch.float64)  # the block that was trained last
         return state
+
+    @property
+    def holds_alike(self) -> bool:
+        return True
 
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         _block_of(site, self.num_blocks, "MCPSGD")

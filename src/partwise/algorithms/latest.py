@@ -108,6 +108,10 @@ class FedLaAvg(Algorithm):
     def client_init(self, site: Site) -> ClientState:
         return blank() if self.memory == "client" else None
 
+    @property
+    def holds_alike(self) -> bool:
+        return not self.submodel
+
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         return site.touched() if self.submodel else site.whole()
 

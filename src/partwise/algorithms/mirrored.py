@@ -120,6 +120,10 @@ class Mirrored(Keeping):
     def client_init(self, site: Site) -> ClientState:
         return Mirror(self.inner.client_init(site))
 
+    @property
+    def holds_alike(self) -> bool:
+        return self.inner.holds_alike
+
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         index = self.inner.select(task, own.inner, site)
         if not holds_all(index, site):

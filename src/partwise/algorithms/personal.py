@@ -104,6 +104,10 @@ class LocalOnly(Keeping):
         inner = self.inner.client_init(site.without(local))
         return PersonalState(inner, {name: t for name, t in initial.items() if name in local})
 
+    @property
+    def holds_alike(self) -> bool:
+        return self.inner.holds_alike
+
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         index = self.inner.select(task, own.inner, site.without(own.value.keys()))
         thinned = own.value.keys() & site.model.widths.keys()

@@ -80,6 +80,10 @@ class Scaffold(Algorithm):
     def client_init(self, site: Site) -> ClientState:
         return blank()
 
+    @property
+    def holds_alike(self) -> bool:
+        return not self.submodel
+
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         return site.touched() if self.submodel else site.whole()
 

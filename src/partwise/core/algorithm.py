@@ -202,6 +202,11 @@ class Algorithm(Protocol):
         return False
 
     @property
+    def holds_alike(self) -> bool:
+        """Whether all clients hold the same part of the model, whatever their data."""
+        return type(self).select is Algorithm.select
+
+    @property
     def hides_holders(self) -> bool:
         """Whether clients do not say which part of the model they hold, so that a population is not to be counted."""
         return False

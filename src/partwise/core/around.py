@@ -53,6 +53,10 @@ class Around(Algorithm, Protocol):
         return self.inner.sends_ends
 
     @property
+    def holds_alike(self) -> bool:
+        return type(self).select is Around.select and self.inner.holds_alike
+
+    @property
     def hides_holders(self) -> bool:
         return self.inner.hides_holders
 
@@ -125,6 +129,10 @@ class Around(Algorithm, Protocol):
 
 class Keeping(Around, Protocol):
     """One whose clients keep something of their own: a state in which `inner` is that of the algorithm inside."""
+
+    @property
+    def holds_alike(self) -> bool:
+        return type(self).select is Keeping.select and self.inner.holds_alike
 
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         return self.inner.select(task, own.inner, site)

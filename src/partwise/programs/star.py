@@ -17,7 +17,7 @@ from partwise.core.codec import encoded_size, register
 from partwise.core.compressor import compressors
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
-from partwise.core.limits import Side, check_noise
+from partwise.core.limits import Noise, Side, check_noise, stages
 from partwise.core.model import Model, Params, like
 from partwise.core.population import Census, Client, Counts, Dataset, Population, Roll
 from partwise.core.probe import ModelProbe, Probe, probed
@@ -111,6 +111,7 @@ class Star:
         self._check_ends()
         self._check_bounds()
         self._check_contributors()
+        self._check_withheld()
         self._check_storage()
         self._check_compressors()
         self._check_downloads()
@@ -177,6 +178,21 @@ class Star:
                 f"{self.channel!r}: opens no sum of fewer than min_contributors={self.channel.min_contributors} "
                 f"clients, got {self.scheduler!r} over {clients} clients, which commits {most} at most. Ask more."
             )
+
+    def _check_withheld(self) -> None:
+        """Where what too few hold is left out, one client more lets through what the others have of it as well."""
+        if not isinstance(self.channel, Guarded) or self.channel.min_contributors < 2 or self.algorithm.holds_alike:
+            return
+        for stream in self.all_aggregators():
+            noise = [s for s in stages(self.chain("server", stream)) if isinstance(s, Noise) and s.noise_multiplier]
+            is_whole = any(isinstance(stage, Noise) for stage in stages(self.chain("client", stream)))
+            if noise and not is_whole:
+                raise CompositionError(
+                    f"{noise[0]!r}: must be made for as far as one client can move stream {stream!r}, got "
+                    f"{self.channel!r}, whose clients leave out what fewer than {self.channel.min_contributors} hold, "
+                    f"so that one of them decides about the values of others, and {self.algorithm!r}, whose clients "
+                    "hold different parts. Use one of whole models, or noise on the clients."
+                )
 
     def _check_storage(self) -> None:
         """What a client's transform keeps cannot begin as tensors of the model's size, which a client does not have."""
