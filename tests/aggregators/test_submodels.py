@@ -194,3 +194,15 @@ def test_bulyan_moves_nothing_where_too_few_can_be_compared(f, whole):
         got.append(Update(Coords({"w": (size,)}, {"w": own}), {"w": torch.full((4,), 2.0 + at)}))
     found = Bulyan(f, min_overlap=4).reduce(got, (), {"w": torch.zeros(size)})[0]
     assert found.values() == {}
+
+
+def test_neighbours_are_mixed_where_a_parameter_is_named_and_nobody_sends_any_of_it():
+    """As where a draw of coordinates has none of a short one: the rest is mixed as without it."""
+    rows, shapes = rows_of(5, 4), {"w": (4,), "b": (1,)}
+    empty, none = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
+    at, params = torch.arange(4), {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    updates = [Update(Coords(shapes, {"w": at, "b": empty}), {"w": row, "b": none}) for row in rows]
+    part = NearestNeighbours(f=1, min_overlap=1)
+    got, _ = part.reduce(updates, part.init(params, None), params)
+    assert set(got.index.shapes) == {"w"}
+    assert got.values()["w"].tolist() == value(part, rows.tolist())

@@ -96,7 +96,8 @@ def _mixed(updates: Sequence[Update], params: Params, distance: Tensor, kept: in
     for update, row in zip(updates, distance.clone().fill_diagonal_(-1.0), strict=True):  # nearest to each is itself
         near = _nearest(row, updates, kept)
         mean = reduce_columns([updates[k] for k in sorted(near)], params, mean_of, least=1)
-        full = {name: torch.zeros_like(t) for name, t in params.items() if name in mean.index.shapes}
+        # Also of what is named and nobody holds, as where a draw of coordinates has none of a parameter.
+        full = {name: torch.zeros_like(params[name]) for name in {**mean.index.shapes, **update.index.shapes}}
         mean.index.put_(full, mean.values())
         found.append(Update(update.index, update.index.gather(full)))
     return found
