@@ -10,6 +10,7 @@ from partwise.algorithms import FedSubAvg
 from partwise.core.aggregate import sum_updates
 from partwise.core.errors import CompositionError
 from partwise.core.index import Coords, Grid, Rows, Whole
+from partwise.core.latest import Latest
 from partwise.core.mean import Mean
 from partwise.core.population import Census, Counts
 from partwise.core.update import Update
@@ -250,3 +251,14 @@ def test_mean_refuses():
     with pytest.raises(CompositionError, match=r"a part needs to know how many clients hold each coordinate"):
         Mean("expected_holders").init({"E": torch.zeros(1)}, Census(4))
     Mean("holders").init({"E": torch.zeros(1)}, Census(4))  # needs no census
+
+
+@pytest.mark.parametrize("part", [Mean("expected_holders"), Mean("ratio"), Latest(by_heat=True)], ids=repr)
+@pytest.mark.parametrize("stream", [{"numbers": torch.zeros(3)}, {"E": torch.zeros(3)}, {"E": torch.zeros(5, 1)}])
+def test_holders_are_counted_of_the_model_alone(part, stream):
+    """Numbers that are summed beside it, or in its place, have no holders that a census could tell."""
+    part.init({"E": torch.zeros(3, 1)}, census())
+    part.init({}, census())
+    with pytest.raises(CompositionError, match=r"divides by the clients that hold a coordinate of the model, got"):
+        part.init(stream, census())
+    Mean("expected").init(stream, census())  # divides by all clients, whatever they hold

@@ -13,6 +13,7 @@ import torch
 
 from partwise.core.aggregate import Accumulator, Coverage, Running, Sum
 from partwise.core.codec import register
+from partwise.core.mean import check_holders
 from partwise.core.model import Params, Values
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
@@ -73,6 +74,8 @@ class Latest:
     needs: ClassVar[Literal["sum", "each"]] = "each"
 
     def init(self, params: Params, census: Census) -> LatestState:
+        if self.by_heat:
+            check_holders(self, census.counts.heat, params)
         return LatestState(census.num_clients, dict(census.counts.heat) if self.by_heat else {})
 
     def reduce(

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from partwise.core.aggregate import Sum
+from partwise.core.errors import CompositionError
 from partwise.core.model import Params, Values
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["Mean", "MeanBy"]
+__all__ = ["Mean", "MeanBy", "check_holders"]
 
 MeanBy = Literal["holders", "cohort", "expected", "expected_holders", "ratio"]
 
@@ -70,6 +71,8 @@ class Mean:
         if self.by in ("holders", "cohort"):
             return ()
         counts = census.counts
+        if self.by != "expected":
+            check_holders(self, counts.weight, params)
         return census.num_clients, counts.total_weight, dict(counts.weight)
 
     def reduce(
@@ -100,6 +103,30 @@ class Mean:
         population = got.index.gather({name: holders[name].expand(shape) for name, shape in shapes.items()})
         factor = got.total / total_weight if self.by == "ratio" else got.count / num_clients
         return {name: weight * factor for name, weight in population.items()}
+
+
+def check_holders(part: object, holders: Values, params: Params) -> None:
+    """Refuse a stream whose holders are not counted: the census is of the model's parameters.
+
+    Args:
+        part: that divides by them.
+        holders: name -> weights per coordinate, as a census has them.
+        params: of the stream.
+
+    Raises:
+        CompositionError: it names what is not counted.
+    """
+    for name, t in params.items():
+        counted = tuple(holders[name].shape) if name in holders else None
+        if (
+            counted is None
+            or len(counted) != t.dim()
+            or any(c not in (1, n) for c, n in zip(counted, t.shape, strict=True))
+        ):
+            raise CompositionError(
+                f"{part!r}: divides by the clients that hold a coordinate of the model, got a stream with {name!r} of "
+                f"shape {tuple(t.shape)}, which is none of the model's. Use Mean('holders') or Mean('cohort') for it."
+            )
 
 
 def _divided(total: Tensor, by: Tensor) -> Tensor:
