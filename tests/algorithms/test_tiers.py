@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from partwise.algorithms import CO2, LANS, AdaptiveClip, CrossTier, FedAvg, Mixing, SignMomentum
+from partwise.algorithms import CO2, LANS, AdaptiveClip, CrossTier, FedAvg, FedLaAvg, Mixing, SignMomentum
 from partwise.core.errors import CompositionError
 from partwise.core.index import Coords
 from partwise.core.population import Census, Profile
@@ -109,3 +109,10 @@ def test_what_works_on_changes_refuses_end_values(make):
 def test_what_goes_around_end_values_all_the_same():
     assert SignMomentum(Mixing(FedAvg()), 0.1).sends_ends
     assert not CrossTier(SignMomentum(FedAvg(), 0.1)).inner.sends_ends
+
+
+@pytest.mark.parametrize("wrap", [Mixing, CrossTier, LANS, lambda a: CO2(a, 0.1), lambda a: SignMomentum(a, 0.1)])
+def test_an_algorithm_that_sends_no_model_is_refused(wrap):
+    said = r"\w+\(FedLaAvg\): works on what clients send of the model, got an algorithm with the streams \['gradient'\]"
+    with pytest.raises(CompositionError, match=said):
+        wrap(FedLaAvg())

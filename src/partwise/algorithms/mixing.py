@@ -13,7 +13,7 @@ import torch
 
 from partwise.core.aggregate import Aggregator, Sum
 from partwise.core.algorithm import Algorithm, ClientState, Site, Task
-from partwise.core.around import Around, check_sends_changes
+from partwise.core.around import Around, check_sends_changes, check_sends_model
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
 from partwise.core.mean import Mean
@@ -102,6 +102,7 @@ class Mixing(Around):
     inner: Algorithm
 
     def __post_init__(self) -> None:
+        check_sends_model(self)
         check_sends_changes(self)
 
     @property

@@ -14,7 +14,7 @@ import torch
 
 from partwise.core.aggregate import Coverage, makes_steps
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
-from partwise.core.around import Around, check_own, check_sends_changes
+from partwise.core.around import Around, check_own, check_sends_changes, check_sends_model
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index, Whole, shapes_of
 from partwise.core.model import Params, Values
@@ -34,8 +34,9 @@ class _Outer(Around, Protocol):
         return self.asked(index, task, own, site)
 
     def _check_aggregate(self) -> None:
-        """Refuse one inside that commits what its clients ended with."""
-        if not makes_steps(self.inner.aggregators().get("model")):
+        """Refuse one inside that sends no model, or commits what its clients ended with."""
+        check_sends_model(self)
+        if not makes_steps(self.inner.aggregators()["model"]):
             check_sends_changes(self)
 
 

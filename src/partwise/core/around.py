@@ -17,7 +17,7 @@ from partwise.core.population import Census, Dataset
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["Around", "Keeping", "check_own", "check_sends_changes"]
+__all__ = ["Around", "Keeping", "check_own", "check_sends_changes", "check_sends_model"]
 
 
 class Around(Algorithm, Protocol):
@@ -160,6 +160,16 @@ def check_own(part: Around, names: Collection[str], inner: ServerState, what: st
     if set(names) & inner.keys():
         raise CompositionError(
             f"{part!r}: has the streams {sorted(names)} of its own, got an algorithm that has them too. Use one {what}."
+        )
+
+
+def check_sends_model(part: Around) -> None:
+    """Refuse one inside whose clients send nothing of stream `model`."""
+    streams = sorted(part.inner.aggregators())
+    if "model" not in streams:
+        raise CompositionError(
+            f"{type(part).__name__}({type(part.inner).__name__}): works on what clients send of the model, got an "
+            f"algorithm with the streams {streams}. Use one that sends the model, such as FedAvg."
         )
 
 
