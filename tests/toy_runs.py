@@ -121,7 +121,6 @@ def full_run(folder: Path, rate: float, uplink: int, **more: Any) -> Path:
             "git": {"commit": "abc123", "is_dirty": True},
             "memory_bytes": 8_000_000_000,
         },
-        "experiment": "Experiment(workload=Toy(rows=50), seed=3)",
         **more.pop("meta", {}),
     }
     return write_run(

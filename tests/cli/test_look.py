@@ -8,6 +8,7 @@ import pytest
 from partwise.experiment.store import RunStore
 from partwise.experiment.words import number
 from toy_cli import TINY, call
+from toy_scores import experiment
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,16 @@ def test_show(two_runs):
     assert any(w.startswith("served worst: ") for w in words)
     spec, _ = call("show", two_runs / "quick", "--spec")
     assert spec == (two_runs / "quick" / "spec.toml").read_text()
+
+
+def test_the_specification_of_a_run_that_has_none(here):
+    experiment().run(here / "toy")
+    out, said = call("show", "toy", "--spec", code=3)
+    assert out == ""
+    assert said == (
+        "partwise: toy: needs the run's spec.toml, got none: the run was made in Python of parts that a specification "
+        "cannot name. Look at the Python code that made it.\n"
+    )
 
 
 def test_names_are_written_letter_by_letter(here):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from partwise.cli.app import UNUSABLE, EndedError
+from partwise.cli.app import NOT_A_RUN, UNUSABLE, EndedError
 from partwise.cli.options import Json, Metric, Runs, Target
 from partwise.cli.tables import plain_table, print_all
 from partwise.cli.watch import main_value
@@ -103,9 +103,13 @@ def show_command(
     run = read_run(folder)
     if spec:
         path = folder / SPEC
-        typer.echo(
-            path.read_text(encoding="utf-8") if path.is_file() else str(run.meta.get("experiment", "")), nl=False
-        )
+        if not path.is_file():
+            raise EndedError(
+                f"{folder}: needs the run's {SPEC}, got none: the run was made in Python of parts that a specification "
+                "cannot name. Look at the Python code that made it.",
+                NOT_A_RUN,
+            )
+        typer.echo(path.read_text(encoding="utf-8"), nl=False)
         return
     print_all(_about(run), "", _scores(run))
     for line in (*_over_clients(run), *_troubles(run)):

@@ -443,11 +443,11 @@ def _client(run: Run, client: ClientValue) -> dict[str, str]:
 
 
 def _spec(run: Run) -> str:
-    """The specification's file, else the experiment as code."""
+    """The specification's file; empty for a run that was made in Python of parts that a specification cannot name."""
     try:
         return (run.folder / SPEC).read_text(encoding="utf-8")
     except OSError:
-        return str(run.meta.get("experiment", ""))
+        return ""
 
 
 def _reproduce(run: Run) -> tuple[str, bool]:
