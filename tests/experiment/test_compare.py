@@ -261,3 +261,21 @@ def test_a_long_record_is_read_in_little_memory(tmp_path):
 
     peak(7)  # what the first one imports
     assert peak(14_000) < 2 * peak(70)
+
+
+def test_many_clients_are_called_by_their_names_without_a_search_for_each(slow):
+    compared = []
+
+    class Client(int):
+        __hash__ = int.__hash__
+
+        def __eq__(self, other):
+            compared.append(other)
+            return int(self) == other
+
+    numbers = [Client(7 * at + 3) for at in range(200)]
+    names = [f"user {at}" for at in range(200)]
+    run = replace(read_run(slow), population={"numbers": numbers, "names": names})
+    assert [run.client_name(7 * at + 3) for at in range(200)] == names
+    assert len(compared) <= 4 * 200
+    assert run.client_name(4) == "client 4"

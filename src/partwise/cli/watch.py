@@ -130,7 +130,7 @@ class Watcher:
         self._meta: Mapping[str, Any] = {}
         self._value, self._best = math.nan, math.nan
         self._counts = {"lost": 0, "refused": 0}
-        self._names: Mapping[str, Any] | None = None
+        self._names: Mapping[int, str] | None = None
         self._began = self._before = time.monotonic()
         self._first_version: int | None = None
         self._asked: int | None = None
@@ -245,15 +245,11 @@ class Watcher:
 
     def _name(self, client: int) -> str:
         if self._names is None:
-            from partwise.experiment.runs import read_population
+            from partwise.experiment.runs import names_of, read_population
 
             assert self.header is not None
-            self._names = read_population(Path(self.header.folder)) or {}
-        names, numbers = self._names.get("names"), self._names.get("numbers")
-        if not names:
-            return str(client)
-        at = client if numbers is None else numbers.index(client)
-        return str(names[at])
+            self._names = names_of(read_population(Path(self.header.folder)) or {})
+        return self._names.get(client, str(client))
 
 
 def main_value(values: Mapping[tuple[str, str], float], metric: str, scope: str = "") -> float | None:

@@ -23,6 +23,7 @@ __all__ = [
     "RunLike",
     "Trouble",
     "common_score",
+    "names_of",
     "read_population",
     "read_run",
     "read_runs",
@@ -159,12 +160,11 @@ class Run:
 
     def client_name(self, client: int) -> str:
         """What a person would call a client."""
-        about = self.population or {}
-        names, numbers = about.get("names"), about.get("numbers")
-        if names:
-            at = client if numbers is None else numbers.index(client)
-            return str(names[at])
-        return f"client {client}"
+        return self._names.get(client, f"client {client}")
+
+    @cached_property
+    def _names(self) -> Mapping[int, str]:
+        return names_of(self.population or {})
 
 
 RunLike = Run | str | Path
@@ -287,6 +287,12 @@ def read_population(path: Path) -> Mapping[str, Any] | None:
     except (OSError, ValueError):
         return None
     return about if isinstance(about, dict) else None
+
+
+def names_of(about: Mapping[str, Any]) -> dict[int, str]:
+    """Client -> what a person would call it; empty where nobody gave names. about: as `read_population` reads it."""
+    names, numbers = about.get("names") or (), about.get("numbers")
+    return dict(zip(range(len(names)) if numbers is None else numbers, map(str, names), strict=False))
 
 
 def _short(run: Run) -> str:
