@@ -18,6 +18,8 @@ from partwise.deploy.batch import Batch, Letter, opened, sealed
 from partwise.deploy.enrolled import Enrolled
 from partwise.deploy.memory import Memory, Remembered
 from partwise.programs.census import count
+from partwise.programs.client import forget_
+from partwise.programs.messages import Held
 from partwise.programs.star import Star
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.host import Host, HostPlan
@@ -100,6 +102,8 @@ class Node:
                 known = self._memory.answer(letter.to, digest)
                 if known is not None and (known.worked or known.life == batch.life):
                     answers += decode(known.bodies)
+                    if known.worked:
+                        self._leave(host, letter)
                 else:
                     fresh.append((letter, digest))
             remembered += self._handle(host, fresh, batch.life)
@@ -108,6 +112,12 @@ class Node:
         self._memory.save(states, remembered)
         faults, self._faults = self._faults, []
         return sealed(Batch(batch.life, batch.now, answers, faults))
+
+    def _leave(self, host: Host, letter: Letter) -> None:
+        """A task that was asked again by a server that was killed is done already: its client does not wait for it."""
+        body = decode(letter.body, max_bytes=self._max_bytes)
+        if isinstance(body, Held):
+            host.change(letter.to, lambda state: forget_(state, body.id))
 
     def _handle(self, host: Host, fresh: Sequence[tuple[Letter, bytes]], life: str) -> list[Remembered]:
         """Have messages, at most one to a client, worked through; what each of them led to."""

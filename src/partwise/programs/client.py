@@ -31,7 +31,7 @@ _THROUGH = Fate()
 
 FAILURES = (PartwiseError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError)  # of one client's work
 
-__all__ = ["FAILURES", "ClientNode", "ClientProgram", "OpenTask", "Withheld", "check_has_data"]
+__all__ = ["FAILURES", "ClientNode", "ClientProgram", "OpenTask", "Withheld", "check_has_data", "forget_"]
 
 
 @register
@@ -128,8 +128,11 @@ class ClientProgram:
         """One message in; a failure of any stage becomes a message to the server."""
         body = message.body
         if isinstance(body, Task):
-            if node.open is not None and node.open.task.is_followed and node.next is None:
-                return node, self._ahead(node, node.open, message)
+            if node.next is not None and node.next.task.id == body.id:
+                node.next = None  # a server that was resumed asks once more
+            first = node.open
+            if first is not None and first.task.is_followed and first.task.id != body.id and node.next is None:
+                return node, self._ahead(node, first, message)
             node.next = None
         if isinstance(body, Held) and node.next is not None and body.id == node.next.task.id:
             node.next.came, node.next.fetched = dict(body.streams), message.now
@@ -198,6 +201,7 @@ class ClientProgram:
                 return self._answer(node, me, body)
             case Released(id):
                 node.kept.pop(id, None)
+                forget_(node, id)
                 for key in [key for key in self._sessions if key[0] == me]:
                     del self._sessions[key]
             case Wake():
@@ -347,6 +351,16 @@ class ClientProgram:
             rng=generator(self._star.seed, f"channel {ask.stream}", me, ask.id),
             memory=dict(node.memory.get(ask.stream, {})),
         )
+
+
+def forget_(node: ClientNode, id: int) -> None:
+    """Wait no longer for what was fetched for a task: it will not come."""
+    if node.next is not None and node.next.task.id == id:
+        node.next = None
+    if node.open is not None and node.open.task.id == id and node.open.held is None:
+        node.open = None
+        if node.next is not None and node.next.came is None:
+            node.open, node.next = node.next, None
 
 
 def _given(index: Index, held: Values) -> dict[str, bytes]:

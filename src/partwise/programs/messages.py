@@ -172,7 +172,7 @@ class Refusal(NamedTuple):
 
 @register
 class Released(NamedTuple):
-    """The exchange about a reply is over: the client may forget its update."""
+    """The exchange about a reply is over: the client may forget its update. Or a task that is followed is given up."""
 
     id: int
 

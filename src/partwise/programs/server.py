@@ -168,7 +168,9 @@ class ServerProgram:
         if self._session is not None:
             self._advance(node, message, self._session.lose(message.src), effects)
             self._act(node, message, [], effects)
-        for flight in [f for f in node.in_flight.values() if f.client == message.src]:
+        flights = [f for f in node.in_flight.values() if f.client == message.src]
+        self._release(flights, effects)
+        for flight in flights:
             del node.in_flight[flight.task.id]
             if stage == "message":
                 event = self._refused(node, now, flight, reason, effects)
@@ -348,9 +350,15 @@ class ServerProgram:
 
     def _give_up(self, node: ServerNode, clients: Sequence[int], effects: list[Effect]) -> None:
         unwanted = set(clients)
-        for flight in [f for f in node.in_flight.values() if f.client in unwanted]:
+        flights = [f for f in node.in_flight.values() if f.client in unwanted]
+        self._release(flights, effects)
+        for flight in flights:
             del node.in_flight[flight.task.id]
             self._lost(0.0, flight, "deadline", "is no longer waited for", effects)
+
+    def _release(self, flights: Iterable[InFlight], effects: list[Effect]) -> None:
+        """Tell of tasks that come to nothing, or a client that waits there takes the next one for a follower."""
+        effects.extend(Send(f.client, Released(f.task.id)) for f in flights if f.task.is_followed)
 
     def _commit(self, node: ServerNode, message: Message, commit: Commit, effects: list[Effect]) -> None:
         check_scales(self._star.scheduler, commit.scales)

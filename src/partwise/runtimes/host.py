@@ -100,6 +100,14 @@ class Host:
         """Let a client go on from a state."""
         self._nodes[client] = self._spool.keep(state)
 
+    def change(self, client: NodeId, by: Callable[[Any], None]) -> None:
+        """Change a client's state in place, if it has one."""
+        if client in self._nodes:
+            state = self._nodes.pop(client).take()
+            by(state)
+            self.keep(client, state)
+            self._changed.add(client)
+
     def turn(self) -> None:
         """Handle one message; or run the jobs, if there is no message or they are many."""
         if not self._inbox or self._jobs_bytes > self._plan.memory_bytes // 4:
