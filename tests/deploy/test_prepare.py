@@ -19,6 +19,7 @@ from partwise.deploy.files import NodeFile, ServerFile
 from partwise.deploy.local import Finding, check, star_of
 from partwise.deploy.memory import Memory
 from partwise.deploy.prepare import prepare
+from partwise.experiment.lock import WriterLock
 from partwise.experiment.spec import load
 from partwise.experiment.store import RunStore
 from partwise.populations.files import from_files
@@ -147,6 +148,23 @@ def test_commands(made, tmp_path):
     assert f"partwise deploy server {tmp_path / 'net' / 'server'}" in out
     _, err = call("deploy", "init", one / "spec.toml", "--folder", tmp_path / "net", code=2)
     assert "needs a new or empty folder" in err
+
+
+def test_second_process_of_a_node_is_refused(made, monkeypatch):
+    """It would take the socket of the first, and leave it without one."""
+
+    def start_node(file: NodeFile) -> None:
+        raise DataError("joined")
+
+    monkeypatch.setattr("partwise.deploy.launch.start_node", start_node)
+    _, (_, one, *_) = made
+    lock = WriterLock(one)
+    try:
+        _, err = call("deploy", "node", one, code=1)
+    finally:
+        lock.release()
+    assert f"{one}: one process serves a node, got a second beside pid {os.getpid()}. End that one." in err
+    assert not (one / "node.sock").exists()
 
 
 @pytest.mark.parametrize(

@@ -191,8 +191,12 @@ def node_command(folder: Annotated[Path, typer.Argument(help="With a node.toml."
     from partwise.deploy.launch import NODE_LOG, end, start_node, tail
     from partwise.deploy.local import open_node
     from partwise.deploy.node import serve
+    from partwise.experiment.lock import WriterLock, writer_of
 
     file = NodeFile.read(folder)
+    if (other := writer_of(folder)) is not None:
+        raise EndedError(f"{folder}: one process serves a node, got a second beside pid {other}. End that one.", FAILED)
+    lock = WriterLock(folder)  # or the second would take the first one's socket, and take it away when it ends
     _end_on_sigterm()
     node = open_node(file)
     listening = line.listen(file.socket)
@@ -214,6 +218,7 @@ def node_command(folder: Annotated[Path, typer.Argument(help="With a node.toml."
     finally:
         end(links[0])
         file.socket.unlink(missing_ok=True)
+        lock.release()
 
 
 @deploy.command("status")
