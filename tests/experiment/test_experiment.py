@@ -478,3 +478,20 @@ def test_a_column_that_the_model_reads_and_no_client_has_is_refused_when_built(c
     workload = Workload(Model(Scores, **parts), Toy(), (AUC(), Loss(BinaryCrossEntropy())))
     with pytest.raises(DataError, match=message):
         experiment(workload=workload).build()
+
+
+@dataclass(frozen=True)
+class Unreturned:
+    """A description of a workload, whose author forgot to return it."""
+
+    def build(self, seed):
+        Workload(Model(Scores, BinaryCrossEntropy(), inputs=("ids",)), Toy(), (AUC(),))
+
+
+def test_a_description_that_builds_no_workload_is_refused_with_what_to_return():
+    with pytest.raises(
+        CompositionError, match=r"Unreturned\(\)\): its build must return a Workload, got None\. Return Workload\("
+    ):
+        experiment(workload=Unreturned()).build()
+    with pytest.raises(CompositionError, match=r"its build must return a Workload, got a Scores\."):
+        experiment(workload=Model(Scores, BinaryCrossEntropy(), inputs=("ids",))).build()

@@ -105,7 +105,7 @@ class Mean:
         return {name: weight * factor for name, weight in population.items()}
 
 
-def check_holders(part: object, holders: Values, params: Params) -> None:
+def check_holders(part: object, holders: Params, params: Params) -> None:
     """Refuse a stream whose holders are not counted: the census is of the model's parameters.
 
     Args:

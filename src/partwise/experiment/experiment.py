@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import shutil
 import signal
 import time
@@ -24,9 +25,9 @@ from partwise.core.algorithm import Algorithm
 from partwise.core.attack import Hostile, sees_honest
 from partwise.core.channel import Channel
 from partwise.core.disclosure import disclosed
-from partwise.core.errors import CheckpointError, PartwiseError
+from partwise.core.errors import CheckpointError, CompositionError, PartwiseError
 from partwise.core.files import placed, to_disk, write_file
-from partwise.core.kinds import check_kinds
+from partwise.core.kinds import article, check_kinds
 from partwise.core.metrics import AUC, Accuracy, Loss, Metric, Perplexity, TopKAccuracy
 from partwise.core.model import Model
 from partwise.core.population import Dataset
@@ -119,7 +120,7 @@ class Experiment:
 
     def build(self) -> tuple[Star, Workload]:
         """The programs' definition and the workload, checked."""
-        workload = self.workload if isinstance(self.workload, Workload) else self.workload.build(self.seed)
+        workload = self.workload if isinstance(self.workload, Workload) else _made(self.workload, self.seed)
         trusted = None
         if self.trusted is not None:
             workload, trusted = self.trusted.taken(workload, self.seed)
@@ -356,6 +357,18 @@ def _same_population(path: Path, about: str) -> None:
             f"Experiment.run(folder={str(path)!r}, resume=True): the clients or their examples must be those the run "
             "began with, got others. Use the same data (and, for StdlibCode, the same Python), or begin a new run."
         )
+
+
+def _made(source: WorkloadSource, seed: int) -> Workload:
+    """What a description of a workload builds; a `Model`, which has a `build` as well, is none."""
+    found: object = source.build(seed)
+    if not isinstance(found, Workload):
+        raise CompositionError(
+            f"Experiment(workload={reprlib.repr(source)}): its build must return a Workload, got "
+            f"{'None' if found is None else article(type(found).__name__)}. "
+            "Return Workload(model, population, metrics)."
+        )
+    return found
 
 
 def _check_columns(workload: Workload) -> None:
