@@ -2,6 +2,7 @@
 
 import json
 
+from partwise.experiment import trials
 from toy_cli import call
 
 CLIENTS = ("scheduler.cohort=7", "scheduler.rounds=2")
@@ -27,6 +28,24 @@ def test_it_goes_on_where_it_was(here):
     after = (here / "out" / "trials.jsonl").read_text()
     assert after.startswith(before)
     assert len(after.splitlines()) == 4
+
+
+def test_ctrl_c_says_that_what_was_made_is_kept(here, monkeypatch):
+    made = trials._played
+    done = []
+
+    def second_is_interrupted(trial, experiment):
+        if done:
+            raise KeyboardInterrupt
+        done.append(trial)
+        return made(trial, experiment)
+
+    monkeypatch.setattr(trials, "_played", second_is_interrupted)
+    _, said = call("attack", "tiny.toml", *CLIENTS, "--attack", "SignFlip", "--folder", "out", code=130)
+    assert said == (
+        "partwise: interrupted. The trials that were finished are kept in out; the same command goes on from there.\n"
+    )
+    assert len((here / "out" / "trials.jsonl").read_text().splitlines()) == 1
 
 
 def test_faults_of_single_values_with_everybody_hostile(here):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from partwise.cli.app import INTERRUPTED, EndedError
+
 if TYPE_CHECKING:
     from partwise.experiment.experiment import Experiment
     from partwise.experiment.trials import Trial
@@ -65,13 +67,19 @@ def attack_command(
     ]
     for trial in trials:  # faults of what was typed are told now, not after an hour
         _experiment(spec, given, trial, typed)
-    rows = make_trials(
-        trials,
-        lambda trial: _experiment(spec, given, trial, typed),
-        folder / "trials.jsonl",
-        about=dump(base),
-        said=typer.echo,
-    )
+    try:
+        rows = make_trials(
+            trials,
+            lambda trial: _experiment(spec, given, trial, typed),
+            folder / "trials.jsonl",
+            about=dump(base),
+            said=typer.echo,
+        )
+    except KeyboardInterrupt as error:
+        raise EndedError(
+            f"interrupted. The trials that were finished are kept in {folder}; the same command goes on from there.",
+            INTERRUPTED,
+        ) from error
     table = markdown(rows)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
