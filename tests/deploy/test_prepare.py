@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import sys
 import threading
 from contextlib import closing
 from dataclasses import make_dataclass
@@ -49,6 +50,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     (folder / "spec.toml").write_text(SPEC)
     net = folder / "net"
     return net, prepare(folder / "spec.toml", net, nodes=3, address="127.0.0.1:9443", overrides=["scheduler.rounds=3"])
+
+
+def test_without_cryptography_it_says_what_to_install(tmp_path, monkeypatch):
+    for name in [n for n in sys.modules if n == "cryptography" or n.startswith("cryptography.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "partwise.deploy.keys", raising=False)
+    monkeypatch.delattr("partwise.deploy.keys", raising=False)
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    (tmp_path / "spec.toml").write_text(SPEC)
+    _, said = call("deploy", "init", tmp_path / "spec.toml", "--folder", tmp_path / "net", code=2)
+    assert said.endswith("with the package cryptography, got none. Run: pip install 'partwise[flower]'.\n")
+    assert not (tmp_path / "net").exists()
 
 
 def test_every_node_gets_its_own_clients_and_nobody_elses(made):

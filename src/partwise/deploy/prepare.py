@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partwise.core.errors import DataError
+from partwise.core.errors import DataError, PartwiseError
 from partwise.core.population import Client, Dataset, Population
 from partwise.core.workload import Workload
 from partwise.deploy.files import NODE, SERVER
@@ -89,6 +89,7 @@ def prepare(
 
     Raises:
         DataError: the folder has files, or there are fewer clients than nodes; or two files of parts have one name.
+        PartwiseError: the package cryptography is not installed.
         ValueError: the address is none.
     """
     host, _, port = address.rpartition(":")
@@ -106,7 +107,13 @@ def prepare(
             f"prepare(nodes={nodes}): every node must have a client, got {len(population.clients)} of them. "
             "Ask for fewer nodes."
         )
-    from partwise.deploy import keys
+    try:
+        from partwise.deploy import keys
+    except ImportError as error:
+        raise PartwiseError(
+            "prepare(): makes keys and certificates with the package cryptography, got none. "
+            "Run: pip install 'partwise[flower]'."
+        ) from error
 
     server, authority = folder / "server", folder / "authority"
     for made in (server / "keys", server / "nodes", server / "app", server / "flwr", authority):
