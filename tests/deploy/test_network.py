@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from partwise.algorithms import FedAvg
 from partwise.core.codec import decode, encode
 from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.population import Counts
@@ -19,7 +20,7 @@ from partwise.deploy.post import Collected
 from partwise.programs.messages import Fetch, Reply, Trouble
 from partwise.runtimes import Simulate
 from partwise.schedulers import FedBuff, Synchronous
-from toy_federation import CASES, outcome, play, star
+from toy_federation import CASES, LOCAL, outcome, play, star
 from toy_post import QUICK, SPLIT, LocalPost, deployed
 from toy_star import Log, Saving
 
@@ -355,6 +356,23 @@ def test_failure_at_a_node_comes_with_its_traceback():
     assert (error["node"], error["clients"]) == ("north", [0, 1, 2])
     assert error["text"].startswith("Traceback")
     assert {(f["stage"], f["reason"]) for f in log.of("lost")} == {("node", "node north: KeyError: 'the door'")}
+
+
+class Unsayable(FedAvg):
+    """One client reports what no message can hold, in every round."""
+
+    def report(self, held, trained, task, own, site):
+        return {"thing": object()} if site.client == 5 else {}
+
+
+def test_client_that_fails_in_the_same_words_again_is_lost_again():
+    of, runtime, _ = deployed(star("fedavg", algorithm=Unsayable(LOCAL), scheduler=everybody(3)))
+    log = Log()
+    _, reason = runtime.run(of.programs(), of.population, log, until=20.0)
+    assert reason == "done"
+    assert [(f["client"], f["version"]) for f in log.of("lost")] == [(5, 0), (5, 1), (5, 2)]
+    assert [c["replies"] for c in log.of("commit")] == [6, 6, 6]
+    assert not log.of("rejected")
 
 
 def test_shapes_that_are_not_the_servers_are_refused():

@@ -16,7 +16,7 @@ from torch import Tensor
 from partwise.core.codec import decode, encode_parts
 from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.population import Client, Counts
-from partwise.core.program import SERVER
+from partwise.core.program import SERVER, Failed
 from partwise.deploy.batch import Batch, Letter, opened, sealed
 from partwise.deploy.post import Collected, Post
 from partwise.runtimes.transport import Envelope, Kind, joined
@@ -259,7 +259,7 @@ class Network:
             self._reject(node, f"sent a message from {letter.src} to {letter.to}, which is not its to send")
             return
         seen, digest = self._seen.setdefault(letter.src, {}), hashlib.sha256(letter.body).digest()
-        if digest in seen:
+        if digest in seen and not _is_failure(letter.body, self._max_bytes):
             self._reject(node, f"sent a message of client {letter.src} once more")
             return
         seen[digest] = None
@@ -276,6 +276,14 @@ class Network:
 
     def _note(self, kind: str, fields: Mapping[str, Any]) -> None:
         self._arrived.append(Envelope(Kind.RECORD, body=list(encode_parts((kind, dict(fields))))))
+
+
+def _is_failure(body: bytes, max_bytes: int) -> bool:
+    """Whether a message says no more than that its client has failed, which may happen in the same words again."""
+    try:
+        return type(decode(body, max_bytes=max_bytes)) is Failed
+    except ProtocolError:
+        return False
 
 
 def _last_line(text: str) -> str:
