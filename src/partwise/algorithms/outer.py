@@ -76,6 +76,8 @@ class SignMomentum(_Outer):
 
     Source: Yu et al., "Distributed sign momentum with local steps for training transformers", 2024, arXiv:2411.17866;
         constants as in the released code.
+    Differs: gamma is one number. The paper's is that of the round, which divides D and is the length of the step; where
+        the local rate falls (`lr_decay`), steps here stay as long.
     """
 
     inner: Algorithm
@@ -134,7 +136,8 @@ class CO2(_Outer):
     Source: Sun et al., "CO2: efficient distributed training with full communication-computation overlap", ICLR 2024,
         arXiv:2401.16265.
     Differs: C <- 0.9 C + 0.1 mean |x - x_before| is ours, since the paper's was not found; the release clips nothing
-        in fact. What nobody held in the round of D keeps value and momentum.
+        in fact. What nobody held in the round of D keeps value and momentum. gamma is one number, also where the local
+        rate falls (`lr_decay`): what `clip` is in terms of is the first one's.
     """
 
     inner: Algorithm
