@@ -116,6 +116,23 @@ def test_answer_that_never_comes_is_not_waited_for():
     assert [c["replies"] for c in log.of("commit")] == [7, 5, 7]
 
 
+@pytest.mark.parametrize("change", [lambda letters: [], lambda letters: [letter._replace(src=0) for letter in letters]])
+def test_client_of_which_its_nodes_answer_has_no_word_is_not_waited_for(change):
+    def spoil(node: str, number: int, got: Collected) -> Collected:
+        batch = opened(got.data, LIMIT)
+        is_spoiled = (node, number) == ("south", 3)
+        return got._replace(data=sealed(batch._replace(letters=change(batch.letters)))) if is_spoiled else got
+
+    of, runtime, _ = deployed(star("fedavg", rounds=3, scheduler=everybody(3)), spoil=spoil)
+    log = Log()
+    _, reason = replace(runtime, patience_seconds=0.5).run(of.programs(), of.population, log, until=20.0)
+    assert reason == "done"
+    assert {(f["client"], f["reason"], f["version"]) for f in log.of("lost")} == {
+        (c, "node south answered without a word of this client", 1) for c in (5, 6)
+    }
+    assert [c["replies"] for c in log.of("commit")] == [7, 5, 7]
+
+
 def test_node_has_one_batch_at_a_time():
     of, runtime, post = deployed(star("fedavg", scheduler=FedBuff(buffer=2, concurrency=6, versions=12)))
     kept, open_, most = post.send, dict[str, str](), []

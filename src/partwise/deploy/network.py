@@ -101,6 +101,7 @@ class Network:
         self._looked = -math.inf
         self._unsent: dict[str, _Waiting] = {}
         self._sent: dict[str, _Sent] = {}
+        self._owed: dict[Client, float] = {}  # who said nothing in its node's answer, and until when it is waited for
         self._arrived: deque[Envelope] = deque()
         self._seen: dict[Client, dict[bytes, None]] = {}
 
@@ -130,7 +131,7 @@ class Network:
             left = end - time.monotonic()
             if len(self._arrived) >= minimum or left <= 0:
                 return True
-            if seconds is None and not (self._sent or self._unsent):
+            if seconds is None and not (self._sent or self._unsent or self._owed):
                 return bool(self._arrived)
             time.sleep(min(self._timing.poll_seconds, left))
 
@@ -182,6 +183,8 @@ class Network:
             if time.monotonic() >= sent.until:
                 del self._sent[id]
                 self._lose(sent.envelopes, f"node {sent.node} gave no answer in time")
+        for client in [client for client, until in self._owed.items() if time.monotonic() >= until]:
+            self._lose_client(client, f"node {self._node_of[client]} answered without a word of this client")
 
     def _look_around(self) -> None:
         if time.monotonic() - self._looked < self._timing.look_seconds:
@@ -214,6 +217,8 @@ class Network:
         letters = [Letter(e.src, e.to, e.number, bytes(joined(e.body))) for e in envelopes]
         seconds = max(1.0, min(e.deadline for e in envelopes) - now)
         group = str(max(e.version for e in envelopes))
+        for envelope in envelopes:
+            self._owed.pop(envelope.to, None)
         data = sealed(Batch(self.life, now, letters))
         id = self._post.send(node, data, kind="train", seconds=min(seconds, 1e9), group=group)
         if id:
@@ -251,6 +256,7 @@ class Network:
         for client, text in batch.faults:
             if client in self._owners[sent.node]:
                 self._note("node_error", {"node": sent.node, "clients": [client], "text": text[-_TEXT:]})
+        self._owed.update((envelope.to, sent.until) for envelope in sent.envelopes)
         for letter in batch.letters:
             self._take(sent.node, letter)
 
@@ -265,11 +271,16 @@ class Network:
         seen[digest] = None
         if len(seen) > _KNOWN:
             del seen[next(iter(seen))]
+        self._owed.pop(letter.src, None)
         self._arrived.append(Envelope(Kind.MESSAGE, letter.src, SERVER, letter.number, body=letter.body))
 
     def _lose(self, envelopes: Iterable[Envelope], fault: str) -> None:
         for client in sorted({envelope.to for envelope in envelopes}):
-            self._arrived.append(Envelope(Kind.LOST, client, fault=fault))
+            self._lose_client(client, fault)
+
+    def _lose_client(self, client: Client, fault: str) -> None:
+        self._owed.pop(client, None)
+        self._arrived.append(Envelope(Kind.LOST, client, fault=fault))
 
     def _reject(self, node: str, reason: str) -> None:
         self._note("rejected", {"node": node, "reason": f"node {node} {reason}"})
