@@ -8,7 +8,7 @@ import ssl
 import sys
 import threading
 from contextlib import closing
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -148,6 +148,18 @@ def test_check_reads_what_is_remembered(made):
 
 def found_of(file: NodeFile) -> dict[str, Finding]:
     return {finding.what: finding for finding in check(file)}
+
+
+@pytest.mark.parametrize(("first", "total", "said"), [(0, 1, "0 to 1"), (9, 7, "9 to 10"), (6, 7, "6 to 7")])
+def test_clients_beyond_the_federation_are_told(made, first, total, said):
+    _, (_, one, *_) = made
+    file = replace(NodeFile.read(one), first=first, total=total)
+    found = found_of(file)["specification and data"]
+    assert not found.is_right
+    assert (
+        f"clients {said}, of which the data are here, must be among the total={total} of the federation" in found.said
+    )
+    file.memory.unlink(missing_ok=True)
 
 
 def test_commands(made, tmp_path):

@@ -165,8 +165,17 @@ class NodeFile:
         return found
 
     def members(self, examples: Sequence[int]) -> list[Member]:
-        """All clients of the deployment; of those of others nothing is known but that they are there."""
+        """All clients of the deployment; of those of others nothing is known but that they are there.
+
+        Raises:
+            DataError: the node's clients are not all among them.
+        """
         after = self.first + len(examples)
+        if after > self.total:
+            raise DataError(
+                f"{NODE}: clients {self.first} to {after - 1}, of which the data are here, must be among the total={self.total} "
+                "of the federation, numbered from 0. Correct first or total."
+            )
         parts = [
             Member("before", 0, [1] * self.first),
             Member(self.name, self.first, examples),
