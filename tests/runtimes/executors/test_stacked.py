@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import gc
+import pickle
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from partwise.algorithms import (
     MCPSGD,
@@ -26,12 +28,12 @@ from partwise.algorithms import (
 from partwise.channels import Plain as PlainChannel
 from partwise.core.algorithm import Algorithm, Site, Task
 from partwise.core.model import CrossEntropy, Model, Values, like
-from partwise.core.plan import Executor, Job, LocalPlan
+from partwise.core.plan import Executor, Job, LocalPlan, ModelLoss
 from partwise.core.population import Census, Counts, Examples
 from partwise.core.program import SERVER
 from partwise.core.runtime import Observer
 from partwise.core.workload import Workload
-from partwise.local import SGD, AdamW, ClipGradient, Decay, LocalTraining, Proximal, Shift
+from partwise.local import SGD, AdamW, ClipGradient, Decay, LocalTraining, Proximal, Rescaled, Shift
 from partwise.programs.star import Star
 from partwise.runtimes import Simulate
 from partwise.runtimes.executors import Plain, Stacked
@@ -323,3 +325,19 @@ def test_rounds_of_a_workload(name, algorithm):
     for key, value in expected.items():
         near = 1e-4 * float(value.abs().max())  # float32 through three rounds
         torch.testing.assert_close(found[key], value, rtol=0, atol=near)
+
+
+def test_an_executor_of_many_runs_keeps_none_of_their_models():
+    executor, models = Stacked(), list[weakref.ref[Model]]()
+    data = Examples({"x": torch.ones(3, 4), "y": torch.tensor([0, 1, 0])})
+    for factor in (1.0, 0.5):
+        model = Model(lambda: nn.Linear(4, 2), CrossEntropy())
+        loss = ModelLoss(model) if factor == 1 else Rescaled(ModelLoss(model), {"bias": factor})
+        jobs = [Job(LocalPlan(loss, SGD(0.1), steps=1), model.init(1), data, seed) for seed in range(2)]
+        assert executor.explain(jobs) == executor.explain(jobs)
+        assert not any(isinstance(found, Exception) for found in executor.run(jobs))
+        models.append(weakref.ref(model))
+        del model, loss, jobs
+    gc.collect()
+    assert [found() for found in models] == [None, None]
+    assert pickle.loads(pickle.dumps(executor)) == executor

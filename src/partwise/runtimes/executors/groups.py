@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
+from weakref import ref
 
 import numpy as np
 import torch
@@ -136,16 +137,19 @@ def _obstacle(job: Job, names: Sequence[str]) -> str:
 
 
 def _model_of(loss: LossFn) -> tuple[Model | None, Mapping[str, float], Hashable]:
-    """The model whose losses are averaged, the factors on its parameters, and what makes two such losses equal."""
+    """The model whose losses are averaged, the factors on its parameters, and what makes two such losses equal.
+
+    That keeps no model alive, for it is remembered from run to run.
+    """
     if type(loss) is ModelLoss:
-        return loss.model, {}, loss.model
+        return loss.model, {}, ref(loss.model)
     if type(loss) is Rescaled:
         model, inner, _ = _model_of(loss.loss)
         if model is not None:
             factors = dict(inner)
             for name, factor in loss.factors.items():
                 factors[name] = factors.get(name, 1.0) * factor
-            return model, factors, (model, tuple(sorted(factors.items())))
+            return model, factors, (ref(model), tuple(sorted(factors.items())))
     try:
         hash(loss)
     except TypeError:

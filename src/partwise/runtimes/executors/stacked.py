@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,6 +28,13 @@ __all__ = ["Stacked"]
 _log = logging.getLogger("partwise")
 
 _CPU_BYTES, _STREAMED_BYTES, _OTHER_BYTES = 8 << 20, 32 << 20, 1 << 30
+
+
+class _Known(dict[Hashable, Any]):
+    """What was found out of some jobs: it names what is in this process, and goes to no other with the executor."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return _Known, ()
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,8 @@ class Stacked:
 
     max_clients: int = 256
     max_bytes: int = 0
-    _ways: dict[Hashable, Way] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _fit: dict[Hashable, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _ways: dict[Hashable, Way] = field(default_factory=_Known, init=False, repr=False, compare=False)
+    _fit: dict[Hashable, int] = field(default_factory=_Known, init=False, repr=False, compare=False)
     _scratch: Scratch = field(default_factory=Scratch, init=False, repr=False, compare=False)
     _plain: Plain = field(default_factory=Plain, init=False, repr=False, compare=False)
 
