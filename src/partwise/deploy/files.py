@@ -173,8 +173,8 @@ class NodeFile:
         after = self.first + len(examples)
         if after > self.total:
             raise DataError(
-                f"{NODE}: clients {self.first} to {after - 1}, of which the data are here, must be among the total={self.total} "
-                "of the federation, numbered from 0. Correct first or total."
+                f"{NODE}: clients {self.first} to {after - 1}, of which the data are here, must be among the "
+                f"total={self.total} of the federation, numbered from 0. Correct first or total."
             )
         parts = [
             Member("before", 0, [1] * self.first),
