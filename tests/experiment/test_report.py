@@ -292,10 +292,10 @@ def test_a_population_file_that_was_cut_off(tmp_path):
 
 
 def test_names_with_characters_of_html(tmp_path, drawn):
-    more = {"name": NASTY, "algorithm": "A('</pre><script>')", "experiment": "</pre>&", "environment": {"cpu": "<i>"}}
-    page = report(
-        tmp_path / "x.html", full_run(tmp_path / "a", 0.02, 100, meta=more), full_run(tmp_path / "b", 0.03, 90)
-    )
+    more = {"name": NASTY, "algorithm": "A('</pre><script>')", "environment": {"cpu": "<i>"}}
+    nasty = full_run(tmp_path / "a", 0.02, 100, meta=more)
+    (nasty / "spec.toml").write_text("</pre>&")
+    page = report(tmp_path / "x.html", nasty, full_run(tmp_path / "b", 0.03, 90))
     assert page.row(NASTY)[1] == "0.740"
     assert page.fact("algorithm") == "A('</pre><script>')"
     assert page.tags.count("b") == page.tags.count("i") == 0
