@@ -240,3 +240,18 @@ def test_what_is_frozen_is_no_parameter_and_stays(executor):
 def test_a_module_that_is_frozen_as_a_whole_is_refused():
     with pytest.raises(ValueError, match=r"needs something to train, got a module of which no parameter requires a gr"):
         Model(make().requires_grad_(False), CrossEntropy()).init(1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "got"),
+    [(CrossEntropy, "the class CrossEntropy"), (nn.CrossEntropyLoss(), r"torch's CrossEntropyLoss\(\)")],
+)
+def test_a_loss_that_takes_other_things_is_refused(loss, got):
+    """A client would call it with outputs and a batch, and each would be lost for it."""
+    with pytest.raises(TypeError, match=rf"must take outputs and a batch .*, got {got}\. Take CrossEntropy\(\)"):
+        Model(make, loss)
+
+
+def test_what_makes_no_module_is_refused():
+    with pytest.raises(TypeError, match=r"must make an nn\.Module, got None\. Return the module from it\."):
+        Model(lambda: None, CrossEntropy()).init(1)

@@ -461,8 +461,11 @@ def test_a_rule_that_gets_too_few_updates_skips_the_round_and_stops_after_three(
 def test_what_is_of_another_kind_is_refused_at_once(wrong, says):
     with pytest.raises(TypeError, match=says):
         Experiment(**{"workload": LeafSynthetic(), "algorithm": FedAvg(), **wrong})
-    with pytest.raises(ValueError, match=r"Experiment\(threads=-1\): must be at least 0, got -1\."):
-        Experiment(LeafSynthetic(), FedAvg(), threads=-1)
+    for threads in (-1, 10**6):
+        with pytest.raises(
+            ValueError, match=rf"Experiment\(threads={threads}\): must be in 0\.\.1024, got {threads}\."
+        ):
+            Experiment(LeafSynthetic(), FedAvg(), threads=threads)
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,14 @@ class Model:
     _built: dict[int, nn.Module] = field(default_factory=dict, repr=False, init=False)
     _found: dict[str, Any] = field(default_factory=dict, repr=False, init=False)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.loss, type) or type(self.loss).__module__ == nn.CrossEntropyLoss.__module__:
+            got = f"the class {self.loss.__name__}" if isinstance(self.loss, type) else f"torch's {self.loss}"
+            raise TypeError(
+                f"Model(loss=...): must take outputs and a batch and give one loss per example, got {got}. "
+                "Take CrossEntropy(), BinaryCrossEntropy() or MeanSquaredError(), or write such a function."
+            )
+
     def build(self, seed: int = 0) -> nn.Module:
         """The module; made from `seed` where `module` is a callable. Never trained in place."""
         if isinstance(self.module, nn.Module):
@@ -188,8 +196,17 @@ class Model:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive(seed, "model"))
                 self._built.clear()
-                self._built[seed] = self.module()
+                self._built[seed] = self._made()
         return self._built[seed]
+
+    def _made(self) -> nn.Module:
+        assert not isinstance(self.module, nn.Module)
+        found: object = self.module()
+        if not isinstance(found, nn.Module):
+            raise TypeError(
+                f"Model(module={self.module!r}): must make an nn.Module, got {found!r}. Return the module from it."
+            )
+        return found
 
     def _any(self) -> nn.Module:
         if isinstance(self.module, nn.Module):

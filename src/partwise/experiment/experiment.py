@@ -59,6 +59,8 @@ from partwise.schedulers.synchronous import Synchronous
 
 __all__ = ["Experiment"]
 
+_MOST_THREADS = 1024  # many more end the process
+
 Chains = Sequence[Transform] | Mapping[str, Sequence[Transform]]
 
 
@@ -115,8 +117,10 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_kinds(self)
-        if self.threads < 0:
-            raise ValueError(f"Experiment(threads={self.threads}): must be at least 0, got {self.threads}. 1 is usual.")
+        if not 0 <= self.threads <= _MOST_THREADS:
+            raise ValueError(
+                f"Experiment(threads={self.threads}): must be in 0..{_MOST_THREADS}, got {self.threads}. 1 is usual."
+            )
 
     def build(self) -> tuple[Star, Workload]:
         """The programs' definition and the workload, checked."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 import numpy as np
@@ -197,9 +198,24 @@ def _groups(where: str, client: Any, n: int) -> tuple[list[str], list[Positions]
         raise DataError(
             f"{where}: every example needs a client, got {keys[at]} for example {at}. Fill or drop such examples."
         )
+    one = _mistakable(client, keys)
+    if one is not None:
+        raise DataError(
+            f"{where}: keys of clients must differ when they are written, got several that are {one!r}. "
+            "Give all of them as text, or all as numbers."
+        )
     values, owner = np.unique(keys.astype(str) if keys.dtype.kind == "O" else keys, return_inverse=True)
     order = np.argsort(owner, kind="stable")
     return [str(v) for v in values], np.split(order, np.cumsum(np.bincount(owner))[:-1])
+
+
+def _mistakable(client: Any, keys: NDArray[Any]) -> str | None:
+    """A text that two different keys become, such as 1 and "1", which would make one client of two."""
+    if keys.dtype.kind != "O" and not (keys.dtype.kind in "US" and isinstance(client, (list, tuple))):
+        return None
+    different = {key for key in client if isinstance(key, Hashable)}
+    written = Counter(map(str, different))
+    return next((text for text, times in written.items() if times > 1), None)
 
 
 def _first_missing(client: Any, keys: NDArray[Any]) -> int | None:
