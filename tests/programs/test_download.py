@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from partwise.algorithms import FedAvg, FedSubAvg, HeteroFL, OneByte, Scaffold
-from partwise.channels import Masked
+from partwise.algorithms import Downlink, FedAvg, FedSubAvg, Ferret, HeteroFL, Mixing, OneByte, Scaffold
+from partwise.channels import Coded, LowRankSum, Masked
 from partwise.core.algorithm import Algorithm
 from partwise.core.around import Around
 from partwise.core.codec import decode, encode
@@ -145,13 +145,27 @@ def test_every_runtime_gives_the_same_bits(parts):
 
 
 def test_behind_masks_all_get_the_same_model():
-    channel = Masked(limit=0.5, bits=20, max_weight=1, min_contributors=3)
+    channel = Masked(limit=0.5, bits=20, max_weight=1, min_contributors=3, binds_model=False)
     more = {"channel": channel, "client_chain": {"model": chain(Clip(0.5))}}
     coarse = {"model": chain(Quantize(4, bucket=16))}
     of, log = star("fedavg", algorithm=FedAvg(LOCAL, "uniform"), **more, download_chain=coarse), Log()
     _, reason = Simulate().run(of.programs(), of.population, log)
-    assert (reason, log.of("lost")) == ("done", [])
-    assert all(e["replies"] == 4 for e in log.of("commit"))
+    assert (reason, log.of("lost"), log.of("skipped")) == ("done", [], [])
+    assert [e["replies"] for e in log.of("commit")] == [4] * 5
+
+
+def test_masks_that_are_bound_to_another_model_are_refused():
+    """Every round of these would be thrown away."""
+    bound = Masked(limit=0.5, bits=20, max_weight=1, min_contributors=3)
+    algorithm, clip = FedAvg(LOCAL, "uniform"), chain(Clip(0.5))
+    more = {"download_chain": {"model": chain(EIGHT)}, "client_chain": {"model": clip}}
+    for channel in (bound, LowRankSum(bound), Coded(limit=0.5, bits=20, max_weight=1, min_contributors=3)):
+        with pytest.raises(CompositionError, match=r"got a download chain for \['model'\], with which clients have"):
+            star("fedavg", algorithm=algorithm, channel=channel, **more)
+    shadow, numbers = Downlink(algorithm, EIGHT), Ferret(64, local=LOCAL, weights="uniform")
+    for part, stream in ((shadow, "model"), (numbers, "numbers"), (Mixing(shadow), "model")):
+        with pytest.raises(CompositionError, match=r"with which clients have another one: no sum would ever be opened"):
+            star("fedavg", algorithm=part, channel=bound, client_chain={stream: clip}, scheduler=Synchronous(4, 2))
 
 
 def test_a_rehearsal_counts_what_comes_down():

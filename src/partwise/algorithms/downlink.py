@@ -92,6 +92,10 @@ class Downlink(Keeping):
     def mirrors(self) -> bool:
         return True
 
+    @property
+    def is_given_model(self) -> bool:
+        return False
+
     def init(self, params: Params, census: Census) -> ServerState:
         state = self.inner.init(params, census)
         check_own(self, _OWN, state, "Downlink")

@@ -79,6 +79,10 @@ class Ferret(Algorithm):
     def mirrors(self) -> bool:
         return True
 
+    @property
+    def is_given_model(self) -> bool:
+        return False
+
     def _index(self, params: Params, version: int) -> Seeded:
         size = sum(t.numel() for t in params.values())
         counts = {n: max(2, round(self.directions * t.numel() / size)) for n, t in params.items()}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from partwise.channels.plain import Plain
 from partwise.core.aggregate import Sum, sum_updates
-from partwise.core.channel import Channel, ClientSession, Guarded, Opened, Seat, ServerSession, fingerprint
+from partwise.core.channel import Binding, Channel, ClientSession, Guarded, Opened, Seat, ServerSession, fingerprint
 from partwise.core.codec import register
 from partwise.core.counter import key_of, normal, uniform
 from partwise.core.disclosure import disclosed
@@ -103,6 +103,10 @@ class LowRankSum:
     @property
     def min_contributors(self) -> int:
         return self.inner.min_contributors if isinstance(self.inner, Guarded) else 1
+
+    @property
+    def binds_model(self) -> bool:
+        return isinstance(self.inner, Binding) and self.inner.binds_model
 
     def discloses(self) -> Sequence[str]:
         between = (

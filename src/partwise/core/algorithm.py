@@ -207,6 +207,11 @@ class Algorithm(Protocol):
         return type(self).select is Algorithm.select
 
     @property
+    def is_given_model(self) -> bool:
+        """Whether what clients have of a stream that they send is the server's own, to which masks may be bound."""
+        return True
+
+    @property
     def hides_holders(self) -> bool:
         """Whether clients do not say which part of the model they hold, so that a population is not to be counted."""
         return False

@@ -61,6 +61,10 @@ class Around(Algorithm, Protocol):
         return self.inner.hides_holders
 
     @property
+    def is_given_model(self) -> bool:
+        return self.inner.is_given_model
+
+    @property
     def sends_change(self) -> bool:
         return self.inner.sends_change and leaves_clients_to(type(self), Around)
 

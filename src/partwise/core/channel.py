@@ -18,6 +18,7 @@ from partwise.core.rng import Rng
 from partwise.core.update import Update
 
 __all__ = [
+    "Binding",
     "Channel",
     "ClientSession",
     "Guarded",
@@ -120,6 +121,14 @@ class Guarded(Protocol):
 
     @property
     def min_contributors(self) -> int: ...
+
+
+@runtime_checkable
+class Binding(Protocol):
+    """A channel that may have no sum of clients that were given other values than the server's own."""
+
+    @property
+    def binds_model(self) -> bool: ...
 
 
 @runtime_checkable

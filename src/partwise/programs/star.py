@@ -12,7 +12,7 @@ from weakref import ref
 from partwise.core.aggregate import Aggregator, makes_steps
 from partwise.core.algorithm import Algorithm, ServerState, Site
 from partwise.core.attack import Hostile
-from partwise.core.channel import Channel, Guarded, Rounding, rounding_of
+from partwise.core.channel import Binding, Channel, Guarded, Rounding, rounding_of
 from partwise.core.codec import encoded_size, register
 from partwise.core.compressor import compressors
 from partwise.core.errors import CompositionError
@@ -115,6 +115,7 @@ class Star:
         self._check_storage()
         self._check_compressors()
         self._check_downloads()
+        self._check_given()
         check_noise({s: self._side(s, aggregator) for s, aggregator in self._under_attack.items()})
         known = set(self.all_aggregators())
         for what, chains in (
@@ -232,6 +233,18 @@ class Star:
             )
         for download in self.download_chain.values():
             check_download(download)
+
+    def _check_given(self) -> None:
+        """Masks that are bound to the server's model cancel nowhere if clients have another one."""
+        if not isinstance(self.channel, Binding) or not self.channel.binds_model:
+            return
+        coded = sorted(self.download_chain.keys() & self.all_aggregators().keys())
+        if coded or not self.algorithm.is_given_model:
+            what = f"a download chain for {coded}" if coded else f"{self.algorithm!r}"
+            raise CompositionError(
+                f"{self.channel!r}: binds masks to the server's model, got {what}, with which clients have another "
+                "one: no sum would ever be opened. Set binds_model=False."
+            )
 
     def all_aggregators(self) -> dict[str, Aggregator]:
         """Stream -> the aggregator that is used."""
