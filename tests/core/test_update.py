@@ -50,6 +50,12 @@ def test_norm_is_summed_in_float64():
     assert norm(update) == math.sqrt(4096**2 + 4096)
 
 
+def test_norm_of_what_is_near_the_end_of_float64():
+    """(3, 4) times 1e300: the squares would be infinite."""
+    value = {"a": torch.tensor([3e300], dtype=torch.float64), "b": torch.tensor([4e300], dtype=torch.float64)}
+    assert norm(Update(Whole({"a": (1,), "b": (1,)}), value)) == pytest.approx(5e300, rel=1e-12)
+
+
 def test_scale_and_map_leave_the_input():
     update = Update(Whole({"w": (2,)}), {"w": torch.tensor([3.0, -1.0])}, 7.0)
     assert scale(update, -2.0).values()["w"].tolist() == [-6.0, 2.0]

@@ -18,6 +18,12 @@ def test_to_the_nearest_with_halves_to_even():
     assert got.tolist() == [1.0, 1.0, 1 + 4 / 256, 1 + 2 / 256, top, -top]
 
 
+def test_the_ends_of_float16_stay_finite():
+    """65504 would round to 65536, which float16 has no number for; 65280 is the largest below with 8 places."""
+    update = Update(Whole({"w": (3,)}), {"w": torch.tensor([65504.0, -65504.0, 1.0], dtype=torch.float16)})
+    assert sent_by(Halved(), update).values()["w"].tolist() == [65280.0, -65280.0, 1.0]
+
+
 def test_half_the_bytes():
     update = Update(Whole({"w": (5000,)}), {"w": torch.ones(5000)})
     assert encoded_size(update) - encoded_size(sent_by(Halved(), update)) > 9_900

@@ -121,6 +121,15 @@ def two_levels(clusters, order, inner, outer):
     return spread(mean.unpacked(), order).values()["w"]
 
 
+def test_a_parameter_whose_rows_have_no_values_is_taken():
+    """Of (1, 0) by runs of two: (1, 1) / √2."""
+    at = {"w": torch.empty(0, dtype=torch.int64), "v": torch.tensor([0])}
+    update = Update(Coords({"w": (3, 0), "v": (2, 2)}, at), {"w": torch.empty(0), "v": torch.ones(1)})
+    sent, _ = Smooth(1).apply(update, (), torch.Generator())
+    assert sent.values()["v"].flatten().tolist() == pytest.approx([math.sqrt(0.5)] * 2)
+    assert not sent.values()["w"].numel()
+
+
 @pytest.fixture
 def clusters():
     """Three clusters of 2, 3 and 1 members; heavy tails."""

@@ -115,9 +115,7 @@ def typed(update: Update, params: Params) -> Update:
 
 def norm(update: Update) -> float:
     """Euclidean norm over all held coordinates, summed in float64."""
-    return math.sqrt(
-        sum(float(torch.linalg.vector_norm(v, dtype=torch.float64)) ** 2 for v in update.values().values())
-    )
+    return math.hypot(*(float(torch.linalg.vector_norm(v, dtype=torch.float64)) for v in update.values().values()))
 
 
 def inner(one: Update, other: Update) -> float:

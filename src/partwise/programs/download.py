@@ -56,7 +56,7 @@ def check_streams(chains: Iterable[str], streams: Iterable[str]) -> None:
 
 
 def made_shorter(chain: Transform, index: Index, values: Values, seed: int, stream: str, version: int) -> Coded:
-    """Held values as they are sent. All clients of a version get the same of what they have in common as a whole."""
+    """Held values as they are sent. Clients of a version that hold the same get the same."""
     drawn = derive(seed, f"download of {stream}", version)
     sent, _ = common(chain, drawn).apply(Update(index, values), chain.init({}), generator(drawn, "chance"))
     return sent.value

@@ -56,7 +56,8 @@ class ErrorFeedback:
     Args:
         inner: a transform that loses something, such as `TopK`. It may leave coordinates out, not add any.
         when_absent: what becomes of the residual of a coordinate that is not held now: `carry` keeps it until the
-            coordinate is held again, `flush` sends it as it is, once, `drop` forgets it, and with it the balance.
+            coordinate is held again, `flush` sends it as it is, once, and that message's other values unpacked, `drop`
+            forgets it, and with it the balance.
 
     Raises:
         ValueError: `inner` is unbiased, whose errors need no correction and would be sent twice; or it sent a

@@ -19,6 +19,8 @@ from partwise.core.update import Packed, Update
 
 __all__ = ["Halved", "Halves"]
 
+_TOP = {torch.float16: 65280.0}  # the largest of bfloat16 that is no infinity there
+
 
 @register
 @dataclass(frozen=True, eq=False)
@@ -85,6 +87,6 @@ class Halved:
             raise ValueError(
                 f"{self!r}: needs an update without NaN, got one. Lower the learning rate or look at the data."
             )
-        top = torch.finfo(torch.bfloat16).max
+        top = _TOP.get(value.dtype, torch.finfo(torch.bfloat16).max)
         halved = value.to(torch.bfloat16)
         return Halves(halved.clamp_(-top, top), name)

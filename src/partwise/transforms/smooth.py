@@ -120,5 +120,5 @@ def _by_rows(index: Index, held: Values) -> tuple[Rows, Values]:
         found, place = (at // width).unique(return_inverse=True)
         table = of.new_zeros(len(found), width)
         table[place, at % width] = of.reshape(-1)
-        rows[name], value[name] = found.cpu(), table.reshape(-1, *shape[1:])
+        rows[name], value[name] = found.cpu(), table.reshape(len(found), *shape[1:])
     return Rows({name: tuple(index.shapes[name]) for name in rows}, rows), value
