@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from partwise.core.algorithm import Algorithm, ClientState, Site, Task
+from partwise.core.algorithm import Algorithm, ClientState, Site, Task, held_rows
 from partwise.core.around import Keeping
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError
-from partwise.core.index import Grid, Index, Joint, Rows
+from partwise.core.index import Grid, Index, members_of
 from partwise.core.limits import Limit
 from partwise.core.model import Model, Values
 from partwise.core.plan import LocalPlan, Trained
@@ -111,7 +111,7 @@ class LocalOnly(Keeping):
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         index = self.inner.select(task, own.inner, site.without(own.value.keys()))
         thinned = own.value.keys() & site.model.widths.keys()
-        if thinned and _has_grid(index):
+        if thinned and any(isinstance(part, Grid) for part in members_of(index)):
             raise CompositionError(
                 f"LocalOnly({type(self.inner).__name__}): what stays on a client is whole, but {min(thinned)!r} "
                 "belongs to a thinned layer. Leave it to be averaged, or train whole models."
@@ -121,7 +121,7 @@ class LocalOnly(Keeping):
 
     def _check_tables(self, index: Index, local: Collection[str], model: Model) -> None:
         """Refuse a table that stays if its ids are renumbered to the rows that are held of another: it is whole."""
-        rows = {column: name for name in _by_rows(index) for column in model.tables.get(name, ())}
+        rows = {column: name for name in held_rows(index) for column in model.tables.get(name, ())}
         for name in sorted(model.tables.keys() & local):
             for column in rows.keys() & set(model.tables[name]):
                 raise CompositionError(
@@ -160,14 +160,3 @@ class LocalOnly(Keeping):
         self, held: Mapping[str, Values], trained: Trained, task: Task, own: ClientState, site: Site
     ) -> Mapping[str, float]:
         return self.inner.report(held, trained, task, own.inner, site.without(own.value.keys()))
-
-
-def _has_grid(index: Index) -> bool:
-    return isinstance(index, Grid) or (isinstance(index, Joint) and any(_has_grid(m) for m in index.members))
-
-
-def _by_rows(index: Index) -> list[str]:
-    """The tables of which some rows are held."""
-    if isinstance(index, Joint):
-        return [name for member in index.members for name in _by_rows(member)]
-    return [name for name, rows in index.rows.items() if rows is not None] if isinstance(index, Rows) else []

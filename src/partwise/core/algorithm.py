@@ -12,7 +12,7 @@ from torch import Tensor
 from partwise.core.aggregate import Aggregator
 from partwise.core.codec import register
 from partwise.core.errors import DataError
-from partwise.core.index import Index, Joint, Rows, Whole, shapes_of
+from partwise.core.index import Index, Rows, Whole, members_of, shapes_of
 from partwise.core.limits import Limit
 from partwise.core.mean import Mean
 from partwise.core.model import Model, Params, Values
@@ -23,7 +23,7 @@ from partwise.core.rng import derive
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["Algorithm", "ClientState", "ServerState", "Site", "Task", "leaves_clients_to"]
+__all__ = ["Algorithm", "ClientState", "ServerState", "Site", "Task", "held_rows", "leaves_clients_to"]
 
 ClientState = Any
 ServerState = dict[str, Values]
@@ -146,7 +146,7 @@ class Site:
         Raises:
             DataError: an example whose id is not held.
         """
-        held = _held_rows(index)
+        held = held_rows(index)
         if not held:
             return self.data
         seen = self._memo.get("localized")
@@ -315,10 +315,10 @@ def _same_rows(one: Tensor, other: Tensor) -> bool:
     return one is other or torch.equal(one, other)
 
 
-def _held_rows(index: Index) -> dict[str, Tensor]:
-    if isinstance(index, Joint):
-        return {n: r for member in index.members for n, r in _held_rows(member).items()}
-    return {n: r for n, r in index.rows.items() if r is not None} if isinstance(index, Rows) else {}
+def held_rows(index: Index) -> dict[str, Tensor]:
+    """Table -> which rows are held, of those of which some are."""
+    parts = [part.rows for part in members_of(index) if isinstance(part, Rows)]
+    return {name: rows for part in parts for name, rows in part.items() if rows is not None}
 
 
 def _positions(rows: Tensor, ids: Tensor, who: str, column: str) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from partwise.core.codec import register
 from partwise.core.model import Params, Values
 
-__all__ = ["Coords", "Grid", "Index", "Joint", "Rows", "Shapes", "Weight", "Whole", "shapes_of"]
+__all__ = ["Coords", "Grid", "Index", "Joint", "Rows", "Shapes", "Weight", "Whole", "members_of", "shapes_of"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 Weight = float | Mapping[str, Tensor]
@@ -396,6 +396,13 @@ class Joint:
 
     def coords(self, name: str) -> Tensor:
         return self._of(name).coords(name)
+
+
+def members_of(index: Index) -> tuple[Index, ...]:
+    """The indices side by side in one, none of them a `Joint`; of any other, itself."""
+    if not isinstance(index, Joint):
+        return (index,)
+    return tuple(part for member in index.members for part in members_of(member))
 
 
 def _same_names(part: str, shapes: Shapes, held: Mapping[str, object]) -> None:

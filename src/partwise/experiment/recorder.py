@@ -20,7 +20,6 @@ from partwise.experiment.checkpoint import Checkpoints
 from partwise.experiment.evaluate import Evaluation, Score, evaluate
 from partwise.experiment.journaling import Keeper
 from partwise.experiment.store import RunStore
-from partwise.populations.sizes import clients_with_tests
 from partwise.programs.star import Star
 from partwise.runtimes.devices import found_device
 
@@ -306,12 +305,11 @@ class Recorder(Observer):
 
     def _measure(self, world: World) -> list[Score]:
         server = world.state(SERVER)
-        is_wanted = self._evaluation.per_client and self._star.algorithm.is_personal
         scores, rows = evaluate(
             self._workload,
             self._star.algorithm,
             server.streams["model"],
-            _Own(world, clients_with_tests(self._workload.population) if is_wanted else ()),
+            _Own(world, self._workload.population.clients),
             per_client=self._evaluation.per_client,
             device=found_device("Evaluation", self._evaluation.device),
         )

@@ -128,8 +128,7 @@ def play(experiment: Experiment) -> dict[str, Any]:
 
 def _kept(states: Mapping[NodeId, Any]) -> dict[NodeId, Any]:
     """Client -> what its algorithm keeps there, of those that have something."""
-    nodes = {node: state for node, state in states.items() if node >= 0}
-    return {client: node.own for client, node in nodes.items() if node is not None and node.own is not None}
+    return {node: state.own for node, state in states.items() if node >= 0 and state is not None}
 
 
 def _success(experiment: Experiment, model: Any, params: Any, data: Dataset | None) -> float | None:

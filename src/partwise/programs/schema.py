@@ -10,7 +10,7 @@ from torch import Tensor
 
 from partwise.core.algorithm import Task
 from partwise.core.errors import CompositionError, ProtocolError
-from partwise.core.index import Index, Joint
+from partwise.core.index import Index, members_of
 from partwise.core.joined import Joined, check_packed
 from partwise.core.program import Failed
 from partwise.core.sampled import Sampled
@@ -107,7 +107,7 @@ def check_fit(update: Update, params: Mapping[str, Tensor]) -> None:
         ProtocolError: it says what does not fit.
     """
     check_update(update, params)
-    if isinstance(update.weight, Mapping) and any(isinstance(part, Seeded) for part in _members(update.index)):
+    if isinstance(update.weight, Mapping) and any(isinstance(part, Seeded) for part in members_of(update.index)):
         raise ProtocolError(
             "Update(): along directions there is one weight for all, got weights by name. Give a number."
         )
@@ -213,7 +213,7 @@ def _reply(reply: Reply) -> None:
 
 def _update(what: str, update: Any) -> None:
     _is(what, update, Update, "an update")
-    for part in _members(update.index):  # directions that lie in coordinates may be sent
+    for part in members_of(update.index):  # directions that lie in coordinates may be sent
         _coordinates(f"{what}.index", part.base if isinstance(part, Seeded) else part)
     shapes = _shapes(f"{what}.value", update.value)
     if not isinstance(update.weight, Mapping):
@@ -238,18 +238,12 @@ def _shapes(what: str, value: Any) -> dict[str, tuple[int, ...]]:
 
 def _coordinates(what: str, index: Any) -> None:
     """Refuse what is no index of coordinates: a few bytes may ask for any number of directions."""
-    for part in _members(index):
+    for part in members_of(index):
         if isinstance(part, Sampled):
             _coordinates(what, part.base)
         _is(what, part, Index, "an index")
         if isinstance(part, Seeded):
             raise _fail(what, "an index of coordinates", part)
-
-
-def _members(index: Any) -> tuple[Any, ...]:
-    if not isinstance(index, Joint):
-        return (index,)
-    return tuple(part for member in index.members for part in _members(member))
 
 
 def _mapping(what: str, value: Any) -> Sequence[tuple[str, Any]]:
