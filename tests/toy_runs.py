@@ -110,6 +110,8 @@ def full_run(folder: Path, rate: float, uplink: int, **more: Any) -> Path:
         "p10": [p[4] - 0.1 for p in points],
         "p90": [p[4] + 0.1 for p in points],
         "worst": [p[4] - 0.2 for p in points],
+        "pooled@0.5": [p[4] - 0.05 for p in points],
+        "pooled@0.25": [p[4] - 0.15 for p in points],
     }
     meta = {
         "seed": 3,

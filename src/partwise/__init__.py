@@ -255,6 +255,7 @@ _MODULE_OF = {
     "from_table": "partwise.populations",
     "load": "partwise.experiment",
     "save_weights": "partwise.workloads.plays",
+    "thinned": "partwise.algorithms",
     "write_folder": "partwise.populations",
     "write_keys": "partwise.channels.identities",
     "write_report": "partwise.experiment",

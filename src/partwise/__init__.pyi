@@ -54,6 +54,7 @@ from partwise.algorithms import OneByte as OneByte
 from partwise.algorithms import Scaffold as Scaffold
 from partwise.algorithms import SignMomentum as SignMomentum
 from partwise.algorithms import Utility as Utility
+from partwise.algorithms import thinned as thinned
 from partwise.algorithms.answers import Level as Level
 from partwise.algorithms.deniable import write_universe as write_universe
 from partwise.attacks import AdditiveNoise as AdditiveNoise

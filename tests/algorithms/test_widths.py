@@ -16,6 +16,7 @@ from partwise.algorithms.widths import (
     output_factors,
     prefix_shapes,
     thin,
+    thinned,
     unit_counts,
 )
 from partwise.core.errors import CompositionError
@@ -133,3 +134,29 @@ def test_factors_find_linear_maps_by_type():
 def test_messages(changed, message):
     with pytest.raises(CompositionError, match=message):
         unit_counts(model(**changed), model().init(0))
+
+
+def test_a_thinned_model_is_the_state_of_a_smaller_module():
+    def module(conv, fc):
+        layers = nn.Conv2d(1, conv, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(1), nn.Linear(4 * conv, fc), nn.ReLU()
+        return nn.Sequential(*layers, nn.Linear(fc, 3))
+
+    widths = {"0.weight": ("c", None, None, None), "0.bias": ("c",), "4.weight": ("f", "c*4"), "4.bias": ("f",)}
+    model = Model(lambda: module(5, 6), CrossEntropy(), widths={**widths, "6.weight": (None, "f")})
+    params = model.init(2)
+    before = {name: t.clone() for name, t in params.items()}
+    thin_params = thinned(model, params, 0.5)
+    small = module(3, 3)  # ceil(0.5 * 5), ceil(0.5 * 6)
+    small.load_state_dict(thin_params)
+    x = torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    hidden = torch.conv2d(x, params["0.weight"][:3], params["0.bias"][:3]).relu()
+    flat = torch.max_pool2d(hidden, 2).flatten(1)
+    hidden = (flat @ params["4.weight"][:3, :12].t() + params["4.bias"][:3]).relu()
+    by_hand = hidden @ params["6.weight"][:, :3].t() + params["6.bias"]
+    assert torch.allclose(small(x), by_hand, atol=1e-6)
+    assert torch.allclose(model.outputs(thin_params, {"x": x}), by_hand, atol=1e-6)
+    thin_params["0.bias"].zero_()  # a copy
+    assert all(torch.equal(params[name], t) for name, t in before.items())
+    assert thinned(Model(lambda: module(5, 6), CrossEntropy()), params, 1.0).keys() == params.keys()
+    with pytest.raises(ValueError, match=r"thinned\(ratio=0\): must lie in \(0, 1\], got 0"):
+        thinned(model, params, 0)

@@ -40,6 +40,9 @@ def test_curves_show_the_record(tmp_path):
     axes = plots.heat(runs).axes[0]
     assert axes.lines[0].get_xdata().tolist() == [1, 1, 2, 7, 8, 40]
     assert axes.lines[0].get_ydata().tolist() == [4, 4, 2, 2, 1, 1]
+    axes = plots.metric_by_width(runs[:1]).axes[0]
+    assert axes.lines[0].get_xdata().tolist() == [0.25, 0.5, 1.0]
+    assert axes.lines[0].get_ydata().tolist() == pytest.approx([0.59, 0.69, 0.74])
     values, edges, _ = plots.participation(runs[:1]).axes[0].patches[0].get_data()
     assert values.tolist() == [1, 1, 1, 1]  # client 2 never, 3 once, 1 twice, 0 three times
     assert edges.tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5]
@@ -47,7 +50,15 @@ def test_curves_show_the_record(tmp_path):
 
 def test_figures_with_nothing_to_show(tmp_path):
     bare = write_run(tmp_path / "run", [(0, 0.0, 0, 0, math.nan)])
-    for name in ("metric_by_version", "training_loss", "client_scores", "client_band", "participation", "heat"):
+    for name in (
+        "metric_by_version",
+        "training_loss",
+        "client_scores",
+        "client_band",
+        "participation",
+        "heat",
+        "metric_by_width",
+    ):
         with pytest.raises(LookupError, match="these runs recorded nothing to draw"):
             getattr(plots, name)([bare])
     with pytest.raises(LookupError, match="no time passed"):

@@ -103,7 +103,7 @@ def _quick(request, monkeypatch):
 
 def test_one_run(tmp_path, drawn):
     page = report(tmp_path / "x.html", full_run(tmp_path / "alone", 0.02, 100))
-    assert page.tags.count("svg") == 13
+    assert page.tags.count("svg") == 14
     head = page.row("run")
     values = dict(zip(head, page.row("alone"), strict=True))
     assert values == {

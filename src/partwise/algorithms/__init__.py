@@ -23,6 +23,7 @@ from partwise.algorithms.slimmed import FederatedDropout, FjORD, HeteroFL
 from partwise.algorithms.submodel import FedSubAvg
 from partwise.algorithms.tiers import CrossTier
 from partwise.algorithms.utility import Utility
+from partwise.algorithms.widths import thinned
 
 __all__ = [
     "CO2",
@@ -54,4 +55,5 @@ __all__ = [
     "Scaffold",
     "SignMomentum",
     "Utility",
+    "thinned",
 ]

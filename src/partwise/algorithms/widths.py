@@ -33,6 +33,7 @@ __all__ = [
     "prefix",
     "prefix_shapes",
     "thin",
+    "thinned",
     "unit_counts",
 ]
 
@@ -145,6 +146,34 @@ def prefix_shapes(model: Model, like: Params, ratio: float) -> dict[str, tuple[i
             sizes = zip(parsed, like[name].shape, strict=True)
             found[name] = tuple(size if width is None else kept[width[0]] * width[1] for width, size in sizes)
     return found
+
+
+def thinned(model: Model, params: Params, ratio: float) -> Params:
+    """The first units of every layer: what a client of this width ratio holds under `HeteroFL` or `FjORD`.
+
+    Args:
+        model: its `widths` are used.
+        params: of the whole model, such as a run's `params`; name -> tensor.
+        ratio: of widths, in (0, 1]: of n units, the first ceil(ratio * n).
+
+    Returns:
+        Name -> a copy of what the thinner model has of it. It is used as the whole is, by `model.outputs`, and is the
+        state of a module built with the smaller layers.
+
+    Raises:
+        CompositionError: the model states no widths.
+        ValueError: a ratio outside (0, 1].
+
+    Example:
+        >>> from partwise import CrossEntropy
+        >>> model = Model(lambda: nn.Linear(2, 8), CrossEntropy(), widths={"weight": ("fc", None), "bias": ("fc",)})
+        >>> {name: tuple(t.shape) for name, t in thinned(model, model.init(0), 0.25).items()}
+        {'weight': (2, 2), 'bias': (2,)}
+    """
+    if not 0 < ratio <= 1:
+        raise ValueError(f"thinned(ratio={ratio}): must lie in (0, 1], got {ratio}. 0.5 is half of every layer.")
+    lengths = prefix_shapes(model, params, ratio) if ratio < 1 else {}  # a whole model needs no widths
+    return {n: t[tuple(map(slice, lengths.get(n, t.shape)))].clone() for n, t in params.items()}
 
 
 def held_chance(model: Model, like: Params, name: str, axes: tuple[Tensor | None, ...], ratio: float) -> Tensor:

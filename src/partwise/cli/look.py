@@ -112,7 +112,7 @@ def show_command(
         typer.echo(path.read_text(encoding="utf-8"), nl=False)
         return
     print_all(_about(run), "", _scores(run))
-    for line in (*_over_clients(run), *_troubles(run)):
+    for line in (*_by_width(run), *_over_clients(run), *_troubles(run)):
         typer.echo(line)
 
 
@@ -158,6 +158,13 @@ def _scores(run: Run) -> Table:
         spent = bytes_text(p.uplink), bytes_text(p.downlink), seconds_text(p.seconds)
         table.add_row(str(p.version), number(p.value, 4), *spent)
     return table
+
+
+def _by_width(run: Run) -> list[str]:
+    from partwise.experiment.words import number
+
+    found = [f"{ratio:g}: {number(value, 4)}" for ratio, value in run.by_width(run.metric)]
+    return ["", f"by width: {', '.join(found)}"] if found else []
 
 
 def _over_clients(run: Run) -> list[str]:

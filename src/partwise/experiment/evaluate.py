@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from partwise.algorithms.widths import thinned, unit_counts
 from partwise.core.algorithm import Algorithm
-from partwise.core.errors import DataError
+from partwise.core.errors import CompositionError, DataError, PartwiseError
 from partwise.core.metrics import Metric, reduced_each
 from partwise.core.model import Model, Params
 from partwise.core.population import Batch, Client, Dataset, Examples, Population
@@ -24,10 +25,11 @@ from partwise.populations.sizes import clients_with_tests, counts_of_test_exampl
 from partwise.runtimes.devices import check_device, precise
 from partwise.runtimes.executors.forward import forward_of, plain_of
 
-__all__ = ["ClientScore", "Evaluation", "Score", "evaluate", "summarize"]
+__all__ = ["ClientScore", "Evaluation", "Score", "evaluate", "summarize", "thin_scope"]
 
 _CPU = torch.device("cpu")
-_SCOPES = ("central", "pooled", "mean", "weighted", "p10", "p90", "worst")
+_SPEAKING = ("central", "pooled")  # those that speak for a version
+_SCOPES = (*_SPEAKING, "mean", "weighted", "p10", "p90", "worst")
 _CHUNK = 8192  # examples evaluated at once
 # What a CPU evaluates at once of columns in memory: with the activations, of which ids make many times their own bytes,
 # it stays in the cache.
@@ -42,7 +44,7 @@ class Score(NamedTuple):
     Args:
         name: of the metric.
         scope: `central`; `pooled` over all clients' test examples together; over clients `mean`, `weighted` (by
-            examples), `p10`, `p90`, `worst`.
+            examples), `p10`, `p90`, `worst`. `central@0.5` and `pooled@0.5` are those of the model thinned to half.
         value: the number.
     """
 
@@ -70,7 +72,9 @@ class Evaluation:
         target: stop when the main metric reaches this value; None never stops.
         scope: the score that `target` looks at, and by which runs are shown and compared; by default `central`, or
             `pooled` where there is no central test set. Where clients keep a part of the model, `pooled` or `mean` is
-            the one that sees it.
+            the one that sees it. With `widths=(0.5,)`, `central@0.5` and `pooled@0.5` are scopes too.
+        widths: width ratios in (0, 1] at which the model is evaluated as well, thinned to the first units of each
+            layer as `thinned` does it: what clients of that width can use. 1 is the model itself.
         device: where the model is evaluated: `cpu`, `cuda`, one of several such as `cuda:1`, or `auto`, a GPU where
             torch finds one. What it makes of the examples is judged in memory.
     """
@@ -79,17 +83,25 @@ class Evaluation:
     per_client: bool = True
     target: float | None = None
     scope: str = ""
+    widths: tuple[float, ...] = ()
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         check_device("Evaluation", self.device)
+        object.__setattr__(self, "widths", tuple(self.widths))
+        if not all(0 < ratio <= 1 for ratio in self.widths) or len(set(self.widths)) < len(self.widths):
+            raise ValueError(
+                f"Evaluation(widths={self.widths}): must lie in (0, 1] without repeats, got {self.widths}. "
+                "(0.25, 0.5) is fine."
+            )
         if self.every < 1:
             raise ValueError(
                 f"Evaluation(every={self.every}): must be at least 1, got {self.every}. 1 is every version."
             )
-        if self.scope not in ("", *_SCOPES):
+        scopes = (*_SCOPES, *(thin_scope(scope, ratio) for scope in _SPEAKING for ratio in self.widths if ratio < 1))
+        if self.scope not in ("", *scopes):
             raise ValueError(
-                f"Evaluation(scope={self.scope!r}): must be one of {', '.join(_SCOPES)}, got {self.scope!r}. Leave it "
+                f"Evaluation(scope={self.scope!r}): must be one of {', '.join(scopes)}, got {self.scope!r}. Leave it "
                 "out for the central score, or the pooled one where there is none."
             )
         if self.target is not None and math.isnan(self.target):
@@ -97,11 +109,35 @@ class Evaluation:
                 f"Evaluation(target={self.target}): must be a number, got {self.target}, which no score reaches. "
                 "Leave it out to never stop."
             )
-        if self.target is not None and not self.per_client and self.scope not in ("", "central"):
+        if self.target is not None and not self.per_client and self._whole_scope not in ("", "central"):
             raise ValueError(
                 f"Evaluation(target={self.target}, scope={self.scope!r}, per_client=False): must measure what the "
                 f"target looks at, got {self.scope!r}, which is a score over clients. Set per_client=True."
             )
+
+    @property
+    def _whole_scope(self) -> str:
+        return self.scope.partition("@")[0]
+
+    def check_widths(self, model: Model, like: Params, algorithm: Algorithm) -> None:
+        """Refuse widths that this model does not have.
+
+        Args:
+            model: what is evaluated.
+            like: its parameters, with or without storage.
+            algorithm: with which it is trained.
+
+        Raises:
+            CompositionError: the model states no widths, or clients keep parameters of their own.
+        """
+        if not any(ratio < 1 for ratio in self.widths):
+            return
+        if algorithm.is_personal:
+            raise CompositionError(
+                f"Evaluation(widths={self.widths}): the model must be that of the server alone, got "
+                f"{type(algorithm).__name__}, with which clients keep a part of it. Leave the widths out."
+            )
+        unit_counts(model, like)
 
     def check_target(self, population: Population) -> None:
         """Refuse a target that no score of these clients could reach, as none is measured.
@@ -112,15 +148,25 @@ class Evaluation:
         if self.target is None or not population.is_open:
             return
         central = population.central_test()
-        if self.scope in ("", "central") and central is not None and len(central):
+        if self._whole_scope in ("", "central") and central is not None and len(central):
             return
-        is_over_clients = self.per_client and self.scope != "central"
+        is_over_clients = self.per_client and self._whole_scope != "central"
         if not is_over_clients or not counts_of_test_examples(population).any():
             raise DataError(
                 f"Evaluation(target={self.target}, scope={self.scope!r}, per_client={self.per_client}): must have test "
                 "examples to measure the target on, got none. Give the population a central test set"
-                f"{'' if self.scope == 'central' else ' or its clients test examples'}, or leave the target out."
+                f"{'' if self._whole_scope == 'central' else ' or its clients test examples'}, or leave the target out."
             )
+
+
+def thin_scope(scope: str, ratio: float) -> str:
+    """The scope of the same score of a thinner model.
+
+    Example:
+        >>> thin_scope("central", 0.25)
+        'central@0.25'
+    """
+    return f"{scope}@{ratio:g}"
 
 
 def _columns(
@@ -252,9 +298,10 @@ def evaluate(
     own: Mapping[Client, Any],
     *,
     per_client: bool,
+    widths: Sequence[float] = (),
     device: torch.device = _CPU,
 ) -> tuple[list[Score], list[ClientScore]]:
-    """Scores of the model under `params`.
+    """Scores of the model under `params`, and of thinner ones.
 
     Args:
         workload: metrics, model and test sets.
@@ -262,11 +309,41 @@ def evaluate(
         params: the server's.
         own: client -> its state, for those that have one.
         per_client: whether to look at each client's test set.
+        widths: ratios to which the model is thinned for scores of its own, which are central and pooled.
         device: where the model computes.
 
     Raises:
         DataError: a test example with an id that is no row of its table.
+        CompositionError: the model does not work with thinner layers.
     """
+    scores, rows = _evaluated(workload, algorithm, params, own, per_client=per_client, device=device)
+    for ratio in widths:
+        if ratio == 1:
+            continue
+        thin = thinned(workload.model, params, ratio)
+        try:
+            found, _ = _evaluated(workload, algorithm, thin, own, per_client=per_client, device=device)
+        except PartwiseError:
+            raise
+        except Exception as error:  # whatever a module says of shapes that it does not expect
+            raise CompositionError(
+                f"Evaluation(widths={tuple(widths)}): the model must work with thinner layers, got {error} at "
+                f"{ratio:g}. Leave modules that check their own width out of Model(widths), or leave the widths out."
+            ) from error
+        scores += [s._replace(scope=thin_scope(s.scope, ratio)) for s in found if s.scope in _SPEAKING]
+    return scores, rows
+
+
+def _evaluated(
+    workload: Workload,
+    algorithm: Algorithm,
+    params: Params,
+    own: Mapping[Client, Any],
+    *,
+    per_client: bool,
+    device: torch.device,
+) -> tuple[list[Score], list[ClientScore]]:
+    """Scores of one model."""
     scores: list[Score] = []
     central = workload.population.central_test()
     is_cpu = device.type == "cpu" and all(t.is_cpu for t in params.values())

@@ -152,6 +152,8 @@ class Experiment:
             hostile=self.hostile,
             trusted=trusted,
         )
+        if self.evaluation.widths:
+            self.evaluation.check_widths(workload.model, star.like, parts.algorithm)
         self.scheduler.init(star.roster)  # refuses a cohort that is too large now, not in the first round
         return star, workload
 

@@ -41,6 +41,7 @@ __all__ = [
     "metric_by_bytes",
     "metric_by_time",
     "metric_by_version",
+    "metric_by_width",
     "participation",
     "rows_per_client",
     "staleness",
@@ -112,6 +113,25 @@ def metric_by_time(
         x=f"{'Virtual time' if all(run.is_virtual for run in read) else 'Time'} in {unit}",
         tick=lambda value: f"{value:,g}",
         is_log=max(spent) > _LOG_FROM * min(spent) > 0,
+    )
+
+
+def metric_by_width(runs: Iterable[RunLike], metric: str | None = None) -> Figure:
+    """A metric at the last evaluated version, of the model and of what clients of smaller widths hold of it."""
+    read = read_runs(runs)
+    name = metric or common_score(read)[0]
+    curves = []
+    for at, run in enumerate(read):
+        found = run.by_width(name)
+        curves.append(Curve(run.label, at, [ratio for ratio, _ in found], [value for _, value in found]))
+    return draw_lines(
+        curves,
+        "metric_by_width",
+        x="Width of the model, as a share of every layer",
+        y=title_of(name),
+        tick=lambda value: f"{value:g}",
+        is_log=True,
+        all_markers=True,
     )
 
 

@@ -311,6 +311,7 @@ class Recorder(Observer):
             server.streams["model"],
             _Own(world, self._workload.population.clients),
             per_client=self._evaluation.per_client,
+            widths=self._evaluation.widths,
             device=found_device("Evaluation", self._evaluation.device),
         )
         self._store.append_metrics([self._row(world, score) for score in scores])

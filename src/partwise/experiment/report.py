@@ -20,7 +20,7 @@ from partwise.experiment.runs import ClientValue, Run, RunLike, read_runs
 from partwise.experiment.spans import Use, uses
 from partwise.experiment.timeline import timeline_of
 from partwise.experiment.timeline_svg import timeline_svg
-from partwise.experiment.views import SCOPES, View, about_clients, about_data, about_quality, about_time
+from partwise.experiment.views import View, about_clients, about_data, about_quality, about_time, scope_text
 from partwise.experiment.words import amount, bytes_text, count_text, number, percent, seconds_text, title_of
 
 __all__ = ["write_report"]
@@ -113,7 +113,7 @@ def _page(runs: Sequence[Run], rows: Sequence[Row], out: Path, target: float | N
         "others": [text for text in others if text != lead],
         "notes": list(_notes(runs, rows)),
         "metric": title_of(name),
-        "scope": SCOPES.get(scope, scope),
+        "scope": scope_text(scope),
         "tiles": [_tile(run, row, at) for at, (run, row) in enumerate(pairs)],
         "table": _table(runs, rows),
         "quality": _drawn(about_quality(runs, rows)),

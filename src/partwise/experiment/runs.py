@@ -158,6 +158,18 @@ class Run:
         numbers = about.get("numbers") or range(len(examples))
         return dict(zip(numbers, examples, strict=True))
 
+    def by_width(self, metric: str) -> list[tuple[float, float]]:
+        """Width ratios, ascending, and the last scores of the model thinned to them; empty where none was evaluated."""
+        for wanted in ("central", "pooled"):
+            found = []
+            for (name, scope), points in self.scores.items():
+                where, is_thin, ratio = scope.partition("@")
+                if name == metric and where == wanted and points:
+                    found.append((float(ratio) if is_thin else 1.0, points[-1].value))
+            if len(found) > 1:
+                return sorted(found)
+        return []
+
     def client_name(self, client: int) -> str:
         """What a person would call a client."""
         return self._names.get(client, f"client {client}")

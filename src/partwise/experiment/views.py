@@ -13,9 +13,9 @@ from partwise.experiment.words import title_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["SCOPES", "View", "about_clients", "about_data", "about_quality", "about_time"]
+__all__ = ["View", "about_clients", "about_data", "about_quality", "about_time", "scope_text"]
 
-SCOPES = {
+_SCOPES = {
     "central": "on the central test set",
     "pooled": "on all clients’ test examples together",
     "mean": "in the mean over clients",
@@ -25,6 +25,17 @@ SCOPES = {
     "worst": "of the worst client",
     "cohort": "of the cohort",
 }
+
+
+def scope_text(scope: str) -> str:
+    """Where a score is measured, in words.
+
+    Example:
+        >>> scope_text("central@0.25")
+        'on the central test set, thinned to 0.25'
+    """
+    where, _, ratio = scope.partition("@")
+    return _SCOPES.get(where, where) + (f", thinned to {ratio}" if ratio else "")
 
 
 class View(NamedTuple):
@@ -55,8 +66,7 @@ def about_quality(runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[View]:
         "version",
         f"{title} by {noun}",
         lambda: plots.metric_by_version(runs, name, scope=scope, target=target),
-        f"How good the model is after each {noun}, measured {SCOPES.get(scope, scope)}; {which} is better."
-        f"{line}{quicker}",
+        f"How good the model is after each {noun}, measured {scope_text(scope)}; {which} is better.{line}{quicker}",
     )
     yield View(
         "bytes",
@@ -74,6 +84,13 @@ def about_quality(runs: Sequence[Run], rows: Sequence[Row]) -> Iterator[View]:
         "It includes computing and sending; the machine that ran the simulation plays no part."
         if is_virtual
         else "The same scores by the time on the runs’ clocks, which were not all virtual.",
+    )
+    yield View(
+        "widths",
+        f"{title} by width",
+        lambda: plots.metric_by_width(runs, name),
+        "The score at the end of the model, at 1, and of what clients hold that have room for the first units of each "
+        "layer only. A flat curve serves weak devices as well as strong ones.",
     )
     yield View(
         "loss",
