@@ -116,9 +116,8 @@ def main() -> None:
         for name, scores, total in pool.map(run, tasks):
             found.setdefault(name, []).append(scores)
             sent.setdefault(name, []).append(total)
-    print(
-        f"| method |{'|'.join(f' {w:g} ' for w in SHARES)}| a client | MB both ways |\n|---|{'---:|' * (len(SHARES) + 2)}"
-    )
+    print(f"| method |{'|'.join(f' {w:g} ' for w in SHARES)}| a client | MB both ways |")
+    print(f"|---|{'---:|' * (len(SHARES) + 2)}")
     for name, runs in found.items():
         by_width = [spread([100 * r[w] for r in runs], ".1f") if w in runs[0] else "" for w in SHARES]
         mean = spread([100 * of_a_client(r) for r in runs], ".1f")
