@@ -58,6 +58,16 @@ def test_it_does_what_plain_loops_do(fixed):
     assert len({round(C, 6) for C in norms}) > 4
 
 
+def test_a_mean_over_the_population_counts_all_clients_alike_too():
+    a, b = (1.0, 3.0, 0.5, 2.0), (0.3, 4.0, -7.0, 1.0)
+    algorithm = AdaptiveClip(FedAvg(full_batch(1, lr=0.2), weights="unbiased"), 0.4, quantile=0.7, rate=0.3)
+    population = parabolas(a, b, sizes=(1, 9, 2, 5))
+    star = star_of(algorithm, number_model(), population, everybody(population, 9))
+    _, log = run(star, lambda world: float(server(world).streams["model"]["w"]))
+    values, _ = oracle(a, b, 9, lr=0.2, first=0.4, quantile=0.7, rate=0.3)  # where all are asked, it is the mean
+    assert log.seen == pytest.approx(values, rel=1e-5)
+
+
 def test_what_a_client_sends_is_bounded_and_noise_fits_it():
     algorithm = AdaptiveClip(FedAvg(full_batch(1, lr=9.0)), 0.01)
     assert (algorithm.limit("model"), algorithm.limit("clip")) == (Limit(1.0, 1.0), Limit(0.5, 1.0))

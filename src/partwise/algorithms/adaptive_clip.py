@@ -89,6 +89,9 @@ class AdaptiveClip(Around):
     def fetch(self, index: Index, task: Task, own: ClientState, site: Site) -> Mapping[str, Index] | None:
         return {**self.asked(index, task, own, site), _STREAM: Whole({_NORM: ()})}
 
+    def weight(self, site: Site) -> float:
+        return 1.0
+
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         return self.inner.plan(_without(held), index, task, own, site)
 
