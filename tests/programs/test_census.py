@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from partwise.algorithms import FedAvg
 from partwise.core.algorithm import Algorithm
 from partwise.core.index import Coords, Grid, Joint, Rows, Whole
 from partwise.core.model import MeanSquaredError, Model
+from partwise.core.transform import chain
 from partwise.programs import census
 from partwise.schedulers import Synchronous
-from toy_star import Clients, star_of
+from partwise.transforms import CapWeight, Quantize
+from toy_star import Clients, everybody, full_batch, number_model, parabolas, run, server, star_of
 
 SHAPES = {"E": (5, 2), "b": (3,), "lonely": (2,)}
 
@@ -83,3 +86,22 @@ def test_counts_as_plain_loops_do(clients, together, monkeypatch):
     if clients == (0, 2, 4):
         assert found.heat["E"].shape == (5, 1)  # as coarse as rows allow
         assert found.heat["b"].shape == (1,)
+
+
+def test_a_client_counts_for_what_its_chain_leaves_of_its_weight():
+    population = Clients([{"x": torch.zeros(1)}] * 3)
+    behind = {"model": chain(CapWeight(3.5), Quantize(4))}  # the second says nothing of weights
+    star = star_of(Told((0, 1, 2)), Model(Net, MeanSquaredError()), population, Synchronous(1, 1), client_chain=behind)
+    found = census.count(star)  # of weights 3, 0.5 and 11
+    assert found.total_weight == 3 + 0.5 + 3.5
+    assert found.weight["E"][:, 0].tolist() == [3.5, 0.5, 0.5, 7.0, 4.0]
+    assert found.heat["E"][:, 0].tolist() == [2, 1, 1, 3, 2]
+
+
+def test_capped_weights_are_the_weights_that_a_mean_over_the_population_divides_by():
+    population = parabolas(b=(2.0, 8.0), sizes=(1, 9))
+    scheduler, capped = everybody(population, 1), {"model": chain(CapWeight(1.0))}
+    algorithm = FedAvg(full_batch(1, lr=0.1), weights="unbiased")
+    star = star_of(algorithm, number_model(), population, scheduler, client_chain=capped)
+    _, log = run(star, lambda world: float(server(world).streams["model"]["w"]))
+    assert log.seen == pytest.approx([(0.1 * 1 * 2 + 0.1 * 3 * 8) / 2])  # a step each on a/2 (w - b)², from 0, alike

@@ -12,10 +12,12 @@ from partwise.core.aggregate import Coverage
 from partwise.core.algorithm import Task
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index, Rows, Whole
+from partwise.core.limits import Limit, Limiting, stages
 from partwise.core.population import Client, Counts
 
 if TYPE_CHECKING:
     from partwise.core.model import Params
+    from partwise.core.transform import Transform
     from partwise.programs.star import Star
 
 __all__ = ["check_countable", "count"]
@@ -39,17 +41,19 @@ def check_countable(star: Star) -> None:
 def count(star: Star, clients: Sequence[Client] | None = None) -> Counts:
     """Ask every client, or some, once which part it would hold at version 0, and add up.
 
+    A client counts for what its update of stream `model` will count for, behind its chain.
+
     A simulation may look; on a network every node counts its own clients, and the server adds up.
 
     Raises:
         CompositionError: clients do not say what they hold.
     """
     check_countable(star)
-    tally, total = _Tally(star.like), 0.0
+    tally, total, chain = _Tally(star.like), 0.0, star.chain("client", "model")
     for client in star.population.clients if clients is None else clients:
         site = star.site(client)
         index = star.algorithm.select(Task(-1, 0, 0, 0), star.algorithm.client_init(site), site)
-        amount = star.algorithm.weight(site)
+        amount = _bounded(star.algorithm.weight(site), chain)
         total += amount
         tally.add_(index, amount)
     heat, weight = tally.take()
@@ -57,6 +61,14 @@ def count(star: Star, clients: Sequence[Client] | None = None) -> Counts:
         for name in star.like:
             cover.allocate_(name, 0)  # also what nobody holds
     return Counts(heat.weights, weight.weights, total)
+
+
+def _bounded(weight: float, chain: Transform) -> float:
+    """A weight as a client chain leaves it; a part that says nothing of weights leaves them alone."""
+    for stage in stages(chain):
+        if isinstance(stage, Limiting):
+            weight = min(weight, stage.limited(Limit(weight=weight)).weight)
+    return weight
 
 
 class _Tally:
