@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from partwise.aggregators import MajorityVote
-from partwise.algorithms import Downlink, FedAvg, FedSubAvg, SignMomentum
+from partwise.algorithms import Downlink, FedAvg, FedRank, FedSubAvg, Ferret, Mirrored, SignMomentum, Utility
 from partwise.core.algorithm import Algorithm
 from partwise.core.around import Around
 from partwise.core.codec import encode
@@ -158,8 +158,9 @@ def test_downlink_refuses():
         Downlink(FedAvg(), ErrorFeedback(Sign())).init(params, None)
     with pytest.raises(CompositionError, match=r"needs a transform whose messages differ in their tensors only"):
         Downlink(FedAvg(), Threshold(0.5)).init(params, None)
-    with pytest.raises(CompositionError, match=r"has the streams \['shadow', 'steps'\] of its own, got an algorithm"):
-        Downlink(Downlink(FedAvg(), Sign()), Sign()).init(params, None)
+    for inner in (Downlink(FedAvg(), Sign()), Mirrored(FedAvg(), Sign()), FedRank(), Ferret()):
+        with pytest.raises(CompositionError, match=r"Downlink\(\w+\): brings the model to clients in fewer bytes, got"):
+            Downlink(Utility(inner), Sign())
     with pytest.raises(CompositionError, match=r"messages differ in their tensors only, got two of other forms"):
         Downlink(FedAvg(), RandomK(0.5)).init(params, None)
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from partwise.algorithms import FedAvg, FedHyper, FedProx, FedSubAvg, HeteroFL, LocalOnly, Scaffold
+from partwise.algorithms import (
+    CrossTier,
+    FedAvg,
+    FedHyper,
+    FedProx,
+    FedRank,
+    FedSubAvg,
+    HeteroFL,
+    LocalOnly,
+    Mixing,
+    Scaffold,
+)
 from partwise.core.algorithm import Task
 from partwise.core.errors import CompositionError
 from partwise.core.index import Whole
@@ -216,6 +227,16 @@ def test_an_algorithm_that_reads_gradients_off_its_steps_is_refused(inner):
     with pytest.raises(CompositionError, match=rf"FedHyper\({name}\): changes the learning rate, .* option='I'"):
         FedHyper(inner)
     FedHyper(Scaffold(option="I"))
+
+
+def test_what_is_no_step_of_the_model_is_refused():
+    with pytest.raises(
+        CompositionError, match=r"FedHyper\(CrossTier\): works on what clients changed, got an algorithm"
+    ):
+        FedHyper(CrossTier(AVERAGE))
+    with pytest.raises(CompositionError, match=r"FedHyper\(FedRank\): works on what clients send of the model, got an"):
+        FedHyper(FedRank())
+    FedHyper(Mixing(AVERAGE))  # whose aggregate is a step
 
 
 def test_one_inside_another_is_refused():

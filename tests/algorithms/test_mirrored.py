@@ -1,11 +1,12 @@
 """Two-way compression before the server's optimiser: communication.md §5."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
 
-from partwise.algorithms import LANS, FedAvg, FedSubAvg, Mirrored, Scaffold
+from partwise.algorithms import LANS, AdaptiveClip, Downlink, FedAvg, FedHyper, FedSubAvg, Mirrored, Scaffold
 from partwise.core.algorithm import Algorithm
 from partwise.core.around import Around
 from partwise.core.errors import CompositionError
@@ -119,6 +120,14 @@ def test_without_loss_it_is_the_algorithm_inside(name):
     assert all(torch.equal(t, other[s][n]) for s, values in one.items() for n, t in values.items())
 
 
+@pytest.mark.parametrize("around", [partial(FedHyper, gamma=1.0), partial(AdaptiveClip, clip_norm=64.0)])
+def test_others_around_it_bring_their_own_streams_to_clients(around):
+    """A bound of 1 leaves the rate alone, and no update is longer than 64: a power of two, which rounds nothing."""
+    inner = FedAvg(LOCAL, weights="uniform")
+    one, other = trained(Mirrored(inner, Identity())), trained(around(Mirrored(inner, Identity())))
+    assert all(torch.allclose(t, other["model"][n], atol=1e-5) for n, t in one["model"].items())
+
+
 def test_fewer_bytes_come_down():
     found = []
     for algorithm in (INSIDE["lans"], Mirrored(INSIDE["lans"], Sign())):
@@ -144,8 +153,11 @@ def test_refusals():
     for part in (ErrorFeedback(Sign()), TopK(k=3)):
         with pytest.raises(CompositionError, match="Mirrored"):
             trained(Mirrored(FedAvg(LOCAL), part))
-    with pytest.raises(CompositionError, match="has the streams"):
-        trained(Mirrored(Mirrored(FedAvg(LOCAL), Sign()), Sign()))
+    for wrapper in (Mirrored, Downlink):
+        with pytest.raises(
+            CompositionError, match=rf"Mirrored\({wrapper.__name__}\): brings the model to clients in few"
+        ):
+            Mirrored(wrapper(FedAvg(LOCAL), Sign()), Sign())
     of, log = star("fedavg", algorithm=Mirrored(FedSubAvg("count", LOCAL), Sign())), Log()
     Simulate().run(of.programs(), of.population, log)
     assert all("all clients must hold the whole model" in e["reason"] for e in log.of("lost"))

@@ -92,6 +92,12 @@ class AdaptiveClip(Around):
     def weight(self, site: Site) -> float:
         return 1.0
 
+
+    def receive(
+        self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site
+    ) -> Mapping[str, Values]:
+        return {**self.inner.receive(_without(held), index, task, own, site), _STREAM: held[_STREAM]}
+
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         return self.inner.plan(_without(held), index, task, own, site)
 

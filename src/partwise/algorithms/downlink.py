@@ -21,7 +21,7 @@ from partwise.algorithms.replica import (
     rows_of_log,
 )
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
-from partwise.core.around import Keeping, check_own
+from partwise.core.around import Keeping, check_fetches_model, check_own
 from partwise.core.codec import register
 from partwise.core.compressor import compressors
 from partwise.core.errors import CompositionError
@@ -87,6 +87,7 @@ class Downlink(Keeping):
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise ValueError(f"Downlink(keep={self.keep}): must be at least 1, got {self.keep}. 16 is usual.")
+        check_fetches_model(self)
 
     @property
     def mirrors(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
-from partwise.core.around import Around
+from partwise.core.around import Around, check_makes_steps
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index, Whole
 from partwise.core.model import Params, Values
@@ -50,8 +50,8 @@ class FedHyper(Around):
 
     Raises:
         ValueError: a bound or rate out of range, or neither rate is adapted.
-        CompositionError: an algorithm inside that reads gradients off the step, or has a stream of a name that is
-            needed here.
+        CompositionError: an algorithm inside that reads gradients off the step, sends nothing of the model or commits
+            what clients ended with, or has a stream of a name that is needed here.
 
     Source: Wang et al., "FedHyper: a universal and robust learning rate scheduler for federated learning with
         hypergradient descent", ICLR 2024, arXiv:2310.03156.
@@ -99,6 +99,7 @@ class FedHyper(Around):
                 "know to read gradients off its steps. Use SCAFFOLD's option='I', or adapt the server's rate alone, "
                 "with HyperRate in its chain."
             )
+        check_makes_steps(self)
 
     def init(self, params: Params, census: Census) -> ServerState:
         state = self.inner.init(params, census)
@@ -119,6 +120,12 @@ class FedHyper(Around):
             asked = {**asked, "direction": index}
             scalars += ["participants"] if self.divide_by == "participants" else []
         return {**asked, "rate": Whole(dict.fromkeys(scalars, ()))} if scalars else asked
+
+    def receive(
+        self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site
+    ) -> Mapping[str, Values]:
+        mine = {stream: values for stream, values in held.items() if stream in _OWN}
+        return {**self.inner.receive(_without(held), index, task, own, site), **mine}
 
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         plan = self.inner.plan(_without(held), index, task, own, site)

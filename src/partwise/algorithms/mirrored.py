@@ -23,7 +23,7 @@ from partwise.algorithms.replica import (
     rows_of_log,
 )
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
-from partwise.core.around import Keeping, check_own
+from partwise.core.around import Keeping, check_fetches_model, check_own
 from partwise.core.codec import register
 from partwise.core.compressor import Compressor
 from partwise.core.errors import CompositionError
@@ -94,6 +94,7 @@ class Mirrored(Keeping):
     def __post_init__(self) -> None:
         if self.keep < 2:
             raise ValueError(f"Mirrored(keep={self.keep}): must be at least 2, got {self.keep}. 16 is usual.")
+        check_fetches_model(self)
         if set(self.inner.aggregators()) != {"model"}:
             raise CompositionError(
                 f"Mirrored(inner={self.inner!r}): must sum the stream 'model' alone, got "

@@ -12,9 +12,9 @@ from typing import Literal, Protocol
 
 import torch
 
-from partwise.core.aggregate import Coverage, makes_steps
+from partwise.core.aggregate import Coverage
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
-from partwise.core.around import Around, check_own, check_sends_changes, check_sends_model
+from partwise.core.around import Around, check_makes_steps, check_own
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index, Whole, shapes_of
 from partwise.core.model import Params, Values
@@ -32,12 +32,6 @@ class _Outer(Around, Protocol):
 
     def fetch(self, index: Index, task: Task, own: ClientState, site: Site) -> Mapping[str, Index]:
         return self.asked(index, task, own, site)
-
-    def _check_aggregate(self) -> None:
-        """Refuse one inside that sends no model, or commits what its clients ended with."""
-        check_sends_model(self)
-        if not makes_steps(self.inner.aggregators()["model"]):
-            check_sends_changes(self)
 
 
 def _with_streams(part: Around, params: Params, census: Census, *names: str) -> ServerState:
@@ -88,7 +82,7 @@ class SignMomentum(_Outer):
     decay: float = 0.1
 
     def __post_init__(self) -> None:
-        self._check_aggregate()
+        check_makes_steps(self)
         _above("SignMomentum", gamma=self.gamma, lr=self.lr)
         _shares("SignMomentum", beta1=self.beta1, beta2=self.beta2)
         if not self.decay >= 0:
@@ -149,7 +143,7 @@ class CO2(_Outer):
     delay: int = 1
 
     def __post_init__(self) -> None:
-        self._check_aggregate()
+        check_makes_steps(self)
         _above("CO2", gamma=self.gamma, alpha=self.alpha, clip=self.clip)
         _shares("CO2", beta=self.beta)
         if self.gap not in ("moved", "constant"):
@@ -231,7 +225,7 @@ class LANS(_Outer):
     decay: float = 0.01
 
     def __post_init__(self) -> None:
-        self._check_aggregate()
+        check_makes_steps(self)
         _above("LANS", lr=self.lr, eps=self.eps)
         _shares("LANS", beta1=self.beta1, beta2=self.beta2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from partwise.core.aggregate import Aggregator
+from partwise.core.aggregate import Aggregator, makes_steps
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task, leaves_clients_to
 from partwise.core.disclosure import disclosed
 from partwise.core.errors import CompositionError
@@ -17,7 +17,15 @@ from partwise.core.population import Census, Dataset
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
-__all__ = ["Around", "Keeping", "check_own", "check_sends_changes", "check_sends_model"]
+__all__ = [
+    "Around",
+    "Keeping",
+    "check_fetches_model",
+    "check_makes_steps",
+    "check_own",
+    "check_sends_changes",
+    "check_sends_model",
+]
 
 
 class Around(Algorithm, Protocol):
@@ -174,6 +182,23 @@ def check_sends_model(part: Around) -> None:
         raise CompositionError(
             f"{type(part).__name__}({type(part.inner).__name__}): works on what clients send of the model, got an "
             f"algorithm with the streams {streams}. Use one that sends the model, such as FedAvg."
+        )
+
+
+def check_makes_steps(part: Around) -> None:
+    """Refuse one inside that sends no model, or commits what its clients ended with."""
+    check_sends_model(part)
+    if not makes_steps(part.inner.aggregators()["model"]):
+        check_sends_changes(part)
+
+
+def check_fetches_model(part: Around) -> None:
+    """Refuse one inside whose clients make the server's model for themselves, for what brings it to them otherwise."""
+    if part.inner.mirrors:
+        outer, inner = type(part).__name__, type(part.inner).__name__
+        raise CompositionError(
+            f"{outer}({inner}): brings the model to clients in fewer bytes, got an algorithm whose clients make it for "
+            f"themselves already. Use one of the two."
         )
 
 
