@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_refused():
     params = {"w": torch.zeros(3)}
     whole, other = Whole(shapes_of(params)), Whole(shapes_of(params))
     with pytest.raises(CompositionError, match=r"Mixing\(.*\): sends what a client ended with, on what it was sent"):
-        ended(Mixing(FedAvg()), params, Update(other, params), whole)
+        ended(Mixing(FedAvg()), params, Update(other, params), whole, params)
 
 
 def test_an_aggregator_of_changes_is_refused():

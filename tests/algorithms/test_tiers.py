@@ -3,14 +3,26 @@ from __future__ import annotations
 import pytest
 import torch
 
-from partwise.algorithms import CO2, LANS, AdaptiveClip, CrossTier, FedAvg, FedLaAvg, Mixing, SignMomentum
+from partwise.algorithms import (
+    CO2,
+    LANS,
+    AdaptiveClip,
+    CrossTier,
+    FedAvg,
+    FederatedDropout,
+    FedLaAvg,
+    Mixing,
+    SignMomentum,
+)
 from partwise.core.errors import CompositionError
 from partwise.core.index import Coords
 from partwise.core.population import Census, Profile
+from partwise.core.program import SERVER
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 from partwise.schedulers import Tiered
 from partwise.transforms import Scale, ServerSGD
+from toy_federation import LOCAL, star
 from toy_star import full_batch, number_model, parabolas, run, server, star_of
 
 
@@ -104,6 +116,21 @@ def test_what_works_on_changes_refuses_end_values(make):
         CompositionError, match=r"works on what clients changed, got an algorithm whose clients send what"
     ):
         make()
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        FederatedDropout(0.5, LOCAL, estimator="heat"),  # divided by the chance of being held
+        AdaptiveClip(FedAvg(LOCAL), clip_norm=0.01),  # in units of the bound
+    ],
+)
+@pytest.mark.parametrize("wrap", [Mixing, CrossTier])
+def test_what_a_client_ended_with_is_not_made_of_another_change_than_its_own(wrap, inner):
+    states, log = run(star("fedavg", rounds=1, algorithm=wrap(inner)))
+    assert all("got another change of [" in e["reason"] for e in log.of("lost"))
+    assert log.of("lost")
+    assert states[SERVER].version == 0
 
 
 def test_what_goes_around_end_values_all_the_same():

@@ -26,18 +26,25 @@ from partwise.core.update import Update
 __all__ = ["Differences", "Mixing", "ended"]
 
 
-def ended(part: object, held: Values, update: Update, index: Index) -> Update:
+def ended(part: object, held: Values, update: Update, index: Index, change: Values) -> Update:
     """An update that has end values where it had their change.
 
     Raises:
-        CompositionError: it covers something else than what was held.
+        CompositionError: it covers something else than what was held, or says something else than how that changed.
     """
     if update.index is not index:
         raise CompositionError(
             f"{part!r}: sends what a client ended with, on what it was sent, got an update of other coordinates. "
             "Use an algorithm that sends what it holds."
         )
-    return Update(index, {name: held[name] + change for name, change in update.values().items()}, update.weight)
+    values = update.values()
+    others = [name for name, t in values.items() if t is not change[name] and not torch.equal(t, change[name])]
+    if others:
+        raise CompositionError(
+            f"{part!r}: sends what a client ended with, got another change of {others[:3]} than the client's, such as "
+            "one divided by a chance or clipped. Use an algorithm that sends the change as it is."
+        )
+    return Update(index, {name: held[name] + t for name, t in values.items()}, update.weight)
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class Mixing(Around):
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
     ) -> tuple[dict[str, Update], ClientState]:
         updates, own = self.inner.finish(held, trained, index, task, own, site)
-        return {**updates, "model": ended(self, held["model"], updates["model"], index)}, own
+        return {**updates, "model": ended(self, held["model"], updates["model"], index, trained.change)}, own
 
     def aggregators(self) -> Mapping[str, Aggregator]:
         found = self.inner.aggregators()

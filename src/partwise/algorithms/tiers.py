@@ -40,7 +40,7 @@ class CrossTier(Around):
     A server chain, which is for changes, is refused.
 
     Args:
-        inner: what clients train and hold; one that sends what it trained.
+        inner: what clients train and hold; one that sends the change that it trained, as it is.
         tiers: M, as the scheduler has it, >= 1.
 
     Source: Chai et al., "FedAT: a high-performance and communication-efficient federated learning system with
@@ -74,7 +74,7 @@ class CrossTier(Around):
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
     ) -> tuple[dict[str, Update], ClientState]:
         updates, own = self.inner.finish(held, trained, index, task, own, site)
-        return {**updates, "model": ended(self, held["model"], updates["model"], index)}, own
+        return {**updates, "model": ended(self, held["model"], updates["model"], index, trained.change)}, own
 
     def aggregators(self) -> Mapping[str, Aggregator]:
         return {**self.inner.aggregators(), "model": Mean("holders")}
