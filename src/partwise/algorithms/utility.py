@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from partwise.algorithms.ranking import FedRank
 from partwise.core.algorithm import Algorithm, ClientState, Site, Task
 from partwise.core.around import Around
 from partwise.core.errors import CompositionError
@@ -42,6 +44,14 @@ class Utility(Around):
         if self.batch_size < 1:
             raise ValueError(
                 f"Utility(batch_size={self.batch_size}): must be at least 1, got {self.batch_size}. 256 is usual."
+            )
+        inside: Any = self.inner
+        while hasattr(inside, "inner"):  # an algorithm around another one
+            inside = inside.inner
+        if isinstance(inside, FedRank):
+            raise CompositionError(
+                "Utility(FedRank): takes the losses of the model that a client holds, got an algorithm whose clients "
+                "hold scores of edges. Use a choice that asks for no utility, such as Uniform()."
             )
 
     @property
