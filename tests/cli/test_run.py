@@ -57,6 +57,13 @@ def test_run_says_what_happens_and_what_comes_next(here):
     assert (folder / "spec.toml").is_file()
 
 
+@pytest.mark.parametrize("view", ["--quiet", "--json"])
+def test_rounds_without_end_take_a_time_that_nobody_knows(here, view):
+    call("run", "tiny.toml", f"scheduler.rounds={10**400}", "evaluation.target=0.0", view, "--folder", "endless")
+    with RunStore(here / "endless", "read") as store:
+        assert store.meta()["status"].startswith("target reached")
+
+
 def test_a_long_run_says_how_it_may_be_faster_unless_that_was_chosen(here, monkeypatch):
     monkeypatch.setattr(run, "_LONG", 0.0)
     assert "runtime.executor=Auto " in call("run", "tiny.toml")[0].splitlines()[-1]

@@ -237,3 +237,10 @@ def test_time_left_is_told_where_the_end_is_known(tmp_path, monkeypatch):
                 add_version(store, at, 0)
             follower.refresh()
         assert follower.standing().seconds_left == 8.0  # 4 versions in 8 seconds; 4 of 9 are to come
+        store.set_meta(versions=10**400)
+        store.commit()
+        monkeypatch.setattr("partwise.monitor.follow.time.monotonic", lambda: 112.0)
+        add_version(store, 6, 0)
+        follower.refresh()
+        assert follower.standing().total == 10**400
+        assert math.isnan(follower.standing().seconds_left)

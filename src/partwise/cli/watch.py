@@ -159,6 +159,8 @@ class Watcher:
         self._view.begin(self.header)
 
     def committed(self, version: int, loss: float, world: World, scores: Sequence[Score]) -> None:
+        from partwise.experiment.words import time_left
+
         assert self.header is not None
         self._measured(scores)
         self._paced(world)
@@ -177,7 +179,7 @@ class Watcher:
             downlink=traffic.downlink,
             seconds=world.now,
             clients_per_second=self._rate,
-            seconds_left=elapsed / done * (total - version) if total else math.nan,
+            seconds_left=time_left(elapsed / done, total - version) if total else math.nan,
             lost=self._counts["lost"],
             refused=self._counts["refused"],
         )

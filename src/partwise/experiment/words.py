@@ -18,6 +18,7 @@ __all__ = [
     "printable",
     "ratio_of_bytes",
     "seconds_text",
+    "time_left",
     "time_ticks",
     "title_of",
 ]
@@ -113,6 +114,19 @@ def seconds_text(value: float | None) -> str:
         if value >= size:
             return f"{_three(value / _SECONDS[unit])} {unit}"
     return f"{_three(value)} s" if value else "0 s"
+
+
+def time_left(each: float, count: int) -> float:
+    """The seconds that so many more will take; nan where they are more than a float can say.
+
+    Example:
+        >>> time_left(0.5, 6), time_left(0.5, 10**400)
+        (3.0, nan)
+    """
+    try:
+        return each * count
+    except OverflowError:
+        return math.nan
 
 
 _STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400)

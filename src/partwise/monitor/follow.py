@@ -15,7 +15,7 @@ from partwise.experiment.accounts import EPSILON
 from partwise.experiment.rundir import status_of
 from partwise.experiment.runs import Point
 from partwise.experiment.store import RECORD, Ends, RunStore
-from partwise.experiment.words import printable
+from partwise.experiment.words import printable, time_left
 from partwise.monitor.clients import Names, Tallies
 from partwise.monitor.series import Series
 from partwise.monitor.standing import Incident, Node, Standing
@@ -245,8 +245,7 @@ class Follower:
         if len(self._pace) < 3 or not total or not self._status.startswith("running"):
             return math.nan
         (began, first), (ended, last) = self._pace[0], self._pace[-1]
-        rate = (last - first) / (ended - began)
-        return (total - last) / rate if rate > 0 else math.nan
+        return time_left((ended - began) / (last - first), total - last) if last > first else math.nan
 
 
 def _pieces(after: int, until: int) -> list[tuple[int, int]]:

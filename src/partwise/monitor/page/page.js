@@ -66,8 +66,9 @@ function showHead(seen) {
   const why = seen.fault || (/Error: /.test(run.status) ? run.status : "");
   if ($("fault").textContent !== why) $("fault").textContent = why;
   $("fault").hidden = !why;
-  $("progress").hidden = !run.total;
-  if (run.total) {
+  const isBounded = run.total > 0 && Number.isFinite(run.total); // a number of 400 digits is read as infinity
+  $("progress").hidden = !isBounded;
+  if (isBounded) {
     $("bar").max = run.total;
     $("bar").value = run.version;
     const left = run.is_running && run.seconds_left !== null ? `, about ${rough(run.seconds_left)} left` : "";
