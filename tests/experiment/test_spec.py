@@ -310,6 +310,8 @@ CASES = {
     "[evaluation]\nscope = 3": '7: evaluation.scope: must be a string, got 3. Put it in quotes: "3".',
     "[evaluation]\nper_client = 1": "7: evaluation.per_client: must be true or false, got 1. Give one.",
     "[evaluation]\ntarget = 'high'": "7: evaluation.target: must be a number, got 'high'. Give a number.",
+    f"[evaluation]\ntarget = {10**400}": f"7: evaluation.target: must be a number below 1.8e+308, got 1{'0' * 56}.... "
+    "Write fewer digits.",
     "[evaluation]\ntarget = 07:32:00": "7: evaluation.target: must be a number, got datetime.time(7, 32). Give one.",
     "[evaluation]\nname = 'Eval'": "7: evaluation.name: can only be 'Evaluation' here, got 'Eval'. Leave it out.",
     "client = 1": "6: algorithm.client: FedAvg has no parameter 'client', got 1. It has 'local' or 'weights'.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -123,6 +124,9 @@ class Reader:
                 return raw
             remedy = did_you_mean(str(raw), map(str, args)) or "Choose one."
             return self._fault(path, f"must be {one_of(args)}, got {shown(raw)}. {remedy}")
+        if wanted is float and isinstance(raw, int) and abs(raw) > sys.float_info.max:
+            text = f"must be a number below {sys.float_info.max:.2g}, got {shown(raw)}. Write fewer digits."
+            return self._fault(path, text)
         if wanted in _PLAIN:
             return self._base(path) / Path(raw).expanduser() if wanted is Path else wanted(raw)
         if isinstance(raw, list):
