@@ -114,3 +114,29 @@ def test_training_loss_is_smoothed(tmp_path):
     assert raw.get_ydata().tolist() == losses
     assert smooth.get_ydata()[30] == pytest.approx(4 / 7)  # of 27 to 33, the odd ones
     assert smooth.get_ydata()[0] == pytest.approx(2 / 4)
+
+
+def test_many_runs_leave_the_curves_their_room_and_are_told_apart(tmp_path):
+    names = [f"trial number {at:02d} of the learning rate" for at in range(30)]
+    runs = [write_run(tmp_path / str(at), curve(0.01, 50), meta={"name": name}) for at, name in enumerate(names)]
+    for draw in (plots.metric_by_version, plots.metric_by_bytes):
+        figure = draw(runs)
+        figure.draw_without_rendering()
+        axes, one = figure.axes[0], draw(runs[:1])
+        one.draw_without_rendering()
+        assert axes.get_window_extent().height > 0.75 * one.axes[0].get_window_extent().height
+        looks = [(line.get_color(), line.get_marker()) for line in axes.lines]
+        assert len(set(looks)) == len(looks) == 30
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+
+
+def test_a_long_name_keeps_both_ends_and_stays_in_the_figure(tmp_path):
+    name = "a run of federated averaging over sensors of two kinds that have a rather long name, {}"
+    ends = {"a": name.format("one"), "b": name.format("another")}
+    runs = [write_run(tmp_path / at, curve(0.01, 50), meta={"name": name}) for at, name in ends.items()]
+    figure = plots.metric_by_version(runs)
+    figure.draw_without_rendering()
+    shown = figure.legends[0].get_texts()
+    assert all(text.get_text().startswith("a run of federated averaging") for text in shown)
+    assert [text.get_text()[-9:] for text in shown] == ["name, one", ", another"]
+    assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in shown)

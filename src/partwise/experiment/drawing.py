@@ -27,6 +27,7 @@ __all__ = [
     "draw_curves",
     "draw_lines",
     "finish",
+    "look",
     "new_figure",
     "set_ticks",
 ]
@@ -38,6 +39,8 @@ INK, LINE, GRID = "#24292f", "#8c959f", "#e3e6ea"  # of text, of axes, of the gr
 
 _SIZE = (6.4, 4.0)  # inches of 72 units: text of 12 stays readable where a page is as narrow as a phone
 _LEGEND = 70  # letters across a figure
+_LABEL = 60  # letters of a label, beside its line
+_ROWS, _ROW = 3, 0.26  # of a legend, for which a figure has room; inches that one more of them takes
 
 
 class Curve(NamedTuple):
@@ -114,7 +117,7 @@ def draw_curves(
     """Draw the curves that have a finite value; each has its marker at its end, or at every value."""
     kept = [curve for curve in curves if any(math.isfinite(value) for value in curve.y)]
     for curve in kept:
-        colour, marker = COLOURS[curve.at % len(COLOURS)], MARKERS[curve.at % len(MARKERS)]
+        colour, marker = look(curve.at)
         ys = [value if math.isfinite(value) else math.nan for value in curve.y]
         ends = [i for i, value in enumerate(ys) if not math.isnan(value)]
         axes.plot(
@@ -137,18 +140,36 @@ def finish(figure: Figure, axes: Axes, curves: Sequence[Curve], what: str, *, x:
     axes.set(xlabel=x, ylabel=y)
     if len(curves) > 1:
         handles = axes.get_legend_handles_labels()[0]
-        labels = [curve.label for curve in curves]
+        labels = [_label(curve.label) for curve in curves]
+        columns = _columns(labels)
+        wide, high = _SIZE
+        figure.set_size_inches(wide, high + _ROW * max(0, -(-len(labels) // columns) - _ROWS))
         figure.legend(
             handles,
             labels,
             loc="outside upper left",
-            ncols=_columns(labels),
+            ncols=columns,
             fontsize=11,
             handlelength=1.3,
             columnspacing=1.3,
             handletextpad=0.5,
         )
     return figure
+
+
+def look(at: int) -> tuple[str, str]:
+    """Colour and marker of a run: where the colours begin again, each has the next marker.
+
+    Example:
+        >>> look(0) == look(6), look(0)[0] == look(6)[0]
+        (False, True)
+    """
+    return COLOURS[at % len(COLOURS)], MARKERS[(at + at // len(COLOURS)) % len(MARKERS)]
+
+
+def _label(text: str) -> str:
+    """A name that fits across a figure: of a longer one, the beginning and the end, by which runs differ."""
+    return text if len(text) <= _LABEL else f"{text[: _LABEL // 2]}…{text[1 - _LABEL // 2 :]}"
 
 
 def _columns(labels: Sequence[str]) -> int:
