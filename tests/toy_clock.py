@@ -85,7 +85,8 @@ class Clock:
             self.log.append((self.now, event))
             self.state, actions = self.scheduler.step(self.state, event, self.people)
             for action in actions:
-                assert not self.stopped
+                if self.stopped:
+                    break
                 self.log.append((self.now, action))
                 self.act(action)
         return self
@@ -113,7 +114,7 @@ class Clock:
                 self.timers += 1
                 self.most_timers = max(self.timers, self.most_timers)
                 self.push(self.now + seconds, Deadline(self.now + seconds, tag))
-            case Stop(reason):
+            case Stop(reason, version) if self.version >= version:
                 self.stopped = reason
 
     def ask(self, client: int, steps: int, group: int) -> None:

@@ -89,8 +89,9 @@ class Play:
                         flying = {c: i for c, i in flying.items() if c not in clients}
                     case After(after, tag):
                         heapq.heappush(queue, (now + after, next(numbers), Deadline(now + after, tag)))
-                    case Stop(reason):
+                    case Stop(reason, version) if len(self.commits) >= version:
                         self.reason, self.ended = reason, now
+                        break
             if asked(actions):
                 self.cohorts.append((now, asked(actions)))
             self.most_timers = max(self.most_timers, sum(isinstance(e, Deadline) for _, _, e in queue))

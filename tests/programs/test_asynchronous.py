@@ -15,7 +15,7 @@ from partwise.algorithms import CrossTier, FedAvg, FedSubAvg, Mixing
 from partwise.core.aggregate import sum_updates
 from partwise.core.algorithm import Algorithm, Task
 from partwise.core.codec import decode, encode
-from partwise.core.errors import CompositionError
+from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.index import Coords
 from partwise.core.population import Fate, Profile
 from partwise.core.program import SERVER
@@ -415,10 +415,10 @@ class Picky:
 def test_a_scheduler_counts_no_version_for_a_commit_that_came_to_nothing(scheduler):
     people = parabolas(A, B, sizes=(3, 1, 2, 5))
     people.profiles = {i: Profile(0.3 + 0.2 * i) for i in range(N)}
-    algorithm, picky = FedAvg(full_batch(STEPS, LR), weights="uniform"), {"model": Picky((2, 5))}
+    algorithm, picky = FedAvg(full_batch(STEPS, LR), weights="uniform"), {"model": Picky((2, 5, 11, 12))}
     of = star_of(algorithm, number_model(2.0), people, scheduler, aggregators=picky)
     _, log = run(of)
-    assert len(log.of("skipped")) == 2
+    assert len(log.of("skipped")) == 4  # of which the last two would have been the ninth version
     assert [c["version"] for c in log.of("commit")] == list(range(1, 10))
     if isinstance(scheduler, FedFix | Tiered):
         return  # whose scales do not depend on the version
@@ -427,6 +427,45 @@ def test_a_scheduler_counts_no_version_for_a_commit_that_came_to_nothing(schedul
         share = scheduler.alpha * len(late) / N if isinstance(scheduler, FedCompass) else 1.0
         expected = [share * (1 + u) ** -0.5 for u in late]
         assert commit.get("scales", [1.0] * len(late)) == pytest.approx(expected)
+
+
+@dataclass(frozen=True)
+class Breaking(OneMessage):
+    """Some exchanges, by how many came before, come to nothing once all have answered."""
+
+    breaks: tuple[int, ...] = ()
+    before: list[int] = field(default_factory=lambda: [0])
+
+    def server(self, cohort: Sequence[int], params: Any, session: int) -> Any:
+        self.before[0] += 1
+        total = yield from OneMessage.server(self, cohort, params, session)
+        if self.before[0] - 1 in self.breaks:
+            raise ProtocolError("too few are left")
+        return total
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FedBuff(buffer=2, concurrency=4, staleness=Constant(), replace="commit", versions=4),
+        FedBuff(buffer=1, concurrency=4, staleness=Constant(), versions=4),
+        Tiered(tiers=2, cohort=2, versions=4),
+    ],
+    ids=repr,
+)
+def test_a_run_ends_with_its_last_version_where_exchanges_come_to_nothing(scheduler):
+    """While one exchange is under way, replies for others come: the last two break, and one while others wait."""
+    clients = parabolas(A, B)
+    clients.profiles = {i: Profile(1.0 + 0.1 * i, 100.0, 100.0) for i in range(N)}
+    algorithm, channel = FedAvg(full_batch(STEPS, LR), weights="uniform"), Breaking(breaks=(2, 4, 5))
+    log = Log()
+    of = Star(algorithm, scheduler, number_model(), clients, channel)
+    _, reason = Simulate().run(of.programs(), clients, log)
+    assert [record.kind for record in log.records if record.kind in ("commit", "skipped")] == [
+        *("commit", "commit", "skipped", "commit", "skipped", "skipped", "commit")
+    ]
+    assert [c["version"] for c in log.of("commit")] == [1, 2, 3, 4]
+    assert (reason, log.records[-1].kind) == ("done", "commit")
 
 
 # What an exchange takes is no part of the next round

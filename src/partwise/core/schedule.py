@@ -158,9 +158,16 @@ class After(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """The run is over."""
+    """The run is over; what is said after it is not done.
+
+    Args:
+        reason: why.
+        version: with this version, and not before. Said after a `Commit` that makes the last one: if that came to
+            nothing, what is said after this is done, and the run goes on.
+    """
 
     reason: str = "done"
+    version: int = 0
 
 
 Action = Dispatch | Accept | Commit | Discard | GiveUp | After | Stop

@@ -309,7 +309,7 @@ class ServerProgram:
         queue = deque([*self._waiting, *actions])
         errand: list[Any] = []  # what a relay is to send to clients
         self._waiting = []
-        while queue:
+        while queue and not node.stopped:
             if self._session is not None:
                 self._waiting = list(queue)
                 return
@@ -328,9 +328,9 @@ class ServerProgram:
                     self._give_up(node, clients, effects)
                 case After(seconds, tag):
                     effects.append(Send(message.me, Wake(tag), after=seconds))
-                case Stop(reason):
-                    node.stopped = True
-                    effects.append(Halt(reason))
+                case Stop(reason, version):
+                    node.stopped = node.version >= version  # else the commit before it came to nothing
+                    effects += [Halt(reason)] if node.stopped else []
                 case _:
                     raise no_action(self._star.scheduler, "acts by actions as of partwise.core.schedule", action)
         if errand:

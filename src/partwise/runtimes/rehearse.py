@@ -202,6 +202,8 @@ class _Rehearsal:
                     self._dispatch(action, now)
                 else:
                     self._act(action, now)
+                if self._is_stopped:
+                    break
         found.seconds = max(now, 0.0)
         found.committed, found.staleness = _counted(self._whose), _counted(self._stale)
         return found

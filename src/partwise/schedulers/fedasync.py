@@ -17,6 +17,7 @@ from partwise.schedulers.flights import (
     answered_,
     check_at_least,
     check_end,
+    ending,
     is_deserted,
     news_,
     set_alarm_,
@@ -136,8 +137,7 @@ class FedAsync(Scheduler):
             now, reply, began = event
             flights.chosen = self.choice.heard(flights.chosen, reply, now - began)
             actions, freed = self._committed(state, event, roster), [reply.client]
-            if self.versions and state.version >= self.versions:
-                return state, [*actions, Stop()]
+            actions = ending(actions, self.versions, state.version)
         else:
             lost, woken, actions, end = news_(flights, event, self, self.choice)
             freed = lost + woken

@@ -16,6 +16,7 @@ from partwise.schedulers.flights import (
     answered_,
     check_at_least,
     check_end,
+    ending,
     is_deserted,
     news_,
     set_alarm_,
@@ -127,8 +128,7 @@ class FedBuff(Scheduler):
             now, reply, began = event
             flights.chosen = self.choice.heard(flights.chosen, reply, now - began)
             freed, actions = self._kept_(state, reply)
-            if self.versions and state.version >= self.versions:
-                return state, [*actions, Stop()]
+            actions = ending(actions, self.versions, state.version)
         else:
             lost, woken, actions, end = news_(flights, event, self, self.choice)
             freed = lost + woken

@@ -33,6 +33,7 @@ from partwise.schedulers.flights import (
     ask_,
     check_at_least,
     check_end,
+    ending,
     is_deserted,
     news_,
     set_alarm_,
@@ -178,21 +179,16 @@ class FedCompass(Scheduler):
             actions, end = self._moved_(state, event, roster)
             if end:
                 return state, [*actions, Stop(end)]
-        if self._is_done(state):
-            return state, [*(a for a in actions if isinstance(a, Commit)), Stop()]
+        actions = ending(actions, self.versions, state.version)
         if is_deserted(state.flights):
             return state, [*actions, Stop(NOBODY)]
         return state, actions + set_alarm_(state.flights, event.now, self)
-
-    def _is_done(self, state: Compass) -> bool:
-        return 0 < self.versions <= state.version
 
     def _moved_(self, state: Compass, event: Event, roster: Roster) -> tuple[list[Action], str]:
         """Take losses and the alarm in; also why the run is over."""
         lost, woken, actions, end = news_(state.flights, event, self)
         for client in () if end else lost:
-            if not self._is_done(state):
-                actions += self._left_(state, client, event.now, roster)
+            actions += self._left_(state, client, event.now, roster)
         for client in () if end else lost + woken:
             actions += self._sent_(state, client, event.now, roster)
         return actions, end

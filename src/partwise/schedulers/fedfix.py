@@ -34,6 +34,7 @@ from partwise.schedulers.flights import (
     ask_,
     check_at_least,
     check_end,
+    ending,
     is_deserted,
     news_,
     set_alarm_,
@@ -160,9 +161,7 @@ class FedFix(Scheduler):
             state.opened = event.now
             actions = self._asked_(state, event.now, roster.clients, roster)
         elif isinstance(event, Deadline) and event.tag == _TICK:
-            actions = self._closed_(state, event.now, roster)
-            if 0 < self.versions <= state.version:
-                return state, [*(a for a in actions if isinstance(a, Commit)), Stop()]
+            actions = ending(self._closed_(state, event.now, roster), self.versions, state.version)
         else:
             lost, woken, actions, end = news_(flights, event, self)
             if end:

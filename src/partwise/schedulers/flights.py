@@ -15,12 +15,14 @@ from partwise.core.schedule import (
     Action,
     After,
     Arrived,
+    Commit,
     Deadline,
     Dispatch,
     Event,
     GiveUp,
     Lost,
     Skipped,
+    Stop,
 )
 from partwise.schedulers.choice import Choice
 
@@ -36,6 +38,7 @@ __all__ = [
     "ask_",
     "check_at_least",
     "check_end",
+    "ending",
     "is_deserted",
     "news_",
     "set_alarm_",
@@ -138,6 +141,20 @@ def uncounted_(state: Counting, event: Event) -> bool:
         return False
     state.version -= 1
     return True
+
+
+def ending(actions: list[Action], versions: int, made: int) -> list[Action]:
+    """The actions, of which a commit that makes the last version ends the run.
+
+    Whether it makes one is known when its rule has seen the updates, or its exchange is over. So what would follow is
+    said as well, after the end.
+    """
+    if not 0 < versions <= made:
+        return actions
+    last: list[Action] = []
+    for action in actions:
+        last += [action, Stop(version=versions)] if isinstance(action, Commit) else [action]
+    return last
 
 
 def is_deserted(flights: Flights) -> bool:

@@ -17,6 +17,7 @@ from partwise.schedulers.flights import (
     ask_,
     check_at_least,
     check_end,
+    ending,
     is_deserted,
     news_,
     set_alarm_,
@@ -144,8 +145,7 @@ class Tiered(Scheduler):
                     actions += act(state, whom, now, roster)
         if not state.tiers and is_deserted(flights):
             actions += self._split_(state, now, roster)
-        if 0 < self.versions <= state.version:
-            return state, [*(a for a in actions if isinstance(a, Commit)), Stop()]
+        actions = ending(actions, self.versions, state.version)
         if is_deserted(flights):
             return state, [*actions, Stop(NOBODY)]
         return state, actions + set_alarm_(flights, now, self)

@@ -189,6 +189,8 @@ class _Run:
             with trying(part, "acts by a list of actions, which hold replies of Arrived events"):
                 for action in actions:
                     self._act(event.now, action)
+                    if self.reason is not None:
+                        break
             if self.reason is not None:
                 break
         self._stops(most)
@@ -258,8 +260,8 @@ class _Run:
                 self._give_up(clients)
             case After(seconds, tag):
                 self._after(now, seconds, tag)
-            case Stop(reason):
-                self.reason = reason
+            case Stop(reason, version):
+                self.reason = reason if self.num_commits >= version else None
             case _:
                 rule = "acts by Dispatch, Accept, Commit, Discard, GiveUp, After and Stop"
                 expect(False, self.part, rule, got=action, remedy="Return those")
