@@ -92,7 +92,6 @@ class AdaptiveClip(Around):
     def weight(self, site: Site) -> float:
         return 1.0
 
-
     def receive(
         self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site
     ) -> Mapping[str, Values]:
