@@ -43,6 +43,7 @@ def test_curves_show_the_record(tmp_path):
     axes = plots.metric_by_width(runs[:1]).axes[0]
     assert axes.lines[0].get_xdata().tolist() == [0.25, 0.5, 1.0]
     assert axes.lines[0].get_ydata().tolist() == pytest.approx([0.59, 0.69, 0.74])
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.25", "0.5", "1"]
     values, edges, _ = plots.participation(runs[:1]).axes[0].patches[0].get_data()
     assert values.tolist() == [1, 1, 1, 1]  # client 2 never, 3 once, 1 twice, 0 three times
     assert edges.tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5]

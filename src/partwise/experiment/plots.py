@@ -124,15 +124,19 @@ def metric_by_width(runs: Iterable[RunLike], metric: str | None = None) -> Figur
     for at, run in enumerate(read):
         found = run.by_width(name)
         curves.append(Curve(run.label, at, [ratio for ratio, _ in found], [value for _, value in found]))
-    return draw_lines(
+    figure = draw_lines(
         curves,
         "metric_by_width",
         x="Width of the model, as a share of every layer",
         y=title_of(name),
-        tick=lambda value: f"{value:g}",
         is_log=True,
         all_markers=True,
     )
+    (axes,) = figure.axes
+    widths = sorted({ratio for curve in curves for ratio in curve.x})
+    axes.set_xticks(widths, [f"{ratio:g}" for ratio in widths])
+    axes.minorticks_off()
+    return figure
 
 
 def training_loss(runs: Iterable[RunLike]) -> Figure:
