@@ -180,6 +180,14 @@ def test_scale_of_what_is_sent_does_not_matter():
             assert torch.allclose(v, many.values()[name], atol=1e-12)
 
 
+@pytest.mark.parametrize(("tiny", "dtype"), [(1e-41, torch.float32), (1e-150, torch.float64), (1e-5, torch.float16)])
+def test_however_little_is_sent_the_step_has_the_length_of_the_gradient(tiny, dtype):
+    """What 1e-41 is multiplied by is no float32."""
+    part, params = ZenoPlusPlus(rate=0.1, probe=example_probe()), {"w": torch.tensor([4.0, 0.0], dtype=dtype)}
+    sent = [Update(Whole({"w": (2,)}), {"w": torch.tensor([-tiny, 0.0], dtype=dtype)})]
+    assert aggregate(part, sent, params).values()["w"].tolist() == pytest.approx([-0.4, 0.0], rel=1e-3)
+
+
 def test_epsilon_and_rho_are_a_threshold_on_the_cosine():
     """cos(v, g) >= ρ / γ - ε / ‖v‖²."""
     for degrees in range(0, 181, 7):

@@ -20,7 +20,7 @@ from partwise.core.model import Params, Values
 from partwise.core.population import Census
 from partwise.core.probe import MakeProbe, Probe
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update, norm, scale
+from partwise.core.update import Update, map_values, norm
 
 __all__ = ["Zeno", "ZenoPlusPlus", "ZenoState"]
 
@@ -220,7 +220,8 @@ class ZenoPlusPlus:
         along = -cross * target / length  # <v, g~>
         if self.rate * along - self.rho * target**2 + self.rate * self.epsilon < 0:
             return None
-        return scale(update, self.rate * target / length)
+        factor = self.rate * target / length  # of a tiny update it may be no float32
+        return map_values(update, lambda v: (v.double() * factor).to(v))
 
     def probed(self, make: MakeProbe) -> ZenoPlusPlus:
         """The same with a probe."""
