@@ -128,6 +128,16 @@ def test_flag_turns_with_a_rotation():
     assert value(part, (rows @ turn).tolist()) == pytest.approx((base @ turn).tolist(), abs=1e-7)
 
 
+@pytest.mark.parametrize("clip", [True, False])
+def test_flag_with_an_update_of_next_to_no_length(clip):
+    """As with one that is zero: its own share of the sum is nothing, and what Y would need of it is no float32."""
+    rows = [[2.0, 0.0, 0.0], [1.0, 1.0, 0.0], [4.0, 1.0, 0.0], [1.5, 0.5, 0.2]]
+    part = FlagAggregator(clip=clip)
+    got, zero = (value(part, [*rows, [0.0, last, last]], torch.float32) for last in (1e-42, 0.0))
+    assert got == pytest.approx(zero, rel=1e-5)
+    assert all(map(math.isfinite, zero))
+
+
 def test_flag_with_nothing_to_go_by():
     assert value(FlagAggregator(), [[0.0, 0.0]] * 4) == [0.0, 0.0]
     assert value(FlagAggregator(), [[0.0, 0.0], *[[1.0, 2.0]] * 3]) == pytest.approx([0.75, 1.5])
