@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -112,6 +114,14 @@ def test_what_is_left_to_autograd(name):
     jobs = LEFT_TO_AUTOGRAD[name]().jobs(dtype=torch.float32)
     assert tape_of(jobs[0]) is None
     check_jobs(Plain(), jobs)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_what_is_left_out_by_other_generators_is_left_to_autograd(draw):
+    """The draw decides nothing here, so that no trial would come to something else."""
+    drawing = case(conv(), Function(lambda x: x.tanh() if draw() < 2 else x)).jobs()
+    assert tape_of(drawing[0]) is None
+    assert tape_of(case(conv(), Function(torch.tanh)).jobs()[0]) is not None
 
 
 @pytest.mark.parametrize("plan", [{"optimizer": AdamW(0.01)}, {"optimizer": SGD(0.1, momentum=0.9)}, {"batch_size": 0}])

@@ -10,10 +10,12 @@ Shapes: A clients, b examples of each.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -85,12 +87,19 @@ def recorded(
     columns = {name: t.view_as(t) for name, t in batch.items()}
     recorder = _Recorder(own, columns, names, rules)
     device = next((t.device for t in own.values()), torch.device("cpu"))
-    before = states_of_chance(device)
+    before, elsewhere = states_of_chance(device), _chance_elsewhere()
     with torch.no_grad(), recorder:
         found = model.outputs(own, columns) if outputs else model.losses(own, columns)
-    if not all(map(torch.equal, before, states_of_chance(device))):  # a number that was drawn decides what comes next
+    is_drawn = elsewhere != _chance_elsewhere() or not all(map(torch.equal, before, states_of_chance(device)))
+    if is_drawn:  # a number that was drawn decides what comes next
         raise UnstackableError("what draws at random has no gradient here")
     return recorder.tape(found, is_wanted=not outputs)
+
+
+def _chance_elsewhere() -> tuple[object, ...]:
+    """The states of Python's and numpy's generators, which some models draw from."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - that of the functions that draw from the global one
+    return random.getstate(), name, np.asarray(keys).tobytes(), *rest
 
 
 class _Recorder(TorchFunctionMode):
