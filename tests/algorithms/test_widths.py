@@ -118,6 +118,39 @@ def test_factors_find_linear_maps_by_type():
     assert input_factors(named, 0, 2.0) == dict.fromkeys(["up.weight", "out.weight"], 2.0)
 
 
+def test_a_bag_is_a_table_whose_rows_are_added():
+    bag = Model(lambda: nn.EmbeddingBag(7, 6), CrossEntropy(), widths={"weight": (None, "e")})
+    assert output_factors(bag, 0, 4.0) == {"weight": 4.0}
+    assert input_factors(bag, 0, 4.0) == {}
+
+
+@pytest.mark.parametrize("first", ["table", "out"])
+@pytest.mark.parametrize("factors", [output_factors, input_factors])
+def test_one_parameter_cannot_be_scaled_for_one_of_two_layers(first, factors):
+    """A layer that gives one logit per row of the table: only what the table makes, or what it takes, is scaled."""
+
+    def tied():
+        layers = {"table": nn.Embedding(7, 6), "out": nn.Linear(6, 7)}
+        layers["out"].weight = layers["table"].weight
+        return nn.ModuleDict({name: layers[name] for name in sorted(layers, key=lambda name: name != first)})
+
+    named = Model(tied, CrossEntropy(), widths={f"{first}.weight": (None, "e"), "out.bias": (None,)})
+    with pytest.raises(
+        CompositionError, match=rf"Model\(widths\['{first}.weight'\]\): a thinner model scales what some"
+    ):
+        factors(named, 0, 2.0)
+
+
+def test_one_parameter_is_scaled_for_layers_that_are_alike():
+    def twice():
+        one, other = nn.Embedding(7, 6), nn.Embedding(7, 6)
+        other.weight = one.weight
+        return nn.ModuleList([one, other])
+
+    named = Model(twice, CrossEntropy(), widths={"0.weight": (None, "e")})
+    assert output_factors(named, 0, 2.0) == {"0.weight": 2.0}
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 _MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # weight (out, in, ...)
+_TABLES = (nn.Embedding, nn.EmbeddingBag)  # weight (rows, out)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # weight (in, out, ...)
 
 
@@ -221,32 +222,43 @@ def held_bytes(model: Model, like: Params, ratio: float) -> int:
 
 def output_factors(model: Model, seed: int, factor: float) -> dict[str, float]:
     """Parameter -> factor, for weight and bias of every linear map or table whose output is a named width."""
-    return {name: factor for name, axis in _axes(model, seed, output=True).items() if _is_named(model, name, axis)}
+    return dict.fromkeys(_scaled(model, seed, output=True), factor)
 
 
 def input_factors(model: Model, seed: int, factor: float) -> dict[str, float]:
     """Parameter -> factor, for the weight of every linear map whose input is a named width."""
-    return {name: factor for name, axis in _axes(model, seed, output=False).items() if _is_named(model, name, axis)}
+    return dict.fromkeys(_scaled(model, seed, output=False), factor)
 
 
-def _is_named(model: Model, name: str, axis: int) -> bool:
-    return name in model.widths and model.widths[name][axis] is not None
+def _scaled(model: Model, seed: int, *, output: bool) -> list[str]:
+    """The parameters that make outputs, or take inputs, of a named width.
+
+    Raises:
+        CompositionError: one that another layer uses otherwise.
+    """
+    module, names, uses = model.build(seed), dict[int, str](), dict[str, set[bool]]()
+    for name, t in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(t), name)  # as the model calls it
+    for layer in module.modules():
+        for key, t in layer.named_parameters(recurse=False):
+            name, axis = names[id(t)], _axis(layer, key, output=output)
+            entries = model.widths.get(name, ())
+            uses.setdefault(name, set()).add(axis is not None and bool(entries) and entries[axis] is not None)
+    for name, found in uses.items():
+        if len(found) > 1:
+            raise CompositionError(
+                f"Model(widths[{name!r}]): a thinner model scales what some layers make of it and not what others do, "
+                "got one parameter for all of them. Give each layer its own, or use HeteroFL(scaler=False)."
+            )
+    return [name for name, found in uses.items() if True in found]
 
 
-def _axes(model: Model, seed: int, *, output: bool) -> dict[str, int]:
-    """Parameter of a linear map -> the axis that runs over its outputs, or over its inputs."""
-    found: dict[str, int] = {}
-    for path, module in model.build(seed).named_modules():
-        prefix = f"{path}." if path else ""
-        if isinstance(module, _MAPS):
-            found[f"{prefix}weight"] = 0 if output else 1
-        elif isinstance(module, _TRANSPOSED):
-            found[f"{prefix}weight"] = 1 if output else 0
-        elif isinstance(module, nn.Embedding) and output:
-            found[f"{prefix}weight"] = 1
-            continue
-        else:
-            continue
-        if output:
-            found[f"{prefix}bias"] = 0
-    return found
+def _axis(layer: nn.Module, key: str, *, output: bool) -> int | None:
+    """The axis of a linear map's or table's parameter that runs over its outputs, or over its inputs."""
+    if isinstance(layer, _TABLES):
+        return 1 if output and key == "weight" else None
+    if not isinstance(layer, _MAPS + _TRANSPOSED) or key not in ("weight", "bias"):
+        return None
+    if key == "bias":
+        return 0 if output else None
+    return int(output == isinstance(layer, _TRANSPOSED))
