@@ -13,6 +13,7 @@ from partwise.core.errors import CheckpointError, DataError
 from partwise.experiment.compare import by_time, compare
 from partwise.experiment.headline import headline, sentence
 from partwise.experiment.runs import read_run, read_runs
+from partwise.experiment.store import RunStore
 from toy_runs import write_run
 
 # version, seconds, uplink, downlink, score
@@ -74,6 +75,20 @@ def test_uplink_share_counts_answered_and_refused_tasks(slow, quick):
     first, second = compare([slow, quick])
     assert first.uplink_share == 15_000 / 12 / 1000
     assert second.uplink_share == 330 / 6 / 1000  # five replies and one refused; a lost client sent nothing
+
+
+def test_uplink_share_leaves_out_tasks_after_the_last_version(tmp_path):
+    """The run ended in its next version: the bytes of what was answered for that are not on record."""
+    population = {"model": {"parameters": 100, "bytes": 1000}}
+    two = write_run(
+        tmp_path / "two", [(0, 0.0, 0, 0, 0.5), (1, 1.0, 600, 900, 0.6)], replies=[0, 1, 2], population=population
+    )
+    none = write_run(tmp_path / "none", [(0, 0.0, 0, 400, 0.5)], replies=[0, 1, 2], population=population)
+    for folder in (two, none):
+        with RunStore(folder) as store:
+            store.append_replies([(2, 4, 50, 20, 640, 0, 0, 0.0, 0.25, 0.75, 1.0, 0.5, 0)])
+            store.append_events([(1.0, "refused", {"client": 5, "version": 1, "reason": "nan"})])
+    assert [row.uplink_share for row in compare([two, none])] == [600 / 3 / 1000, None]
 
 
 def test_uplink_share_needs_the_model(tmp_path):

@@ -179,7 +179,6 @@ def _last(points: Sequence[Point]) -> float | None:
 
 
 def _uplink_share(run: Run) -> float | None:
-    tasks = sum(run.answers.values()) + sum(t.kind == "refused" for t in run.troubles)
-    if not tasks or not run.model_bytes:
+    if not run.model_bytes or not run.answered:
         return None
-    return run.last.uplink / tasks / run.model_bytes
+    return run.last.uplink / run.answered / run.model_bytes

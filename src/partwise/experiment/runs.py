@@ -136,6 +136,13 @@ class Run:
         return read_spans(self.folder)
 
     @cached_property
+    def answered(self) -> int:
+        """Tasks that clients answered before the last version on record, whose bytes are those that it tells."""
+        with RunStore(self.folder, "read") as store:
+            taken = store.answered(self.last.version)
+        return taken + sum(t.kind == "refused" and t.version < self.last.version for t in self.troubles)
+
+    @cached_property
     def commits(self) -> Sequence[Committed]:
         """The versions, read from the folder when they are asked for."""
         return read_commits(self.folder)

@@ -319,6 +319,10 @@ class RunStore:
         """Client -> how many of its replies arrived, counted by the database: there may be millions."""
         return dict(self._all("SELECT client, count(*) FROM replies GROUP BY client"))
 
+    def answered(self, version: int) -> int:
+        """How many replies arrived before this version was made."""
+        return int(self._all("SELECT count(*) FROM replies WHERE version <= ?", (version,))[0][0])
+
     def reply_times(self) -> list[tuple[Any, ...]]:
         """Of every reply: client, id, and when it began, was fetched, trained and arrived."""
         return self._rows("SELECT client, id, began, fetched, trained, arrived FROM replies ORDER BY rowid", {})
