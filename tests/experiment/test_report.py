@@ -162,6 +162,13 @@ def test_nothing_is_said_of_time_where_there_is_none(tmp_path):
     assert "How often clients were committed" not in page.words  # all alike
 
 
+def test_the_table_says_which_time_it_has(tmp_path):
+    for runtime, clock in (("Simulate()", "is virtual"), ("Processes(workers=2)", "is that on the runs’ clocks")):
+        run = write_run(tmp_path / runtime[:4], curve(0.03, 60), meta={"runtime": runtime})
+        page = report(tmp_path / "x.html", run)
+        assert any(f"from and to all clients; time {clock}. An" in words for words in page.words)
+
+
 def test_many_clients_show_both_ends(tmp_path):
     scores = [(c, c / 100, 10 + c) for c in range(57)]
     run = write_run(tmp_path / "run", curve(0.01, 50), clients=scores)

@@ -119,6 +119,7 @@ def _page(runs: Sequence[Run], rows: Sequence[Row], out: Path, target: float | N
         "quality": _drawn(about_quality(runs, rows)),
         "over_clients": _drawn(about_clients(runs, rows)),
         "time": _time(runs),
+        "clock": "time is virtual" if all(run.is_virtual for run in runs) else "time is that on the runs’ clocks",
         "data": _data(runs),
         "runs": [_run(run, row, at) for at, (run, row) in enumerate(pairs)],
         "commands": [*(text for text, is_command in commands if is_command), report],
