@@ -141,3 +141,18 @@ def test_a_long_name_keeps_both_ends_and_stays_in_the_figure(tmp_path):
     assert all(text.get_text().startswith("a run of federated averaging") for text in shown)
     assert [text.get_text()[-9:] for text in shown] == ["name, one", ", another"]
     assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in shown)
+
+
+def test_what_is_counted_has_ticks_at_whole_numbers(tmp_path):
+    """Also where there is little to count: no round is round 0.5, and nobody gave -0.25 answers."""
+    for last in (0, 1, 4):
+        values = [(v, 0.5 * v, 10 * v, 10 * v, 0.1 * v) for v in range(last + 1)]
+        commits = [(1.0, [1], [0])] * last
+        about = {"num_clients": 3}
+        run = write_run(tmp_path / str(last), values, losses=[1.0], replies=[1, 2], commits=commits, meta=about)
+        axes = [plots.metric_by_version([run]).axes[0].xaxis, plots.training_loss([run]).axes[0].xaxis]
+        axes += [plots.participation([run]).axes[0].xaxis, plots.participation([run]).axes[0].yaxis]
+        axes += [plots.fairness([run]).axes[0].yaxis] if last else []
+        for axis in axes:
+            assert all(tick == round(tick) for tick in axis.get_majorticklocs())
+    assert any(tick != round(tick) for tick in plots.metric_by_version([run]).axes[0].yaxis.get_majorticklocs())

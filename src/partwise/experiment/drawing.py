@@ -138,6 +138,9 @@ def finish(figure: Figure, axes: Axes, curves: Sequence[Curve], what: str, *, x:
     if not curves:
         raise LookupError(f"{what}: these runs recorded nothing to draw. See Result.table() for what they did.")
     axes.set(xlabel=x, ylabel=y)
+    for axis, at in ((axes.xaxis, "x"), (axes.yaxis, "y")):
+        if axis.get_scale() == "linear" and all(isinstance(v, int) for curve in curves for v in getattr(curve, at)):
+            _whole(axis)
     if len(curves) > 1:
         handles = axes.get_legend_handles_labels()[0]
         labels = [_label(curve.label) for curve in curves]
@@ -195,6 +198,13 @@ def set_ticks(axis: Any, text: Callable[[float], str], *, is_log: bool) -> None:
     else:
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(text(value))))
+
+
+def _whole(axis: Any) -> None:
+    """Ticks of what is counted, at whole numbers: there is no round 0.5."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
 
 
 def _plain(text: str) -> str:

@@ -293,7 +293,7 @@ def fairness(runs: Iterable[RunLike]) -> Figure:
         if sum(often) and often[0] < often[-1]:
             picked, last = _thinned(often), len(often) - 1
             label = f"{run.label} (Gini {gini(often):.2f})"
-            curves.append(Curve(label, at, [100 * i / last for i in picked], [float(often[i]) for i in picked]))
+            curves.append(Curve(label, at, [100 * i / last for i in picked], [often[i] for i in picked]))
     x = f"Clients from least to most often; Gini {curves[0].label[-5:-1]}" if len(curves) == 1 else _LEAST_TO_MOST
     return draw_lines(curves, "fairness", x=x, y="Commits with a client’s update", tick=lambda v: f"{v:.0f} %")
 
