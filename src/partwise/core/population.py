@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partwise.core.codec import register
-from partwise.core.errors import CompositionError
+from partwise.core.errors import CompositionError, DataError
 from partwise.core.schedule import are_there
 
 __all__ = [
@@ -30,7 +30,10 @@ __all__ = [
     "Profile",
     "Reals",
     "Roll",
+    "check_clients",
 ]
+
+_MOST = 2**31 - 1  # what a run's log has room for
 
 Client = int
 Reals = NDArray[np.float64]
@@ -162,7 +165,7 @@ class Population(Protocol):
 
     @property
     def clients(self) -> Sequence[Client]:
-        """The clients' numbers, ascending."""
+        """The clients' numbers: Python's own, from 0 on and below 2**31, ascending without repeats."""
         ...
 
     def data(self, client: Client) -> Dataset:
@@ -222,6 +225,26 @@ class Population(Protocol):
     def name(self, client: Client) -> str:
         """What a person would call the client: a module, a role, a row of a table."""
         return str(client)
+
+
+def check_clients(population: Population) -> None:
+    """Refuse clients that are not numbered as a run must have them: numbers below 0 are those of the server.
+
+    Raises:
+        DataError: it names the first such client.
+    """
+    clients = population.clients
+    if isinstance(clients, range) and clients.step == 1 and clients.start >= 0 and clients.stop <= _MOST + 1:
+        return
+    last = -1
+    for client in clients:
+        if type(client) is not int or not last < client <= _MOST:
+            got = f"{client!r}{f' after {last}' if last >= 0 else ''}"
+            raise DataError(
+                f"{type(population).__name__}.clients: must be numbers of Python's int, from 0 to {_MOST}, ascending "
+                f"without repeats, got {got}. range(N) numbers N clients; `name` may say who each of them is."
+            )
+        last = client
 
 
 _OF_TIME = ("profile", "next_available", "available_until", "fate")

@@ -19,7 +19,7 @@ from partwise.core.errors import CompositionError
 from partwise.core.index import Index
 from partwise.core.limits import Noise, Side, check_noise, stages
 from partwise.core.model import Model, Params, like
-from partwise.core.population import Census, Client, Counts, Dataset, Population, Roll
+from partwise.core.population import Census, Client, Counts, Dataset, Population, Roll, check_clients
 from partwise.core.probe import ModelProbe, Probe, probed
 from partwise.core.program import RELAY, SERVER, NodeId, Program
 from partwise.core.schedule import Roster, Scheduler
@@ -56,6 +56,7 @@ class Star:
 
     Raises:
         CompositionError: parts that do not fit together.
+        DataError: clients that are not numbered as a run must have them.
     """
 
     algorithm: Algorithm
@@ -77,6 +78,7 @@ class Star:
     def __post_init__(self) -> None:
         if self.on_refused not in ("skip", "stop"):
             raise ValueError(f"Star(on_refused={self.on_refused!r}): must be 'skip' or 'stop'. Choose one.")
+        check_clients(self.population)
         object.__setattr__(self, "algorithm", probed(self.algorithm, self._probe))
         for kind in self.scheduler.state_types:
             register(kind)
