@@ -268,6 +268,17 @@ def test_geometric_median_is_optimal_however_far_the_faulty_are(size):
     assert pull(value(part, rows.tolist()), rows.tolist()) < 1e-6
 
 
+@pytest.mark.parametrize("size", [1e3, 1e9, 1e16, 1e20, 1e30])
+def test_medoid_is_told_from_others_however_far_the_faulty_are(size):
+    """‖r u - v‖ is r - ⟨u, v⟩ for large r: what the far ones add to the sums of two others differs by that alone."""
+    for seed in range(5):
+        honest, way = rows_of(7, 6, seed=seed), rows_of(3, 6, seed=seed + 20)
+        way /= way.norm(dim=1, keepdim=True)
+        sums = [sum(math.dist(v, w) for w in honest) - float((way @ v).sum()) for v in honest]
+        best = honest[min(range(7), key=sums.__getitem__)].tolist()
+        assert value(Medoid(), [*honest.tolist(), *(size * way).tolist()]) == best
+
+
 def test_geometric_median_of_equal_updates_is_what_they_are_whatever_else_is_sent():
     rows = [[0.1, 0.7]] * 4 + [[1e18, -1e3], [-1e200, 2.0], [5.0, 1e30]]
     assert value(GeometricMedian(), rows) == pytest.approx([0.1, 0.7], rel=1e-12)

@@ -177,7 +177,8 @@ class Medoid:
     """The one update with the smallest sum of distances to all others.
 
     Submodels are compared as in `Krum`; those that share too little do not count for one another, and of two with the
-    same number of others, the one with the smaller sum is taken. Nothing but what it holds moves.
+    same number of others, the one with the smaller sum is taken. Whoever is 1e8 times as far away as is usual counts as
+    if it were that far, so that sums keep the digits of the others. Nothing moves but what the one taken holds.
 
     Args:
         min_overlap: as in `Krum`.
@@ -208,13 +209,23 @@ class Medoid:
     ) -> tuple[Update, Any]:
         assert not isinstance(got, Sum)
         updates, squared = compared(got, params, max(0, (len(got) - 1) // 2), self, min_overlap=self.min_overlap)
-        apart = squared.sqrt()
-        is_near = apart < torch.inf
-        num = is_near.sum(1)
-        sums = torch.where(is_near, apart, 0.0).sort(dim=1).values.sum(1)  # so that no order of rows shows in it
+        num = (squared < torch.inf).sum(1)
+        apart = _told_apart(updates, params, squared).sqrt()
+        # Sorted, so that no order of rows shows in the sums.
+        sums = torch.where(apart < torch.inf, apart, 0.0).sort(dim=1).values.sum(1)
         sums = torch.where(num == num.max(), sums, torch.inf) if len(updates) else sums
         chosen = [updates[i] for i in ranked(sums, updates)[:1]]
         return averaged(chosen, params), state
+
+
+def _told_apart(updates: list[Update], params: Params, squared: Tensor) -> Tensor:
+    """Distances of which none is too far for sums to keep the digits of the others."""
+    typical = _typical(squared)[2] if updates else 0.0
+    if not typical > 0:
+        return squared
+    if is_whole(updates, params):
+        return _drawn_in(updates, params, squared)[1]
+    return torch.where(squared < torch.inf, squared.clamp(max=(_FAR * typical) ** 2), squared)
 
 
 def _normal(weights: Tensor) -> Tensor:
