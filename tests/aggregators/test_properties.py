@@ -299,6 +299,16 @@ def test_geometric_median_goes_with_two_of_four(size):
     assert objective(rows[2], rows) < objective([size / 2, size / 2], rows)
 
 
+@pytest.mark.parametrize("copies", [1, 2, 5])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e20])
+def test_geometric_median_between_two_equal_halves_is_no_matter_of_their_order(copies, size):
+    """The sum of distances is the same all the way from one to the other."""
+    rows = [[1.0, 0.0]] * copies + [[1.0 + 4 * size, 2 * size]] * copies
+    for shuffled in (rows, rows[::-1]):
+        got = value(GeometricMedian(min_holders=1), shuffled)
+        assert got == pytest.approx([1.0 + 2 * size, size], rel=1e-12)
+
+
 def objective(z, rows):
     return sum(math.dist(z, row) for row in rows)
 

@@ -111,6 +111,13 @@ def test_the_medoid_of_submodels_is_told_from_others_however_far_the_faulty_are(
     assert set(moved(aggregate(Medoid(), partial([*honest, *far], size=20))).values()) == {3.0}
 
 
+def test_geometric_median_of_two_submodels_is_no_matter_of_their_order():
+    held = [dict.fromkeys(range(4), 1.0), dict.fromkeys(range(1, 5), 2.0)]
+    for sent in (held, held[::-1]):
+        got = moved(aggregate(GeometricMedian(min_holders=1), partial(sent)))
+        assert got == pytest.approx({0: 1.0, 1: 1.5, 2: 1.5, 3: 1.5, 4: 2.0})
+
+
 @pytest.mark.parametrize("part", [*PARTIAL, Medoid()], ids=repr)
 def test_full_submodels_give_the_dense_rule(part):
     """Bit for bit, where the rule's sums go the same way; else to a few roundings.

@@ -40,10 +40,11 @@ class GeometricMedian:
 
     z <- sum of w_i v_i / sum of w_i with w_i = 1 / max(‖z - v_i‖, ν). Where all hold everything, distances are kept as
     a matrix of m by m numbers and updates are read twice, whatever the number of iterations; once more where some are
-    1e8 times as far away as is usual, which are drawn in to that, for distance does not count. Of submodels, a
-    coordinate of z is the mean over its holders, and the distance to an update is that over what it holds, scaled to
-    the size of the union; then each iteration reads the updates. Stays where it is, however far the faulty go, while
-    they are fewer than half. Not by coordinates: one bad value in each column, by another client each, breaks it.
+    1e8 times as far away as is usual, which are drawn in to that, for distance does not count. Between two equal
+    halves, such as two updates, it lies midway. Of submodels, a coordinate of z is the mean over its holders, and the
+    distance to an update is that over what it holds, scaled to the size of the union; then each iteration reads the
+    updates. Stays where it is, however far the faulty go, while they are fewer than half. Not by coordinates: one bad
+    value in each column, by another client each, breaks it.
 
     Args:
         max_iterations: >= 1.
@@ -101,7 +102,7 @@ class GeometricMedian:
     def _weiszfeld(self, squared: Tensor) -> Tensor:
         """Weights of the updates, summing to 1. squared: (m, m) distances between them."""
         near, weights = self._begin(squared)
-        for _ in range(self.max_iterations):
+        for _ in range(self.max_iterations if near else 0):
             # ‖Σ λ_k v_k - v_i‖² = Σ λ_k D_ik - ½ Σ λ_k λ_l D_kl, where Σ λ_k = 1
             to = squared @ weights
             apart = (to - 0.5 * (weights @ to)).clamp_(min=0.0).sqrt()
@@ -114,8 +115,14 @@ class GeometricMedian:
         return bool(((weights - before).abs() <= self.tolerance * weights).all())
 
     def _begin(self, squared: Tensor) -> tuple[float, Tensor]:
-        """ν, and weights to begin with: one step from the update that is nearest to all others."""
+        """ν, and weights to begin with: one step from the update that is nearest to all others.
+
+        Where half of them or more are the same, ν is 0 and these are it; of two equal halves, what lies midway.
+        """
         known, at, typical = _typical(squared)
+        if not typical:
+            same = (known == 0).sum(1)
+            return 0.0, _normal((same == same.max()).double())
         closest = known[at]
         near = max(self.smoothing * typical, 1e-150)
         return near, _normal(closest.clamp(min=max(typical, near)).reciprocal().nan_to_num(0.0))
@@ -127,7 +134,7 @@ class GeometricMedian:
         for _ in range(self.max_iterations):
             centre = combine(updates, params, weights)
             apart = (distances_to(centre, updates, params) * scales).sqrt()
-            before, weights = weights, _normal(apart.clamp(min=near).reciprocal())
+            before, weights = weights, _normal(apart.clamp(min=near or 1e-150).reciprocal())
             if self._is_settled(before, weights):
                 break
         return weights
@@ -157,7 +164,7 @@ def _drawn_in(updates: list[Update], params: Params, squared: Tensor) -> tuple[l
     _, at, typical = _typical(squared)
     apart = squared[at].sqrt().tolist()
     far = [i for i, distance in enumerate(apart) if distance > _FAR * typical]
-    if not far:
+    if not far or not typical:
         return updates, squared
     centre, nearer = updates[at].values(), list(updates)
     for i in far:
