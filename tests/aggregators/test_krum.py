@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from partwise.aggregators import Krum, columns
+from partwise.aggregators import Bulyan, GeometricMedian, Krum, NearestNeighbours, columns
 from partwise.aggregators.geometry import distances
 from partwise.aggregators.krum import krum_scores
 from partwise.core.index import Coords, Rows, Whole
@@ -237,6 +237,18 @@ def test_squares_that_run_over_are_no_fault():
     """
     for far, dtype in ((1e25, torch.float32), (1e200, torch.float64)):
         assert value(Krum(f=0), [*V[:4], [far, -far]], dtype) == [2.5, 2.0]
+
+
+@pytest.mark.parametrize("part", [Krum(f=2), Bulyan(f=2), GeometricMedian(), NearestNeighbours(f=2)], ids=repr)
+def test_two_whose_squares_run_over_are_far_from_everybody(part):
+    """Also from one another, and where their products with others run over too: nobody else's distance is lost."""
+    rng = torch.Generator().manual_seed(1)
+    honest, far = (3 + torch.randn(num, 12, generator=rng, dtype=torch.float64) for num in (9, 2))
+    usual, huge = (value(part, [*honest.tolist(), *(s * far).tolist()], torch.float64) for s in (1e30, 2e307))
+    low, high = honest.min(0).values.tolist(), honest.max(0).values.tolist()
+    assert all(a <= x <= b for a, x, b in zip(low, huge, high, strict=True))
+    if not isinstance(part, GeometricMedian):  # which follows the ways in which they lie, where these are known
+        assert huge == pytest.approx(usual)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

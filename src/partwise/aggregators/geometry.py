@@ -71,7 +71,8 @@ def distances(updates: Sequence[Update], params: Params, min_overlap: int = 10) 
 def _squared(updates: Sequence[Update], params: Params, products: _Products, min_overlap: int) -> Tensor:
     cross, own, shared = products
     size = own + own.t()
-    squared = (size - 2 * cross).clamp_(min=0.0)
+    # Where squares run over, a difference of two that are infinite is no number: such a pair is far apart.
+    squared = (size - 2 * cross).nan_to_num_(torch.inf, torch.inf).clamp_(min=0.0)
     near = (squared < _NEAR * size).fill_diagonal_(False).triu_()
     if bool(near.any()):
         exact = _differences(updates, params, near)
