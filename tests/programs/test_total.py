@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from partwise.algorithms import FedAvg
+from partwise.aggregators import SLSGD, TrimmedMean
+from partwise.algorithms import FedAvg, Scaffold
 from partwise.core.mean import Mean
 from partwise.core.model import Model
 from partwise.core.program import SERVER
 from partwise.local import SGD, LocalTraining
-from toy_star import Parabola, everybody, parabolas, run, star_of
+from partwise.transforms import ServerSGD
+from toy_star import Cohorts, Parabola, everybody, full_batch, number_model, parabolas, run, star_of
 
 
 class Pair(nn.Module):
@@ -84,3 +86,21 @@ def test_a_sum_that_is_no_number_of_half_precision_has_a_mean_that_is_one():
     found = states[SERVER].streams["model"]["w"]
     assert found.dtype == torch.float16
     assert found.tolist() == [2.0, 2.0]
+
+
+def test_of_a_commit_that_one_stream_refuses_the_others_remember_nothing():
+    """The rule for `control` refuses two clients; that for `model`, and the momentum behind it, go on as before."""
+    everyone = (0, 1, 2)
+    parts = {
+        "aggregators": {"model": SLSGD(0, decay=0.5, decay_at=(3,)), "control": TrimmedMean(trim_count=1)},
+        "server_chain": {"model": ServerSGD(lr=1.0, momentum=0.5)},
+    }
+    found = []
+    for cohorts in ((everyone, (0, 1), everyone), (everyone, everyone)):
+        population = parabolas((1.0, 3.0, 0.5), (0.0, 4.0, -3.0))
+        algorithm = Scaffold(full_batch(2))
+        states, log = run(star_of(algorithm, number_model(), population, Cohorts(cohorts), **parts))
+        assert (len(log.of("commit")), len(log.of("skipped"))) == (2, len(cohorts) - 2)
+        found.append((float(states[SERVER].streams["model"]["w"]), states[SERVER].reducers["model"]))
+    assert found[0] == found[1]
+    assert found[0][1] == 2  # commits

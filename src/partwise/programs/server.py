@@ -458,29 +458,33 @@ class ServerProgram:
         infos: Sequence[ReplyInfo],
         effects: list[Effect],
     ) -> dict[str, Update]:
-        """Stream -> what is to be added."""
+        """Stream -> what is to be added. Where a rule refuses, those of other streams have seen nothing either."""
         totals: dict[str, Update] = {}
+        reducers, told = dict(node.reducers), list[Effect]()
         for stream, aggregator in self._star.all_aggregators().items():
             params = node.streams[stream]
             got = fitting(opened[stream], aggregator, params)
-            total, node.reducers[stream] = aggregator.reduce(got, node.reducers[stream], params, infos)
+            total, reducers[stream] = aggregator.reduce(got, reducers[stream], params, infos)
             check_total(aggregator, total, params)
-            total = typed(total, params)
-            facts = told_by(aggregator, node.reducers[stream])
-            more = {} if isinstance(got, Sum) else coverage(got, total, params)
+            totals[stream] = typed(total, params)
+            facts = told_by(aggregator, reducers[stream])
+            more = {} if isinstance(got, Sum) else coverage(got, totals[stream], params)
             if facts or more:
-                effects.append(Record("told", {"stream": stream, "version": node.version, **facts, **more}))
-            totals[stream] = total
+                told.append(Record("told", {"stream": stream, "version": node.version, **facts, **more}))
+        for stream, changed in totals.items():  # when no rule can refuse any more: chains may overwrite their states
             if stream in self._star.server_chain:
                 rng, chain = generator(self._star.seed, f"server chain {stream}", node.version), node.chains[stream]
                 part = self._star.server_chain[stream]
-                totals[stream], node.chains[stream] = part.apply(total, chain, rng)
-                check_total(part, totals[stream], params)
-            if not is_finite(totals[stream]):
+                changed, node.chains[stream] = part.apply(changed, chain, rng)
+                check_total(part, changed, node.streams[stream])
+                totals[stream] = changed
+            if not is_finite(changed):
                 raise DivergedError(
                     f"version {node.version}: the aggregate of stream {stream!r} is no longer finite. "
                     "Lower the learning rates; the last checkpoint is from before."
                 )
+        node.reducers = reducers
+        effects.extend(told)
         return totals
 
     def _forget(self, node: ServerNode, infos: Sequence[ReplyInfo]) -> None:
