@@ -1,13 +1,19 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
+from partwise.algorithms import FedAvg
 from partwise.core.codec import encode
 from partwise.core.index import Coords, Rows, Whole
+from partwise.core.model import MeanSquaredError, Model
+from partwise.core.transform import begun, chain
 from partwise.core.update import Update
 from partwise.testing.examples import example_indices, example_params, example_update
 from partwise.transforms import Adagrad, Adam, ServerSGD, Yogi
+from toy_star import Clients, everybody, full_batch, run, server, star_of
 
 RNG = torch.Generator()
 ALL = [ServerSGD(0.5, 0.9), Adagrad(), Adam(), Adam(bias_correction=True), Yogi()]
@@ -187,3 +193,51 @@ def test_wrong_settings_are_refused(part):
     if part in (Adam, Yogi):
         with pytest.raises(ValueError, match=rf"{name}\(beta2=2\): must lie in \[0, 1\), got 2\."):
             part(beta2=2)
+
+
+class Smoothed(nn.Module):
+    """A weight, and half the last mean of the inputs and half this one, as a norm keeps them."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.register_buffer("mean", torch.ones((), dtype=torch.float64))
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.5 * self.mean + 0.5 * x.mean()
+        return self.w * x
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize("part", [ServerSGD(lr=1.0, momentum=0.9), Adam(lr=0.5), Adagrad(lr=0.5), Yogi(lr=0.5)])
+def test_running_means_are_averaged_and_not_stepped(part, lazy):
+    """Means of the inputs are 0.1 and 0.3: 1 becomes 0.5 + 0.5 * 0.2, and so on; a step with momentum goes below 0."""
+    inputs = [torch.tensor([m, m], dtype=torch.float64) for m in (0.1, 0.3)]
+    population = Clients([{"x": x, "y": 2 * x} for x in inputs])
+    chains = {"model": chain(replace(part, lazy=lazy))}
+    star = star_of(FedAvg(full_batch(1)), Model(Smoothed, MeanSquaredError()), population, everybody(population, 4))
+    plain = run(star, lambda world: float(server(world).streams["model"]["mean"]))[1].seen
+    star = replace(star, server_chain=chains)
+    assert run(star, lambda world: float(server(world).streams["model"]["mean"]))[1].seen == plain
+    assert plain == pytest.approx([0.6, 0.4, 0.3, 0.25])
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize("part", ALL)
+def test_what_is_still_is_passed_on_beside_what_is_held_in_part(part, lazy):
+    part = replace(part, lazy=lazy)
+    params = {"E": torch.zeros(4, 2), "m": torch.zeros(3)}
+    index = Rows({"E": (4, 2), "m": (3,)}, {"E": torch.tensor([0, 2]), "m": torch.tensor([1, 2])})
+    state, alone = begun(chain(part), params, {"m"}), part.init({"E": params["E"]})
+    for _ in range(3):
+        value = {"E": torch.randn(2, 2, generator=RNG), "m": torch.randn(2, generator=RNG)}
+        step, state = chain(part).apply(Update(index, value), state, RNG)
+        rows = Rows({"E": (4, 2)}, {"E": index.rows["E"]})
+        expected, alone = part.apply(Update(rows, {"E": value["E"]}), alone, RNG)
+        found, wanted = ({"E": torch.zeros(4, 2), "m": torch.zeros(3)} for _ in "ab")
+        step.index.scatter_add_(found, step.values())
+        expected.index.scatter_add_({"E": wanted["E"]}, expected.values())
+        index.scatter_add_({**found, "E": torch.zeros(4, 2)}, value, -1.0)
+        assert torch.equal(found["E"], wanted["E"])
+        assert not found["m"].any()

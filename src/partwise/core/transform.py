@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,7 +10,19 @@ from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.update import Update
 
-__all__ = ["Bounded", "Chain", "Choosing", "Common", "Identity", "State", "Transform", "bound_of", "chain"]
+__all__ = [
+    "Bounded",
+    "Chain",
+    "Choosing",
+    "Common",
+    "Identity",
+    "State",
+    "Stepping",
+    "Transform",
+    "begun",
+    "bound_of",
+    "chain",
+]
 
 State = Any
 
@@ -57,6 +70,15 @@ class Choosing(Protocol):
         ...
 
 
+@runtime_checkable
+class Stepping(Protocol):
+    """A transform that takes an aggregate for a gradient's and makes another step of it: a server optimiser."""
+
+    def begin(self, params: Params, still: Collection[str]) -> State:
+        """The first state of one that passes on what is said of the names in `still`, such as running means."""
+        ...
+
+
 @dataclass(frozen=True)
 class Identity:
     """Leaves the update as it is."""
@@ -87,6 +109,9 @@ class Chain:
     def init(self, params: Params) -> State:
         return tuple(stage.init(params) for stage in self.stages)
 
+    def begin(self, params: Params, still: Collection[str]) -> State:
+        return tuple(begun(stage, params, still) for stage in self.stages)
+
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
         after = []
         for stage, own in zip(self.stages, state, strict=True):
@@ -98,6 +123,11 @@ class Chain:
 def chain(*stages: Transform) -> Chain:
     """Several transforms, in order; `chain()` changes nothing."""
     return Chain(tuple(stages))
+
+
+def begun(transform: Transform, params: Params, still: Collection[str]) -> State:
+    """The first state of a transform on a server, where `still` names what no gradient moves."""
+    return transform.begin(params, still) if isinstance(transform, Stepping) else transform.init(params)
 
 
 def bound_of(transform: Transform) -> float | None:

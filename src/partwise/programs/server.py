@@ -34,6 +34,7 @@ from partwise.core.schedule import (
 )
 from partwise.core.spool import Spool
 from partwise.core.summing import Outcome
+from partwise.core.transform import begun
 from partwise.core.update import Update, is_finite, scale, typed
 from partwise.programs.coverage import coverage
 from partwise.programs.download import check_streams
@@ -85,7 +86,7 @@ class ServerProgram:
         node.schedule = star.scheduler.init(star.roster)
         for stream, aggregator in star.all_aggregators().items():
             node.reducers[stream] = aggregator.init(node.streams[stream], star.census)
-            node.chains[stream] = star.chain("server", stream).init(node.streams[stream])
+            node.chains[stream] = begun(star.chain("server", stream), node.streams[stream], star.model.buffers())
         return node
 
     def attach(self, spool: Spool) -> None:

@@ -5,9 +5,9 @@ Notation: D the aggregate, m and v its moments, t how often a coordinate was ste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,8 +25,17 @@ _Slots = dict[str, Values]
 _Step = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 
+class _Optimizer(Protocol):
+    """A server optimiser; running means and variances are not its to step: it passes on what is said of them."""
+
+    def init(self, params: Params) -> State: ...
+
+    def begin(self, params: Params, still: Collection[str]) -> State:
+        return self.init({name: t for name, t in params.items() if name not in still})
+
+
 @dataclass(frozen=True)
-class ServerSGD:
+class ServerSGD(_Optimizer):
     """FedAvgM: m <- momentum m + D; w <- w + lr m.
 
     Args:
@@ -72,7 +81,7 @@ class ServerSGD:
 
 
 @dataclass(frozen=True)
-class Adagrad:
+class Adagrad(_Optimizer):
     """FedAdagrad: m <- beta1 m + (1 - beta1) D; v <- v + D²; w <- w + lr m / (√v + tau).
 
     Args:
@@ -108,7 +117,7 @@ class Adagrad:
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(_Optimizer):
     """FedAdam: m <- beta1 m + (1 - beta1) D; v <- beta2 v + (1 - beta2) D²; w <- w + lr m / (√v + tau).
 
     Args:
@@ -158,7 +167,7 @@ class Adam:
 
 
 @dataclass(frozen=True)
-class Yogi:
+class Yogi(_Optimizer):
     """FedYogi: as FedAdam, with v <- v - (1 - beta2) D² sign(v - D²).
 
     Args:
@@ -212,17 +221,27 @@ def _averaged_(m: Tensor, aggregate: Tensor, beta1: float) -> Tensor:
 
 
 def _advance(update: Update, state: _Slots, lazy: bool, step: _Step) -> tuple[Update, Any]:
-    """Run `step` on the slots and the aggregate of each parameter; it changes the slots in place."""
+    """Run `step` on the slots and the aggregate of each parameter; it changes the slots in place.
+
+    A parameter without slots is passed on as it is.
+    """
     values, index = update.values(), update.index
-    full_slots = {slot: full for slot, full in state.items() if slot != "like"}
+    still = {name: torch.zeros(tuple(index.shapes[name])) for name in values if name not in state["m"]}
+    full_slots = {slot: {**full, **still} for slot, full in state.items() if slot != "like"}
     if not lazy:
-        dense = {name: torch.zeros_like(full) for name, full in state["m"].items()}
+        dense = {
+            name: torch.zeros_like(full, dtype=values[name].dtype) if name in still else torch.zeros_like(full)
+            for name, full in full_slots["m"].items()
+        }
         index.scatter_add_(dense, {name: value.to(dense[name]) for name, value in values.items()})
         index, values = Whole(shapes_of(dense)), dense
     is_whole = all(index.grain(name) == 0 for name in index.shapes)
     held = full_slots if is_whole else {slot: index.gather(full) for slot, full in full_slots.items()}
     steps = {}
     for name, value in values.items():
+        if name in still:
+            steps[name] = value
+            continue
         slots = {slot: held[slot][name] for slot in held}
         steps[name] = step(slots, value.to(slots["m"])).to(state["like"][name].dtype)
     if not is_whole:
