@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["plain_table", "print_all"]
 
+_NAME = 8  # letters that a column of words keeps at least
+
 
 def plain_table(*heads: str, numbers: int = 0) -> Table:
     """A table without lines; the last so many columns are numbers."""
@@ -25,14 +27,40 @@ def plain_table(*heads: str, numbers: int = 0) -> Table:
 def print_all(*what: Any) -> None:
     """Print tables and lines, as wide as the place allows, and letter by letter: `[x]` in a name is no style."""
     from rich.console import Console
+    from rich.table import Table as Plain
 
     console = Console(markup=False, emoji=False)
     if console.is_terminal:
         for one in what:
-            console.print(one, highlight=False)
+            width = _fit_(one, console.width) if isinstance(one, Plain) else console.width
+            place = console if width == console.width else Console(width=width, markup=False, emoji=False)
+            place.print(one, highlight=False)
         return
     wide = Console(width=1000, markup=False, emoji=False)  # a file or another program: long lines are no trouble there
     with wide.capture() as captured:
         for one in what:
             wide.print(one, highlight=False)
     typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _fit_(table: Table, wide: int) -> int:
+    """Narrow the widest columns of a table until it fits, but never so that a number is broken; return its width."""
+    from rich.cells import cell_len
+
+    columns = table.columns
+    if not columns:
+        return wide
+    natural, least = list[int](), list[int]()
+    for column in columns:
+        cells = [str(cell) for cell in column.cells]
+        lines = [line for text in (str(column.header), *cells) for line in text.splitlines()]
+        natural.append(max(map(cell_len, lines), default=1))
+        words = [word for text in cells for word in text.split()] if column.justify == "right" else []
+        least.append(max(map(cell_len, words), default=min(_NAME, natural[-1])))
+    gaps = 2 * (len(columns) - 1)
+    while sum(natural) + gaps > wide and natural != least:
+        at = max((at for at in range(len(columns)) if natural[at] > least[at]), key=lambda at: natural[at])
+        natural[at] -= 1
+    for column, width in zip(columns, natural, strict=True):
+        column.width = width
+    return max(wide, sum(natural) + gaps)
