@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,7 +28,17 @@ from partwise.runtimes.threads import torch_threads
 from partwise.runtimes.transport import Envelope, Kind
 from partwise.schedulers import Synchronous
 from toy_federation import CASES, LOCAL, outcome, play, population, star
-from toy_star import Log, Saving, everybody, parabolas, workers_end_with
+from toy_star import (
+    Cohorts,
+    Log,
+    Saving,
+    everybody,
+    full_batch,
+    number_model,
+    parabolas,
+    star_of,
+    workers_end_with,
+)
 
 ROUNDS = 4
 STATELESS = {
@@ -397,3 +408,44 @@ def test_many_more_clients_than_workers_and_one_that_is_slow():
 
 def test_population_has_distinct_sizes():
     assert len({len(population().data(c)) for c in range(7)}) == 7  # else a mean by samples is one by clients
+
+
+@dataclass(frozen=True)
+class Reckoned(Algorithm):
+    """One step of every client, which counts for so much, and says so."""
+
+    each: tuple[Any, ...]
+
+    def plan(self, held, index, task, own, site):
+        return full_batch(1).plan(site, task)
+
+    def weight(self, site):
+        return self.each[site.client]
+
+    def report(self, held, trained, task, own, site):
+        return {"weight": self.each[site.client]}
+
+
+def reckoned(runtime, *each):
+    star, log = star_of(Reckoned(each), number_model(), parabolas(), Cohorts(((0, 1),))), Log()
+    states, _ = runtime.run(star.programs(), star.population, log)
+    return float(states[SERVER].streams["model"]["w"]), log
+
+
+@pytest.mark.parametrize("runtime", [Simulate(), Processes(workers=1)])
+@pytest.mark.parametrize(
+    "each", [(np.float64(3), np.float32(1)), (np.int64(3), torch.tensor(1.0)), (torch.tensor([3]), True)]
+)
+def test_clients_may_count_with_numbers_of_other_libraries(runtime, each):
+    """Steps of 0.1 from 0: client 0 stays, client 1 goes by 0.1 * 3 * 4 = 1.2 and has a quarter of the weight."""
+    value, log = reckoned(runtime, *each)
+    assert value == pytest.approx(0.3)
+    assert log.of("commit")[0]["clients"] == [0, 1]
+
+
+@pytest.mark.parametrize("runtime", [Simulate(), Processes(workers=1)])
+def test_a_report_of_words_loses_the_task_of_its_client_alone(runtime):
+    value, log = reckoned(runtime, "much", 3.0)
+    assert [(lost["client"], lost["stage"]) for lost in log.of("lost")] == [(0, "finish")]
+    assert "much" in log.of("lost")[0]["reason"]
+    assert value == pytest.approx(1.2)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -274,7 +275,8 @@ class ClientProgram:
         if self._star.population.available_until(site.client, began) < now:
             return self._lose(node, "train")
         algorithm, held = self._star.algorithm, node.open.held
-        report = algorithm.report(node.open.held, trained, task, node.own, site)
+        told = algorithm.report(node.open.held, trained, task, node.own, site)
+        report = {name: _plain(number) for name, number in told.items()}
         if report and self._star.channel.reveals == "sum":
             raise _telling(algorithm, report)
         updates, node.own = algorithm.finish(node.open.held, trained, index, task, node.own, site)
@@ -287,6 +289,7 @@ class ClientProgram:
             state = node.chains[stream] if stream in node.chains else transform.init(site.like)
             rng = generator(site.seed, f"client chain {stream}", site.client, task.version, task.attempt)
             updates[stream], node.chains[stream] = transform.apply(update, state, rng)
+        updates = {stream: _weighed(update) for stream, update in updates.items()}
         if fate.stage == "upload":
             return self._lose(node, "upload")
         node.open = None
@@ -374,6 +377,20 @@ def _shapes_of_stream(index: Index, model: Params) -> Params:
     if all(n in model and tuple(model[n].shape) == tuple(shape) for n, shape in index.shapes.items()):
         return model
     return {name: torch.empty(shape, device="meta") for name, shape in index.shapes.items()}
+
+
+def _plain(number: Any) -> float:
+    """Python's own number for one of another library, which a message that is checked does not hold."""
+    if type(number) in (int, float):
+        return number  # type: ignore[no-any-return]
+    return int(number) if isinstance(number, Integral) else float(number)
+
+
+def _weighed(update: Update) -> Update:
+    """The update with a weight that is Python's own number, where it is one number."""
+    if not isinstance(update, Update) or isinstance(update.weight, Mapping) or type(update.weight) in (int, float):
+        return update
+    return replace(update, weight=_plain(update.weight))
 
 
 def _telling(algorithm: object, report: Mapping[str, float]) -> CompositionError:
