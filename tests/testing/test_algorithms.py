@@ -32,6 +32,9 @@ class BrokenAlgorithm(Algorithm):
             return {"model": {n: t.clone() for n, t in params.items()}, "rounds": 0}
         return {"control" if self.fault == "no model" else "model": {n: t.clone() for n, t in params.items()}}
 
+    def client_init(self, site):
+        return {} if self.fault == "never asked" else None
+
     def select(self, task, own, site):
         return None if self.fault == "no index" else Algorithm.select(self, task, own, site)
 
@@ -45,6 +48,8 @@ class BrokenAlgorithm(Algorithm):
         return None if self.fault == "no aggregators" else Algorithm.aggregators(self)
 
     def personalize(self, values, own):
+        if self.fault == "never asked":
+            return {**values, **own}
         return None if self.fault == "no values" else values
 
     def examples(self, index, own, site):
@@ -103,6 +108,7 @@ class BrokenAlgorithm(Algorithm):
         ("a number in a stream", r"`init` must give parameters by stream, got \{'rounds': 'int'\}"),
         ("no aggregators", "must name an aggregator for each stream, got None"),
         ("no values", "must personalize values by name, got None"),
+        ("never asked", "of a client that was never asked, whose state is None, got TypeError"),
         ("columns", r"must choose examples, got dict\. Return Examples"),
         ("no report", r"must report numbers by name, got None\. Return {} for none"),
         ("no loss", "its plan must run on client 0, got A[a-z]+Error"),  # torch asserts it, or fails, by its version

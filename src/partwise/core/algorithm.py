@@ -267,7 +267,14 @@ class Algorithm(Protocol):
         return float(len(site.data))
 
     def personalize(self, values: Values, own: ClientState) -> Values:
-        """The model this client really uses: held values, and what it keeps for itself."""
+        """The model this client really uses: held values, and what it keeps for itself.
+
+        Training starts from it, so that `Trained.change` is counted from it; and the client is evaluated by it.
+
+        Args:
+            values: what it holds; in evaluation, all of the server's model.
+            own: its state; None in evaluation where it was not asked yet, whatever `client_init` makes of it then.
+        """
         return values
 
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:

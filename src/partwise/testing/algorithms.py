@@ -148,6 +148,9 @@ def _work(part: Algorithm, site: Site, task: Task, own: Any, state: Any) -> _Rep
         plan = part.plan(held, index, task, own, site)
         start = part.personalize(held["model"], own)
     expect(isinstance(start, Mapping), part, "must personalize values by name", got=start, remedy="Return them")
+    if part.is_personal:
+        with trying(part, "must personalize values of a client that was never asked, whose state is None"):
+            part.personalize(held["model"], None)
     expect(
         isinstance(plan, LocalPlan), part, "plan must give a LocalPlan", got=type(plan).__name__, remedy="Return one"
     )
