@@ -11,7 +11,7 @@ from torch import Tensor
 
 from partwise.core.aggregate import Aggregator
 from partwise.core.codec import register
-from partwise.core.errors import DataError
+from partwise.core.errors import CompositionError, DataError
 from partwise.core.index import Index, Rows, Whole, members_of, shapes_of
 from partwise.core.limits import Limit
 from partwise.core.mean import Mean
@@ -145,8 +145,17 @@ class Site:
 
         Raises:
             DataError: an example whose id is not held.
+            CompositionError: rows of a table that are held by another index than `Rows`, so that nobody knows which.
         """
         held = held_rows(index)
+        for name in index.shapes.keys() & self.model.tables.keys() - held.keys():
+            some, all_of = index.held_shape(name)[:1], tuple(index.shapes[name][:1])
+            if some != all_of:
+                raise CompositionError(
+                    f"client {self.client}: ids are renumbered to the rows of {name!r} that are held, which only Rows "
+                    f"tells, got {type(index).__name__} with {some[0] if some else 0} of {all_of[0]}. Select Rows, or "
+                    "give the algorithm an `examples` that renumbers them."
+                )
         if not held:
             return self.data
         seen = self._memo.get("localized")
