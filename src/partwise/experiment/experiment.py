@@ -42,7 +42,7 @@ from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.journaling import Journaling, Keeper
 from partwise.experiment.lock import LOCK
 from partwise.experiment.mechanisms import Parts
-from partwise.experiment.population_summary import population_summary
+from partwise.experiment.population_summary import population_summary, same_clients
 from partwise.experiment.privacy import ClientDP
 from partwise.experiment.recorder import Checkpointing, Progress, Recorder, Silent
 from partwise.experiment.result import MODEL, Result
@@ -231,7 +231,7 @@ class Experiment:
             saved = checkpoints.load()
             if saved.notes:
                 store.set_meta(passed_over=[*store.meta().get("passed_over", ()), *saved.notes])
-            _same_population(path, about)
+            _same_population(path, about, is_drawn=star.algorithm.hides_holders)
             recorder.restore(saved.entries)
             if recorder.reached:  # and killed before that was written down
                 result = _with_model(path, saved.entries[f"node/{SERVER}"])
@@ -348,8 +348,14 @@ def _with_model(path: Path, server: Any) -> Result:
     return Result(path, streams)
 
 
-def _same_population(path: Path, about: str) -> None:
-    """Refuse to resume on other clients than the run began with."""
+def _same_population(path: Path, about: str, *, is_drawn: bool) -> None:
+    """Refuse to resume on other clients than the run began with.
+
+    Args:
+        path: of the run.
+        about: the clients as they are now.
+        is_drawn: whether clients draw what they ask for, maybe by secrets of their own: then that says nothing of them.
+    """
     found = path / "population.json"
     try:
         began_with = json.loads(found.read_text(encoding="utf-8")) if found.exists() else None
@@ -358,7 +364,7 @@ def _same_population(path: Path, about: str) -> None:
             f"{found}: must be the run's clients as it began, got a file that is not: {error}. Restore it from a "
             "copy; or take it away, if you know that the clients and their examples are the same."
         ) from error
-    if began_with is not None and began_with != json.loads(about):
+    if began_with is not None and not same_clients(began_with, json.loads(about), but_held=is_drawn):
         raise CheckpointError(
             f"Experiment.run(folder={str(path)!r}, resume=True): the clients or their examples must be those the run "
             "began with, got others. Use the same data (and, for StdlibCode, the same Python), or begin a new run."

@@ -5,7 +5,7 @@ Shapes: a table has V rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -18,7 +18,7 @@ from partwise.populations.arrays import ArrayPopulation
 from partwise.populations.sizes import counts_of_test_examples, example_counts
 from partwise.programs.star import Star
 
-__all__ = ["population_summary"]
+__all__ = ["population_summary", "same_clients"]
 
 _BEFORE_TRAINING = Task(-1, 0, 0, 0)
 
@@ -70,6 +70,13 @@ def population_summary(star: Star, limit: int = 20_000) -> dict[str, Any]:
         "heat": {name: _histogram(count) for name, count in holders.items()},
         "model": _model(star, tables),
     }
+
+
+def same_clients(one: object, other: object, *, but_held: bool) -> bool:
+    """Whether two summaries are of the same clients and examples. but_held: whatever they would hold."""
+    if but_held and isinstance(one, Mapping) and isinstance(other, Mapping):
+        one, other = ({key: value for key, value in of.items() if key != "values_held"} for of in (one, other))
+    return one == other
 
 
 def _values_held(star: Star, site: Site) -> int:
