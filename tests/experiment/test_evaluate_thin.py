@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from partwise.algorithms import FedAvg, HeteroFL, LocalOnly
+from partwise.algorithms import FedAvg, FedHyper, HeteroFL, LocalOnly
 from partwise.core.errors import CompositionError, DataError
 from partwise.core.metrics import Accuracy, Loss
 from partwise.core.model import CrossEntropy, Model
@@ -47,13 +47,15 @@ def workload(**changes: int) -> Workload:
     return Workload(model, population(**changes), (Accuracy(), Loss(CrossEntropy())))
 
 
-def by_hand(work: Workload, params: dict[str, torch.Tensor], hidden: int, scope: str) -> tuple[float, float]:
-    """Accuracy and loss of a module that is built with the first hidden units."""
+def by_hand(
+    work: Workload, params: dict[str, torch.Tensor], hidden: int, scope: str, times: float = 1.0
+) -> tuple[float, float]:
+    """Accuracy and loss of a module that is built with the first hidden units. times: what they give."""
     small = net(hidden)
     small.load_state_dict(
         {
-            "0.weight": params["0.weight"][:hidden],
-            "0.bias": params["0.bias"][:hidden],
+            "0.weight": params["0.weight"][:hidden] * times,
+            "0.bias": params["0.bias"][:hidden] * times,
             "2.weight": params["2.weight"][:, :hidden],
             "2.bias": params["2.bias"],
         }
@@ -83,6 +85,18 @@ def test_scores_are_those_of_a_module_with_the_first_units():
             assert found["loss", f"{scope}@{ratio}"] == pytest.approx(loss, rel=1e-6)
 
 
+@pytest.mark.parametrize("algorithm", [HeteroFL(LOCAL), FedHyper(HeteroFL(LOCAL)), HeteroFL(LOCAL, scaler=False)])
+def test_a_thin_model_is_used_as_its_clients_train_it(algorithm):
+    work = workload()
+    params = work.model.init(4)
+    scores, _ = evaluate(work, algorithm, params, {}, per_client=False, widths=(0.25, 0.5))
+    found = {s.scope: s.value for s in scores if s.name == "loss"}
+    for ratio, hidden in ((0.25, 3), (0.5, 5), (1.0, 10)):
+        times = 1.0 if ratio == 1 or algorithm == HeteroFL(LOCAL, scaler=False) else 1 / ratio
+        _, loss = by_hand(work, params, hidden, "central", times)
+        assert found[f"central@{ratio}" if ratio < 1 else "central"] == pytest.approx(loss, rel=1e-6)
+
+
 def test_without_clients_only_the_central_one():
     work = workload()
     scores, _ = evaluate(work, FedAvg(), work.model.init(3), {}, per_client=False, widths=(0.5,))
@@ -102,7 +116,7 @@ def test_a_run_records_them_and_may_stop_at_one(tmp_path):
     result = experiment().run(tmp_path / "all")
     curve = [row["value"] for row in result.table("accuracy", "central@0.5")]
     assert len(curve) == 13
-    assert curve[-1] == by_hand(workload(), result.params, 5, "central")[0]
+    assert curve[-1] == by_hand(workload(), result.params, 5, "central", times=2.0)[0]  # as its clients train it
     goal = max(curve)
     first = curve.index(goal)
     assert first > 0

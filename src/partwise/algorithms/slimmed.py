@@ -27,7 +27,7 @@ from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, Site, Task, leaves_clients_to
 from partwise.core.index import Grid, Index
 from partwise.core.mean import Mean
-from partwise.core.model import Values
+from partwise.core.model import Model, Values
 from partwise.core.plan import LocalPlan, LossFn, ModelLoss, Trained
 from partwise.core.rng import derive, numpy_generator
 from partwise.core.update import Update
@@ -46,7 +46,9 @@ class HeteroFL(Algorithm):
     Args:
         local: how a client trains.
         scaler: divide the output of every hidden linear map by rho in training, so that thin and wide models give
-            the next layer values of one size.
+            the next layer values of one size. The gradients of a thin model grow by 1 / rho for every such layer, so
+            where no normalisation follows, as it does in the paper, bound them (`LocalTraining(max_norm=...)`) or do
+            without.
         redraw: width ratios, one of which is drawn for every task with equal chance; empty: each client always has
             its profile's width.
         levels: width ratios, of which a client takes the largest that is not above its profile's width and whose
@@ -107,6 +109,9 @@ class HeteroFL(Algorithm):
 
     def weight(self, site: Site) -> float:
         return 1.0
+
+    def thin_factors(self, model: Model, ratio: float) -> Mapping[str, float]:
+        return output_factors(model, 0, 1 / ratio) if self.scaler and ratio < 1 else {}
 
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         ratio = self.ratio(task, site)

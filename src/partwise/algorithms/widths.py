@@ -18,7 +18,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from partwise.core.algorithm import Site
+from partwise.core.algorithm import Algorithm, Site
 from partwise.core.errors import CompositionError
 from partwise.core.index import Grid, Index, Whole, shapes_of
 from partwise.core.model import Model, Params
@@ -149,13 +149,15 @@ def prefix_shapes(model: Model, like: Params, ratio: float) -> dict[str, tuple[i
     return found
 
 
-def thinned(model: Model, params: Params, ratio: float) -> Params:
-    """The first units of every layer: what a client of this width ratio holds under `HeteroFL` or `FjORD`.
+def thinned(model: Model, params: Params, ratio: float, algorithm: Algorithm | None = None) -> Params:
+    """The first units of every layer: what a client of this width ratio has of a model.
 
     Args:
         model: its `widths` are used.
         params: of the whole model, such as a run's `params`; name -> tensor.
         ratio: of widths, in (0, 1]: of n units, the first ceil(ratio * n).
+        algorithm: that the model was trained with. What its clients multiply parameters by, as `HeteroFL` does with its
+            scaler, is in the result then.
 
     Returns:
         Name -> a copy of what the thinner model has of it. It is used as the whole is, by `model.outputs`, and is the
@@ -173,8 +175,11 @@ def thinned(model: Model, params: Params, ratio: float) -> Params:
     """
     if not 0 < ratio <= 1:
         raise ValueError(f"thinned(ratio={ratio}): must lie in (0, 1], got {ratio}. 0.5 is half of every layer.")
-    lengths = prefix_shapes(model, params, ratio) if ratio < 1 else {}  # a whole model needs no widths
-    return {n: t[tuple(map(slice, lengths.get(n, t.shape)))].clone() for n, t in params.items()}
+    if ratio == 1:  # a whole model needs no widths
+        return {name: t.clone() for name, t in params.items()}
+    lengths = prefix_shapes(model, params, ratio)
+    factors = {} if algorithm is None else algorithm.thin_factors(model, ratio)
+    return {n: t[tuple(map(slice, lengths.get(n, t.shape)))] * factors.get(n, 1) for n, t in params.items()}
 
 
 def held_chance(model: Model, like: Params, name: str, axes: tuple[Tensor | None, ...], ratio: float) -> Tensor:

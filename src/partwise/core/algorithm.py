@@ -286,6 +286,10 @@ class Algorithm(Protocol):
         """
         return values
 
+    def thin_factors(self, model: Model, ratio: float) -> Mapping[str, float]:
+        """Parameter -> what a client multiplies it by that uses the model at a width ratio below 1, as in training."""
+        return {}
+
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         """What to train, as data."""
         ...

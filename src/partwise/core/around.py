@@ -11,7 +11,7 @@ from partwise.core.disclosure import disclosed
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
 from partwise.core.limits import Limit
-from partwise.core.model import Params, Values
+from partwise.core.model import Model, Params, Values
 from partwise.core.plan import LocalPlan, Trained
 from partwise.core.population import Census, Dataset
 from partwise.core.schedule import ReplyInfo
@@ -115,6 +115,9 @@ class Around(Algorithm, Protocol):
 
     def personalize(self, values: Values, own: ClientState) -> Values:
         return self.inner.personalize(values, own)
+
+    def thin_factors(self, model: Model, ratio: float) -> Mapping[str, float]:
+        return self.inner.thin_factors(model, ratio)
 
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         return self.inner.plan(held, index, task, own, site)

@@ -74,7 +74,7 @@ class Evaluation:
             `pooled` where there is no central test set. Where clients keep a part of the model, `pooled` or `mean` is
             the one that sees it. With `widths=(0.5,)`, `central@0.5` and `pooled@0.5` are scopes too.
         widths: width ratios in (0, 1] at which the model is evaluated as well, thinned to the first units of each
-            layer as `thinned` does it: what clients of that width can use. 1 is the model itself.
+            layer as `thinned` does it with the algorithm: what clients of that width can use. 1 is the model itself.
         device: where the model is evaluated: `cpu`, `cuda`, one of several such as `cuda:1`, or `auto`, a GPU where
             torch finds one. What it makes of the examples is judged in memory.
     """
@@ -320,7 +320,7 @@ def evaluate(
     for ratio in widths:
         if ratio == 1:
             continue
-        thin = thinned(workload.model, params, ratio)
+        thin = thinned(workload.model, params, ratio, algorithm)
         try:
             found, _ = _evaluated(workload, algorithm, thin, own, per_client=per_client, device=device)
         except PartwiseError:
