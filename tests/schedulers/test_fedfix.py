@@ -78,7 +78,7 @@ def test_a_window_without_replies_commits_nothing_and_costs_nothing():
     assert len(clock.log) < 20
 
 
-def test_who_was_lost_or_away_is_asked_at_the_next_window():
+def test_who_was_lost_is_asked_at_the_next_window_and_who_is_away_once_it_is_there():
     def there(client, now):
         return max(now, 3.3) if client == 1 else now
 
@@ -89,7 +89,19 @@ def test_who_was_lost_or_away_is_asked_at_the_next_window():
     assert clock.of(Lost)[0][0] == 0.2
     asked = [(when, d.client) for when, d in clock.of(Dispatch)]
     assert [when for when, client in asked if client == 0][:3] == pytest.approx([0, 1, 2])
-    assert next(when for when, client in asked if client == 1) == pytest.approx(4)
+    assert [when for when, client in asked if client == 1][:2] == pytest.approx([3.3, 5])
+
+
+def test_who_is_away_whenever_a_window_ends_takes_part_all_the_same():
+    """Client 1 is there for the third quarter of every window."""
+
+    def there(client, now):
+        begin = math.floor(now / 4) * 4 + 2
+        return now if client == 0 or begin <= now < begin + 1 else begin if now < begin else begin + 4
+
+    clock = Clock(FedFix(4.0, versions=5), People(range(2), there), paced([0.5, 0.5])).run()
+    assert [sorted(r.client for r in commit.replies) for _, commit in clock.of(Commit)] == [[0, 1]] * 5
+    assert [when for when, asked in clock.of(Dispatch) if asked.client == 1] == pytest.approx([2, 6, 10, 14, 18])
 
 
 def test_who_does_not_answer_is_given_up_and_asked_again():

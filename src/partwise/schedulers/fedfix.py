@@ -67,7 +67,7 @@ class Windows:
         version: commits so far.
         got: replies of this window.
         seconds: client -> how long the last task took that is in `got`, or was.
-        ready: other clients that are to be asked when the window ends.
+        ready: clients that were lost, which are to be asked when the window ends.
         rates: client -> its share of the windows.
         opened: when the last window that was looked at ended.
         window: its number.
@@ -109,7 +109,8 @@ class FedFix(Scheduler):
     Differs: a window is longer by a part in 10^9, so that replies that come with its end are in it. `estimated` is
         ours; r_i begins as one over the windows of the first reply, and is a little high, by 2.5 % for every other
         window, since it is read after one in which the client took part. A window in which nobody answers commits
-        nothing. Who was lost or away is asked at the next window's end.
+        nothing. Who was lost is asked at the next window's end; who is away, as soon as it is there, since it may be
+        away whenever a window ends.
     """
 
     period_seconds: float = 60.0
@@ -166,8 +167,9 @@ class FedFix(Scheduler):
             lost, woken, actions, end = news_(flights, event, self)
             if end:
                 return state, [*actions, Stop(end)]
-            if lost or woken:
-                state.ready += lost + woken
+            actions += self._asked_(state, event.now, woken, roster)
+            if lost:
+                state.ready += lost
                 actions += self._tick_(state, event.now)
         if is_deserted(flights) and not state.is_set:
             return state, [*actions, Stop(NOBODY)]
