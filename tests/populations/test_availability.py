@@ -46,6 +46,17 @@ def test_daily_hours_differ_between_clients_and_seeds():
     assert first != [Daily(share=0.01, seed=2).next_available(c, 0.0) for c in range(50)]
 
 
+@pytest.mark.parametrize(("share", "seconds"), [(0.5, 86_400.0), (0.25, 86_400.0), (0.1, 60.0), (1 / 3, 3600.0)])
+def test_a_daily_stretch_has_ended_at_the_moment_that_is_said(share, seconds):
+    """Of twenty stretches of each client: then it is away for the rest of the period."""
+    world = Daily(share, seconds)
+    for client in range(300):
+        now = 0.0
+        for _ in range(20):
+            now = world.available_until(client, world.next_available(client, now))
+            assert world.next_available(client, now) == pytest.approx(now + (1 - share) * seconds, rel=1e-9)
+
+
 def test_daily_whole_share_is_always():
     assert Daily(share=1.0).next_available(4, 55.5) == 55.5
 
@@ -216,7 +227,7 @@ def test_what_is_said_of_one_moment_agrees_with_what_is_said_of_others(world, cl
             assert is_there(world, client, moment) == there
             again = world.available_until(client, moment) if there else world.next_available(client, moment)
             assert again == change or again == pytest.approx(change, rel=1e-9)
-    if there and until < math.inf and not isinstance(world, Daily):  # whose hours are rounded
+    if there and until < math.inf and not isinstance(world, Daily):  # whose absence may be shorter than a hair
         assert not is_there(world, client, until)
 
 

@@ -19,6 +19,8 @@ from partwise.populations.slots import check_above_zero, slot_of
 
 __all__ = ["Always", "Availability", "Bernoulli", "Blocks", "Daily"]
 
+_HAIRS = 4  # to the next number that there is; what is lost in two differences is less
+
 
 class Availability(Protocol):
     """When a client could answer; computed from its number and the moment alone.
@@ -98,10 +100,17 @@ class Daily(Availability):
     def available_until(self, client: Client, now: float) -> float:
         if self.share == 1:
             return math.inf
-        since = (now - self._begin(client)) % self.period_seconds
-        if since >= self.share * self.period_seconds:
+        begin, seconds = self._begin(client), self.share * self.period_seconds
+        since = (now - begin) % self.period_seconds
+        if since >= seconds:
             return now
-        return max(now + (self.share * self.period_seconds - since), math.nextafter(now, math.inf))
+        until = max(now + (seconds - since), math.nextafter(now, math.inf))
+        # Rounding may leave `until` a hair before the stretch ends: who is asked then would be lost at once.
+        for _ in range(_HAIRS):
+            if (until - begin) % self.period_seconds >= seconds:
+                break
+            until = math.nextafter(until, math.inf)
+        return until
 
     def next_available(self, client: Client, now: float) -> float:
         begin = self._begin(client)
