@@ -9,6 +9,7 @@ from partwise.aggregators import Mean, Median, TrimmedMean, Watch
 from partwise.core.detect import Reputation, Verdict, score_of
 from partwise.core.index import Whole
 from partwise.core.update import Update
+from partwise.observers import MUDHoG
 from toy_updates import sent_by
 
 PARAMS = {"w": torch.zeros(1, dtype=torch.float64)}
@@ -87,6 +88,21 @@ def test_worst_of_what_is_said_counts_once_a_commit():
     got, state = part.reduce(updates, part.init(PARAMS, None), PARAMS, replies)
     assert float(got.values()["w"]) == pytest.approx((0.45 * 3 + 0.55 * 6) / 1.45)
     assert [s.get("reputation") for s in part.told(state)["suspects"]] == [0.45, 0.45, None]
+
+
+def test_what_an_observer_saw_of_a_refused_commit_is_forgotten():
+    """The one that flips its sign is left out, of five; so few the rule refuses. Its first round is that of six."""
+    part = Watch(MUDHoG(start=1, delay=2, silhouette=1.0), TrimmedMean(trim_count=2), exclude=True)
+    state = part.init(PARAMS, None)
+    values = [1.0, 1.1, 0.9, 1.2, 0.8, -1.0]
+    updates = [Update(Whole({"w": (1,)}), {"w": torch.tensor([v]).double()}) for v in values]
+    with pytest.raises(ValueError, match=r"needs at least 2b\+1 = 5 updates, got 4"):
+        part.reduce(updates[1:], state, PARAMS, sent_by(*range(1, 6)))
+    _, state = part.reduce(updates, state, PARAMS, sent_by(*range(6)))
+    (suspect,) = part.told(state)["suspects"]
+    assert (suspect["client"], suspect["kind"], suspect["confirmed"]) == (5, "sign flip", False)
+    _, state = part.reduce(updates, state, PARAMS, sent_by(*range(6)))
+    assert part.told(state)["suspects"][0]["confirmed"]
 
 
 def test_rules_that_know_no_weights_are_given_who_is_left():

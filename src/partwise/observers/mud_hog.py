@@ -6,7 +6,7 @@ Notation: s_i is the mean of a client's last K updates, its short history; l_i t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -111,9 +111,11 @@ class MUDHoG:
         self, updates: Sequence[Update], replies: Sequence[ReplyInfo], state: MUDHoGState, params: Params
     ) -> tuple[Sequence[Verdict], MUDHoGState]:
         now: list[Client] = list(dict.fromkeys(reply.client for reply in replies))  # who sent two has one history
+        # Copies: where the aggregator refuses the commit, none of it is remembered.
+        fresh = {client: replace(state.clients.get(client) or History()) for client in now}
+        state = MUDHoGState(state.rounds + 1, {**state.clients, **fresh})
         for reply, update in zip(replies, updates, strict=True):
-            self._remember_(state.clients.setdefault(reply.client, History()), update, params)
-        state = MUDHoGState(state.rounds + 1, state.clients)
+            self._remember_(state.clients[reply.client], update, params)
         if state.rounds < self.start:
             return [], state
         found: dict[Client, tuple[str, str]] = {}
