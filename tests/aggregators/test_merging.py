@@ -14,7 +14,8 @@ from partwise.core.index import Whole
 from partwise.core.model import CrossEntropy, Model
 from partwise.core.population import Examples
 from partwise.core.probe import ModelProbe
-from partwise.core.update import Update
+from partwise.core.update import Update, map_values, to_dense, typed
+from partwise.testing.examples import example_params, example_probe, example_updates
 from toy_updates import moved, partial, whole
 
 
@@ -55,6 +56,31 @@ def test_entropy_and_masks():
     assert torch.equal(normal_mask(torch.full((3,), 0.5)), torch.ones(3))
     with pytest.raises(ValueError, match=r"a mask must let something through, got a mean of 0\. Raise it\."):
         normal_mask(torch.zeros(3))
+
+
+@dataclass(frozen=True)
+class HalfInputs:
+    """The example's probe, with inputs of half precision."""
+
+    def __getattr__(self, name):
+        return getattr(example_probe(), name)
+
+    def blank(self):
+        return torch.zeros(5, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("probe", [example_probe(), HalfInputs()])
+def test_of_half_precision_it_finds_what_it_finds_of_single(probe):
+    """Adam's epsilon of 1e-8 is 0 there, and so is what it keeps of a small gradient squared: a step was 0 / 0."""
+    half = example_params(torch.float16)
+    single = {name: t.float() for name, t in half.items()}
+    updates = [map_values(u, lambda v: v * 0.01) for u in example_updates(single, 4)]
+    part = DefenceAwareMerging(steps=5, probe=probe)
+    one, other = (
+        to_dense(part.reduce([typed(u, params) for u in updates], 0, params)[0], single) for params in (half, single)
+    )
+    for name in single:
+        assert torch.allclose(one[name], other[name], rtol=0.02, atol=0.02 * float(other[name].abs().max()))
 
 
 def test_open_mask_and_even_weights_give_the_mean():

@@ -146,6 +146,10 @@ class DefenceAwareMerging:
         return replace(self, probe=probe)
 
 
+def _wide(like: Tensor) -> torch.dtype:
+    return torch.promote_types(like.dtype, torch.float32)
+
+
 class _Tried(NamedTuple):
     """A model that is tried, and what it depends on.
 
@@ -172,12 +176,14 @@ class _Search:
         self._factor = {name: (num / holders.clamp(min=1.0)) for name, holders in cover.weights.items()}
         self._rng = generator(0, "defence-aware merging", number)
         masked = [n for n in cover.weights if n not in probe.buffers() and params[n].is_floating_point()]
-        self.logits = {name: torch.zeros_like(params[name]).requires_grad_() for name in masked}
+        # Adam's epsilon is 0 in float16: what is searched has float32 at least.
+        self.logits = {n: torch.zeros_like(params[n], dtype=_wide(params[n])).requires_grad_() for n in masked}
+        self._blank = probe.blank()
         self.weights = torch.full((num,), 1.0 / num, dtype=torch.float64)
 
     def found(self) -> Values:
         """What is to be added, name -> tensor of the whole shape, of everything that somebody holds."""
-        shift = self._probe.blank().requires_grad_()
+        shift = self._blank.to(_wide(self._blank), copy=True).requires_grad_()
         mover = torch.optim.Adam([shift], lr=self._rule.shift_rate, maximize=True)
         masker = torch.optim.Adam(list(self.logits.values()), lr=self._rule.mask_rate) if self.logits else None
         even, unit = self.weights.clone(), self._rule.rate / len(self._updates)
@@ -188,7 +194,7 @@ class _Search:
             self._step_shift(shift, mover, weights, noise)
             if masker is not None:
                 self._step_mask(masker, shift.detach(), weights, noise)
-        masks = {name: normal_mask(logit.detach().sigmoid()) for name, logit in self.logits.items()}
+        masks = {name: self._mask(name, logit.detach()) for name, logit in self.logits.items()}
         self.weights = even.clone().requires_grad_()
         last = torch.optim.Adam([self.weights], lr=unit)
         for _ in range(self._rule.steps):
@@ -209,8 +215,11 @@ class _Search:
         found = {}
         for name, logit in self.logits.items():
             at = logit if noise is None else (logit + noise[name]) / self._rule.temperature
-            found[name] = normal_mask(at.sigmoid())
+            found[name] = self._mask(name, at)
         return found
+
+    def _mask(self, name: str, at: Tensor) -> Tensor:
+        return normal_mask(at.sigmoid()).to(self._params[name].dtype)
 
     def gradient(self, weights: Tensor, masks: Values) -> Tensor:
         """Of the entropy of the predictions with respect to λ, (n,)."""
@@ -240,7 +249,7 @@ class _Search:
             params = self._tried(weights, self.masks(noise)).params
             predicted = self._probe.scores(params, self._number).argmax(1)
         mover.zero_grad()
-        functional.cross_entropy(self._probe.scores(params, self._number, shift), predicted).backward()
+        functional.cross_entropy(self._probe.scores(params, self._number, shift.to(self._blank)), predicted).backward()
         mover.step()
 
     def _step_mask(self, masker: torch.optim.Adam, shift: Tensor, weights: Tensor, noise: Values) -> None:
@@ -249,7 +258,7 @@ class _Search:
         sums, masks = self.sums(weights), self.masks(noise)
         params = {n: p + sums[n] * masks[n] if n in masks else p + sums.get(n, 0.0) for n, p in self._params.items()}
         loss = entropy(self._probe.scores(params, self._number))
-        loss = loss + self._rule.balance * entropy(self._probe.scores(params, self._number, shift))
+        loss = loss + self._rule.balance * entropy(self._probe.scores(params, self._number, shift.to(self._blank)))
         if loss.requires_grad:
             loss.backward()
             masker.step()
