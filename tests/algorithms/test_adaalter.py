@@ -13,9 +13,9 @@ from partwise.core.program import SERVER
 from partwise.core.update import Update
 from partwise.local import SGD, LocalTraining
 from partwise.runtimes import Simulate
-from toy_federation import star
+from toy_federation import star as star_with
 from toy_slopes import linear, quadratic, states_after, steps, theta_after
-from toy_star import Log
+from toy_star import Log, everybody, number_model, parabolas, run, star_of
 
 CONSTANT = linear([[(1.0,)], [(3.0,)]], (0.0,))
 
@@ -96,7 +96,7 @@ def test_one_step_is_adagrad_that_accumulates_afterwards():
 
 def test_rows_that_nobody_touches_stay():
     local = LocalTraining(SGD(0.2), batch_size=4, steps=3)
-    of = star("fedsubavg capped", algorithm=AdaAlter(local, submodel=True), rounds=2)
+    of = star_with("fedsubavg capped", algorithm=AdaAlter(local, submodel=True), rounds=2)
     states, reason = Simulate().run(of.programs(), of.population, Log())
     assert reason == "done"
     touched = torch.zeros(60, dtype=torch.bool)
@@ -113,3 +113,20 @@ def test_rows_that_nobody_touches_stay():
 def test_adaalter_refuses():
     with pytest.raises(ValueError, match=r"AdaAlter\(eps=0\): must be above 0, got 0\. 1 is usual\."):
         AdaAlter(eps=0)
+
+
+@pytest.mark.parametrize("bound", [2.0, 6.0])
+def test_a_bound_of_gradient_and_decay_together_does_not_see_the_squares(bound):
+    """3/2 (w - 4)² from w = 1 with decay 1/2, in plain floats."""
+    local = LocalTraining(SGD(0.3, weight_decay=0.5), batch_size=0, steps=4, max_norm=bound, clip_decay=True)
+    population = parabolas((3.0,), (4.0,))
+    star = star_of(AdaAlter(local), number_model(1.0), population, everybody(population, 1))
+    streams = run(star)[0][SERVER].streams
+    w, added = 1.0, 0.0
+    for t in range(1, 5):
+        z = 3 * (w - 4) + 0.5 * w
+        z *= min(1.0, bound / abs(z))
+        w -= 0.3 * z / math.sqrt(1 + t)
+        added += z**2
+    assert float(streams["model"]["w"]) == pytest.approx(w, abs=1e-9)
+    assert float(streams["squares"]["w"]) == pytest.approx(1 + added, abs=1e-9)

@@ -17,7 +17,7 @@ from partwise.core.errors import CompositionError
 from partwise.core.index import Index
 from partwise.core.mean import Mean
 from partwise.core.model import Params, Values
-from partwise.core.plan import LocalPlan, Trained
+from partwise.core.plan import GradientTerm, LocalPlan, Trained
 from partwise.core.population import Census
 from partwise.core.update import Update
 from partwise.local import SGD, LocalTraining
@@ -64,6 +64,21 @@ class FrozenAdaGrad:
         return count
 
 
+@dataclass(frozen=True, eq=False)
+class _Alone:
+    """A change of the gradient that does not see the squares beside the parameters.
+
+    Args:
+        term: the change.
+    """
+
+    term: GradientTerm
+
+    def __call__(self, params: Params, grads: Values, step: int) -> Values:
+        own = {name: grad for name, grad in grads.items() if not name.startswith(_SQUARES)}
+        return {**grads, **self.term({name: params[name] for name in own}, own, step)}
+
+
 @dataclass(frozen=True)
 class AdaAlter(Algorithm):
     """Local AdaAlter: as many steps as `local` says, each divided by the frozen B²; then x and A² are averaged.
@@ -72,7 +87,8 @@ class AdaAlter(Algorithm):
     coordinate, and what nobody holds stays as it is.
 
     Args:
-        local: how a client trains; of its optimiser only the learning rate counts.
+        local: how a client trains; of its optimiser only the learning rate counts, and a decay that `clip_decay`
+            makes a part of the gradient.
         eps: > 0.
         begin: b_0: B² begins as its square, > 0.
         placeholder: as in `FrozenAdaGrad`.
@@ -114,7 +130,8 @@ class AdaAlter(Algorithm):
         plan = self.local.plan(site, task)
         rule = FrozenAdaGrad(plan.optimizer.lr, self.eps, self.placeholder, held["squares"])
         extra = {_SQUARES + name: torch.zeros_like(t) for name, t in held["model"].items()}
-        return replace(plan, optimizer=rule, extra=extra)
+        terms = tuple(_Alone(term) for term in plan.gradient)
+        return replace(plan, optimizer=rule, gradient=terms, extra=extra)
 
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
