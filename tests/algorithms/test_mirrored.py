@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from partwise.algorithms import LANS, AdaptiveClip, Downlink, FedAvg, FedHyper, FedSubAvg, Mirrored, Scaffold
+from partwise.algorithms import LANS, MMPSGD, FedAvg, FedHyper, FedSubAvg, Mirrored, Scaffold
 from partwise.core.algorithm import Algorithm
 from partwise.core.around import Around
 from partwise.core.errors import CompositionError
 from partwise.core.index import Whole
+from partwise.core.population import Profile
 from partwise.core.program import SERVER
 from partwise.core.transform import Identity, chain
 from partwise.core.update import Update
@@ -18,9 +20,9 @@ from partwise.runtimes import Processes, Simulate
 from partwise.schedulers import Synchronous
 from partwise.transforms import ErrorFeedback, Quantize, Sign, TopK
 from toy_downloads import EIGHT, INSIDE, SCHEDULERS, Traffic, trained
-from toy_federation import LOCAL, play, star
+from toy_federation import LOCAL, play, population, star
 from toy_slopes import linear, states_after, steps
-from toy_star import Log
+from toy_star import Clients, Log
 
 
 def test_worked_example_and_conservation():
@@ -126,6 +128,20 @@ def test_others_around_it_bring_their_own_streams_to_clients(around):
     inner = FedAvg(LOCAL, weights="uniform")
     one, other = trained(Mirrored(inner, Identity())), trained(around(Mirrored(inner, Identity())))
     assert all(torch.allclose(t, other["model"][n], atol=1e-5) for n, t in one["model"].items())
+
+
+@pytest.mark.parametrize("inner", [MMPSGD(1, LOCAL), FedHyper(FedAvg(LOCAL), client_rate=True)])
+def test_a_commit_that_looks_at_the_replies_is_refused(inner):
+    """Clients make it too, and do not know them: the predictors of `MMPSGD` would never move, and K would be 0."""
+    one_block = {"population": Clients(population().columns, {i: Profile(0.1, block=0) for i in range(7)})}
+    of = star("fedavg", algorithm=Mirrored(inner, Sign()), **one_block)
+    with pytest.raises(CompositionError, match=r"Mirrored\(.*: commits are made of what was summed alone, got an"):
+        Simulate().run(of.programs(), of.population, Log())
+
+
+@pytest.mark.parametrize("settings", [{}, {"client_rate": True, "divide_by": "steps"}])
+def test_rates_that_need_no_replies_are_mirrored(settings):
+    trained(Mirrored(FedHyper(FedAvg(LOCAL), **settings), Sign()))
 
 
 def test_fewer_bytes_come_down():

@@ -161,7 +161,8 @@ class FedHyper(Around):
         if self.server_rate:
             number += self.rate * self._alignment(total, direction)
             number = min(max(number, 1 / self.gamma), self.gamma)
-        rates = {"server": number, "participants": float(len(replies))}
+        is_counted = self.client_rate and self.divide_by == "participants"
+        rates = {"server": number, "participants": float(len(replies)) if is_counted else 0.0}
         state = self.inner.commit(_without(state), totals, replies)
         for name, t in direction.items():
             if name not in total.index.shapes or total.index.grain(name):

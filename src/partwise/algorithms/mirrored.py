@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -75,7 +76,8 @@ class Mirrored(Keeping):
         keep: versions whose messages the server keeps, >= 2.
 
     Raises:
-        CompositionError: messages of several sizes, a transform that keeps something, or clients that hold a part.
+        CompositionError: messages of several sizes, a transform that keeps something, clients that hold a part, or an
+            algorithm whose commit looks at who replied, such as `MMPSGD`.
 
     Source: Zhong et al., "Compressed communication for distributed training: adaptive methods and system", 2021,
         arXiv:2105.07829.
@@ -153,7 +155,7 @@ class Mirrored(Keeping):
             form = self._form(site.like)
             streams = {s: {n: t.clone() for n, t in values.items()} for s, values in self._streams(own, site).items()}
             for _, message in each_missed(log, range(own.version + 1, task.version + 1), self.keep):
-                streams = self.inner.commit(streams, {"model": form.update(message)}, ())
+                streams = self.inner.commit(streams, {"model": form.update(message)}, _Untold(self))
             version = max(own.version, task.version)
         received = self.inner.receive(streams, index, task, own.inner, site)
         return {**received, "log": {VERSION: torch.tensor([version])}}
@@ -175,7 +177,26 @@ class Mirrored(Keeping):
         if is_biased:
             sent.index.scatter_add_(left, sent.values(), -1.0)  # coordinates may have been left out
         # As clients do it: of the message alone, for they know neither weights nor who replied.
-        return {**self.inner.commit(state, {"model": sent}, ()), "owed": left, "log": log}
+        return {**self.inner.commit(state, {"model": sent}, _Untold(self)), "owed": left, "log": log}
+
+
+class _Untold(Sequence[ReplyInfo]):
+    """Replies of which clients know nothing, for a commit that they make as well; whoever looks at them is refused."""
+
+    def __init__(self, part: Mirrored) -> None:
+        self._part = part
+
+    def __len__(self) -> int:
+        raise self._refused()
+
+    def __getitem__(self, at: Any) -> Any:
+        raise self._refused()
+
+    def _refused(self) -> CompositionError:
+        return CompositionError(
+            f"{self._part!r}: commits are made of what was summed alone, got an algorithm that looks at the replies, "
+            "which clients do not know. Use FedAvg, or an outer step around it."
+        )
 
 
 def _without_log(held: Mapping[str, Values]) -> dict[str, Values]:
