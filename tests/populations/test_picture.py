@@ -74,6 +74,21 @@ def test_picture_with_many_labels_and_clients():
     assert set(tops.values()) == {2}
 
 
+@pytest.mark.parametrize("columns", [{"y": [c % 2 for c in range(200)]}, {"x": [0.5 * c for c in range(200)]}])
+def test_bars_stand_at_the_numbers_of_their_clients(columns):
+    """Of 200 clients the first, the fifth and so on are drawn, up to client 196."""
+    axes = draw(from_arrays(columns, list(range(200)))).axes[0]
+    places = sorted({round(bar.get_x() + bar.get_width() / 2) for bar in axes.patches})
+    assert places == list(range(0, 200, 4))
+    ticks = dict(zip(axes.get_xticks(), (text.get_text() for text in axes.get_xticklabels()), strict=True))
+    assert ticks[100] == "100"
+
+
+def test_few_clients_have_whole_numbers():
+    axes = draw(rows()[0]).axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels() if text.get_text()] == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize("columns", [{"x": [1.0, 2.0, 3.0]}, {"y": [0.5, 1.5, 2.5]}])
 def test_picture_without_labels(columns):
     figure = draw(from_arrays(columns, [0, 1, 1]))

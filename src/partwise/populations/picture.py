@@ -112,24 +112,31 @@ def _rows(population: Population, columns: tuple[str, ...]) -> tuple[Counts, Cou
 
 
 def _draw_labels(ax: Axes, population: Population, label: str, sizes: Counts) -> None:
-    shown = list(population.clients)[:: _stride(sizes)]
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    clients, stride = list(population.clients), _stride(sizes)
+    shown, at = clients[::stride], np.arange(0, len(sizes), stride)  # bars stand at their clients' places
     labels = [_whole_labels(population.data(c).columns().get(label)) for c in shown]
     names = np.unique(np.concatenate([own for own in labels if own is not None] or [np.empty(0, np.int64)]))
-    ax.set_xlabel("client" if len(shown) == len(sizes) else f"client (one in {shown[1] - shown[0]} drawn)")
+    ax.set_xlabel("client" if stride == 1 else f"client (one in {stride} drawn)")
     ax.set_ylabel("examples")
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+    ax.xaxis.set_major_formatter(
+        FuncFormatter(lambda place, _: str(clients[int(place)]) if 0 <= place < len(clients) else "")
+    )
     if not len(names) or any(own is None for own in labels):
-        ax.bar(range(len(shown)), sizes[:: _stride(sizes)])
+        ax.bar(at, sizes[::stride], width=0.8 * stride)
         ax.set_title("examples by client")
         return
     others = len(names) > _LABELS
     bottom = np.zeros(len(shown))
     for name in names[: _LABELS - 1 if others else len(names)]:
         height = np.array([np.count_nonzero(own == name) for own in labels])
-        ax.bar(range(len(shown)), height, bottom=bottom, width=1.0, label=str(name))
+        ax.bar(at, height, bottom=bottom, width=stride, label=str(name))
         bottom += height
     if others:
         rest = np.array([len(own) for own in labels if own is not None]) - bottom
-        ax.bar(range(len(shown)), rest, bottom=bottom, width=1.0, label="others", color="lightgrey")
+        ax.bar(at, rest, bottom=bottom, width=stride, label="others", color="lightgrey")
     ax.set_title(f"examples by client and {label}")
     ax.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
 
