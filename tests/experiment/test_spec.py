@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -233,6 +234,12 @@ def test_overrides_that_cannot_be_applied():
         "override client.5.k=1: client must be followed by a number from 0 to 2, got 5. It has 2 elements; 2 adds one.",
         "override client.x=1: client must be followed by a number from 0 to 2, got 'x'. It has 2 elements; 2 adds one.",
         "override seed.x=1: seed must be a table to have 'x', got 3. Leave out what follows it.",
+    ]
+    typed = os.fsdecode("name=café".encode("latin-1"))  # on a terminal that is not set to UTF-8
+    rule, remedy = "must be text in UTF-8, as what is run is kept in a file of it", "Write other letters, or"
+    assert faults(FULL, typed, "client.²=1") == [
+        f"override name: {rule}, got 'name=caf\\udce9'. {remedy} set the terminal to UTF-8.",
+        "override client.²=1: client must be followed by a number from 0 to 2, got '²'. It has 2 elements; 2 adds one.",
     ]
 
 

@@ -149,7 +149,11 @@ def _overridden(table: dict[str, Any], overrides: Iterable[str]) -> tuple[list[_
     applied, faults = [], []
     for text in overrides:
         key, equals, value = text.partition("=")
-        path = tuple(int(k) if k.isdigit() else k for k in key.strip().split("."))
+        path = tuple(int(k) if k.isdecimal() else k for k in key.strip().split("."))
+        if text != text.encode("utf-8", "replace").decode():
+            rule = "must be text in UTF-8, as what is run is kept in a file of it"
+            faults.append(f"override {key}: {rule}, got {text!r}. Write other letters, or set the terminal to UTF-8.")
+            continue
         if not equals or not all(k != "" for k in path):
             rule = "must be key=value, such as scheduler.rounds=20"
             faults.append(f"override {text}: {rule}, got {text!r}. Write a key, an equals sign and a value.")
