@@ -207,3 +207,21 @@ def test_it_fits_a_telephone(tab, run):
         tab.goto(address)
         until(tab, "#status", "done")
         assert tab.evaluate("document.scrollingElement.scrollWidth") <= 360
+
+
+def test_what_stands_beside_an_axis_is_whole_and_tells_values_apart(tab, tmp_path):
+    """Losses near 1e-9, near 1e300, and near a hundred million of which only the last of nine digits differ."""
+    for values in ([1e-9, 8e-9], [0.0, 1e300], [123456789.0, 123456795.0]):
+        folder = tmp_path / f"{values[1]:g}"
+        with RunStore(folder) as store:
+            store.set_meta(name="a", metric="loss", higher_is_better=False, status="done")
+            store.append_metrics([(v, float(v), v, v, "loss", "central", value) for v, value in enumerate(values, 1)])
+        with shown(folder) as (address, _):
+            tab.goto(address)
+            words = tab.locator("#figure-metric svg text[text-anchor=end]")
+            words.first.wait_for()
+            left = tab.locator("#figure-metric svg").bounding_box()["x"]
+            boxes = [words.nth(at).bounding_box() for at in range(words.count())]
+            assert all(box["x"] >= left for box in boxes)
+            texts = words.all_text_contents()
+            assert len(texts) == len(set(texts)) > 2

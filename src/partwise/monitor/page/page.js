@@ -109,7 +109,7 @@ function showTiles(seen) {
 
 // ---- curves ----
 
-const WIDE = 520, HIGH = 230, LEFT = 62, RIGHT = 14, TOP = 10, BOTTOM = 30;
+const WIDE = 520, HIGH = 230, LEFT = 62, RIGHT = 14, TOP = 10, BOTTOM = 30, LETTER = 7.2;
 
 const KINDS = { number, count, bytes, seconds: duration, staleness: (value) => number(value, 2) };
 const UNITS = {
@@ -126,7 +126,9 @@ function ticks(kind, low, high, wanted) {
   const found = [];
   for (let at = Math.ceil(low / size / step - 1e-9); at * step <= (high / size) * (1 + 1e-9) + 1e-12; at += 1) {
     const value = Number((at * step).toPrecision(12));
-    const text = Math.abs(value) >= 1e6 ? value.toExponential(1) : value.toLocaleString("en", { maximumSignificantDigits: 6 });
+    const large = Math.abs(value), digits = Math.floor(Math.log10(large)) - Math.floor(Math.log10(step) + 1e-9); // that two ticks differ in
+    const text = large >= 1e6 || (large && large < 1e-4) ? value.toExponential(Math.max(0, Math.min(8, digits)))
+      : value.toLocaleString("en", { maximumSignificantDigits: 6 });
     found.push([value * size, value ? `${text}${unit ? ` ${unit}` : ""}`.replace("-", "−") : "0"]);
   }
   return found;
@@ -203,21 +205,23 @@ function drawFigure(place, figure, run) {
     return high - low > least ? [low, high] : [isFromZero ? 0 : low - Math.max(least, 0.5), high + Math.max(least, 0.5)];
   };
   const [x0, x1] = span(xs.filter((x) => x !== null), false), [y0, y1] = span(ys, figure.isFromZero);
-  const X = (x) => LEFT + ((x - x0) / (x1 - x0)) * (WIDE - LEFT - RIGHT);
+  const steps = ticks(figure.kind, y0, y1, 4); // their words begin where the figure does
+  const left = Math.max(LEFT, 12 + LETTER * Math.max(...steps.map(([, text]) => text.length)));
+  const X = (x) => left + ((x - x0) / (x1 - x0)) * (WIDE - left - RIGHT);
   const Y = (y) => HIGH - BOTTOM - ((y - y0) / (y1 - y0)) * (HIGH - TOP - BOTTOM);
   place.querySelector("h3").textContent = figure.title;
   showLegend(place.querySelector(".legend"), lines);
   const parts = [];
-  for (const [y, text] of ticks(figure.kind, y0, y1, 4)) {
-    parts.push(svg("line", { class: "grid", x1: LEFT, x2: WIDE - RIGHT, y1: Y(y), y2: Y(y) }));
-    parts.push(svg("text", { x: LEFT - 8, y: Y(y) + 4, "text-anchor": "end" }, text));
+  for (const [y, text] of steps) {
+    parts.push(svg("line", { class: "grid", x1: left, x2: WIDE - RIGHT, y1: Y(y), y2: Y(y) }));
+    parts.push(svg("text", { x: left - 8, y: Y(y) + 4, "text-anchor": "end" }, text));
   }
   for (const [x, text] of ticks(along.kind, x0, x1, 4)) {
     const isEnd = X(x) > WIDE - RIGHT - 24;
     const where = isEnd ? { x: WIDE - RIGHT, "text-anchor": "end" } : { x: X(x), "text-anchor": "middle" };
     parts.push(svg("text", { ...where, y: HIGH - 12 }, text));
   }
-  parts.push(svg("line", { class: "axis", x1: LEFT, x2: WIDE - RIGHT, y1: HIGH - BOTTOM, y2: HIGH - BOTTOM }));
+  parts.push(svg("line", { class: "axis", x1: left, x2: WIDE - RIGHT, y1: HIGH - BOTTOM, y2: HIGH - BOTTOM }));
   for (const l of [...lines].reverse()) parts.push(...drawLine(l, X, Y)); // the first one on top
   picture.replaceChildren(...parts);
   const say = KINDS[figure.kind];
