@@ -56,6 +56,45 @@ class BrokenIndex:
         return self.inner.coords(name).flip(0) if self.fault == "coords" else self.inner.coords(name)
 
 
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Some columns of a matrix W, gathered column after column: a linear map with a transpose all the same."""
+
+    shape: tuple[int, int]
+    columns: tuple[int, ...]
+
+    @property
+    def shapes(self):
+        return {"W": self.shape}
+
+    def gather(self, params):
+        return {"W": params["W"][:, self.columns].t().contiguous()}
+
+    def scatter_add_(self, target, values, scale=1.0):
+        target["W"][:, self.columns] += scale * values["W"].t()
+
+    def put_(self, target, values):
+        target["W"][:, self.columns] = values["W"].t()
+
+    def cover_(self, target, weight):
+        target["W"][:, self.columns] += weight["W"].reshape(1, -1) if isinstance(weight, dict) else weight
+
+    def grain(self, name):
+        return 2
+
+    def held_shape(self, name):
+        return len(self.columns), self.shape[0]
+
+    def coords(self, name):
+        rows, width = self.shape
+        return (torch.tensor(self.columns)[:, None] + width * torch.arange(rows)).reshape(-1)
+
+
+def test_values_are_gathered_in_the_order_in_which_they_lie():
+    with pytest.raises(AssertionError, match=r"coords\('W'\) must ascend.*, got \[0, 3, 2, 5\]\. Gather"):
+        check(Columns((2, 3), (0, 2)))
+
+
 @pytest.mark.parametrize(
     ("fault", "says"),
     [

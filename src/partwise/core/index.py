@@ -67,7 +67,10 @@ class Index(Protocol):
         ...
 
     def coords(self, name: str) -> Tensor:
-        """Flat positions in the whole parameter, int64, in the order of the gathered values."""
+        """Flat positions in the whole parameter, int64, ascending, in the order of the gathered values.
+
+        So values are gathered in the order in which they lie: of some columns of a matrix row by row, (rows, columns).
+        """
         ...
 
 

@@ -104,6 +104,13 @@ def _coords(index: Index, full: Params, held: Params) -> None:
             got=at[:8].tolist(),
             remedy="Make `coords` and `gather` agree",
         )
+        expect(
+            bool((at[1:] > at[:-1]).all()),
+            index,
+            f"coords({name!r}) must ascend, for two indices are compared by them",
+            got=at[:8].tolist(),
+            remedy="Gather values in the order in which they lie in the parameter",
+        )
 
 
 def _transpose(index: Index, full: Params) -> None:
