@@ -30,6 +30,11 @@ class BrokenAlgorithm(Algorithm):
             return {"model": dict(params)}
         if self.fault == "a number in a stream":
             return {"model": {n: t.clone() for n, t in params.items()}, "rounds": 0}
+        if self.fault == "a stream of its own":
+            return {
+                "model": {n: t.clone() for n, t in params.items()},
+                "rate": {"rate": params["out.bias"].new_zeros(())},
+            }
         return {"control" if self.fault == "no model" else "model": {n: t.clone() for n, t in params.items()}}
 
     def client_init(self, site):
@@ -97,6 +102,7 @@ class BrokenAlgorithm(Algorithm):
         ("no state", "`init` must give parameters by stream, got None"),
         ("no index", "must select an index, got None"),
         ("fetches another", r"must fetch from streams that there are, \['model'\], got \['modell'\]"),
+        ("a stream of its own", r"must fetch parts of what a stream has, .*, got \['rate'\]\. Name the streams"),
         ("no commit", "`commit` must give the next parameters by stream, got None"),
         ("no copy", "must leave the parameters that `init` is given as it is"),
         ("no model", r"must have parameters for each of its streams \['model'\]"),

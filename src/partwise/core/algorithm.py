@@ -261,7 +261,8 @@ class Algorithm(Protocol):
     def fetch(self, index: Index, task: Task, own: ClientState, site: Site) -> Mapping[str, Index] | None:
         """Stream -> which part of it this client asks for; None for that of the model in every stream.
 
-        `index` is what `select` gave, and what the client gets of `model`.
+        `index` is what `select` gave, and what the client gets of `model`. Where a stream has other parameters than the
+        model, or is no client's affair, name those that clients want: `{"model": index}`.
         """
         return None
 

@@ -272,7 +272,8 @@ class ServerProgram:
         if wrong or "model" not in asked:
             what = f"{[name for _, name in wrong[:3]]} of stream {wrong[0][0]!r}" if wrong else "nothing of `model`"
             reason = (
-                f"asked for {what}, with shapes that are not the server's. Client and server must build the same model."
+                f"asked for {what}, with shapes that are not the server's. Client and server must build the same "
+                "model, and an algorithm's `fetch` must name the streams that clients want if some have others."
             )
         else:
             try:

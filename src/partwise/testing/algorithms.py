@@ -138,6 +138,9 @@ def _work(part: Algorithm, site: Site, task: Task, own: Any, state: Any) -> _Rep
     asked = dict.fromkeys(state, index) if streams is None else streams
     rule = f"must fetch from streams that there are, {sorted(state)}"
     expect(asked.keys() <= state.keys(), part, rule, got=sorted(asked), remedy="Make `init` and `fetch` agree")
+    misfits = [stream for stream, at in asked.items() if not _is_part(at, state[stream])]
+    rule = "must fetch parts of what a stream has, also where that is not what the model has"
+    expect(not misfits, part, rule, got=misfits, remedy="Name the streams that clients want in `fetch`")
     came = {stream: at.gather(state[stream]) for stream, at in asked.items()}
     what_came = snapshot(part, came, "what was fetched")
     with trying(part, "must receive what it fetches"):
@@ -177,6 +180,11 @@ def _work(part: Algorithm, site: Site, task: Task, own: Any, state: Any) -> _Rep
     is_finite = all(isinstance(number, (int, float)) and math.isfinite(number) for number in told.values())
     expect(is_finite, part, "must report finite numbers by name", got=told, remedy="Leave out what is not")
     return _Reply(site, trained, updates, own, told)
+
+
+def _is_part(index: Index, params: Params) -> bool:
+    """Whether an index is over parameters that there are, in their shapes."""
+    return all(n in params and tuple(params[n].shape) == tuple(shape) for n, shape in index.shapes.items())
 
 
 def _infos(replies: Sequence[_Reply], version: int) -> list[ReplyInfo]:
