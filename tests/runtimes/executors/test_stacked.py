@@ -122,6 +122,15 @@ def test_terms_of_different_settings_are_trained_apart():
     agree(jobs, Stacked())
 
 
+def test_jobs_without_steps_leave_the_others_together():
+    trained, idle = MLP.jobs((9, 10, 20, 12), epochs=2), MLP.jobs((9, 10, 20, 12), epochs=0)
+    jobs = [trained[0], idle[1], trained[2], idle[3]]
+    ways = [line.partition(",")[0] for line in Stacked().explain(jobs)]
+    assert ways == ["2 jobs: together", "2 jobs: one after another"]
+    agree(jobs, Stacked())
+    assert [result.steps for result in Stacked().run(jobs)] == [6, 0, 10, 0]
+
+
 def test_only_what_is_trainable_moves():
     jobs = SCALED.jobs(trainable=lambda name: name.startswith(("again", "norm", "out")))
     agree(jobs, Stacked())

@@ -98,7 +98,7 @@ def are_alike(one: Job, other: Job) -> bool:
         and (q.gradient or p.trainable is not q.trainable or p.buffers != q.buffers or p.optimizer != q.optimizer)
     ):
         return False
-    if one.start.keys() != other.start.keys():
+    if one.start.keys() != other.start.keys() or not (q.steps or q.epochs):
         return False
     tables, start = p.loss.model.tables, one.start
     for name, t in other.start.items():  # a loop: this is asked for every client
@@ -133,6 +133,8 @@ def _obstacle(job: Job, names: Sequence[str]) -> str:
         return "it holds something else than 32-bit or 64-bit numbers"
     if not names:
         return "nothing is trainable"
+    if not (plan.steps or plan.epochs):
+        return "no step is to be taken"
     return ""
 
 
