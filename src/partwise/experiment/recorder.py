@@ -292,9 +292,7 @@ class Recorder(Observer):
         self._progress.committed(self.version, loss, world, [*scores, *spent])
         if self._account is not None and self._is_noise_new:
             self._store.commit(durable=True)  # what is spent is on record before the version is given away
-        if self.interrupted:
-            return "interrupted"
-        return self._reached(scores)
+        return self._reached(scores) or ("interrupted" if self.interrupted else None)
 
     def _spent(self, commit: Mapping[str, Any]) -> list[Score]:
         """What a commit leaves of a privacy guarantee."""
