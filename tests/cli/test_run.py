@@ -125,6 +125,19 @@ def test_target_ends_the_run(here):
     assert (last["version"], last["reason"].split(":")[0]) == (1, "target reached")
 
 
+def test_a_run_that_was_killed_once_it_had_reached_its_target(here):
+    call("run", "tiny.toml", "-q", "--folder", "reached", "evaluation.target=0.0")
+    for options, said in ((), "target reached"), (("--json",), '"finished"'):
+        with RunStore("reached") as store:
+            store.set_meta(status="running")  # as it was before the end was written down
+        out, err = call("resume", "reached", *options)
+        assert err == ""
+        assert said in out
+        assert "''" not in out
+    assert [e["event"] for e in events(out)] == ["started", "finished"]
+    assert events(out)[0]["folder"] == "reached"
+
+
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [

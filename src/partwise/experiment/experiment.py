@@ -237,6 +237,8 @@ class Experiment:
                 result = _with_model(path, saved.entries[f"node/{SERVER}"])
                 store.set_meta(status=recorder.reached)
                 store.commit()
+                progress.started(self.scheduler.versions, str(path))
+                progress.finished(recorder.reached)
                 return result
         else:  # also a run that was killed before its first checkpoint, and so before its first version
             store.truncate_after(seq=0, version=-1, heard=0)
