@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -44,6 +45,20 @@ def test_list(two_runs):
 
 def test_list_of_nothing(here):
     assert call("list")[0] == "There are no runs in runs. Make one: partwise demo\n"
+
+
+def test_list_shows_the_other_runs_where_one_is_damaged(two_runs, tmp_path):
+    shutil.copytree(two_runs, tmp_path / "runs")
+    record = tmp_path / "runs" / "quick" / "record.sqlite"
+    found = record.read_bytes()
+    assert b"train_loss" in found
+    record.write_bytes(found.replace(b"train_loss", b"train\xffloss"))  # a name of a metric that is no text
+    _, quick, slow = call("list", "--root", tmp_path / "runs")[0].splitlines()
+    assert "cannot be read" in quick
+    assert slow.split()[1:4] == ["FedAvg", "done", "4"]
+    assert [r["status"] for r in json.loads(call("list", "--root", tmp_path / "runs", "--json")[0])] == [
+        "cannot be read", "done",
+    ]  # fmt: skip
 
 
 def test_show(two_runs):

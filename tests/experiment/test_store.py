@@ -327,6 +327,23 @@ class TestFaults:
         with pytest.raises(CheckpointError, match=r"needs a whole record\.sqlite, got: .*malformed.*Restore the file"):
             RunStore(folder, "read").events()
 
+    @pytest.mark.parametrize(
+        ("there", "damaged"),
+        [
+            (b'"a value"', b'"a v\xfflue"'),  # text that is none
+            (b'"a value"', b'"a value '),  # no JSON
+            (b"tablemetameta", b"table\xffetameta"),  # what SQLite says of it is no text
+        ],
+    )
+    def test_a_damaged_fact_or_schema(self, folder, there, damaged):
+        with RunStore(folder) as store:
+            store.set_meta(fact="a value")
+        data = (folder / RECORD).read_bytes()
+        assert there in data
+        (folder / RECORD).write_bytes(data.replace(there, damaged))
+        with pytest.raises(CheckpointError, match=r"needs a whole record\.sqlite, got: .*Restore the file"):
+            RunStore(folder, "read").meta()
+
     def test_full_disk(self, folder):
         with filled(folder) as store:
             store._db.execute("PRAGMA max_page_count = 20")  # SQLite then says what it says on a full disk

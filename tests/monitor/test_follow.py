@@ -155,7 +155,7 @@ def test_no_run(tmp_path):
         ("UPDATE events SET body = x'93' WHERE kind = 'commit'", r"needs a whole record\.sqlite, got: malformed event"),
         ("UPDATE events SET body = x'05' WHERE kind = 'lost'", r"needs a whole record\.sqlite, got a row that is not"),
         ("UPDATE metrics SET value = 'high'", r"needs a whole record\.sqlite, got a row that is not one: "),
-        ("UPDATE meta SET value = '{' WHERE key = 'name'", r"needs a whole record\.sqlite, got a row that is not one"),
+        ("UPDATE meta SET value = '{' WHERE key = 'name'", r"needs a whole record\.sqlite, got: malformed fact"),
         ("DROP TABLE replies", r"needs a whole record\.sqlite, got: no such table: replies"),
     ],
 )

@@ -13,6 +13,7 @@ from partwise.cli.app import NOT_A_RUN, UNUSABLE, EndedError
 from partwise.cli.options import Json, Metric, Runs, Target
 from partwise.cli.tables import plain_table, print_all
 from partwise.cli.watch import main_value
+from partwise.core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,24 +35,22 @@ def list_command(
     from partwise.experiment.rundir import list_runs
     from partwise.experiment.words import number
 
-    found = list_runs(root)
+    found = [_looked_at(info) for info in list_runs(root)]
     if as_json:
-        typer.echo(json.dumps([_info_as_json(info) for info in found], allow_nan=False))
+        typer.echo(json.dumps([_info_as_json(*run) for run in found], allow_nan=False))
         return
     if not found:
         typer.echo(f"There are no runs in {root}. Make one: partwise demo")
         return
     table = plain_table("folder", "algorithm", "status", "version", "score", numbers=2)
-    for info in found:
-        version, value = _last(info)
+    for info, version, value in found:
         score = f"{info.meta.get('metric', '')} {number(value, 4)}"
         status = _status(info).split(":", 1)[0]
         table.add_row(str(info.folder), _short(info.meta.get("algorithm")), status, str(version), score)
     print_all(table)
 
 
-def _info_as_json(info: RunInfo) -> dict[str, Any]:
-    version, value = _last(info)
+def _info_as_json(info: RunInfo, version: int, value: float) -> dict[str, Any]:
     about = {key: info.meta.get(key) for key in ("name", "seed", "algorithm", "metric")}
     return {
         "folder": str(info.folder),
@@ -72,21 +71,24 @@ def _status(info: RunInfo) -> str:
     return "cannot be read" if info.fault else status_of(info.meta, info.folder)
 
 
-def _last(info: RunInfo) -> tuple[int, float]:
-    """The last version on record, and the main metric when it was measured last."""
+def _looked_at(info: RunInfo) -> tuple[RunInfo, int, float]:
+    """A run, the last version on record, and the main metric when it was measured last; 0 and nan if it is damaged."""
     from partwise.experiment.store import RunStore
 
     if info.fault:
-        return 0, math.nan
-    with RunStore(info.folder, "read") as store:
-        rows = store.metrics()
+        return info, 0, math.nan
+    try:
+        with RunStore(info.folder, "read") as store:
+            rows = store.metrics()
+    except CheckpointError as error:
+        return info._replace(fault=str(error)), 0, math.nan
     at = max((row["version"] for row in rows), default=0)
     name = str(info.meta.get("metric", ""))
     measured = max((r["version"] for r in rows if r["name"] == name), default=0)
     values = {(r["name"], r["scope"]): r["value"] for r in rows if r["version"] == measured}
     scope = str(info.meta.get("scope") or "")
     value = main_value(values, name, scope if (name, scope) in values else "")
-    return at, math.nan if value is None else value
+    return info, at, math.nan if value is None else value
 
 
 def show_command(

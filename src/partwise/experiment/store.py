@@ -135,7 +135,7 @@ class RunStore:
         """Turn SQLite's errors into sentences."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where what SQLite says is damaged, too
             raise CheckpointError(f"{self._me()}: {doing} {_sentence(str(error))}") from error
 
     @property
@@ -329,7 +329,12 @@ class RunStore:
 
     def meta(self) -> dict[str, Any]:
         """Facts about the run."""
-        return {key: json.loads(value) for key, value in self._rows("SELECT key, value FROM meta ORDER BY key", {})}
+        found = self._rows("SELECT key, value FROM meta ORDER BY key", {})
+        try:
+            return {key: json.loads(value) for key, value in found}
+        except (ValueError, TypeError) as error:
+            said = _sentence(f"malformed fact, {error}")
+            raise CheckpointError(f"{self._me()}: reading the record {said}") from error
 
     # Following a run, by the numbers of rows: those of one table only ever grow, unless a resumed run cuts them
 
@@ -393,12 +398,12 @@ class RunStore:
 def _sentence(text: str) -> str:
     """Rule, value and remedy for SQLite's message; its codes are not available in Python 3.10."""
     kept = "What was committed before is safe."
+    if any(word in text for word in ("not a database", "malformed", "no such", "decode")):
+        return f"needs a whole {RECORD}, got: {text}. Restore the file from a copy, or begin the run again."
     if "full" in text:
         return f"needs room on the disk, got: {text}. {kept} Free some space and resume the run."
     if "readonly" in text or "unable to open" in text:
         return f"needs a folder that it may write to, got: {text}. {kept} Make it writable."
-    if "not a database" in text or "malformed" in text or "no such" in text:
-        return f"needs a whole {RECORD}, got: {text}. Restore the file from a copy, or begin the run again."
     if "locked" in text:
         return f"needs the database for itself for a moment, got: {text}. Close the program that has it open."
     return f"needs a disk that works, got: {text}. {kept} Look at the disk and resume the run."
