@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import textwrap
 
@@ -11,6 +12,7 @@ from partwise.cli.run import On, _load
 from partwise.experiment.spec import load
 from partwise.experiment.store import RunStore
 from toy_cli import TINY, call, events
+from toy_killed import SOURCE
 
 # Interrupts the run it is in when a file says so; leaves updates as they are.
 STOPPER = textwrap.dedent("""
@@ -136,6 +138,19 @@ def test_a_run_that_was_killed_once_it_had_reached_its_target(here):
         assert "''" not in out
     assert [e["event"] for e in events(out)] == ["started", "finished"]
     assert events(out)[0]["folder"] == "reached"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_run_goes_on_where_nobody_reads_its_output(here, options):
+    command = [sys.executable, "-m", "partwise", "run", "tiny.toml", "--folder", "run", *options]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=SOURCE)
+    assert child.stdout is not None
+    child.stdout.close()  # as `head` does
+    _, err = child.communicate(timeout=120)
+    assert err == "partwise: the output must be writable, got: Broken pipe. The run goes on without.\n"
+    assert child.returncode == 0
+    with RunStore("run", "read") as store:
+        assert store.meta()["status"] == "done"
 
 
 @pytest.mark.parametrize(

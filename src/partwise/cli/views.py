@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -20,6 +22,17 @@ __all__ = ["Json", "Lines", "Live", "Quiet", "view_for"]
 
 _SECONDS_BETWEEN_LINES = 10.0
 _NOTICES = 10  # shown one by one; more are only counted
+
+
+def _line(text: object) -> None:
+    """Write a line; where nobody takes it any more, as behind `| head`, that is said, and the run goes on without."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            said = f"partwise: the output must be writable, got: {error.strerror}. The run goes on without."
+            print(said, file=sys.stderr, flush=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def view_for(*, as_json: bool, quiet: bool) -> View:
@@ -70,7 +83,7 @@ class Json:
     def close(self) -> None: ...
 
     def _say(self, event: str, **fields: Any) -> None:
-        print(json.dumps({"event": event, **finite(fields)}, allow_nan=False), flush=True)
+        _line(json.dumps({"event": event, **finite(fields)}, allow_nan=False))
 
 
 class Lines:
@@ -82,29 +95,29 @@ class Lines:
         self._notices = 0
 
     def prepare(self, what: str) -> None:
-        print(what, flush=True)
+        _line(what)
 
     def begin(self, header: Header) -> None:
         self._header = header
         total = f"{header.total} {header.noun}s, " if header.total else ""
-        print(f"{header.name}: {total}{header.clients} clients; in {header.folder}", flush=True)
+        _line(f"{header.name}: {total}{header.clients} clients; in {header.folder}")
 
     def show(self, snapshot: Snapshot) -> None:
         now = time.monotonic()
         if snapshot.scores or now - self._said_at >= _SECONDS_BETWEEN_LINES:
             self._said_at = now
             assert self._header is not None
-            print("  ".join(_facts(self._header, snapshot)), flush=True)
+            _line("  ".join(_facts(self._header, snapshot)))
 
     def notice(self, notice: Notice) -> None:
         self._notices += 1
         if self._notices <= _NOTICES:
-            print(notice, flush=True)
+            _line(notice)
         if self._notices == _NOTICES:
-            print("more lost or refused clients are only counted; `partwise show` has them all", flush=True)
+            _line("more lost or refused clients are only counted; `partwise show` has them all")
 
     def end(self, reason: str, snapshot: Snapshot | None) -> None:
-        print(_ended(reason), flush=True)
+        _line(_ended(reason))
 
     def close(self) -> None: ...
 
