@@ -6,8 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from partwise.algorithms import LANS, AdaptiveClip, Downlink, FedAvg, FedHyper, FedSubAvg, Mirrored, Scaffold
-from partwise.algorithms import LANS, MMPSGD, FedAvg, FedHyper, FedSubAvg, Mirrored, Scaffold
+from partwise.algorithms import LANS, MMPSGD, AdaptiveClip, Downlink, FedAvg, FedHyper, FedSubAvg, Mirrored, Scaffold
 from partwise.core.algorithm import Algorithm
 from partwise.core.around import Around
 from partwise.core.errors import CompositionError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from partwise.algorithms import FedAvg, FedRank, FedSubAvg, LocalOnly, Scaffold, Utility
+from partwise.algorithms import Deniable, FedAvg, FedRank, FedSubAvg, LocalOnly, Scaffold, Utility
 from partwise.core.errors import CompositionError
 from partwise.core.model import CrossEntropy, Model
 from partwise.schedulers import Synchronous
@@ -151,6 +151,13 @@ def test_oort_is_told():
 def test_batch_size_must_be_one_at_least():
     with pytest.raises(ValueError, match=r"Utility\(batch_size=0\): must be at least 1, got 0\. 256 is usual\."):
         Utility(FedAvg(), 0)
+
+
+def test_losses_of_examples_whose_rows_are_hidden_are_not_told():
+    with pytest.raises(
+        CompositionError, match=r"Utility\(Deniable\): has clients tell the losses of their examples, got one"
+    ):
+        Utility(Deniable(FedSubAvg("count")))
 
 
 def test_scores_of_edges_are_no_model_whose_losses_count():

@@ -45,6 +45,11 @@ class Utility(Around):
             raise ValueError(
                 f"Utility(batch_size={self.batch_size}): must be at least 1, got {self.batch_size}. 256 is usual."
             )
+        if self.inner.hides_holders:
+            raise CompositionError(
+                f"Utility({type(self.inner).__name__}): has clients tell the losses of their examples, got one "
+                "that hides which rows these touch. Use a choice that asks for no utility, such as Uniform()."
+            )
         inside: Any = self.inner
         while hasattr(inside, "inner"):  # an algorithm around another one
             inside = inside.inner
