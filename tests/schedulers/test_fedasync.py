@@ -62,7 +62,7 @@ def test_what_is_too_stale_is_discarded():
     scheduler = FedAsync(max_staleness=4, concurrency=1)
     reply = ReplyInfo(0, 0, 5, 5, 7)
     state, actions = scheduler.step(
-        Async(Flights(flying={0: 1.0}, alarm=9.0), version=10), Arrived(2.0, reply, 1.0), People(range(1))
+        Async(Flights(flying={0: 1.0}, alarms={1: 9.0}), version=10), Arrived(2.0, reply, 1.0), People(range(1))
     )
     assert actions == [Discard((reply,)), Dispatch(0)]
     assert state.version == 10

@@ -78,8 +78,8 @@ class Flights:
         is_short: whether all who are neither at work nor asleep are of no use.
         chosen: the choice's state.
         turn: how often was chosen.
-        alarm: when the alarm rings; inf where none is set.
-        alarms: how many were set; only the last counts.
+        alarms: number -> when it rings, of alarms that have not; the soonest was set last.
+        num_alarms: how many were set.
         losses: tasks lost since a reply came.
     """
 
@@ -88,8 +88,8 @@ class Flights:
     is_short: bool = False
     chosen: Any = ()
     turn: int = 0
-    alarm: float = math.inf
-    alarms: int = 0
+    alarms: dict[int, float] = field(default_factory=dict)
+    num_alarms: int = 0
     losses: int = 0
 
 
@@ -190,8 +190,8 @@ def news_(flights: Flights, event: Event, part: Watches, choice: Choice | None =
         case Lost(_, client, _, began) if client in flights.flying and flights.flying[client] <= began:
             del flights.flying[client]
             lost, woken = [client], []
-        case Deadline(now, tag) if tag == -flights.alarms and not math.isinf(flights.alarm):
-            flights.alarm = math.inf
+        case Deadline(now, tag) if -tag in flights.alarms:
+            del flights.alarms[-tag]
             if now >= part.seconds:
                 return News([], [], [], f"{part.seconds:g} seconds are over")
             lost, woken = _overdue_(flights, now, part.patience_seconds), _woken_(flights, now)
@@ -235,13 +235,16 @@ def set_alarm_(flights: Flights, now: float, part: Watches) -> list[Action]:
     """Be woken when somebody is to be given up or asked, or when the run ends; nothing, if that is arranged for.
 
     All are waited for as long, and no alarm is set for later than that, so that only who sleeps can be due before it.
+    One that was set for later still counts when a sooner one has rung: no other is set beside it.
     """
-    if flights.alarm < math.inf and not (flights.asleep and flights.asleep[0][0] < flights.alarm):
+    rings = next(reversed(flights.alarms.values()), math.inf)
+    if flights.alarms and not (flights.asleep and flights.asleep[0][0] < rings):
         return []
     asked = next(iter(flights.flying.values()), now)
     due = min(flights.asleep[0][0] if flights.asleep else math.inf, part.seconds)
     if not flights.flying and math.isinf(due):
         return []
     due = min(due, asked + part.patience_seconds)
-    flights.alarm, flights.alarms = due, flights.alarms + 1
-    return [After(max(0.0, due - now), -flights.alarms)]
+    flights.num_alarms += 1
+    flights.alarms[flights.num_alarms] = due
+    return [After(max(0.0, due - now), -flights.num_alarms)]
