@@ -138,6 +138,14 @@ def test_flag_with_an_update_of_next_to_no_length(clip):
     assert all(map(math.isfinite, zero))
 
 
+def test_flag_with_updates_whose_squares_run_over():
+    """As with some that are zero; in float64, from 1e154 on."""
+    rows = [[2.0, 0.0, 0.0], [1.0, 1.0, 0.0], [4.0, 1.0, 0.0], [1.5, 0.5, 0.2], [1.0, 0.0, 0.1]]
+    for part in (FlagAggregator(), FlagAggregator(pairs=1.0), FlagAggregator(clip=False)):
+        got, zero = (value(part, [*rows, [far, -far, far], [-far, far, 0.0]]) for far in (1e200, 0.0))
+        assert got == pytest.approx(zero, rel=1e-9)
+
+
 def test_flag_with_nothing_to_go_by():
     assert value(FlagAggregator(), [[0.0, 0.0]] * 4) == [0.0, 0.0]
     assert value(FlagAggregator(), [[0.0, 0.0], *[[1.0, 2.0]] * 3]) == pytest.approx([0.75, 1.5])

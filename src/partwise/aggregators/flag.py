@@ -88,13 +88,13 @@ class FlagAggregator:
         updates = finite(got, max(0, (len(got) - 1) // 2), self)
         inner = inner_products(updates, params)[0]
         length = inner.diagonal().sqrt()
-        alive = length > 0
+        alive = (length > 0) & (length < torch.inf)  # who sends squares that run over has no say, as who sends zeros
         cut = torch.ones_like(length)
         if self.clip and bool(alive.any()):
             cut = torch.where(alive, (length[alive].median() / length.clamp(min=1e-300)).clamp(max=1.0), cut)
         weights = torch.zeros_like(length)
         if bool(alive.any()):
-            alive = length > _SHORT * (length * cut).max()
+            alive &= length > _SHORT * (length * cut)[alive].max()
             inner, cut = (inner * cut * cut.unsqueeze(1))[alive][:, alive], cut[alive]
             basis = self.subspace(inner)
             weights[alive] = cut * (basis @ (basis.t() @ inner.sum(1))) / len(updates)
