@@ -26,6 +26,7 @@ FAULTS = {
     "own push": lambda total, got, params: {n: t + 1e-3 for n, t in total.items()},
     "decay": lambda total, got, params: {n: t - 0.01 * params[n] * (t != 0).any() for n, t in total.items()},
     "in place": spoiled,
+    "zeros": lambda total, got, params: {n: t * (0 // int(total["E"].any() or not got)) for n, t in total.items()},
     "type": lambda total, got, params: {n: t.half() for n, t in total.items()},
 }
 
@@ -60,6 +61,7 @@ class BrokenAggregator:
         ("first wins", "must not depend on the order of the clients, got a difference of"),
         ("weights", "must not depend on the unit of the weights"),
         ("own push", "must give zero where every client sends zero, got 0.001"),
+        ("zeros", "must take updates that are zero, got ZeroDivisionError"),
         ("decay", "must leave alone what nobody holds, to the last bit"),
         ("in place", "must leave the updates and parameters it is given as it is"),
         ("forgets", "the state must have an encoding"),

@@ -21,6 +21,8 @@ class BrokenOptimizer:
         return [0]
 
     def step_(self, params, grads, state):
+        if self.fault == "once":
+            state.pop()
         for name in params if self.fault == "all names" else grads:
             grad = grads.get(name, torch.ones(()))
             if self.fault == "another tensor":
@@ -42,6 +44,7 @@ class BrokenOptimizer:
         ("another tensor", "step_ must change the parameters in place, got another tensor"),
         ("still", "step_ must change the parameters in place, got the values from before"),
         ("upward", "must step against the gradient, got a slope of"),
+        ("once", "must take one step after another, got IndexError: pop from empty list"),
         ("chance", "must depend on its arguments alone"),
     ],
 )

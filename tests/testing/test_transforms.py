@@ -112,6 +112,24 @@ class SharesBuffers:
         return replace(update, value=update.index.gather(state)), state
 
 
+@dataclass(frozen=True)
+class AddsTheLast:
+    """Remembers values by name, as if a client's submodel never changed."""
+
+    def init(self, params):
+        return {}
+
+    def apply(self, update, state, rng):
+        values = {name: value + state.get(name, 0.0) for name, value in update.values().items()}
+        return replace(update, value=values), {**state, **update.values()}
+
+
+def test_an_error_at_a_later_update_is_told_in_a_sentence():
+    says = r"^AddsTheLast\(\): must take updates over one submodel after another, got RuntimeError: The size of tensor"
+    with pytest.raises(AssertionError, match=says):
+        check(AddsTheLast())
+
+
 def test_transform_states_must_be_apart():
     with pytest.raises(AssertionError, match="must keep two clients' states apart"):
         check(SharesBuffers())

@@ -47,10 +47,14 @@ def check_aggregator(part: Aggregator, *, num_updates: int = 13) -> None:
     params = example_params()
     updates = example_updates(params, num_updates)
     before = repr(part), sorted(vars(part))
-    _in_any_order(part, params, updates)
-    _weights_scaled(part, params, updates)
-    _zeros(part, params, updates)
-    _unheld(part, params, num_updates)
+    with trying(part, "must take updates in any order"):
+        _in_any_order(part, params, updates)
+    with trying(part, "must take weights of any size"):
+        _weights_scaled(part, params, updates)
+    with trying(part, "must take updates that are zero"):
+        _zeros(part, params, updates)
+    with trying(part, "must take updates of which nobody holds some parameters"):
+        _unheld(part, params, num_updates)
     _few(part, params)
     _saved(part, params, num_updates)
     _told(part, params, updates)

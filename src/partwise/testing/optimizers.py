@@ -34,13 +34,14 @@ def check_optimizer(part: LocalOptimizer) -> None:
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         _in_place(part, example_params(dtype))
     params = example_params()
-    rule = "must depend on its arguments alone"
-    check_same(
-        part, _walk(part, params, 3), _walk(part, params, 3), rule, "Keep nothing between calls and draw nothing"
-    )
-    rule = "must go on from a saved state"
-    check_same(part, _walk(part, params, 3), _walk(part, params, 3, is_saved=True), rule, "Return all of the state")
-    _downhill(part, params)
+    with trying(part, "must take one step after another"):
+        one, other = _walk(part, params, 3), _walk(part, params, 3)
+    check_same(part, one, other, "must depend on its arguments alone", "Keep nothing between calls and draw nothing")
+    with trying(part, "must go on from a saved state"):
+        again = _walk(part, params, 3, is_saved=True)
+    check_same(part, one, again, "must go on from a saved state", "Return all of the state")
+    with trying(part, "must step values that are zero"):
+        _downhill(part, params)
 
 
 def _grads(params: Params, step: int) -> Values:

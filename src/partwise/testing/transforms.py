@@ -53,7 +53,8 @@ def check_transform(part: Transform, *, on_client: bool | None = None) -> None:
         _fits_everywhere(part, example_params(dtype))
     params = example_params()
     updates = _sequence(params)
-    _deterministic(part, params, updates)
+    with trying(part, "must take updates over one submodel after another"):
+        _deterministic(part, params, updates)
     _saved(part, params, updates)
     _separate(part, params, updates)
     _packed(part, params)
