@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 import weakref
 from dataclasses import dataclass, field, replace
 
@@ -346,3 +347,36 @@ def test_a_column_that_a_metric_reads_and_the_test_examples_lack_is_named(popula
     with pytest.raises(DataError, match=says):
         replace(made, workload=replace(made.workload, metrics=(metric,))).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@dataclass(frozen=True)
+class OfBatches:
+    """The share that is right, of a whole batch at once."""
+
+    by: str
+    name: str = "share"
+    higher_is_better: bool = True
+
+    def measure(self, outputs, batch):
+        hit = (outputs.argmax(1) == batch["y"]).double()
+        return {"hit": {"mean": hit.mean(), "one": hit.mean().reshape(1), "list": hit.tolist(), "each": hit}[self.by]}
+
+    def reduce(self, columns):
+        return float(columns["hit"].mean())
+
+
+@pytest.mark.parametrize(("by", "got"), [("mean", "got ()"), ("one", "got (1,)"), ("list", "got a list")])
+@pytest.mark.parametrize("per_client", [True, False])
+def test_a_metric_that_measures_no_value_per_example_is_named(by, got, per_client):
+    """With the central set alone, a value per batch was taken for one per example."""
+    work = workload(central=True)
+    params = work.model.init(1)
+
+    def scored(by):
+        return evaluate(replace(work, metrics=(OfBatches(by),)), FedAvg(), params, {}, per_client=per_client)
+
+    test = Groups(central=True).central_test().columns()
+    right = work.model.outputs(params, test).argmax(1) == test["y"]
+    assert scored("each")[0][0].value == pytest.approx(int(right.sum()) / 9)
+    with pytest.raises(ValueError, match=rf"^OfBatches\(by='{by}', .*{re.escape(got)} as 'hit' for 9 examples\."):
+        scored(by)

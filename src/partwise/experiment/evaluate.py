@@ -183,8 +183,24 @@ def _columns(
             outputs = outputs_of(batch)
             for metric in metrics:
                 for column, values in metric.measure(outputs, batch).items():
+                    _check_column(metric, column, values, min(size, len(data) - start))
                     parts[metric.name].setdefault(column, []).append(values)
     return {name: {c: torch.cat(v) for c, v in columns.items()} for name, columns in parts.items()}
+
+
+def _check_column(metric: Metric, column: str, values: object, examples: int) -> None:
+    """Refuse what is not one value per example: it could not be told whose they are.
+
+    Raises:
+        ValueError: it names the metric.
+    """
+    if isinstance(values, Tensor) and values.shape[:1] == (examples,):
+        return
+    got = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
+    raise ValueError(
+        f"{metric!r}: measure must give tensors of one value per example, (b,), got {got} as {column!r} for {examples} "
+        "examples. What is a number of all of them is for reduce to make."
+    )
 
 
 def _outputs_of(model: Model, params: Params, data: Dataset, device: torch.device) -> Callable[[Batch], Tensor]:
