@@ -58,7 +58,37 @@ def test_the_command_is_installed():
     found = set(metadata.entry_points(group="console_scripts", name="partwise"))
     if not found:
         pytest.skip("Partwise is not installed here, only found")
-    assert {entry.value for entry in found} == {"partwise.cli:main"}
+    assert {entry.value for entry in found} == {"partwise.__main__:main"}
+
+
+# Somebody presses Ctrl-C while the command line is imported.
+FIRST = """
+import runpy, sys
+class Pressed:
+    def find_spec(self, name, *_):
+        if name == "partwise.cli.app":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Pressed())
+sys.argv = ["partwise", "--version"]
+runpy.run_module("partwise", run_name="__main__")
+"""
+# Somebody does while the process ends.
+LAST = """
+import atexit, os, runpy, signal, sys
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+sys.argv = ["partwise", "--version"]
+runpy.run_module("partwise", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "said"),
+    [(FIRST, 130, "partwise: interrupted before there was anything to save.\n"), (LAST, -2, "")],
+    ids=["first", "last"],
+)
+def test_ctrl_c_in_the_first_and_the_last_moment(script, code, said):
+    ran = python("-c", script)
+    assert (ran.returncode, ran.stderr) == (code, said)
 
 
 def test_debug_shows_the_traceback(here):

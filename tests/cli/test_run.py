@@ -153,6 +153,15 @@ def test_a_run_goes_on_where_nobody_reads_its_output(here, options):
         assert store.meta()["status"] == "done"
 
 
+def test_a_resume_that_is_interrupted_before_it_goes_on_says_how_to(here, monkeypatch):
+    def pressed(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_frozen", pressed)
+    _, err = call("resume", "a run", code=130)
+    assert err == "partwise: interrupted before it went on. Go on with: partwise resume 'a run'\n"
+
+
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [

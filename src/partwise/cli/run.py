@@ -82,9 +82,13 @@ def resume_command(
     """
     from partwise.cli.views import view_for
 
-    with closing(view_for(as_json=as_json, quiet=quiet)) as view:
-        view.prepare("reading the last checkpoint and the data")
-        watcher = execute(_frozen(folder), view, folder=folder, resume=True)
+    try:
+        with closing(view_for(as_json=as_json, quiet=quiet)) as view:
+            view.prepare("reading the last checkpoint and the data")
+            watcher = execute(_frozen(folder), view, folder=folder, resume=True)
+    except KeyboardInterrupt as error:
+        said = f"interrupted before it went on. Go on with: partwise resume {shlex.quote(str(folder))}"
+        raise EndedError(said, INTERRUPTED) from error
     if not as_json and not quiet:
         say_what_next(watcher)
 
