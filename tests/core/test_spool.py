@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -135,4 +137,38 @@ def test_full_disk(monkeypatch):
     with pytest.raises(
         CheckpointError, match=r"needs room on the disk for \d+ bytes, got: No space left on device. Free"
     ):
+        Spool(max_bytes=0).keep(tree())
+
+
+# A disk with room for a few trees only.
+FULL = """
+import resource, torch
+from partwise.core.errors import CheckpointError
+from partwise.core.spool import Spool
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+spool, kept = Spool(max_bytes=0), []
+try:
+    while True:
+        kept.append(spool.keep(torch.arange(1500.0)))
+except CheckpointError as error:
+    print(error)
+kept.clear()
+"""
+
+
+def test_nothing_is_said_behind_the_sentence_of_a_full_disk():
+    ran = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, check=True)
+    assert ran.stderr == ""
+    assert "needs room on the disk for" in ran.stdout
+
+
+def test_no_folder_for_temporary_files(monkeypatch):
+    def nowhere(**_: object) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", nowhere)
+    monkeypatch.setattr("tempfile.gettempdir", nowhere)
+    monkeypatch.setattr("tempfile.tempdir", None)
+    said = r"^Spool\(folder=None\): needs a folder it can write to for \d+ bytes, got: No usable temporary directory"
+    with pytest.raises(CheckpointError, match=said):
         Spool(max_bytes=0).keep(tree())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import errno
 import tempfile
@@ -24,6 +25,7 @@ DEFAULT_MEMORY_BYTES = 128 << 20
 _ALWAYS_IN_MEMORY = 4096  # bytes; a smaller tree is not worth the trip
 _PAGE = 4096
 _NO_LIMIT = 1 << 62
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _KNOWN = "_footprint"
 _SCALARS = frozenset({int, float, bool, type(None)})
 
@@ -223,8 +225,8 @@ class Spool:
                 self._file.write(part)
             self._file.flush()
         except OSError as error:
-            where = self.folder or tempfile.gettempdir()
-            what = "room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "a folder it can write to"
+            where = self.folder or tempfile.tempdir  # None where the system has no folder that can be written
+            what = "room on the disk" if error.errno in _FULL else "a folder it can write to"
             raise CheckpointError(
                 f"Spool(folder={where!r}): needs {what} for {length} bytes, got: {error.strerror}. "
                 "Free some, name another folder, or allow the runtime more memory_bytes."
@@ -252,14 +254,16 @@ class Spool:
         if stop == self._end:
             self._end = start
             if self._file is not None and not self._file.closed:
-                self._file.truncate(start)
+                with contextlib.suppress(OSError):  # as in `close`
+                    self._file.truncate(start)
         else:
             self._gaps.insert(at, (start, stop - start))
 
     def close(self) -> None:
         """Give the file up, and all that is in it."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # it is flushed, which on a full disk fails once more
+                self._file.close()
 
     def __del__(self) -> None:
         self.close()
