@@ -164,7 +164,13 @@ class LogWriter:
         self._buffer.clear()
 
     def _write(self, durable: bool) -> None:
-        with self._path.open("r+b" if self._path.exists() else "wb") as file:
+        is_there = self._path.exists()
+        if self._in_file and not is_there:
+            raise CheckpointError(
+                f"{self._path}: must have the {self._in_file:,} messages that were written before, got no file: it was "
+                "taken away while the run went on. Put it back and resume the run, or begin it again."
+            )
+        with self._path.open("r+b" if is_there else "wb") as file:
             if not self._in_file:
                 file.write(_HEAD)
             file.seek(len(_HEAD) + self._in_file * _ROW.size)  # over a row that was not written to its end

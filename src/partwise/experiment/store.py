@@ -211,6 +211,11 @@ class RunStore:
             durable: wait for the disk, so that it also survives a loss of power. For checkpoints.
         """
         db = self._open
+        if durable and not (self.folder / RECORD).exists():  # what is written is in no folder any more
+            raise CheckpointError(
+                f"{self._me()}: {RECORD} must stay where it is while the run goes on, got no file: it was taken away. "
+                "Restore the file from a copy, or begin the run again."
+            )
         self._hand_over()
         if self._log is not None:
             self._log.flush(durable=durable)
