@@ -156,3 +156,25 @@ def test_what_is_counted_has_ticks_at_whole_numbers(tmp_path):
         for axis in axes:
             assert all(tick == round(tick) for tick in axis.get_majorticklocs())
     assert any(tick != round(tick) for tick in plots.metric_by_version([run]).axes[0].yaxis.get_majorticklocs())
+
+
+def test_a_name_that_begins_with_an_underscore_has_its_own_colour_in_the_legend(tmp_path):
+    names = ("_baseline", "new", "newer")
+    runs = [
+        write_run(
+            tmp_path / name,
+            curve(0.01 * at, 50),
+            replies=[1, 2, 2][:at],
+            commits=[(1.0, [1, 2], [0, at])],
+            meta={"name": name},
+        )
+        for at, name in enumerate(names, 1)
+    ]
+    for draw in (plots.metric_by_version, plots.participation, plots.staleness):
+        legend = draw(runs).legends[0]
+        assert [text.get_text() for text in legend.get_texts()] == list(names)
+        colours = [
+            mpl.colors.to_hex(mpl.artist.getp(h, "color" if "line" in f"{h}".lower() else "edgecolor"))
+            for h in legend.legend_handles
+        ]
+        assert colours == ["#0072b2", "#d55e00", "#009e73"]

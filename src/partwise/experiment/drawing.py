@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from partwise.experiment.words import count_text, number
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -116,11 +117,12 @@ def draw_curves(
 ) -> Figure:
     """Draw the curves that have a finite value; each has its marker at its end, or at every value."""
     kept = [curve for curve in curves if any(math.isfinite(value) for value in curve.y)]
+    handles = []
     for curve in kept:
         colour, marker = look(curve.at)
         ys = [value if math.isfinite(value) else math.nan for value in curve.y]
         ends = [i for i, value in enumerate(ys) if not math.isnan(value)]
-        axes.plot(
+        handles += axes.plot(
             curve.x,
             ys,
             color=colour,
@@ -130,11 +132,23 @@ def draw_curves(
             markevery=None if all_markers else [ends[-1]],
             label=curve.label,
         )
-    return finish(figure, axes, kept, what, x=x, y=y)
+    return finish(figure, axes, kept, what, x=x, y=y, handles=handles)
 
 
-def finish(figure: Figure, axes: Axes, curves: Sequence[Curve], what: str, *, x: str, y: str) -> Figure:
-    """Labels, and a legend where there are several curves; LookupError where there are none."""
+def finish(
+    figure: Figure, axes: Axes, curves: Sequence[Curve], what: str, *, x: str, y: str, handles: Sequence[Artist]
+) -> Figure:
+    """Labels, and a legend where there are several curves; LookupError where there are none.
+
+    Args:
+        figure: of the axes.
+        axes: on which the curves are.
+        curves: that were drawn.
+        what: names the figure in errors.
+        x: what its axis says.
+        y: what its axis says.
+        handles: what was drawn for each curve; matplotlib itself has none of a curve whose name begins with `_`.
+    """
     if not curves:
         raise LookupError(f"{what}: these runs recorded nothing to draw. See Result.table() for what they did.")
     axes.set(xlabel=x, ylabel=y)
@@ -142,14 +156,13 @@ def finish(figure: Figure, axes: Axes, curves: Sequence[Curve], what: str, *, x:
         if axis.get_scale() == "linear" and all(isinstance(v, int) for curve in curves for v in getattr(curve, at)):
             _whole(axis)
     if len(curves) > 1:
-        handles = axes.get_legend_handles_labels()[0]
         labels = [_label(curve.label) for curve in curves]
         columns = _columns(labels)
         wide, high = _SIZE
         figure.set_size_inches(wide, high + _ROW * max(0, -(-len(labels) // columns) - _ROWS))
-        figure.legend(
+        legend = figure.legend(
             handles,
-            labels,
+            [str(at) for at in range(len(labels))],
             loc="outside upper left",
             ncols=columns,
             fontsize=11,
@@ -157,6 +170,8 @@ def finish(figure: Figure, axes: Axes, curves: Sequence[Curve], what: str, *, x:
             columnspacing=1.3,
             handletextpad=0.5,
         )
+        for text, label in zip(legend.get_texts(), labels, strict=True):
+            text.set_text(label)  # now, for older releases of matplotlib leave out a label that begins with `_`
     return figure
 
 

@@ -271,7 +271,7 @@ def participation(runs: Iterable[RunLike]) -> Figure:
 def _stairs(curves: Sequence[Curve], what: str, *, x: str, y: str) -> Figure:
     """Counts by a whole number from 0 on; a single run's are filled."""
     with new_figure() as (figure, axes):
-        for at, curve in enumerate(curves):
+        handles = [
             axes.stairs(
                 curve.y,
                 [t - 0.5 for t in (*curve.x, len(curve.x))],
@@ -280,9 +280,11 @@ def _stairs(curves: Sequence[Curve], what: str, *, x: str, y: str) -> Figure:
                 fill=len(curves) == 1,
                 label=curve.label,
             )
+            for at, curve in enumerate(curves)
+        ]
         axes.set_ylim(bottom=0)
         axes.margins(x=0.01)
-        return finish(figure, axes, curves, what, x=x, y=y)
+        return finish(figure, axes, curves, what, x=x, y=y, handles=handles)
 
 
 def fairness(runs: Iterable[RunLike]) -> Figure:
