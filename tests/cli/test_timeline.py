@@ -37,6 +37,8 @@ def test_what_cannot_be_shown(run):
     assert err == "partwise: --clients 3,x: must be numbers and stretches of numbers, got 'x'. Write 3,7-9.\n"
     _, err = call("timeline", run, "--clients", "9-7", code=2)  # nobody; the row of everybody before
     assert err == "partwise: --clients 9-7: must be numbers and stretches of numbers, got '9-7'. Write 3,7-9.\n"
+    _, err = call("timeline", run, "--clients", "3²", code=2)  # a digit, of which no number can be made
+    assert err == "partwise: --clients 3²: must be numbers and stretches of numbers, got '3²'. Write 3,7-9.\n"
     _, err = call("timeline", run, "--rows", "0", code=2)
     assert err.startswith("partwise: timeline(rows=0, begin=0, end=None): needs a row at least and a stretch that ends")
     call("run", "tiny.toml", "-q", "--folder", "still")

@@ -54,7 +54,7 @@ def _numbers(clients: str, run: Run) -> list[int]:
     there = about.get("numbers") or range(about.get("clients", 0)) or sorted({span.client for span in run.spans})
     for part in clients.replace(" ", "").split(",") if clients.strip() else []:
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not (last.isdigit() and int(first) <= int(last))):
+        if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
             said = f"--clients {clients}: must be numbers and stretches of numbers, got {part!r}. Write 3,7-9."
             raise EndedError(said, UNUSABLE)
         meant = [client for client in there if int(first) <= client <= int(last or first)]
