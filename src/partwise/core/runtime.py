@@ -102,7 +102,8 @@ class Runtime(Protocol):
         """The states of all started nodes, and why the run ended.
 
         Args:
-            programs: one per node.
+            programs: one per node. That of `SERVER` must be there, also where peers need no server: it alone is woken
+                when the run begins, and wakes the others by what it sends them.
             population: the clients' speed and links.
             observer: is told what happens.
             until: seconds on the runtime's clock.

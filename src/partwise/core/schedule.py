@@ -38,7 +38,7 @@ class ReplyInfo(NamedTuple):
         client: who sent it.
         version: the server version whose values its work began from.
         steps: local steps it took.
-        examples: examples it trained on.
+        examples: how many it has; 0 behind a channel that reveals only sums, as the next one.
         loss: its mean training loss.
         group: as in its `Dispatch`.
         report: what else the algorithm has the client tell.
