@@ -111,6 +111,8 @@ def test_wrong_settings_are_refused(part):
     name, share = part.__name__, "momentum" if part is SGD else "beta1"
     with pytest.raises(ValueError, match=rf"{name}\(lr=0\): must be above 0, got 0\."):
         part(lr=0)
+    with pytest.raises(ValueError, match=rf"{name}\(lr=inf\): must be a finite number above 0, got inf\."):
+        part(lr=math.inf)
     with pytest.raises(ValueError, match=rf"{name}\(weight_decay=-1\): must be at least 0, got -1\."):
         part(weight_decay=-1)
     with pytest.raises(ValueError, match=rf"{name}\({share}=1\): must lie in \[0, 1\), got 1\."):

@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from partwise.cli.watch import Header, Notice, Snapshot, View
-from partwise.experiment.words import bytes_text, finite, number, title_of
+from partwise.experiment.words import amount, bytes_text, finite, number, title_of
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -99,7 +99,7 @@ class Lines:
 
     def begin(self, header: Header) -> None:
         self._header = header
-        total = f"{header.total} {header.noun}s, " if header.total else ""
+        total = f"{amount(header.total, header.noun)}, " if header.total else ""
         _line(f"{header.name}: {total}{header.clients} clients; in {header.folder}")
 
     def show(self, snapshot: Snapshot) -> None:

@@ -30,7 +30,7 @@ from partwise.core.files import placed, to_disk, write_file
 from partwise.core.kinds import article, check_kinds
 from partwise.core.metrics import AUC, Accuracy, Loss, Metric, Perplexity, TopKAccuracy
 from partwise.core.model import Model
-from partwise.core.population import Dataset
+from partwise.core.population import Dataset, Population
 from partwise.core.program import SERVER, Record
 from partwise.core.runtime import Runtime
 from partwise.core.schedule import Scheduler
@@ -55,10 +55,12 @@ from partwise.programs.star import Star
 from partwise.runtimes.devices import found_device
 from partwise.runtimes.simulate import Simulate
 from partwise.runtimes.threads import torch_threads
+from partwise.schedulers import FedAsync, FedBuff, FedCompass, Tiered
 from partwise.schedulers.synchronous import Synchronous
 
 __all__ = ["Experiment"]
 
+_ENDED_BY_CLIENTS = (FedAsync, FedBuff, FedCompass, Tiered)  # by their time, where there are no versions to count
 _MOST_THREADS = 1024  # many more end the process
 
 Chains = Sequence[Transform] | Mapping[str, Sequence[Transform]]
@@ -191,6 +193,7 @@ class Experiment:
         found_device("Evaluation", self.evaluation.device)  # refused before there is a folder
         star, workload = self.build()
         self.evaluation.check_target(workload.population)
+        self._check_end(workload.population)
         about = json.dumps(population_summary(star))  # refuses what no client could do, before there is a folder
         path = Path(folder) if folder is not None else new_run_folder(Path(root), self.name)
         if folder is not None and not resume:
@@ -200,6 +203,17 @@ class Experiment:
             return self._run(path, store, star, workload, about, resume=resume, progress=progress)
         finally:
             store.close()
+
+    def _check_end(self, population: Population) -> None:
+        """Refuse a scheduler that only the clock ends where none passes."""
+        part = self.scheduler
+        if not isinstance(part, _ENDED_BY_CLIENTS) or part.versions or self.evaluation.target is not None:
+            return
+        if isinstance(self.runtime, Simulate) and population.is_instant:
+            raise CompositionError(
+                f"Experiment(scheduler={part!r}): must come to an end, got clients that take no time, so that "
+                f"{part.seconds:g} seconds never pass. Give the clients a pace or links, or the scheduler versions."
+            )
 
     def _run(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,13 +122,15 @@ class AdamW:
 
 
 def _positive(part: str, field: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{part}({field}={value}): must be above 0, got {value}. Use a small positive number.")
+    if not 0 < value < math.inf:
+        rule = "must be above 0" if value <= 0 else "must be a finite number above 0"
+        raise ValueError(f"{part}({field}={value}): {rule}, got {value}. Use a small positive number.")
 
 
 def _nonnegative(part: str, field: str, value: float) -> None:
-    if not value >= 0:
-        raise ValueError(f"{part}({field}={value}): must be at least 0, got {value}. Use 0 to turn it off.")
+    if not 0 <= value < math.inf:
+        rule = "must be at least 0" if value < 0 else "must be a finite number, at least 0"
+        raise ValueError(f"{part}({field}={value}): {rule}, got {value}. Use 0 to turn it off.")
 
 
 def _share(part: str, field: str, value: float) -> None:
