@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
@@ -21,9 +22,10 @@ from partwise.experiment.parts import (
 )
 from partwise.experiment.toml import write
 
-__all__ = ["SPEC", "dump", "save_spec", "spec_digest"]
+__all__ = ["SPEC", "dump", "dump_each", "save_spec", "spec_digest"]
 
 SPEC = "spec.toml"
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # which differs from process to process
 
 
 def dump(experiment: object) -> str:
@@ -39,6 +41,20 @@ def dump(experiment: object) -> str:
         TypeError: something in it exists only as an object, such as a module or a tensor.
     """
     return write(_fields(experiment, ""))
+
+
+def dump_each(experiment: object, names: Collection[str]) -> dict[str, str]:
+    """Some fields of an experiment, each as TOML, or as it prints where it exists only as an object."""
+    found = {}
+    cls: type = type(experiment)
+    for name, parameter in parameters(cls).items():
+        if name in names:
+            value = getattr(experiment, name)
+            try:
+                found[name] = "" if value is None else write({name: _plain(value, parameter.annotation, name)})
+            except TypeError:
+                found[name] = _ADDRESS.sub("", repr(value))
+    return found
 
 
 def spec_digest(folder: Path) -> str:

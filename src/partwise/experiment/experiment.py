@@ -37,7 +37,7 @@ from partwise.core.schedule import Scheduler
 from partwise.core.transform import Chain, Transform
 from partwise.core.workload import Workload, WorkloadSource
 from partwise.experiment.checkpoint import Checkpoints
-from partwise.experiment.dump import SPEC, save_spec, spec_digest
+from partwise.experiment.dump import SPEC, dump_each, save_spec, spec_digest
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.journaling import Journaling, Keeper
 from partwise.experiment.lock import LOCK
@@ -61,6 +61,11 @@ from partwise.schedulers.synchronous import Synchronous
 __all__ = ["Experiment"]
 
 _ENDED_BY_CLIENTS = (FedAsync, FedBuff, FedCompass, Tiered)  # by their time, where there are no versions to count
+# What decides, with the data, what becomes of the model.
+_DECIDING = (
+    *("seed", "algorithm", "scheduler", "client", "server", "download"),
+    *("aggregator", "channel", "hostile", "trusted", "privacy"),
+)
 _MOST_THREADS = 1024  # many more end the process
 
 Chains = Sequence[Transform] | Mapping[str, Sequence[Transform]]
@@ -239,6 +244,7 @@ class Experiment:
             account=self.privacy.account(self.scheduler, workload) if self.privacy else None,
             keeper=keeper,
             is_noise_new=self.privacy is not None and not self.privacy.randomness.is_simulated,
+            parts=dump_each(self, _DECIDING),
         )
         saved = None
         if resume and (checkpoints.versions() or store.metrics("train_loss")):

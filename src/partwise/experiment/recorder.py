@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Protocol, cast
 
-from partwise.core.errors import CompositionError, DivergedError
+from partwise.core.errors import CheckpointError, CompositionError, DivergedError
 from partwise.core.ledger import Ledger
 from partwise.core.program import SERVER, NodeId, Record
 from partwise.core.runtime import Observer, World
@@ -97,6 +97,7 @@ class Recorder(Observer):
         account: the ledger of a privacy guarantee, if there is one.
         keeper: writes the run's journal, if it keeps one.
         is_noise_new: whether a version that is made again gets other noise than before, and so is given away twice.
+        parts: name -> what decides what becomes of the model, in words: a run is resumed with the same alone.
     """
 
     def __init__(
@@ -112,7 +113,9 @@ class Recorder(Observer):
         account: Account | None = None,
         keeper: Keeper | None = None,
         is_noise_new: bool = False,
+        parts: Mapping[str, str] | None = None,
     ) -> None:
+        self._parts = parts or {}
         self._account, self._keeper, self._is_noise_new = account, keeper, is_noise_new
         self._star, self._workload, self._evaluation = star, workload, evaluation
         self._store, self._checkpoints, self._checkpointing = store, checkpoints, checkpointing
@@ -190,6 +193,7 @@ class Recorder(Observer):
         mine = {"number": self.number, "version": self.version, "seen": self._seen, "reached": self.reached}
         mine["heard"], mine["refused_in_a_row"] = len(self._log), self._refused_in_a_row
         mine["account"] = self._account.state() if self._account else None
+        mine["parts"] = self._parts
         if self._keeper is not None:
             self._keeper.flush()
             mine["journal"] = len(self._keeper)
@@ -202,8 +206,13 @@ class Recorder(Observer):
         self._saved_at = time.monotonic()
 
     def restore(self, entries: Mapping[str, object]) -> None:
-        """Go on after a checkpoint: what was recorded later is forgotten."""
+        """Go on after a checkpoint: what was recorded later is forgotten.
+
+        Raises:
+            CheckpointError: it is of another run, or the experiment is not what it was.
+        """
         mine: Any = entries["recorder"]
+        self._check_parts(mine.get("parts") or {})
         self.number, self.version, self._seen = mine["number"], mine["version"], mine["seen"]
         self.reached, self._refused_in_a_row = mine["reached"], mine.get("refused_in_a_row", 0)
         self._log.truncate(mine["heard"])  # before anything is counted: a log that is too short refuses the run
@@ -214,6 +223,16 @@ class Recorder(Observer):
             if self._is_noise_new:
                 self._count_lost(self._account, mine["account"])
         self._store.truncate_after(seq=self.number, version=self.version)
+
+    def _check_parts(self, began_with: Mapping[str, str]) -> None:
+        for name, text in began_with.items():
+            now = self._parts.get(name, text)
+            if text != now:
+                was, found = _around(text, now), _around(now, text)
+                raise CheckpointError(
+                    f"Experiment.run(resume=True): the {name} must be what it was when the checkpoint was written, "
+                    f"{was}, got {found}. Make the experiment as it was, or begin a new run."
+                )
 
     def _count_lost(self, account: Account, saved: Any) -> None:
         """Versions after the checkpoint have been given away, and will be made again with other noise: both count."""
@@ -328,6 +347,14 @@ class Recorder(Observer):
         reached = score.value >= target if main.higher_is_better else score.value <= target
         self.reached = f"target reached: {main.name} {score.value:.4f}" if reached else ""
         return self.reached or None
+
+
+def _around(text: str, other: str, room: int = 60) -> str:
+    """A text, of a long one what is around the first letter in which it differs from another one."""
+    at = next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    begin = max(0, min(at - room // 2, len(text) - room))
+    found = " ".join(text[begin : begin + room].split())
+    return f"{'...' if begin else ''}{found}{'...' if begin + room < len(text) else ''}"
 
 
 class _Own(Mapping[NodeId, Any]):
