@@ -162,6 +162,17 @@ def test_clients_beyond_the_federation_are_told(made, first, total, said):
     file.memory.unlink(missing_ok=True)
 
 
+@pytest.mark.parametrize(("name", "which"), [("before", 2), ("after", 1)])
+def test_node_may_have_any_name(made, name, which):
+    """It has its own clients, and not those of the others that are numbered before or after them."""
+    _, nodes = made
+    file = NodeFile.read(nodes[which])
+    expected = found_of(file)["specification and data"]
+    file.memory.unlink()
+    assert found_of(replace(file, name=name))["specification and data"] == expected
+    file.memory.unlink()
+
+
 def test_commands(made, tmp_path):
     _, (server, one, *_) = made
     out, err = call("node", "check", one, code=1)

@@ -177,9 +177,9 @@ class NodeFile:
                 f"total={self.total} of the federation, numbered from 0. Correct first or total."
             )
         parts = [
-            Member("before", 0, [1] * self.first),
+            Member("/before", 0, [1] * self.first),  # no node's name has a stroke
             Member(self.name, self.first, examples),
-            Member("after", after, [1] * (self.total - after)),
+            Member("/after", after, [1] * (self.total - after)),
         ]
         return [part for part in parts if part.examples]
 
