@@ -173,6 +173,26 @@ def test_node_may_have_any_name(made, name, which):
     file.memory.unlink()
 
 
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        'name = "Scaffold"\nsubmodel = true',
+        'name = "MCPSGD"',
+        'name = "AdaAlter"',
+        'name = "FedLaAvg"',
+        'name = "FedRank"',
+        'name = "Ferret"',
+        'name = "FedSubAvg"\nestimator = "capped"',
+    ],
+)
+def test_step_is_trained_with_every_stream_that_a_client_is_sent(algorithm, tmp_path):
+    (tmp_path / "spec.toml").write_text(SPEC.replace('[algorithm]\nname = "FedAvg"', f"[algorithm]\n{algorithm}"))
+    _, one, _ = prepare(tmp_path / "spec.toml", tmp_path / "net", nodes=2, address="127.0.0.1:1")
+    found = found_of(NodeFile.read(one))["one local step"]
+    assert found.is_right, found.said
+    assert found.said.startswith("trains; its first client holds ")
+
+
 def test_commands(made, tmp_path):
     _, (server, one, *_) = made
     out, err = call("node", "check", one, code=1)

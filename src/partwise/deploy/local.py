@@ -13,7 +13,7 @@ from partwise.core.algorithm import Task
 from partwise.core.codec import decode
 from partwise.core.errors import PartwiseError, ProtocolError
 from partwise.core.plan import Executor, Job, Resident
-from partwise.core.population import Population
+from partwise.core.population import Census, Population
 from partwise.core.workload import Workload
 from partwise.deploy.enrolled import Enrolled
 from partwise.deploy.files import NodeFile
@@ -21,6 +21,8 @@ from partwise.deploy.memory import Memory
 from partwise.deploy.node import Node
 from partwise.experiment.spec import load
 from partwise.populations.files import from_files
+from partwise.programs.census import count
+from partwise.programs.messages import Fetch
 from partwise.programs.star import Star
 from partwise.runtimes.executors.plain import Plain
 from partwise.runtimes.simulate import Simulate
@@ -102,12 +104,14 @@ def _job(file: NodeFile) -> tuple[Star, Job]:
     star, _ = star_of(file)
     population = star.population
     assert isinstance(population, Enrolled)
-    site, algorithm, task = star.site(population.owners()[file.name].start), star.algorithm, Task(0, 0, 0, 1)
+    clients = population.owners()[file.name]
+    site, algorithm, task = star.site(clients.start), star.algorithm, Task(0, 0, 0, 1)
     own = algorithm.client_init(site)
     index = algorithm.select(task, own, site)
-    streams = {"model": star.initial()}
-    parts = algorithm.fetch(index, task, own, site)
-    held = {"model": dict((index if parts is None else parts["model"]).gather(streams["model"]))}
+    streams = algorithm.init(star.initial(), Census(len(population.clients), lambda: count(star, clients)))
+    asked = Fetch(task.id, index, algorithm.fetch(index, task, own, site)).of(streams)
+    came = {stream: dict(part.gather(streams[stream])) for stream, part in asked.items()}
+    held = algorithm.receive(came, index, task, own, site)
     plan = algorithm.plan(held, index, task, own, site)
     start = {**algorithm.personalize(held["model"], own), **plan.extra}
     return star, Job(replace(plan, steps=1), start, algorithm.examples(index, own, site), 0)
