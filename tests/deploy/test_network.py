@@ -426,6 +426,14 @@ def test_goes_on_from_any_saved_moment_with_the_nodes_alive(case):
     assert moments > 3
 
 
+@pytest.mark.parametrize("case", ["scaffold", "error feedback"])
+def test_second_run_on_the_same_nodes_begins_with_clients_that_know_nothing(case):
+    of, runtime, _ = deployed(star(case, rounds=3, scheduler=everybody(3)))
+    for _ in range(2):
+        states, _ = runtime.run(of.programs(), of.population, Log())
+        assert outcome({SERVER: states[SERVER]})[SERVER] == expected(case, 3)
+
+
 class StopAt(Saving):
     """Keeps one settled moment, and lets the server die a little later; the nodes have gone on meanwhile."""
 

@@ -197,6 +197,28 @@ def test_memory_keeps_the_last_answers_of_each_kind(file):
     assert memory.answer(2, b"19") is None
 
 
+def test_memory_is_of_one_run_at_a_time_and_that_of_others_is_kept(file):
+    memory = Memory(file)
+    memory.save({1: b"a"}, [])
+    assert not memory.turn_to("one")  # what no run was named for is the first one's
+    assert memory.turn_to("two")
+    assert dict(memory.states()) == {}
+    memory.save({1: b"b"}, [])
+    assert not Memory(file).turn_to("two")
+    assert memory.turn_to("one")
+    assert dict(memory.states()) == {1: b"a"}
+    memory.close()
+    assert Memory(file).turn_to("two")
+    assert dict(Memory(file).states()) == {1: b"b"}
+    assert {path.name for path in file.parent.glob("*.sqlite")} == {"state.sqlite", "state-one.sqlite"}
+
+
+@pytest.mark.parametrize("run", ["../one", "a" * 65, 3])
+def test_run_that_is_no_name_is_refused(run):
+    with pytest.raises(ProtocolError, match=r"Batch\.run: must be at most 64 letters and digits"):
+        opened(sealed(Batch("one", 1.5, [], run=run)), LIMIT)
+
+
 def test_memory_is_written_whole_or_not_at_all(file):
     memory = Memory(file)
     memory.save({1: b"a", 2: b"b"}, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ register(Counts)  # core/population.py has it for the same process only
 
 _MOST_LETTERS = 1 << 20
 _LIFE = 64  # characters at most
+_RUN = re.compile(r"[0-9A-Za-z]*")  # it becomes part of a file's name
 
 
 @register
@@ -38,12 +40,14 @@ class Batch(NamedTuple):
         now: the server's clock; seconds since the run began.
         letters: the messages, in order.
         faults: (client, text) for each piece of work that failed at the node, with its traceback.
+        run: whose clients' states the node is to go on from; the same in every life of the server; "" for whatever run.
     """
 
     life: str
     now: float
     letters: Sequence[Letter]
     faults: Sequence[tuple[NodeId, str]] = ()
+    run: str = ""
 
 
 def sealed(batch: Batch) -> bytes:
@@ -64,6 +68,8 @@ def opened(data: bytes, max_bytes: int) -> Batch:
         raise _fail("a batch", "one", batch)
     if type(batch.life) is not str or len(batch.life) > _LIFE:
         raise _fail("Batch.life", f"text of at most {_LIFE} characters", batch.life)
+    if type(batch.run) is not str or len(batch.run) > _LIFE or not _RUN.fullmatch(batch.run):
+        raise _fail("Batch.run", f"at most {_LIFE} letters and digits", batch.run)
     if type(batch.now) is not float or not math.isfinite(batch.now):
         raise _fail("Batch.now", "a finite number", batch.now)
     for what, rows in (("letters", batch.letters), ("faults", batch.faults)):

@@ -62,6 +62,9 @@ class Memory:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self._open()
+
+    def _open(self) -> None:
         try:
             self._file = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
             weakref.finalize(self, self._file.close)
@@ -75,14 +78,54 @@ class Memory:
                 raise CheckpointError(
                     f"Memory({str(self.path)!r}): must have format {_FORMAT}, got {version}. Update Partwise."
                 )
+            self._file.execute("CREATE TABLE IF NOT EXISTS run (id TEXT NOT NULL)")
         except sqlite3.Error as error:
             raise self._failed("opening", error) from error
 
-    def _failed(self, doing: str, error: sqlite3.Error) -> CheckpointError:
+    def _failed(self, doing: str, error: Exception) -> CheckpointError:
         return CheckpointError(
             f"Memory({str(self.path)!r}): {doing} needs a file that can be written and is a node's memory, got: "
             f"{error}. Look at the disk, or name another file; what was there is as it was."
         )
+
+    def turn_to(self, run: str) -> bool:
+        """Go on with what is remembered of a run; whether another one's was there, which is kept in a file beside it.
+
+        What was remembered before a run was named is the first one's.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        try:
+            (known,) = self._file.execute("SELECT max(id) FROM run").fetchone()
+            if known == run:
+                return False
+            if known is not None:
+                self._file.close()
+                self.path.rename(self._aside(known))
+            if known is not None or not self._has_any():
+                self._fetch(run)
+            if self._file.execute("SELECT count(*) FROM run").fetchone() == (0,):
+                self._file.execute("INSERT INTO run VALUES (?)", (run,))
+        except (sqlite3.Error, OSError) as error:
+            raise self._failed("turning to another run", error) from error
+        return known is not None
+
+    def _has_any(self) -> bool:
+        found: tuple[bool] = self._file.execute(
+            "SELECT EXISTS (SELECT * FROM state) OR EXISTS (SELECT * FROM answer)"
+        ).fetchone()
+        return bool(found[0])
+
+    def _fetch(self, run: str) -> None:
+        """Open what was put aside of a run, or else a new file."""
+        self._file.close()
+        if self._aside(run).exists():
+            self._aside(run).rename(self.path)
+        self._open()
+
+    def _aside(self, run: str) -> Path:
+        return self.path.with_name(f"{self.path.stem}-{run}{self.path.suffix}")
 
     def states(self) -> Iterator[tuple[Client, bytes]]:
         """Every client's state."""

@@ -81,6 +81,7 @@ class Network:
         began: when the run began, by `time.monotonic`.
         max_bytes: limit of a message; a batch may have as many times that as messages were sent, and a little more.
         timing: how often it looks, and how long it waits.
+        run: by which nodes tell this run from others; a run that is resumed has that which it had.
     """
 
     def __init__(
@@ -91,8 +92,9 @@ class Network:
         *,
         max_bytes: int = 1 << 32,
         timing: Timing | None = None,
+        run: str = "",
     ) -> None:
-        self.life = secrets.token_hex(8)
+        self.life, self._run = secrets.token_hex(8), run
         self._post, self._owners, self._began, self._max_bytes = post, owners, began, max_bytes
         self._timing = timing or Timing()
         self._node_of = {client: node for node, clients in owners.items() for client in clients}
@@ -219,7 +221,7 @@ class Network:
         group = str(max(e.version for e in envelopes))
         for envelope in envelopes:
             self._owed.pop(envelope.to, None)
-        data = sealed(Batch(self.life, now, letters))
+        data = sealed(Batch(self.life, now, letters, run=self._run))
         id = self._post.send(node, data, kind="train", seconds=min(seconds, 1e9), group=group)
         if id:
             self._sent[id] = _Sent(node, self._there[node], envelopes, time.monotonic() + seconds)

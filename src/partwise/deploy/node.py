@@ -37,7 +37,7 @@ class Node:
 
     A batch is worked through, and what came of it is remembered before it is answered, so that a message is applied
     once: what the server sends again is answered again, from memory, if it took work, or was sent in the same life of
-    the server.
+    the server. A run that has not been here begins with clients that know nothing.
 
     Args:
         star: the programs' definition, over the node's own data.
@@ -138,6 +138,8 @@ class Node:
         ]
 
     def _opened_host(self, batch: Batch) -> Host:
+        if batch.run and self._memory.turn_to(batch.run):
+            self._host = None  # its clients' states are those of another run
         if self._host is None:
             self._faults = []
             self._host = Host(self._plan, self._take, self._max_bytes, self._note)

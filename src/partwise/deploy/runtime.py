@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -76,7 +77,9 @@ class Deployed:
             )
         clock: Any = entries["clock"] if entries is not None else {"now": 0.0}
         began = time.monotonic() - clock["now"]
-        network = Network(self.post, population.owners(), began, max_bytes=self.max_message_bytes, timing=self.timing)
+        run: str = clock.get("run") or secrets.token_hex(8)
+        limit, timing = self.max_message_bytes, self.timing
+        network = Network(self.post, population.owners(), began, max_bytes=limit, timing=timing, run=run)
         population.reachable, population.counting = network.nodes, network.census
         world = WallClock(
             programs,
@@ -86,5 +89,6 @@ class Deployed:
             memory=(self.memory_bytes, self.folder),
             limits=Limits(self.max_message_bytes, self.patience_seconds),
             place="node",
+            run=run,
         )
         return world.whole_run(observer, until, entries)

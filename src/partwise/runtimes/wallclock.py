@@ -44,6 +44,7 @@ class WallClock:
         memory: bound of what is kept in memory, and the folder for the rest.
         limits: how long a message from a client may be, and how long its answer is waited for.
         place: what hosts clients, as a lost task is told.
+        run: what is saved as the run's name among hosts that keep states themselves; "" for none.
     """
 
     def __init__(
@@ -56,11 +57,12 @@ class WallClock:
         memory: tuple[int, str | None],
         limits: Limits,
         place: str = "worker",
+        run: str = "",
     ) -> None:
         self.now, self.traffic = 0.0, Traffic()
         self.nodes: dict[NodeId, Kept] = {}  # the server's state; the clients' as they were when last looked at
         self._programs, self._executor, self._transport, self._began = programs, executor, transport, began
-        self._limits, self._place, self._version = limits, place, 0
+        self._limits, self._place, self._run, self._version = limits, place, run, 0
         self._spool, replies = halves(*memory)
         self._number = 0
         self._inbox: deque[Parcel] = deque()  # for the server
@@ -277,7 +279,9 @@ class WallClock:
         unchanged |= {f"message/{number}" for number in numbers & self._saved}
         self._changed.clear()
         self._saved = numbers
-        return packed(clock_of(self.now, self._number, self.traffic, self._halted), queue, self.nodes), unchanged
+        clock = clock_of(self.now, self._number, self.traffic, self._halted)
+        clock.update({"run": self._run} if self._run else {})
+        return packed(clock, queue, self.nodes), unchanged
 
     def _compute(self, parcel: Parcel) -> None:
         job = reworked(parcel, self._programs[parcel.to], self.nodes.get(parcel.to))
