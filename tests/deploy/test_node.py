@@ -132,6 +132,26 @@ def test_message_that_no_server_sends_is_refused_and_leaves_no_trace(file, src, 
         node.answer(b"dance", b"")
 
 
+def test_limit_is_that_of_a_message_and_not_of_all_that_come_together(file, tmp_path):
+    of = star("fedavg")
+    (fetch,) = ask(node_of(of, "middle", file), task(8))
+    data = encode(held(of, fetch))
+    small = Node(node_of(of, "middle", tmp_path / "own.sqlite")._star, Memory(file), max_bytes=len(data))
+    letters = [Letter(SERVER, to, to, encode(task(to))) for to in (3, 4)]
+    small.answer(WORK, sealed(Batch("two", 1.5, letters)))
+    letters = [Letter(SERVER, to, to, encode(held(of, fetch)._replace(id=to))) for to in (3, 4)]
+    path = tmp_path / "node.sock"
+    threading.Thread(target=serve, args=(small, line.listen(path)), daemon=True).start()
+    status, _, found = line.ask(path, WORK + b"\n" + sealed(Batch("two", 1.5, letters)), timeout=20.0).partition(b"\n")
+    assert status == b"ok", found
+    assert [type(decode(letter.body)) for letter in opened(found, LIMIT).letters] == [Reply, Reply]
+    long = Letter(SERVER, 3, 9, encode("a" * len(data)))
+    with pytest.raises(ProtocolError, match=f"a message may have {len(data)} bytes, got one of"):
+        small.answer(WORK, sealed(Batch("two", 1.5, [long])))
+    with pytest.raises(ProtocolError, match="a batch may have"):
+        small.answer(WORK, sealed(Batch("two", 1.5, [long])) + bytes(small.batch_bytes))
+
+
 class Clumsy(Algorithm):
     local = LOCAL
 
@@ -170,7 +190,7 @@ def test_line_carries_answers_and_failures(tmp_path):
     path = tmp_path / "node.sock"
     listening = line.listen(path)
     assert path.stat().st_mode & 0o007 == 0  # nobody else reaches it
-    thread = threading.Thread(target=serve, args=(node, listening, LIMIT), daemon=True)
+    thread = threading.Thread(target=serve, args=(node, listening), daemon=True)
     thread.start()
     data = sealed(Batch("one", 0.0, [Letter(SERVER, 3, 0, encode(task(2)))]))
     status, _, found = line.ask(path, WORK + b"\n" + data, timeout=20.0).partition(b"\n")

@@ -29,6 +29,8 @@ __all__ = ["CENSUS", "WORK", "Node", "serve"]
 
 WORK, CENSUS = b"work", b"census"
 _TEXT = 10_000  # characters of a traceback
+_LETTERS = 4  # of a client in a batch, at most: what it trains on, what comes next, and what it is told or asked
+_ROOM = 1 << 16  # bytes of a batch beside its messages
 _PATIENCE_SECONDS = 60.0  # for a message to be there once it has begun
 
 
@@ -43,7 +45,7 @@ class Node:
         star: the programs' definition, over the node's own data.
         memory: what is remembered.
         executor: runs local plans.
-        max_bytes: limit of a batch.
+        max_bytes: limit of a message; a batch may have as many times that as its clients can be sent messages.
         memory_bytes: bound of what clients keep in memory; the rest is in a temporary file.
     """
 
@@ -60,6 +62,7 @@ class Node:
         assert isinstance(population, Enrolled)
         self._star, self._memory, self._max_bytes = star, memory, max_bytes
         self._clients = population.owners()[population.here]
+        self.batch_bytes = max_bytes * _LETTERS * len(self._clients) + _ROOM
         self._programs = star.programs()
         self._plan = HostPlan(self._programs, executor or Plain(), memory_bytes, None, time.monotonic())
         self._host: Host | None = None
@@ -74,7 +77,7 @@ class Node:
             ProtocolError: the message is none that a server sends.
         """
         if verb == WORK:
-            return self._work(opened(data, self._max_bytes))
+            return self._work(opened(data, self.batch_bytes))
         if verb == CENSUS:
             return encode(count(self._star, self._clients))
         raise ProtocolError(f"a node answers {WORK!r} and {CENSUS!r}, got {verb[:20]!r}. Use the same Partwise.")
@@ -171,14 +174,14 @@ def _waves(letters: Sequence[Letter]) -> list[list[tuple[Letter, bytes]]]:
     return waves
 
 
-def serve(node: Node, listening: socket.socket, max_bytes: int = 1 << 32) -> None:
+def serve(node: Node, listening: socket.socket) -> None:
     """Answer one message after another, for ever. What fails is told to whoever asked, with its traceback."""
     while True:
         asking, _ = listening.accept()
         with asking:
             try:
                 asking.settimeout(_PATIENCE_SECONDS)
-                verb, _, data = line.receive(asking, max_bytes).partition(b"\n")
+                verb, _, data = line.receive(asking, node.batch_bytes).partition(b"\n")
                 asking.settimeout(None)
                 found = b"ok\n" + node.answer(verb, data)
             except (EOFError, TimeoutError):
