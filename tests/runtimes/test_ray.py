@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,23 @@ def test_ends_bit_equal_to_the_simulator(case):
     assert here == there
     assert len(log.of("commit")) == 5
     assert not log.of("lost")
+
+
+def test_more_actors_than_this_machine_has_room_for_are_refused():
+    """In a process of its own, which no cluster is connected to; it would wait for ever."""
+    code = (
+        "import partwise.runtimes.ray as r; from toy_federation import play, star; "
+        "play(r.Ray(workers=3, cpus=1000.0), star('fedavg'))"
+    )
+    pytest.importorskip("ray")
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=100.0, check=False
+    )
+    assert ran.returncode == 1
+    assert "CompositionError: Ray(workers=3, cpus=1000): its actors must have room on this machine" in ran.stderr
+    assert "got actors that take 3000. Ask for fewer workers" in ran.stderr
 
 
 @pytest.mark.usefixtures("cluster")

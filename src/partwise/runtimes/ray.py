@@ -153,6 +153,7 @@ class _Actors:
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
             ray.init(of.address, include_dashboard=False, log_to_driver=False, configure_logging=False)
+            self._refuse_too_many()
         self._given = [ray.put((programs, of.executor))]  # in a list, so that an actor asks for it when it can read it
         self._sources = loaded_from_files()
         self._starts = [0] * of.workers
@@ -163,6 +164,19 @@ class _Actors:
         self._arrived: list[Envelope] = []
         self._looking = 0  # actors that have not told their states yet
         self._is_looking = False
+
+    def _refuse_too_many(self) -> None:
+        """On this machine alone, actors that there is no room for would be waited for for ever."""
+        there = self._ray.cluster_resources()
+        for what, name, share in (("cpus", "CPU", self._of.cpus), ("gpus", "GPU", self._of.gpus)):
+            found, needed = there.get(name, 0.0), share * self._of.workers
+            if self._of.address is None and needed > found:
+                self._ray.shutdown()
+                raise CompositionError(
+                    f"Ray(workers={self._of.workers}, {what}={share:g}): its actors must have room on this machine, "
+                    f"which has {found:g} {name}s, got actors that take {needed:g}. Ask for fewer workers, let each "
+                    f"take a smaller share by {what}, or name the address of a cluster."
+                )
 
     def _started(self, number: int) -> Any:
         self._starts[number] += 1
