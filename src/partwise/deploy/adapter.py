@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +21,9 @@ from partwise.core.population import Client, Dataset, Examples, Population
 from partwise.core.update import Update
 from partwise.local import SGD
 
-__all__ = ["FlowerClients", "NumPyLike", "Unseen"]
+__all__ = ["FlowerClients", "Unseen"]
 
 Arrays = Sequence[Any]  # NumPy's
-
-
-class NumPyLike(Protocol):
-    """What a Flower `NumPyClient` is asked for."""
-
-    def fit(self, parameters: list[Any], config: dict[str, Any]) -> tuple[Arrays, int, dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
