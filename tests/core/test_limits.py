@@ -14,7 +14,7 @@ from partwise.algorithms import FedAvg, FedLaAvg, FedProx, FedSubAvg, LocalOnly,
 from partwise.core.aggregate import sum_updates
 from partwise.core.errors import CompositionError
 from partwise.core.index import Rows, Whole
-from partwise.core.limits import Limit, limit_of, stages
+from partwise.core.limits import Limit, stages
 from partwise.core.rng import generator
 from partwise.core.transform import Identity, chain
 from partwise.core.update import Update, map_values, norm
@@ -138,10 +138,11 @@ def test_noise_on_one_stream_does_not_hide_what_another_tells():
 
 
 def test_limits_of_chains():
-    assert limit_of(chain()) == Limit(math.inf, math.inf)
-    assert limit_of(chain(Clip(3.0), Clip(5.0), CapWeight(2.0))) == Limit(3.0, 2.0)
-    assert limit_of(chain(Clip(3.0), NOISE)) == Limit(math.inf, 1.0)
-    assert limit_of(Scale(0.0)).norm == 0.0
+    assert Limit() == Limit(math.inf, math.inf)
+    clipped = Clip(3.0).limited(Limit())
+    assert CapWeight(2.0).limited(Clip(5.0).limited(clipped)) == Limit(3.0, 2.0)
+    assert NOISE.limited(clipped) == Limit(math.inf, 1.0)
+    assert Scale(0.0).limited(Limit()).norm == 0.0
     assert [type(s).__name__ for s in stages(chain(chain(Clip(1.0), Scale(2.0)), CapWeight()))] == [
         "Clip",
         "Scale",

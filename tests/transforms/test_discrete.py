@@ -15,7 +15,6 @@ from partwise.core.errors import CompositionError
 from partwise.core.index import Rows, Whole
 from partwise.core.randomness import SimulatedRandomness, SystemRandomness, uniform_below
 from partwise.core.rng import generator
-from partwise.core.transform import chain
 from partwise.core.update import Update, norm
 from partwise.experiment.accounting import distributed_rho, noise_of_sums
 from partwise.transforms import Clip, DiscreteNoise, FromGrid
@@ -273,9 +272,9 @@ def test_what_is_sent_fits_its_bits_and_is_cut_where_it_does_not():
 
 
 def test_it_comes_behind_a_clip():
-    from partwise.core.limits import Limit, limit_of
+    from partwise.core.limits import Limit
 
-    assert limit_of(chain(Clip(1.0), DiscreteNoise(1.0, 0.1, 1.0))) == Limit(math.inf, 1.0)
+    assert DiscreteNoise(1.0, 0.1, 1.0).limited(Clip(1.0).limited(Limit())) == Limit(math.inf, 1.0)
     assert DiscreteNoise(2.0, 0.1, 25.0).noise_multiplier == pytest.approx(0.25)
 
 

@@ -14,7 +14,7 @@ from partwise.core.aggregate import Aggregator
 from partwise.core.errors import CompositionError
 from partwise.core.transform import Chain, Transform
 
-__all__ = ["FixedDivisor", "Limit", "Limiting", "Noise", "Side", "check_noise", "limit_of", "stages"]
+__all__ = ["FixedDivisor", "Limit", "Limiting", "Noise", "Side", "check_noise", "stages"]
 
 _SLACK = 1 + 1e-6  # of a sensitivity that was computed by somebody else, and printed
 
@@ -64,21 +64,6 @@ def stages(transform: Transform) -> tuple[Transform, ...]:
     if isinstance(transform, Chain):
         return tuple(inner for stage in transform.stages for inner in stages(stage))
     return (transform,)
-
-
-def limit_of(transform: Transform, before: Limit = Limit()) -> Limit:  # noqa: B008 - a tuple does not change
-    """The limit of what comes out of a transform or a chain.
-
-    Example:
-        >>> from partwise.transforms import CapWeight, Clip, Scale, TopK
-        >>> limit_of(Chain((CapWeight(2.0), Clip(3.0), TopK(k=5))))
-        Limit(norm=3.0, weight=2.0)
-        >>> limit_of(Chain((Clip(3.0), Scale(2.0))))
-        Limit(norm=6.0, weight=inf)
-    """
-    for stage in stages(transform):
-        before = stage.limited(before) if isinstance(stage, Limiting) else Limit()
-    return before
 
 
 class Side(NamedTuple):
