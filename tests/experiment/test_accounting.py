@@ -10,7 +10,6 @@ import pytest
 from partwise.experiment.accounting import (
     gaussian_delta,
     gaussian_epsilon,
-    gaussian_multiplier,
     multiplier_for,
     poisson_epsilon,
     without_replacement_epsilon,
@@ -78,9 +77,12 @@ def test_a_client_with_nine_tenths_of_the_weight():
 
 
 def test_analytic_calibration():
-    assert gaussian_multiplier(1.0, DELTA) == pytest.approx(3.7306, rel=2e-4)
-    assert gaussian_multiplier(1.0, DELTA) * math.sqrt(2) == pytest.approx(5.2759, rel=2e-4)  # for a replacement
-    found = [math.sqrt(4.5 * 9) * gaussian_multiplier(e, d) for e, d in ((0.2, 0.1), (1, 0.1), (5, 0.1), (1, DELTA))]
+    def multiplier(epsilon, delta):
+        return multiplier_for(epsilon, lambda z: gaussian_epsilon(1 / z, delta))
+
+    assert multiplier(1.0, DELTA) == pytest.approx(3.7306, rel=2e-4)
+    assert multiplier(1.0, DELTA) * math.sqrt(2) == pytest.approx(5.2759, rel=2e-4)  # for a replacement
+    found = [math.sqrt(4.5 * 9) * multiplier(e, d) for e, d in ((0.2, 0.1), (1, 0.1), (5, 0.1), (1, DELTA))]
     assert found == pytest.approx([14.63, 6.91, 2.71, 23.74], rel=2e-3)
 
 
@@ -128,7 +130,7 @@ def test_a_target_chooses_the_noise(epsilon):
     [
         (lambda: gaussian_epsilon(1.0, 0.0), r"delta=0.0: must lie in \(0, 1\), got 0.0"),
         (lambda: poisson_epsilon(1.0, 1.5, 1, DELTA), r"poisson_epsilon\(rate=1.5\): must lie in \(0, 1\], got 1.5"),
-        (lambda: gaussian_multiplier(0.0, DELTA), r"multiplier_for\(epsilon=0.0\): must be above 0 and finite"),
+        (lambda: multiplier_for(0.0, lambda z: 1 / z), r"multiplier_for\(epsilon=0.0\): must be above 0 and finite"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(call, message):

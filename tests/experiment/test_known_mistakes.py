@@ -12,7 +12,7 @@ from partwise.algorithms import FedAvg
 from partwise.core.metrics import Accuracy
 from partwise.core.population import Fate
 from partwise.core.workload import Workload
-from partwise.experiment.accounting import gaussian_epsilon, poisson_epsilon
+from partwise.experiment.accounting import gaussian_epsilon, multiplier_for, poisson_epsilon
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.privacy import ClientDP
 from partwise.experiment.store import RunStore
@@ -103,9 +103,8 @@ def wishart(matrix, epsilon, n, rng):
 
 def analyze_gauss(matrix, epsilon, n, rng):
     """Symmetric Gaussian noise for one row more or less, at delta = 1e-5."""
-    from partwise.experiment.accounting import gaussian_multiplier
-
-    g = np.triu(rng.normal(size=matrix.shape)) * gaussian_multiplier(epsilon, 1e-5) / n
+    z = multiplier_for(epsilon, lambda z: gaussian_epsilon(1 / z, 1e-5))
+    g = np.triu(rng.normal(size=matrix.shape)) * z / n
     return matrix + g + np.triu(g, 1).T
 
 

@@ -19,7 +19,6 @@ __all__ = [
     "distributed_rho",
     "gaussian_delta",
     "gaussian_epsilon",
-    "gaussian_multiplier",
     "multiplier_for",
     "noise_of_sums",
     "poisson_epsilon",
@@ -68,26 +67,12 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     return _lowest(lambda epsilon: gaussian_delta(mu, epsilon) <= delta, 0.0, high)
 
 
-def gaussian_multiplier(epsilon: float, delta: float) -> float:
-    """The smallest z of one Gaussian release that is (epsilon, delta)-private; right for every epsilon.
-
-    The well-known sqrt(2 ln(1.25/delta))/epsilon is a bound for epsilon < 1 only: at delta = 1e-5, what it gives for
-    epsilon = 20 has epsilon = 25.4.
-
-    Example:
-        >>> round(gaussian_multiplier(1.0, 1e-5), 4)
-        3.7306
-    """
-    return multiplier_for(epsilon, lambda z: gaussian_epsilon(1 / z, delta), relative=1e-9)
-
-
-def multiplier_for(epsilon: float, of: Callable[[float], float], *, relative: float = 1e-4) -> float:
-    """The smallest noise multiplier whose epsilon is at most this.
+def multiplier_for(epsilon: float, of: Callable[[float], float]) -> float:
+    """The smallest noise multiplier whose epsilon is at most this; at most 1e-4 of it too large, never too small.
 
     Args:
         epsilon: > 0.
         of: the epsilon of a noise multiplier; more noise gives less.
-        relative: how near to the smallest; what is given is never below it.
     """
     if not 0 < epsilon < _MOST:
         raise ValueError(
@@ -100,7 +85,7 @@ def multiplier_for(epsilon: float, of: Callable[[float], float], *, relative: fl
         low = 0.5
         while low > 1e-3 and of(low) <= epsilon:
             high, low = low, low / 2
-    return _lowest(lambda z: of(z) <= epsilon, low, high, relative)
+    return _lowest(lambda z: of(z) <= epsilon, low, high, 1e-4)
 
 
 def poisson_epsilon(
