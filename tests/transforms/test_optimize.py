@@ -12,7 +12,7 @@ from partwise.core.model import MeanSquaredError, Model
 from partwise.core.transform import begun, chain
 from partwise.core.update import Update
 from partwise.testing.examples import example_indices, example_params, example_update
-from partwise.transforms import Adagrad, Adam, ServerSGD, Yogi
+from partwise.transforms import Adagrad, Adam, HyperRate, ServerSGD, Yogi
 from toy_star import Clients, everybody, full_batch, run, server, star_of
 
 RNG = torch.Generator()
@@ -221,6 +221,21 @@ def test_running_means_are_averaged_and_not_stepped(part, lazy):
     star = replace(star, server_chain=chains)
     assert run(star, lambda world: float(server(world).streams["model"]["mean"]))[1].seen == plain
     assert plain == pytest.approx([0.6, 0.4, 0.3, 0.25])
+
+
+def test_running_means_have_no_part_in_hyper_rate():
+    """The mean of the inputs is 0 in every round: 1 is halved each time, and beyond 0 only by a rate above 1."""
+    population = Clients([{"x": torch.tensor([-1.0, 1.0]).double(), "y": torch.tensor([-9.0, 9.0]).double()}])
+    star = star_of(FedAvg(full_batch(1)), Model(Smoothed, MeanSquaredError()), population, everybody(population, 3))
+    star = replace(star, server_chain={"model": chain(HyperRate(gamma=3.0, normalize=True))})
+    found = run(star, lambda world: {n: float(t) for n, t in server(world).streams["model"].items()})[1].seen
+    assert [at["mean"] for at in found] == [0.5, 0.25, 0.125]
+    part = HyperRate(gamma=3.0)
+    state, index = part.begin({}, {"m"}), Whole({"w": (1,), "m": (1,)})
+    for wanted in (1.0, 1.5, 2.0):  # 1 and 0.5 times 0.5 * 1.0 more; 1000 has no say
+        value = {"w": torch.tensor([1.0]), "m": torch.tensor([1000.0])}
+        step, state = replace(part, rate=0.5).apply(Update(index, value), state, RNG)
+        assert {n: float(v) for n, v in step.values().items()} == {"w": wanted, "m": 1000.0}
 
 
 @pytest.mark.parametrize("lazy", [True, False])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+
+import torch
 
 from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.transform import State
-from partwise.core.update import Update, inner, norm, scale
+from partwise.core.update import Update, inner, norm
 
 __all__ = ["HyperRate"]
 
@@ -30,7 +33,8 @@ class HyperRate:
     Source: Wang et al., "FedHyper: a universal and robust learning rate scheduler for federated learning with
         hypergradient descent", ICLR 2024, arXiv:2310.03156 (FedHyper-G).
     Differs: the paper subtracts start minus end, we add end minus start; the product is the same. `rate` and
-        `normalize` are ours. The released code clips alpha to [0.2, 5].
+        `normalize` are ours. Running means and variances are averaged as they come. The released code clips alpha to
+        [0.2, 5].
 
     Example:
         >>> import torch
@@ -58,14 +62,22 @@ class HyperRate:
             )
 
     def init(self, params: Params) -> State:
-        return 1.0, None
+        return self.begin(params, ())
+
+    def begin(self, params: Params, still: Collection[str]) -> State:
+        """The first state of one that passes on what is said of running means and variances."""
+        return 1.0, None, sorted(still)
 
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
-        alpha, before = state
+        alpha, before, still = state
+        values = update.values()
+        own = {n: torch.zeros_like(v) if n in still else v.clone() for n, v in values.items()}
+        moved = replace(update, value=own, weight=1.0)
         if before is not None:
-            alpha = min(max(alpha + self.rate * self._alignment(update, before), 1 / self.gamma), self.gamma)
-        kept = replace(update, value={n: v.clone() for n, v in update.values().items()}, weight=1.0)
-        return (update if alpha == 1 else scale(update, alpha)), (alpha, kept)
+            alpha = min(max(alpha + self.rate * self._alignment(moved, before), 1 / self.gamma), self.gamma)
+        if alpha != 1:
+            update = replace(update, value={n: v if n in still else v * alpha for n, v in values.items()})
+        return update, (alpha, moved, still)
 
     def _alignment(self, update: Update, before: Update) -> float:
         product = inner(update, before)
