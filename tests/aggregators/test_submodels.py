@@ -103,12 +103,13 @@ PARTIAL = [
 ]
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e147])
 @pytest.mark.parametrize("size", [1e3, 1e20])
-def test_the_medoid_of_submodels_is_told_from_others_however_far_the_faulty_are(size):
+def test_the_medoid_of_submodels_is_told_from_others_however_far_the_faulty_are(size, unit):
     """Two go in opposite directions, as far from all: the others decide, with sums of 11.75, 8.75, 7.75, 9.25, 14.5."""
-    honest = [dict.fromkeys(range(20), x) for x in (1.0, 2.0, 3.0, 4.5, 6.25)]
-    far = [dict.fromkeys(range(10), sign * size) for sign in (1.0, -1.0)]
-    assert set(moved(aggregate(Medoid(), partial([*honest, *far], size=20))).values()) == {3.0}
+    honest = [dict.fromkeys(range(20), x * unit) for x in (1.0, 2.0, 3.0, 4.5, 6.25)]
+    far = [dict.fromkeys(range(10), sign * size * unit) for sign in (1.0, -1.0)]
+    assert set(moved(aggregate(Medoid(), partial([*honest, *far], size=20))).values()) == {3.0 * unit}
 
 
 def test_geometric_median_of_two_submodels_is_no_matter_of_their_order():

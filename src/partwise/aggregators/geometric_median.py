@@ -232,7 +232,7 @@ def _told_apart(updates: list[Update], params: Params, squared: Tensor) -> Tenso
         return squared
     if is_whole(updates, params):
         return _drawn_in(updates, params, squared)[1]
-    return torch.where(squared < torch.inf, squared.clamp(max=(_FAR * typical) ** 2), squared)
+    return torch.where(squared < torch.inf, squared.clamp(max=_FAR * typical * (_FAR * typical)), squared)
 
 
 def _normal(weights: Tensor) -> Tensor:
