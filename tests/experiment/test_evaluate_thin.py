@@ -125,7 +125,7 @@ def test_a_run_records_them_and_may_stop_at_one(tmp_path):
 
 
 def test_refused():
-    for widths in ((0.0,), (1.5,), (0.5, 0.5), (float("nan"),)):
+    for widths in ((0.0,), (1.5,), (0.5, 0.5), (float("nan"),), (0.3333333, 1 / 3), (0.9999999,)):
         with pytest.raises(ValueError, match=r"Evaluation\(widths=.*\): must lie in \(0, 1\] without repeats, got"):
             Evaluation(widths=widths)
     with pytest.raises(ValueError, match=r"scope='central@0\.25'\): must be one of central, .*, pooled@0\.5, got"):

@@ -89,10 +89,12 @@ class Evaluation:
     def __post_init__(self) -> None:
         check_device("Evaluation", self.device)
         object.__setattr__(self, "widths", tuple(self.widths))
-        if not all(0 < ratio <= 1 for ratio in self.widths) or len(set(self.widths)) < len(self.widths):
+        written = {f"{ratio:g}" for ratio in self.widths}  # as scores are named
+        is_told = len(written) == len(self.widths) and ("1" not in written or 1 in self.widths)
+        if not all(0 < ratio <= 1 for ratio in self.widths) or not is_told:
             raise ValueError(
-                f"Evaluation(widths={self.widths}): must lie in (0, 1] without repeats, got {self.widths}. "
-                "(0.25, 0.5) is fine."
+                f"Evaluation(widths={self.widths}): must lie in (0, 1] without repeats, got {self.widths}, of "
+                "which scores are told by six digits. (0.25, 0.5) is fine."
             )
         if self.every < 1:
             raise ValueError(
