@@ -38,6 +38,16 @@ def test_values_are_kept():
     assert columns["b"].tolist() == [7.25, -1.0]
 
 
+def test_a_data_frame_is_a_column_of_its_rows():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([[1.5, 2.0], [3.0, 4.5]])  # as many rows as columns, which are called 0 and 1
+    assert as_columns("f()", {"x": frame})["x"].tolist() == [[1.5, 2.0], [3.0, 4.5]]
+    named = pandas.DataFrame({"age": [30, 40, 50], "sex": [0, 1, 1]})
+    assert as_columns("f()", {"x": named})["x"].tolist() == [[30, 0], [40, 1], [50, 1]]
+    with pytest.raises(DataError, match="columns must hold numbers, got object in column 'x'"):
+        as_columns("f()", {"x": named.assign(name=["a", "b", "c"])})
+
+
 def test_read_only_arrays_are_copied():
     array = np.array([1, 2])
     array.flags.writeable = False

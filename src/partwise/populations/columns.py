@@ -94,6 +94,8 @@ def _tensor(where: str, name: str, values: Any) -> Tensor:
 def _array(where: str, name: str, values: Any) -> np.ndarray[Any, np.dtype[Any]]:
     if isinstance(values, np.ndarray):
         return values
+    if hasattr(values, "__array__") and len(getattr(values, "shape", ())) > 1:
+        return np.asarray(values)  # a data frame, over which one goes by the names of its columns
     items = list(values)
     try:
         if items and not isinstance(items[0], (int, float, str, bytes)):
