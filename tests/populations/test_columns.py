@@ -22,6 +22,8 @@ from partwise.populations.columns import as_columns, known
         (torch.tensor([1.0, 2.0], dtype=torch.float64), torch.float64),
         ([np.array([1, 2]), np.array([3, 4])], torch.int64),
         ([torch.tensor([1.5]), torch.tensor([2.5])], torch.float32),
+        ([torch.tensor([1.5], dtype=torch.bfloat16), torch.tensor([2.5], dtype=torch.bfloat16)], torch.float32),
+        (torch.tensor([1.0, 2.0], dtype=torch.bfloat16), torch.bfloat16),
         ([[1, 2], [3, 4]], torch.int64),
         (range(2), torch.int64),
     ],
@@ -46,6 +48,14 @@ def test_a_data_frame_is_a_column_of_its_rows():
     assert as_columns("f()", {"x": named})["x"].tolist() == [[30, 0], [40, 1], [50, 1]]
     with pytest.raises(DataError, match="columns must hold numbers, got object in column 'x'"):
         as_columns("f()", {"x": named.assign(name=["a", "b", "c"])})
+
+
+def test_what_a_network_made_is_taken_without_its_gradient():
+    made = torch.nn.Linear(3, 2)(torch.ones(4, 3))
+    columns = as_columns("f()", {"a": made, "b": list(made)})
+    for column in columns.values():
+        assert not column.requires_grad
+        assert column.tolist() == made.tolist()
 
 
 def test_read_only_arrays_are_copied():
@@ -74,6 +84,15 @@ def test_read_only_arrays_are_copied():
             {"a": np.ma.masked_array([1.0, 2.0, 3.0], [False, True, True])},
             r"every value must be there, got 2 masked ones in column 'a'\. Fill or drop",
         ),
+        (
+            {"a": torch.ones(2, dtype=torch.complex64)},
+            r"must be dense tensors of real numbers, got torch\.complex64 in column 'a'",
+        ),
+        (
+            {"a": torch.eye(2).to_sparse()},
+            r"dense tensors of real numbers, got torch\.sparse_coo in column 'a'\. Convert it",
+        ),
+        ({"a": torch.ones(2).to(torch.float8_e4m3fn)}, r"got torch\.float8_e4m3fn in column 'a'"),
         ({"a": torch.tensor(3.0)}, "one row per example, got a single number for 'a'"),
         ({"a": np.array(3.0)}, "one row per example, got a single number for 'a'"),
     ],

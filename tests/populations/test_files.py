@@ -335,7 +335,7 @@ def test_a_tensor_before_the_file_is_refused(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.uint16, torch.uint64, torch.complex64])
 def test_what_could_not_be_opened_is_not_written(tmp_path, dtype):
-    with pytest.raises(DataError, match=rf"client 0: columns must be of one of the types .* got {dtype} in column 'x'"):
+    with pytest.raises(DataError, match=rf"client 0: columns must be .* got {dtype} in column 'x'"):
         write_folder(tmp_path / "a", [{"x": torch.zeros(2, dtype=dtype)}])
 
 

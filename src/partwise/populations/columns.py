@@ -17,6 +17,11 @@ from partwise.core.errors import DataError
 
 __all__ = ["as_columns", "known"]
 
+_WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+_NUMPYS = (torch.float16, torch.float32, torch.float64)
+_TYPES = {*_WHOLE, *_UNSIGNED, *_NUMPYS, torch.bfloat16}
+
 
 def known(where: str, name: str, names: Iterable[str]) -> str:
     """`name`, if it is one of `names`.
@@ -35,10 +40,11 @@ def known(where: str, name: str, names: Iterable[str]) -> str:
 def as_columns(where: str, columns: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors of equal length from tensors, arrays and lists.
 
-    Tensors keep their type; float64 arrays and lists become float32, as models have it.
+    Tensors keep their type; float64 arrays and lists become float32, as models have it, and lists of bfloat16 tensors.
 
     Raises:
-        DataError: no column, unequal lengths, text or objects, ragged values, NaN or infinity.
+        DataError: no column, unequal lengths, text or objects, complex or sparse tensors, ragged values, NaN or
+            infinity.
     """
     found = {name: _tensor(where, name, values) for name, values in columns.items()}
     lengths = {name: len(column) for name, column in found.items()}
@@ -62,7 +68,13 @@ def _tensor(where: str, name: str, values: Any) -> Tensor:
     if isinstance(values, Tensor):
         if values.dim() == 0:
             raise DataError(f"{where}: a column has one row per example, got a single number for {name!r}. Use a list.")
-        return values
+        if values.layout != torch.strided or values.dtype not in _TYPES:
+            got = values.dtype if values.layout == torch.strided else values.layout
+            raise DataError(
+                f"{where}: columns must be dense tensors of real numbers, got {got} in column {name!r}. "
+                "Convert it, with to_dense() or to(torch.float32)."
+            )
+        return values.detach()  # examples are no part of the model, even where a network made them
     array = _array(where, name, values)
     if array.ndim == 0:
         raise DataError(f"{where}: a column has one row per example, got a single number for {name!r}. Use a list.")
@@ -91,6 +103,14 @@ def _tensor(where: str, name: str, values: Any) -> Tensor:
     return torch.from_numpy(array)
 
 
+def _own(item: Any) -> Any:
+    """An example as NumPy takes it, which has neither gradients nor bfloat16."""
+    if not isinstance(item, Tensor):
+        return item
+    item = item.detach().cpu()
+    return item.float() if item.is_floating_point() and item.dtype not in _NUMPYS else item
+
+
 def _array(where: str, name: str, values: Any) -> np.ndarray[Any, np.dtype[Any]]:
     if isinstance(values, np.ndarray):
         return values
@@ -99,7 +119,7 @@ def _array(where: str, name: str, values: Any) -> np.ndarray[Any, np.dtype[Any]]
     items = list(values)
     try:
         if items and not isinstance(items[0], (int, float, str, bytes)):
-            return np.stack([np.asarray(item) for item in items])
+            return np.stack([np.asarray(_own(item)) for item in items])
         return np.asarray(items)
     except ValueError as error:
         raise DataError(
