@@ -116,6 +116,8 @@ class Unknown:
         (np.array(["2024-03-31", "NaT", "NaT"], "M8[ns]"), "every example needs a client, got NaT for example 1"),
         (np.array(["a", Unknown(), "b"], object), "every example needs a client, got nobody knows for example 1"),
         (np.ma.masked_array([4, 5, 6], [False, True, False]), "every example needs a client, got 5 for example 1"),
+        ([2**63 + 1, 2**63 + 3, -1], r"keys of clients must differ as numbers, got 9223372036854775809 among others"),
+        ([2**53 + 1, 2**53, 0.5], r"must differ as numbers, got 9007199254740993 .*\. Give all of them as text"),
         ([1, "1", "b"], r"keys of clients must differ when they are written, got several that are '1'\. Give all of"),
         (np.array([1, "1", 2], object), r"must differ when they are written, got several that are '1'\."),
     ],

@@ -198,6 +198,12 @@ def _groups(where: str, client: Any, n: int) -> tuple[list[str], list[Positions]
         raise DataError(
             f"{where}: every example needs a client, got {keys[at]} for example {at}. Fill or drop such examples."
         )
+    rounded = _rounded(client, keys)
+    if rounded is not None:
+        raise DataError(
+            f"{where}: keys of clients must differ as numbers, got {rounded} among others of which not all are whole "
+            "numbers below 2**63. Give all of them as text."
+        )
     one = _mistakable(client, keys)
     if one is not None:
         raise DataError(
@@ -207,6 +213,13 @@ def _groups(where: str, client: Any, n: int) -> tuple[list[str], list[Positions]
     values, owner = np.unique(keys.astype(str) if keys.dtype.kind == "O" else keys, return_inverse=True)
     order = np.argsort(owner, kind="stable")
     return [str(v) for v in values], np.split(order, np.cumsum(np.bincount(owner))[:-1])
+
+
+def _rounded(client: Any, keys: NDArray[Any]) -> int | None:
+    """A whole number that has become another one in an array of reals, where it may be somebody else's."""
+    if keys.dtype.kind != "f" or not isinstance(client, (list, tuple)):
+        return None
+    return next((key for key in client if isinstance(key, int) and float(key) != key), None)
 
 
 def _mistakable(client: Any, keys: NDArray[Any]) -> str | None:
