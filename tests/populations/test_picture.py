@@ -53,6 +53,15 @@ def test_picture_of_labels_is_stacked_to_the_sizes(tmp_path):
     assert [b.get_y() for b in bars[4:]] == [3, 1]
 
 
+def test_a_picture_is_written_where_it_is_wanted(tmp_path):
+    population = from_arrays({"y": [0, 1, 2]}, [4, 4, 5])
+    draw(population, tmp_path / "drawn")
+    assert [path.name for path in tmp_path.iterdir()] == ["drawn"]
+    assert (tmp_path / "drawn").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(IsADirectoryError):
+        draw(population, tmp_path)
+
+
 def test_picture_of_rows(tmp_path):
     population, model = rows()
     figure = draw(population, tmp_path / "rows.svg", model=model)

@@ -67,7 +67,8 @@ def draw(
 
     Args:
         population: the clients.
-        path: where to write it; the ending chooses the format (`.png`, `.svg`, `.pdf`). Default: nowhere.
+        path: where to write it; the ending chooses the format (`.png`, `.svg`, `.pdf`), `.png` where there is
+            none. Default: nowhere.
         model: whose tables are drawn.
         label: the column with the labels; left out where it is missing or not whole numbers.
 
@@ -87,7 +88,8 @@ def draw(
         _draw_histogram(below, held, f"rows of {table} per client")
         _draw_heat(beside, heat, table)
     if path is not None:
-        figure.savefig(path, dpi=110)
+        # Without a format, matplotlib would write to another path than this one.
+        figure.savefig(path, dpi=110, format=Path(path).suffix[1:] or "png")
     return figure
 
 
