@@ -276,6 +276,42 @@ def test_nodes_file_says_all_that_is_wrong(tmp_path):
     assert "socket: a path must have at most 100 characters" in said
 
 
+@pytest.mark.parametrize("address", ["federation.example.org", ":9443", "a:", "a:b", "a:0", "a:65536", "::1:9443"])
+def test_address_that_is_none_is_told_with_its_setting(tmp_path, address):
+    (tmp_path / "node.toml").write_text(f'name = "a"\nserver = "{address}"\nfirst = 0\ntotal = 1')
+    (tmp_path / "server.toml").write_text(f'address = "{address}"\n[[nodes]]\nname = "a"\nexamples = [1]')
+    for kind, key in ((NodeFile, "server"), (ServerFile, "address")):
+        with pytest.raises(SpecError, match=f"{key} must be host:port, with brackets around an IPv6 address, got "):
+            kind.read(tmp_path)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
+def test_address_may_be_one_of_ipv6(tmp_path):
+    (tmp_path / "spec.toml").write_text(SPEC)
+    with socket.socket(socket.AF_INET6) as door:
+        try:
+            door.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no ::1")
+        door.listen()
+        port = door.getsockname()[1]
+        folders = prepare(tmp_path / "spec.toml", tmp_path / "net", nodes=1, address=f"[::1]:{port}")
+        server, file = ServerFile.read(folders[0]), NodeFile.read(folders[1])
+        assert (server.host, server.port, file.server) == ("::1", port, f"[::1]:{port}")
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(folders[0] / "keys" / "server.pem", folders[0] / "keys" / "server.key")
+
+        def answer() -> None:
+            with door.accept()[0] as plain, context.wrap_socket(plain, server_side=True):
+                pass
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        found = found_of(file)["server"]
+        thread.join(10.0)
+    assert found.is_right, found.said
+
+
 def test_more_nodes_than_clients_and_an_address_that_is_none(tmp_path):
     (tmp_path / "spec.toml").write_text(SPEC)
     with pytest.raises(DataError, match=r"^prepare\(nodes=8\): every node must have a client, got 7 of them\."):

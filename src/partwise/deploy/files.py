@@ -80,7 +80,7 @@ class ServerFile:
         found = cls(
             folder,
             folder / table.take("spec", str, "spec.toml"),
-            table.take("address", str),
+            table.address("address"),
             nodes,
             members,
             folder / table.take("run", str, "run"),
@@ -100,8 +100,8 @@ class ServerFile:
 
     @property
     def host(self) -> str:
-        """The interface it listens on."""
-        return self.address.rpartition(":")[0]
+        """The interface it listens on; of the sixth version of IP without its brackets."""
+        return self.address.rpartition(":")[0].strip("[]")
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class NodeFile:
         found = cls(
             folder,
             table.take("name", str),
-            table.take("server", str),
+            table.address("server"),
             folder / table.take("spec", str, "spec.toml"),
             folder / table.take("data", str, "data"),
             table.take("first", int),
@@ -207,6 +207,15 @@ class _Table:
         if type(value) is not kind or (isinstance(value, int | float) and value < 0):
             self.fault(f"{key} must be {'text' if kind is str else 'a number from 0 on'}, got {value!r}")
             return kind()
+        return value
+
+    def address(self, key: str) -> str:
+        """A host and a port."""
+        value: str = self.take(key, str)
+        host, _, port = value.rpartition(":")
+        is_number = port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16
+        if value and not (host and is_number and (host.startswith("[") or ":" not in host)):
+            self.fault(f"{key} must be host:port, with brackets around an IPv6 address, got {value!r}")
         return value
 
     def rows(self, key: str) -> list[Mapping[str, Any]]:

@@ -167,6 +167,7 @@ def _read(file: NodeFile, body: bytes) -> None:
 def _server(file: NodeFile) -> str:
     host, _, port = file.server.rpartition(":")
     context = ssl.create_default_context(cafile=str(file.authority))
+    host = host.strip("[]")  # of an IPv6 address
     plain = socket.create_connection((host, int(port)), timeout=5.0)
     with plain, context.wrap_socket(plain, server_hostname=host) as line:
         return f"{file.server} answers, with a certificate of our authority ({line.version()})"

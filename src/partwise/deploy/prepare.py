@@ -26,6 +26,7 @@ from partwise.populations.sizes import clients_with_tests
 __all__ = ["prepare"]
 
 _SPEC = "spec.toml"
+_ANY = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # all interfaces, and how this machine reaches itself
 _APP = {
     "build-system": {"requires": ["hatchling"], "build-backend": "hatchling.build"},
     "project": {
@@ -120,13 +121,14 @@ def prepare(
         made.mkdir(parents=True)
     keys.make_authority(authority / "authority.key", authority / "authority.pem")
     shutil.copyfile(authority / "authority.pem", server / "keys" / "authority.pem")
-    names = list(dict.fromkeys([h for h in (*hosts, host) if h != "0.0.0.0"] + ["localhost", "127.0.0.1"]))
+    names = list(dict.fromkeys([h for h in (*hosts, host) if h not in _ANY] + ["localhost", "127.0.0.1"]))
     pair = (authority / "authority.key", authority / "authority.pem")
     keys.make_server_certificate(pair, server / "keys" / "server.key", server / "keys" / "server.pem", names)
-    reached = f"{names[0]}:{port}"
+    bare = names[0].strip("[]")
+    reached = f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
     parts = [list(population.clients)[at] for at in _cuts(len(population.clients), nodes)]
     entries = [_node(folder, f"node-{number}", text, population, part, reached) for number, part in enumerate(parts, 1)]
-    _server(server, text, population, entries, address, f"127.0.0.1:{port}" if host == "0.0.0.0" else address)
+    _server(server, text, population, entries, address, f"{_ANY[host]}:{port}" if host in _ANY else address)
     sides = [server, *(folder / str(entry["name"]) for entry in entries)]
     for side, file in itertools.product(sides, files):
         shutil.copyfile(file, side / file.name)
