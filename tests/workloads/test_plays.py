@@ -139,6 +139,9 @@ def test_it_refuses(folder):
         DataError, match=r"ShakespeareGPT\(context=5000\): needs a client with more text than a context"
     ):
         source(folder, context=5000).build(0)
+    assert len(names(source(folder, clusters=5).build(0))) == 5
+    with pytest.raises(DataError, match=r"ShakespeareGPT\(clusters=6\): needs a play for each cluster, got 5 plays\."):
+        source(folder, clusters=6).build(0)
 
 
 @pytest.mark.shared_data

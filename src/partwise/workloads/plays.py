@@ -43,7 +43,8 @@ class ShakespeareGPT:
         folder: holds the plays, as for `Shakespeare`.
         half: `pretrain` takes every second play of the folder, `tune` the others, whichever roles count.
         clients: what a client is: a `role` of a play, or a `play`.
-        clusters: so many clients instead, each a group of plays that follow one another; 0 for none.
+        clusters: so many clients instead, at most as there are plays, each a group of plays that follow one another; 0
+            for none.
         width: of the GPT, as are the next three.
         heads: a divisor of the width.
         layers: blocks.
@@ -134,6 +135,11 @@ class ShakespeareGPT:
             every = sorted({name.partition("/")[0] for name, _ in read_roles("ShakespeareGPT", Path(self.folder), 1)})
             half = set(every[self.half == "tune" :: 2])
             kept = [play for play in kept if play in half]
+        if self.clusters > len(kept):
+            raise DataError(
+                f"ShakespeareGPT(clusters={self.clusters}): needs a play for each cluster, got {len(kept)} plays. "
+                "Lower clusters."
+            )
         texts: dict[str, list[str]] = {}
         for name, text in roles:
             play = name.partition("/")[0]
