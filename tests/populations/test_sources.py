@@ -202,6 +202,7 @@ def test_torch_data_set_with_tensor_keys():
     [
         ([], [], ("x",), "needs at least one example, got an empty data set"),
         ([(1, 2)], [0], ("x",), r"needs one name per entry of an item, got 2 entries\. Name them all"),
+        ([(1, 2)], [0], ("x", "x"), r"every entry of an item must have a name of its own, got 'x' twice\. Rename one"),
         ([(1, 2)], "usr", ("user", "y"), r"got 'usr'\. Did you mean 'user'\?"),
         ([1, 2], [0], ("x",), r"one key per example, 2, got shape \(1,\)"),
     ],

@@ -182,6 +182,12 @@ def _fields(item: Any, names: Sequence[str]) -> dict[str, Any]:
             f"from_dataset(columns={tuple(names)}): needs one name per entry of an item, got {len(entries)} entries. "
             "Name them all with columns=(...)."
         )
+    twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
+    if twice is not None:
+        raise DataError(
+            f"from_dataset(columns={tuple(names)}): every entry of an item must have a name of its own, got {twice!r} "
+            "twice. Rename one."
+        )
     return dict(zip(names, entries, strict=True))
 
 
