@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from partwise.core.errors import CompositionError
-from partwise.core.population import Population
+from partwise.core.population import Population, Profile
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.store import RunStore
+from partwise.populations import ArrayPopulation
 from partwise.schedulers import FedAsync, FedBuff, FedCompass, FedFix, Tiered
 from toy_scores import Toy, experiment
 
@@ -47,3 +49,13 @@ def test_clients_that_take_time_end_it(tmp_path):
     experiment(scheduler=BY_CLOCK[0]).run(tmp_path / "run")
     with RunStore(tmp_path / "run", "read") as store:
         assert store.meta()["status"] == "60 seconds are over"
+
+
+def test_clients_whose_class_says_that_they_take_time_are_not_instant():
+    class Slow(ArrayPopulation):
+        def profile(self, client: int, now: float = 0.0) -> Profile:
+            return Profile(seconds_per_step=1.0)
+
+    columns = {"x": torch.ones(4, 1), "y": torch.ones(4, 1)}
+    assert ArrayPopulation(columns, torch.tensor([0, 2, 4])).is_instant
+    assert not Slow(columns, torch.tensor([0, 2, 4])).is_instant

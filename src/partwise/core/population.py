@@ -19,6 +19,7 @@ from partwise.core.errors import CompositionError, DataError
 from partwise.core.schedule import are_there
 
 __all__ = [
+    "OF_TIME",
     "Batch",
     "Census",
     "Client",
@@ -211,7 +212,7 @@ class Population(Protocol):
     @property
     def is_instant(self) -> bool:
         """Whether it is sure that nobody takes any time or is ever away, and that no task is lost."""
-        return all(getattr(type(self), name) is getattr(Population, name) for name in _OF_TIME)
+        return all(getattr(type(self), name) is getattr(Population, name) for name in OF_TIME)
 
     @property
     def is_open(self) -> bool:
@@ -247,7 +248,7 @@ def check_clients(population: Population) -> None:
         last = client
 
 
-_OF_TIME = ("profile", "next_available", "available_until", "fate")
+OF_TIME = ("profile", "next_available", "available_until", "fate")
 
 
 class Roll:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partwise.core.errors import DataError
-from partwise.core.population import Batch, Client, Counts, Dataset, Examples, Fate, Profile
+from partwise.core.population import OF_TIME, Batch, Client, Counts, Dataset, Examples, Fate, Profile
 from partwise.populations.availability import Always, Availability
 from partwise.populations.profiles import Constant, Profiles, Reals
 from partwise.populations.reliability import Reliability, Steady
@@ -149,7 +149,9 @@ class ArrayPopulation:
         """Whether nobody takes any time or is ever away, and no task is lost."""
         pace = self.profiles
         takes_none = isinstance(pace, Constant) and (pace.seconds_per_step, pace.uplink, pace.downlink) == _NO_TIME
-        return takes_none and isinstance(self.availability, Always) and isinstance(self.reliability, Steady)
+        takes_none &= isinstance(self.availability, Always) and isinstance(self.reliability, Steady)
+        # Who derives from it may say so in other ways.
+        return takes_none and all(getattr(type(self), n) is getattr(ArrayPopulation, n) for n in OF_TIME)
 
     def name(self, client: Client) -> str:
         self._check(client)
