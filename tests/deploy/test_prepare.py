@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from partwise.core.codec import encode, register
-from partwise.core.errors import DataError, SpecError
+from partwise.core.errors import DataError, PartwiseError, SpecError
 from partwise.deploy.files import NodeFile, ServerFile
+from partwise.deploy.launch import start_link
 from partwise.deploy.local import Finding, check, star_of
 from partwise.deploy.memory import Memory
 from partwise.deploy.prepare import prepare
@@ -363,3 +364,16 @@ def test_two_files_of_one_name_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"must have names of their own, got .*one/mine\.py and .*other/mine\.py"):
         prepare(spec, tmp_path / "net", nodes=2, address="127.0.0.1:9443")
     assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize("name", ["flwr/config.toml", "app/pyproject.toml", "keys/server.key"])
+def test_a_server_folder_that_lacks_what_flower_needs_begins_nothing(made, name, monkeypatch):
+    _, (folder, *_) = made
+    monkeypatch.setattr("partwise.deploy.launch._start", lambda *_: pytest.fail("it must not begin"))
+    kept = (folder / name).read_bytes()
+    (folder / name).unlink()
+    try:
+        with pytest.raises(PartwiseError, match=rf"got none of the name {name}\. `partwise deploy init` makes them"):
+            start_link(ServerFile.read(folder))
+    finally:
+        (folder / name).write_bytes(kept)

@@ -68,6 +68,9 @@ class SignMomentum(_Outer):
         beta2: in [0, 1).
         decay: lambda, >= 0, beside the local optimiser's own.
 
+    Running means and variances of a BatchNorm are moved like everything else, and a variance may become negative: use
+    `track_running_stats=False`, or a norm that keeps none. The same holds for `CO2` and `LANS`.
+
     Source: Yu et al., "Distributed sign momentum with local steps for training transformers", 2024, arXiv:2411.17866;
         constants as in the released code.
     Differs: gamma is one number. The paper's is that of the round, which divides D and is the length of the step; where

@@ -29,6 +29,10 @@ _NOISE = re.compile(r"^INFO|https://flower.ai|SuperExec|Connection attempt faile
 _ALREADY = "already in use"  # what Flower says of a key that is registered
 
 
+# Of the server's folder, for Flower's commands.
+_NEEDED = ("keys/server.pem", "keys/server.key", "keys/authority.pem", "app/pyproject.toml", "flwr/config.toml")
+
+
 def _environment(folder: Path) -> dict[str, str]:
     """Flower's settings: nothing is told to anybody, looked up or installed, and its files are in the folder."""
     ours = {
@@ -82,7 +86,17 @@ def end(process: subprocess.Popen[bytes], seconds: float = 5.0) -> None:
 
 
 def start_link(file: ServerFile) -> subprocess.Popen[bytes]:
-    """Flower's server with TLS and authentication of nodes; its state is in a file, so that it may be killed."""
+    """Flower's server with TLS and authentication of nodes; its state is in a file, so that it may be killed.
+
+    Raises:
+        PartwiseError: the folder lacks what Flower needs, without which its commands begin an open server of their own.
+    """
+    missing = [name for name in _NEEDED if not (file.folder / name).is_file()]
+    if missing:
+        raise PartwiseError(
+            f"{file.folder}: must have {', '.join(_NEEDED)}, got none of the name {', '.join(missing)}. "
+            "`partwise deploy init` makes them."
+        )
     keys = file.folder / "keys"
     arguments = ["flower-superlink", "--host", file.host, "--port", str(file.port), "--enable-supernode-auth"]
     arguments += ["--ssl-certfile", str(keys / "server.pem"), "--ssl-keyfile", str(keys / "server.key")]
