@@ -106,6 +106,13 @@ def test_percentiles_interpolate_and_undefined_clients_are_left_out():
     assert summarize(Accuracy(), [ClientScore(0, "accuracy", math.nan, 1)]) == []
 
 
+def test_percentiles_of_clients_for_whom_the_model_has_diverged():
+    rows = [ClientScore(c, "loss", v, 1) for c, v in enumerate([1.0, math.inf, 2.0, math.inf, 3.0])]
+    found = {s.scope: s.value for s in summarize(Loss(CrossEntropy()), rows)}
+    assert found["p10"] == pytest.approx(1.4)  # 0.4 of the way from 1 to 2
+    assert found["p90"] == math.inf  # between the two that are infinite
+
+
 def test_a_central_test_set_is_measured_and_clients_only_when_asked_for():
     work = workload(central=True)
     params = work.model.init(3)

@@ -403,6 +403,12 @@ def _per_client(
     return [ClientScore(c, metric.name, v, examples) for (c, examples), v in zip(group, values, strict=True)]
 
 
+def _quantile(values: Tensor, share: float) -> float:
+    """Between two values on the line that joins them; between two that are infinite, as between any that are alike."""
+    below, above = (float(torch.quantile(values, share, interpolation=side)) for side in ("lower", "higher"))
+    return below if below == above else float(torch.quantile(values, share))
+
+
 def summarize(metric: Metric, rows: Sequence[ClientScore]) -> list[Score]:
     """Mean, weighted mean, 10th and 90th percentile and worst over clients where the metric is defined."""
     kept = [r for r in rows if not math.isnan(r.value)]
@@ -410,7 +416,7 @@ def summarize(metric: Metric, rows: Sequence[ClientScore]) -> list[Score]:
         return []
     values = torch.tensor([r.value for r in kept], dtype=torch.float64)
     weights = torch.tensor([r.examples for r in kept], dtype=torch.float64)
-    low, high = torch.quantile(values, torch.tensor([0.1, 0.9], dtype=torch.float64)).tolist()
+    low, high = _quantile(values, 0.1), _quantile(values, 0.9)
     worst = values.min() if metric.higher_is_better else values.max()
     found = {
         "mean": float(values.mean()),
