@@ -221,9 +221,11 @@ def test_they_refuse(monkeypatch):
     Simulate().run(few.programs(), few.population, log)
     assert "must be at least the number of clients, got client" in log.of("lost")[0]["reason"]
     buffer = FedBuff(buffer=2, versions=3, staleness=Constant(), replace="commit", concurrency=4)
-    for part in (PARTS["ferret"], OneByte(9), Downlink(OneByte(9), Halved())):
+    for part in (PARTS["ferret"], OneByte(9)):
         with pytest.raises(CompositionError, match=r"can only add what was begun from the version .*, got FedBuff"):
             Star(part, buffer, model(), population(), Plain(), seed=3)
+    with pytest.raises(CompositionError, match=r"Downlink\(OneByte\): brings the model to clients in fewer bytes, got"):
+        Downlink(OneByte(9), Halved())
     monkeypatch.setattr(FedBuff, "is_fresh", True)
     late = Star(PARTS["ferret"], buffer, model(), population(), Plain(), seed=3)
     with pytest.raises(CompositionError, match=r"adds numbers of one version's directions, got replies of versions"):

@@ -157,7 +157,14 @@ def test_numbers_beside_the_sum():
 
 
 def test_words_say_nothing():
-    """Words of a client that sends zeros: chi-square over some of their bits; 99.9 % below 330.5."""
+    """Words of a client that sends zeros: chi-square over some of their bits; 99.9 % below 330.5.
+
+    Their keys are new each time, so that one play in five hundred is beyond; three in a row are no chance.
+    """
+    assert any(max(_chi_squares()) < 330.5 for _ in range(3))
+
+
+def _chi_squares():
     params = {"w": torch.zeros(1 << 15)}
     updates = {c: Update(Whole({"w": (1 << 15,)}), {"w": torch.zeros(1 << 15)}) for c in range(5)}
     sent = play(Coded(max_weight=1, min_contributors=3), updates, params=params).answers[2][3]
@@ -165,7 +172,7 @@ def test_words_say_nothing():
     words = read_elements(sent, Step(CODED_WORDS, 7, 3), count, FIELD.prime).elements[32:-2]
     for shift in (0, 22):
         counts = np.bincount(((words >> np.uint64(shift)) & np.uint64(255)).astype(int), minlength=256)
-        assert ((counts - 128) ** 2 / 128).sum() < 330.5
+        yield ((counts - 128) ** 2 / 128).sum()
 
 
 # A server that does not follow the protocol

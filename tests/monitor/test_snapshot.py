@@ -12,7 +12,9 @@ def test_a_run_in_numbers(tmp_path):
     found = snapshot(Follower(full_run(tmp_path / "a", 0.02, 1000)))
     json.dumps(found, allow_nan=False)
     assert found["metric"] == {"key": "auc/pooled", "is_main": True, "higher_is_better": True}
-    assert [m["key"] for m in found["metrics"]] == ["auc/pooled", "auc/mean", "auc/p10", "auc/p90", "auc/worst"]
+    keys = [m["key"] for m in found["metrics"]]
+    assert keys[:5] == ["auc/pooled", "auc/mean", "auc/p10", "auc/p90", "auc/worst"]
+    assert set(keys[5:]) == {"auc/pooled@0.5", "auc/pooled@0.25"}
     assert found["metrics"][1]["title"] == "AUC, mean"
     assert set(found["curves"]) == {"metric", "loss", "staleness", "most_staleness"}
     assert found["curves"]["metric"] == {

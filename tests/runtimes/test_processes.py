@@ -271,11 +271,11 @@ def test_body_without_encoding_is_the_clients_loss(monkeypatch):
         return self.local.plan(site, task)
 
     monkeypatch.setattr(Odd, "plan", plan)
-    monkeypatch.setattr(Odd, "weight", lambda self, site: object() if site.client == 4 else 1.0)
+    monkeypatch.setattr(Odd, "report", lambda self, *of: {object(): 1.0} if of[-1].client == 4 else {})
     of, log = odd_star(None), Log()
     Processes().run(of.programs(), of.population, log)
     assert {(f["client"], f["stage"]) for f in log.of("lost")} == {(4, "encode")}
-    assert "a tree holds None, bool" in log.of("lost")[0]["reason"]
+    assert "a dict's keys are str, int or tuples" in log.of("lost")[0]["reason"]
 
 
 def test_error_that_no_program_catches_ends_the_run_and_is_told(capfd):

@@ -112,7 +112,8 @@ def test_every_algorithm_workload_and_executor_is_in_the_lists():
     # `OneByte` takes no steps: there is nothing for an executor to run. `Distillation` wants public examples: its own
     # tests run it by several executors.
     apart = {"OneByte", "Distillation"}
-    assert {type(make(of.model)).__name__ for make in ALGORITHMS.values()} == set(algorithms.__all__) - apart
+    named = {name for name in algorithms.__all__ if isinstance(getattr(algorithms, name), type)}
+    assert {type(make(of.model)).__name__ for make in ALGORITHMS.values()} == named - apart
     assert {name.split(",")[0] for name in WORKLOADS} == set(workloads.__all__)
     assert {type(executor).__name__ for executor in EXECUTORS.values()} == set(executors.__all__)
 
