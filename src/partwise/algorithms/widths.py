@@ -22,6 +22,7 @@ from partwise.core.algorithm import Algorithm, Site
 from partwise.core.errors import CompositionError
 from partwise.core.index import Grid, Index, Whole, shapes_of
 from partwise.core.model import Model, Params
+from partwise.local.losses import leading
 
 __all__ = [
     "held_bytes",
@@ -177,9 +178,8 @@ def thinned(model: Model, params: Params, ratio: float, algorithm: Algorithm | N
         raise ValueError(f"thinned(ratio={ratio}): must lie in (0, 1], got {ratio}. 0.5 is half of every layer.")
     if ratio == 1:  # a whole model needs no widths
         return {name: t.clone() for name, t in params.items()}
-    lengths = prefix_shapes(model, params, ratio)
     factors = {} if algorithm is None else algorithm.thin_factors(model, ratio)
-    return {n: t[tuple(map(slice, lengths.get(n, t.shape)))] * factors.get(n, 1) for n, t in params.items()}
+    return {n: t * factors.get(n, 1) for n, t in leading(params, prefix_shapes(model, params, ratio)).items()}
 
 
 def held_chance(model: Model, like: Params, name: str, axes: tuple[Tensor | None, ...], ratio: float) -> Tensor:

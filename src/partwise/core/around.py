@@ -178,13 +178,18 @@ def check_own(part: Around, names: Collection[str], inner: ServerState, what: st
         )
 
 
+def _unfit(part: Around, said: str) -> CompositionError:
+    return CompositionError(f"{type(part).__name__}({type(part.inner).__name__}): {said}")
+
+
 def check_sends_model(part: Around) -> None:
     """Refuse one inside whose clients send nothing of stream `model`."""
     streams = sorted(part.inner.aggregators())
     if "model" not in streams:
-        raise CompositionError(
-            f"{type(part).__name__}({type(part.inner).__name__}): works on what clients send of the model, got an "
-            f"algorithm with the streams {streams}. Use one that sends the model, such as FedAvg."
+        raise _unfit(
+            part,
+            f"works on what clients send of the model, got an algorithm with the streams {streams}. "
+            "Use one that sends the model, such as FedAvg.",
         )
 
 
@@ -198,10 +203,10 @@ def check_makes_steps(part: Around) -> None:
 def check_fetches_model(part: Around) -> None:
     """Refuse one inside whose clients make the server's model for themselves, for what brings it to them otherwise."""
     if part.inner.mirrors:
-        outer, inner = type(part).__name__, type(part.inner).__name__
-        raise CompositionError(
-            f"{outer}({inner}): brings the model to clients in fewer bytes, got an algorithm whose clients make it for "
-            f"themselves already. Use one of the two."
+        raise _unfit(
+            part,
+            "brings the model to clients in fewer bytes, got an algorithm whose clients make it for themselves "
+            "already. Use one of the two.",
         )
 
 
@@ -209,7 +214,8 @@ def check_sends_changes(part: Around) -> None:
     """Refuse one inside whose clients send what they ended with, for what is done to changes."""
     if part.inner.sends_ends:
         outer, inner = type(part).__name__, type(part.inner).__name__
-        raise CompositionError(
-            f"{outer}({inner}): works on what clients changed, got an algorithm whose clients send what they ended "
-            f"with. Leave {inner} out, or put it around {outer}."
+        raise _unfit(
+            part,
+            "works on what clients changed, got an algorithm whose clients send what they ended with. "
+            f"Leave {inner} out, or put it around {outer}.",
         )

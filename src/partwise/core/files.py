@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["placed", "sync_folder", "to_disk", "write_file"]
+__all__ = ["FULL", "placed", "sync_folder", "to_disk", "write_file"]
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # what a system says where a file finds no more room
 
 
 def sync_folder(folder: Path) -> None:

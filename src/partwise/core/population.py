@@ -19,7 +19,6 @@ from partwise.core.errors import CompositionError, DataError
 from partwise.core.schedule import are_there
 
 __all__ = [
-    "OF_TIME",
     "Batch",
     "Census",
     "Client",
@@ -32,6 +31,7 @@ __all__ = [
     "Reals",
     "Roll",
     "check_clients",
+    "leaves_time_to",
 ]
 
 _MOST = 2**31 - 1  # what a run's log has room for
@@ -212,7 +212,7 @@ class Population(Protocol):
     @property
     def is_instant(self) -> bool:
         """Whether it is sure that nobody takes any time or is ever away, and that no task is lost."""
-        return all(getattr(type(self), name) is getattr(Population, name) for name in OF_TIME)
+        return leaves_time_to(type(self), Population)
 
     @property
     def is_open(self) -> bool:
@@ -248,7 +248,10 @@ def check_clients(population: Population) -> None:
         last = client
 
 
-OF_TIME = ("profile", "next_available", "available_until", "fate")
+def leaves_time_to(kind: type, base: type) -> bool:
+    """Whether a class takes from `base` all that says how long clients take, when they are there and what is lost."""
+    names = ("profile", "next_available", "available_until", "fate")
+    return all(getattr(kind, name) is getattr(base, name) for name in names)
 
 
 class Roll:

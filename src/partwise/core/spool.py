@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import dataclasses
-import errno
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from partwise.core.codec import decode, encode_parts, register
 from partwise.core.errors import CheckpointError
+from partwise.core.files import FULL
 from partwise.core.sizes import is_frozen
 
 __all__ = ["DEFAULT_MEMORY_BYTES", "Kept", "Spool", "footprint", "halves", "owned"]
@@ -25,7 +25,6 @@ DEFAULT_MEMORY_BYTES = 128 << 20
 _ALWAYS_IN_MEMORY = 4096  # bytes; a smaller tree is not worth the trip
 _PAGE = 4096
 _NO_LIMIT = 1 << 62
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _KNOWN = "_footprint"
 _SCALARS = frozenset({int, float, bool, type(None)})
 
@@ -226,7 +225,7 @@ class Spool:
             self._file.flush()
         except OSError as error:
             where = self.folder or tempfile.tempdir  # None where the system has no folder that can be written
-            what = "room on the disk" if error.errno in _FULL else "a folder it can write to"
+            what = "room on the disk" if error.errno in FULL else "a folder it can write to"
             raise CheckpointError(
                 f"Spool(folder={where!r}): needs {what} for {length} bytes, got: {error.strerror}. "
                 "Free some, name another folder, or allow the runtime more memory_bytes."

@@ -21,7 +21,7 @@ import msgpack
 from partwise import __version__
 from partwise.core.codec import decode, encode_parts
 from partwise.core.errors import CheckpointError, ProtocolError
-from partwise.core.files import sync_folder, write_file
+from partwise.core.files import FULL, sync_folder, write_file
 from partwise.experiment.objects import (
     Pack,
     Place,
@@ -37,7 +37,6 @@ FORMAT_VERSION = 1
 _OWN_FILE_FROM = 1 << 16  # bytes; smaller entries share a pack: 100,000 client states are not 100,000 files
 _MAX_PACKS = 32  # more, and the smaller half is written anew as one
 _NAME = re.compile(r"(\d{8})-v(\d+)\.msgpack")
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
@@ -242,7 +241,7 @@ class Checkpoints:
                 path.unlink()
 
     def _unwritten(self, version: int, error: OSError) -> CheckpointError:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             rule, remedy = "needs room on the disk", "Free some space and resume the run"
         elif error.errno in _CLOSED:
             rule, remedy = "needs a folder that it may write to", "Make it writable and resume the run"

@@ -20,12 +20,13 @@ from partwise.core.metrics import Metric, reduced_each
 from partwise.core.model import Model, Params
 from partwise.core.population import Batch, Client, Dataset, Examples, Population
 from partwise.core.workload import Workload
+from partwise.experiment.words import split_scope, thin_scope
 from partwise.populations.arrays import ArrayPopulation
 from partwise.populations.sizes import clients_with_tests, counts_of_test_examples
 from partwise.runtimes.devices import check_device, precise
 from partwise.runtimes.executors.forward import forward_of, plain_of
 
-__all__ = ["ClientScore", "Evaluation", "Score", "evaluate", "summarize", "thin_scope"]
+__all__ = ["ClientScore", "Evaluation", "Score", "evaluate", "summarize"]
 
 _CPU = torch.device("cpu")
 _SPEAKING = ("central", "pooled")  # those that speak for a version
@@ -119,7 +120,7 @@ class Evaluation:
 
     @property
     def _whole_scope(self) -> str:
-        return self.scope.partition("@")[0]
+        return split_scope(self.scope)[0]
 
     def check_widths(self, model: Model, like: Params, algorithm: Algorithm) -> None:
         """Refuse widths that this model does not have.
@@ -159,16 +160,6 @@ class Evaluation:
                 "examples to measure the target on, got none. Give the population a central test set"
                 f"{'' if self._whole_scope == 'central' else ' or its clients test examples'}, or leave the target out."
             )
-
-
-def thin_scope(scope: str, ratio: float) -> str:
-    """The scope of the same score of a thinner model.
-
-    Example:
-        >>> thin_scope("central", 0.25)
-        'central@0.25'
-    """
-    return f"{scope}@{ratio:g}"
 
 
 def _columns(

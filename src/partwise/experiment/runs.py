@@ -14,7 +14,7 @@ from partwise.core.errors import DataError
 from partwise.experiment.accounts import EPSILON
 from partwise.experiment.spans import Committed, Span, read_commits, read_spans
 from partwise.experiment.store import RunStore
-from partwise.experiment.words import amount, number
+from partwise.experiment.words import amount, number, split_scope
 
 __all__ = [
     "ClientValue",
@@ -170,9 +170,9 @@ class Run:
         for wanted in ("central", "pooled"):
             found = []
             for (name, scope), points in self.scores.items():
-                where, is_thin, ratio = scope.partition("@")
+                where, ratio = split_scope(scope)
                 if name == metric and where == wanted and points:
-                    found.append((float(ratio) if is_thin else 1.0, points[-1].value))
+                    found.append((ratio, points[-1].value))
             if len(found) > 1:
                 return sorted(found)
         return []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from partwise.experiment import plots
 from partwise.experiment.compare import Row
 from partwise.experiment.runs import Run
-from partwise.experiment.words import title_of
+from partwise.experiment.words import split_scope, title_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,8 +34,8 @@ def scope_text(scope: str) -> str:
         >>> scope_text("central@0.25")
         'on the central test set, thinned to 0.25'
     """
-    where, _, ratio = scope.partition("@")
-    return _SCOPES.get(where, where) + (f", thinned to {ratio}" if ratio else "")
+    where, ratio = split_scope(scope)
+    return _SCOPES.get(where, where) + (f", thinned to {ratio:g}" if ratio < 1 else "")
 
 
 class View(NamedTuple):

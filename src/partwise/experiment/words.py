@@ -18,6 +18,8 @@ __all__ = [
     "printable",
     "ratio_of_bytes",
     "seconds_text",
+    "split_scope",
+    "thin_scope",
     "time_left",
     "time_ticks",
     "title_of",
@@ -114,6 +116,27 @@ def seconds_text(value: float | None) -> str:
         if value >= size:
             return f"{_three(value / _SECONDS[unit])} {unit}"
     return f"{_three(value)} s" if value else "0 s"
+
+
+def thin_scope(scope: str, ratio: float) -> str:
+    """The scope of the same score of a thinner model.
+
+    Example:
+        >>> thin_scope("central", 0.25)
+        'central@0.25'
+    """
+    return f"{scope}@{ratio:g}"
+
+
+def split_scope(scope: str) -> tuple[str, float]:
+    """Where a score is measured, and the width ratio of the model that it is of.
+
+    Example:
+        >>> split_scope("central@0.25"), split_scope("pooled")
+        (('central', 0.25), ('pooled', 1.0))
+    """
+    where, _, ratio = scope.partition("@")
+    return where, float(ratio or 1)
 
 
 def time_left(each: float, count: int) -> float:

@@ -17,7 +17,7 @@ from partwise.core.plan import LossFn
 from partwise.core.population import Batch
 from partwise.core.rng import Rng
 
-__all__ = ["EdgePopup", "Nested", "Rescaled", "top_edges"]
+__all__ = ["EdgePopup", "Nested", "Rescaled", "leading", "top_edges"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +58,10 @@ class Nested:
 
     def __call__(self, params: Params, batch: Batch, rng: Rng) -> Tensor:
         drawn = int(torch.randint(len(self.prefixes), (), generator=rng))
-        narrow = _prefix(params, self.prefixes[drawn])
+        narrow = leading(params, self.prefixes[drawn])
         if not self.distill:
             return self.model.losses(narrow, batch).mean()
-        held, once = _prefix(params, self.prefixes[-1]), self.model.spared(batch)
+        held, once = leading(params, self.prefixes[-1]), self.model.spared(batch)
         wide = self.model.outputs(held, once, training=True)  # (b, classes, ...)
         if wide.dim() < 2:
             raise ValueError(
@@ -72,8 +72,11 @@ class Nested:
         return self.model.loss(wide, batch).mean() + F.cross_entropy(taught, wide.detach().softmax(1))
 
 
-def _prefix(params: Params, lengths: Mapping[str, tuple[int, ...]]) -> Params:
-    """Views, so that buffers that move in `forward` move in the held values too."""
+def leading(params: Params, lengths: Mapping[str, tuple[int, ...]]) -> Params:
+    """The leading entries of each axis; a name left out is whole.
+
+    Views, so that buffers that move in `forward` move in the held values too.
+    """
     return {n: p[tuple(slice(k) for k in lengths[n])] if n in lengths else p for n, p in params.items()}
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from partwise.core.errors import DataError
-from partwise.core.population import OF_TIME, Batch, Client, Counts, Dataset, Examples, Fate, Profile
+from partwise.core.population import Batch, Client, Counts, Dataset, Examples, Fate, Profile, leaves_time_to
 from partwise.populations.availability import Always, Availability
 from partwise.populations.profiles import Constant, Profiles, Reals
 from partwise.populations.reliability import Reliability, Steady
@@ -150,8 +150,7 @@ class ArrayPopulation:
         pace = self.profiles
         takes_none = isinstance(pace, Constant) and (pace.seconds_per_step, pace.uplink, pace.downlink) == _NO_TIME
         takes_none &= isinstance(self.availability, Always) and isinstance(self.reliability, Steady)
-        # Who derives from it may say so in other ways.
-        return takes_none and all(getattr(type(self), n) is getattr(ArrayPopulation, n) for n in OF_TIME)
+        return takes_none and leaves_time_to(type(self), ArrayPopulation)  # who derives from it may say it otherwise
 
     def name(self, client: Client) -> str:
         self._check(client)
