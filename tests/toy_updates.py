@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from partwise.core.index import Coords, Whole
+from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 
@@ -41,7 +42,7 @@ def aggregate(part, updates, params=None, state=None):
     """What a rule makes of updates in its first round."""
     like = {"w": torch.zeros(updates[0].index.shapes["w"], dtype=updates[0].values()["w"].dtype)}
     params = params or like
-    state = part.init(params, None) if state is None else state
+    state = part.init(params, Census(0)) if state is None else state
     return part.reduce(updates, state, params, senders(len(updates)))[0]
 
 

@@ -10,6 +10,7 @@ from partwise.core.around import Around
 from partwise.core.codec import encode
 from partwise.core.errors import CompositionError
 from partwise.core.index import Whole
+from partwise.core.population import Census
 from partwise.core.program import SERVER
 from partwise.core.transform import Identity, chain
 from partwise.core.update import Update
@@ -24,7 +25,7 @@ from toy_star import Log
 def test_it_is_two_way_error_feedback():
     """communication.md §5: what the server sends, and what it owes, of the means of two workers' scaled signs."""
     part, params = Downlink(FedAvg(), Sign()), {"w": torch.zeros(2)}
-    state = part.init(params, None)
+    state = part.init(params, Census(0))
     expected = [((1.5, -0.5), (1.0, -1.0), (0.5, 0.5)), ((1.5, 1.5), (3.0, 1.0), (0.0, 0.0))]
     for delta, shadow, owed in expected:
         total = Update(Whole({"w": (2,)}), {"w": torch.tensor(delta)}, 2.0)
@@ -40,7 +41,7 @@ def test_what_moves_all_coordinates_alike_comes_down_in_one_bit_without_loss(nam
     rng, like = torch.Generator().manual_seed(5), {"w": torch.zeros(1000)}
     inside = FedAvg() if name == "vote" else SignMomentum(FedAvg(), gamma=0.5, lr=0.25, decay=0.0)
     part = Downlink(inside, Sign())
-    state = part.init({"w": torch.randn(1000, generator=rng).mul_(8).round_().div_(8)}, None)
+    state = part.init({"w": torch.randn(1000, generator=rng).mul_(8).round_().div_(8)}, Census(0))
     for _ in range(5):
         sent = [Update(Whole({"w": (1000,)}), {"w": torch.randn(1000, generator=rng)}) for _ in range(3)]
         total = MajorityVote().reduce(sent, (), like)[0]
@@ -118,7 +119,7 @@ def test_a_difference_without_loss_is_made_up_for_to_the_bit():
     x, c = torch.randn(size, generator=rng), torch.randn(size, generator=rng)
     c *= torch.randint(-40, 41, (size,), generator=rng).float().exp2()
     part = Downlink(FedAvg(), Identity())
-    state = part.init({"w": x}, None)
+    state = part.init({"w": x}, Census(0))
     state = part.commit(state, {"model": Update(Whole({"w": (size,)}), {"w": c})}, ())
     assert torch.equal(state["model"]["w"], x + c)
     assert torch.equal(state["shadow"]["w"], x + c)
@@ -155,21 +156,21 @@ def test_downlink_refuses():
     with pytest.raises(ValueError, match=r"Downlink\(keep=0\): must be at least 1, got 0\. 16 is usual\."):
         Downlink(FedAvg(), Sign(), keep=0)
     with pytest.raises(CompositionError, match=r"needs a transform that keeps nothing, got one with memory\."):
-        Downlink(FedAvg(), ErrorFeedback(Sign())).init(params, None)
+        Downlink(FedAvg(), ErrorFeedback(Sign())).init(params, Census(0))
     with pytest.raises(CompositionError, match=r"needs a transform whose messages differ in their tensors only"):
-        Downlink(FedAvg(), Threshold(0.5)).init(params, None)
+        Downlink(FedAvg(), Threshold(0.5)).init(params, Census(0))
     for inner in (Utility(Downlink(FedAvg(), Sign())), Mirrored(FedAvg(), Sign()), FedRank(), Utility(Ferret())):
         with pytest.raises(CompositionError, match=r"Downlink\(\w+\): brings the model to clients in fewer bytes, got"):
             Downlink(inner, Sign())
     with pytest.raises(CompositionError, match=r"messages differ in their tensors only, got two of other forms"):
-        Downlink(FedAvg(), RandomK(0.5)).init(params, None)
+        Downlink(FedAvg(), RandomK(0.5)).init(params, Census(0))
 
 
 @pytest.mark.parametrize("part", [Quantize(4), Quantize(2)], ids=repr)
 def test_what_would_grow_from_message_to_message_is_refused(part):
     """√512 / 7 = 3.23 and √512 = 22.6: the variance of levels of a bucket's norm, over the square of what goes in."""
     with pytest.raises(CompositionError, match=r"Downlink\(compress=Quantize\(.*got up to (3\.23|22\.6) times as much"):
-        Downlink(FedAvg(), part).init({"w": torch.zeros(4096)}, None)
+        Downlink(FedAvg(), part).init({"w": torch.zeros(4096)}, Census(0))
 
 
 @pytest.mark.parametrize("part", [Quantize(8), Quantize(4, bucket=16), Quantize(4, 128, scale_by="max")], ids=repr)
@@ -177,7 +178,7 @@ def test_at_random_the_shadow_stays_near_the_model(part):
     """512 / 127² = .03, 16 / 7² = .33, 128 / (4 7²) = .65 of the square of what is apart, and of a step of length 1."""
     rng, bound = torch.Generator().manual_seed(3), {8: 0.2, 4: 2.0}[part.bits]
     of = Downlink(FedAvg(), part)
-    state = of.init({"w": torch.zeros(4096)}, None)
+    state = of.init({"w": torch.zeros(4096)}, Census(0))
     for _ in range(30):
         step = torch.randn(4096, generator=rng) / 64
         state = of.commit(state, {"model": Update(Whole({"w": (4096,)}), {"w": step})}, ())

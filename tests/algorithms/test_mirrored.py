@@ -11,7 +11,7 @@ from partwise.core.algorithm import Algorithm
 from partwise.core.around import Around
 from partwise.core.errors import CompositionError
 from partwise.core.index import Whole
-from partwise.core.population import Profile
+from partwise.core.population import Census, Profile
 from partwise.core.program import SERVER
 from partwise.core.transform import Identity, chain
 from partwise.core.update import Update
@@ -45,15 +45,17 @@ def test_the_optimiser_sees_what_was_sent():
     for d, p in (((-2.0, 2.0), (-2.0, 2.0)), ((-4.0, 2.0), (-3.0, 3.0))):
         part, inner = Mirrored(LANS(FedAvg(), lr=0.1), Sign()), LANS(FedAvg(), lr=0.1)
         x = {"w": torch.tensor([3.0, 4.0])}
-        state = part.commit(part.init(x, None), {"model": Update(Whole({"w": (2,)}), {"w": torch.tensor(d)})}, ())
-        other = inner.commit(inner.init(x, None), {"model": Update(Whole({"w": (2,)}), {"w": torch.tensor(p)})}, ())
+        state = part.commit(part.init(x, Census(0)), {"model": Update(Whole({"w": (2,)}), {"w": torch.tensor(d)})}, ())
+        other = inner.commit(
+            inner.init(x, Census(0)), {"model": Update(Whole({"w": (2,)}), {"w": torch.tensor(p)})}, ()
+        )
         assert all(torch.equal(state[s]["w"], other[s]["w"]) for s in ("model", "momentum", "squares"))
         assert state["owed"]["w"].tolist() == [a - b for a, b in zip(d, p, strict=True)]
 
 
 def test_of_what_is_right_on_average_nothing_is_owed():
     part = Mirrored(FedAvg(), Quantize(4, bucket=4))
-    state = part.init({"w": torch.zeros(8)}, None)
+    state = part.init({"w": torch.zeros(8)}, Census(0))
     total = Update(Whole({"w": (8,)}), {"w": torch.randn(8, generator=torch.Generator().manual_seed(1))})
     state = part.commit(state, {"model": total}, ())
     assert not state["owed"]["w"].any()
@@ -64,7 +66,7 @@ def test_of_what_is_right_on_average_nothing_is_owed():
 def test_coordinates_that_a_message_leaves_out_are_owed(k):
     """Of changes (3, -1, 0.5, 2) and (0, -2, 0, 0.5): the k largest of what is owed, in both parameters."""
     part = Mirrored(FedAvg(), TopK(k=k, scope="layer"))
-    state = part.init({"a": torch.zeros(2, 2), "b": torch.zeros(4)}, None)
+    state = part.init({"a": torch.zeros(2, 2), "b": torch.zeros(4)}, Census(0))
     expected = {
         1: [((3.0, 0.0, 0.0, 0.0), (0.0, -1.0, 0.5, 2.0)), ((3.0, -3.0, 0.0, 0.0), (0.0, 0.0, 0.5, 2.5))],
         3: [((3.0, -1.0, 0.0, 2.0), (0.0, 0.0, 0.5, 0.0)), ((3.0, -3.0, 0.5, 2.5), (0.0, 0.0, 0.0, 0.0))],

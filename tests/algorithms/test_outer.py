@@ -10,6 +10,7 @@ from partwise.core.aggregate import sum_updates
 from partwise.core.errors import CompositionError
 from partwise.core.index import Coords, Rows, Whole
 from partwise.core.mean import Mean
+from partwise.core.population import Census
 from partwise.core.transform import chain
 from partwise.core.update import Update
 from partwise.transforms import ErrorFeedback, ServerSGD, Sign
@@ -89,7 +90,7 @@ def test_co2(settings, expected):
 def test_what_the_round_s_delay_does(rate, local, kind):
     """communication.md §8: y_{t+1} = y_t - (1 - rho) y_{t-1} for the distance to the optimum, rho = (1 - gamma)^tau."""
     part = CO2(FedAvg(steps(rate, local), "uniform"), rate, beta=0.0, clip=math.inf, gap="constant")
-    state, found = part.init({"w": torch.tensor([-1.0], dtype=torch.float64)}, None), [-1.0]
+    state, found = part.init({"w": torch.tensor([-1.0], dtype=torch.float64)}, Census(0)), [-1.0]
     loss, y = 1 - (1 - rate) ** local, [-1.0, -1.0]
     for _ in range(60):
         change = {"w": -loss * state["model"]["w"]}  # what local steps on y² / 2 come to
@@ -109,7 +110,7 @@ def test_an_update_is_applied_to_what_was_held_when_it_was_made():
     beta 0.5, gamma 0.1: m = (D / 0.1) for {0, 1}, then D / 0.1 + 0.5 m for {1, 2}, by hand.
     """
     part = CO2(FedAvg(), 0.1, beta=0.5, clip=math.inf, gap="constant")
-    state = part.init({"w": torch.zeros(3, dtype=torch.float64)}, None)
+    state = part.init({"w": torch.zeros(3, dtype=torch.float64)}, Census(0))
     rounds = [
         ([0, 1], [1.0, -2.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]),
         ([1, 2], [0.5, 4.0], [1.0, -2.0, 0.0], [-10.0, 20.0, 0.0]),
@@ -144,7 +145,7 @@ def test_the_gap_holds_back():
 
 def committed(part, params, *values, index=None):
     """The model after commits of these aggregates."""
-    state = part.init(params, None)
+    state = part.init(params, Census(0))
     for value in values:
         update = Update(index or Whole({"w": tuple(params["w"].shape)}), {"w": torch.tensor(value).double()}, 1.0)
         state = part.commit(state, {"model": update}, ())
@@ -220,8 +221,29 @@ def test_they_refuse():
             make()
     params = {"w": torch.zeros(2)}
     with pytest.raises(CompositionError, match=r"has the streams \['momentum'\] of its own, got an algorithm that has"):
-        SignMomentum(SignMomentum(FedAvg(), 0.1), 0.1).init(params, None)
+        SignMomentum(SignMomentum(FedAvg(), 0.1), 0.1).init(params, Census(0))
     part = LANS(FedAvg())
     held = Update(Rows({"w": (2,)}, {"w": torch.tensor([0])}), {"w": torch.ones(1)})
     with pytest.raises(CompositionError, match=r"takes lengths of whole parameters, got \['w'\] held in part"):
-        part.commit(part.init(params, None), {"model": held}, ())
+        part.commit(part.init(params, Census(0)), {"model": held}, ())
+
+
+@pytest.mark.parametrize(
+    "part",
+    [SignMomentum(LOCAL, 0.25), CO2(LOCAL, 0.25), CO2(LOCAL, 0.25, delay=0), LANS(LOCAL)],
+    ids=["SignMomentum", "CO2", "CO2, not kept", "LANS"],
+)
+@pytest.mark.parametrize("is_part", [False, True])
+def test_running_variances_take_their_mean_change(part, is_part):
+    """1 - 0.9 - 0.01 = 0.09: no sign, momentum, length or delay on the way."""
+    if is_part and isinstance(part, LANS):
+        pytest.skip("LANS takes whole parameters")
+    model = {"w": torch.ones(2), "var": torch.ones(2)}
+    state = part.init({name: t.clone() for name, t in model.items()}, Census(1, still={"var"}))
+    shapes = {"w": (2,), "var": (2,)}
+    index = Coords(shapes, {"w": torch.tensor([0, 1]), "var": torch.tensor([1])}) if is_part else Whole(shapes)
+    for change in (-0.9, -0.01):
+        value = index.gather({"w": torch.tensor([0.5, -0.5]), "var": torch.full((2,), change)})
+        state = part.commit(state, {"model": Update(index, value, 1.0)}, [])
+    assert state["model"]["var"].tolist() == pytest.approx([1.0 if is_part else 0.09, 0.09])
+    assert (state["model"]["w"] != 1).all()

@@ -118,7 +118,7 @@ class Mirrored(Keeping):
 
     def _streams(self, own: Mirror, site: Site) -> Mapping[str, Params]:
         """What the client has of the server."""
-        return own.streams or self.inner.init(site.model.init(site.seed), Census(0))
+        return own.streams or self.inner.init(site.model.init(site.seed), Census(0, still=site.model.buffers()))
 
     def client_init(self, site: Site) -> ClientState:
         return Mirror(self.inner.client_init(site))

@@ -1,7 +1,7 @@
 """Outer steps: what the server makes of the mean change of clients that took many local steps.
 
 Notation: x is the model, D the mean of start minus end over gamma, the local learning rate; m is its momentum. What
-no client of a round holds keeps its value and its momentum.
+no client of a round holds keeps its value and its momentum. Running means and variances take their mean change.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ class _Outer(Around, Protocol):
 
 
 def _with_streams(part: Around, params: Params, census: Census, *names: str) -> ServerState:
-    """The state of the algorithm inside, and streams of zeros."""
+    """The state of the algorithm inside, and streams of zeros for all that gradients move."""
     state = part.inner.init(params, census)
     check_own(part, names, state, "outer step")
-    return {**state, **{stream: {n: torch.zeros_like(t) for n, t in params.items()} for stream in names}}
+    moving = {n: t for n, t in params.items() if n not in census.still}
+    return {**state, **{stream: {n: torch.zeros_like(t) for n, t in moving.items()} for stream in names}}
 
 
 def _above(part: str, **values: float) -> None:
@@ -68,9 +69,6 @@ class SignMomentum(_Outer):
         beta2: in [0, 1).
         decay: lambda, >= 0, beside the local optimiser's own.
 
-    Running means and variances of a BatchNorm are moved like everything else, and a variance may become negative: use
-    `track_running_stats=False`, or a norm that keeps none. The same holds for `CO2` and `LANS`.
-
     Source: Yu et al., "Distributed sign momentum with local steps for training transformers", 2024, arXiv:2411.17866;
         constants as in the released code.
     Differs: gamma is one number. The paper's is that of the round, which divides D and is the length of the step; where
@@ -96,15 +94,20 @@ class SignMomentum(_Outer):
 
     def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
         total, momentum = totals["model"], state.pop("momentum")
-        index, x, m = total.index, total.index.gather(state["model"]), total.index.gather(momentum)
-        step, after = {}, {}
+        index, x = total.index, total.index.gather(state["model"])
+        still = {name: torch.zeros_like(t) for name, t in state["model"].items() if name not in momentum}
+        full = {**momentum, **still}  # as an index over all parameters must find it
+        m, step, after = index.gather(full), {}, {}
         for name, value in total.values().items():
+            if name in still:
+                step[name], after[name] = value, m[name]
+                continue
             d = value / -self.gamma
             u = self.beta1 * m[name] + (1 - self.beta1) * d
             step[name] = (u.sign() + self.decay * x[name]) * (-self.lr * self.gamma)
             after[name] = self.beta2 * m[name] + (1 - self.beta2) * d
         state = self.inner.commit(state, {**totals, "model": Update(index, step, total.weight)}, replies)
-        index.put_(momentum, after)
+        index.put_(full, after)
         return {**state, "momentum": momentum}
 
 
@@ -157,17 +160,18 @@ class CO2(_Outer):
     def init(self, params: Params, census: Census) -> ServerState:
         state = _with_streams(self, params, census, "momentum", "moved", *(["waiting"] if self.delay else []))
         if self.delay:
-            state["holders"] = {name: torch.zeros_like(t, dtype=torch.bool) for name, t in params.items()}
-        return {**state, "pace": {name: torch.zeros(1, dtype=torch.float64) for name in params}}
+            state["holders"] = {n: torch.zeros_like(t, dtype=torch.bool) for n, t in state["momentum"].items()}
+        return {**state, "pace": {name: torch.zeros(1, dtype=torch.float64) for name in state["momentum"]}}
 
     def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
         momentum, moved, pace = (state.pop(s) for s in ("momentum", "moved", "pace"))
-        change = {name: torch.zeros_like(t) for name, t in momentum.items()}
-        totals["model"].index.scatter_add_(change, totals["model"].values())
-        holders = _held(totals["model"].index, change)
+        both = {name: torch.zeros_like(t) for name, t in state["model"].items()}
+        totals["model"].index.scatter_add_(both, totals["model"].values())
+        change = {name: both.pop(name) for name in momentum}
+        holders = _held(totals["model"].index, state["model"])
         kept = {}
         if self.delay:
-            kept = {"waiting": change, "holders": holders}
+            kept = {"waiting": change, "holders": {name: holders[name] for name in change}}
             change, holders = state.pop("waiting"), state.pop("holders")
         step, after = {}, {}
         for name, late in change.items():
@@ -175,7 +179,8 @@ class CO2(_Outer):
             m = (momentum[name] * self.beta - late / (self.gamma * lag)).clamp(-self.clip, self.clip)
             after[name] = torch.where(holders[name], m, momentum[name])
             step[name] = torch.where(holders[name], m * (-self.alpha * self.gamma), 0.0)
-        total = Update(Whole(shapes_of(step)), step, totals["model"].weight)
+        whole = {**both, **step}
+        total = Update(Whole(shapes_of(whole)), whole, totals["model"].weight)
         state = self.inner.commit(state, {**totals, "model": total}, replies)
         return {**state, **kept, "momentum": after, "moved": step, "pace": pace}
 
@@ -247,6 +252,9 @@ class LANS(_Outer):
         count = int(counts["commits"]) + 1
         change = {}
         for name, value in total.values().items():
+            if name not in first:
+                change[name] = value
+                continue
             change[name], first[name], second[name] = self._step(
                 state["model"][name], -value, (first[name], second[name]), count
             )

@@ -6,7 +6,7 @@ Shapes: N clients, n examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
@@ -299,10 +299,14 @@ class Census:
     Args:
         num_clients: N.
         count: counts the population; None where nobody may.
+        still: names of the values that no gradient moves, such as running means.
     """
 
-    def __init__(self, num_clients: int, count: Callable[[], Counts] | None = None) -> None:
+    def __init__(
+        self, num_clients: int, count: Callable[[], Counts] | None = None, still: Collection[str] = ()
+    ) -> None:
         self.num_clients = num_clients
+        self.still = frozenset(still)
         self._count = count
 
     @cached_property

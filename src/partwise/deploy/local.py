@@ -108,7 +108,9 @@ def _job(file: NodeFile) -> tuple[Star, Job]:
     site, algorithm, task = star.site(clients.start), star.algorithm, Task(0, 0, 0, 1)
     own = algorithm.client_init(site)
     index = algorithm.select(task, own, site)
-    streams = algorithm.init(star.initial(), Census(len(population.clients), lambda: count(star, clients)))
+    streams = algorithm.init(
+        star.initial(), Census(len(population.clients), lambda: count(star, clients), star.model.buffers())
+    )
     asked = Fetch(task.id, index, algorithm.fetch(index, task, own, site)).of(streams)
     came = {stream: dict(part.gather(streams[stream])) for stream, part in asked.items()}
     held = algorithm.receive(came, index, task, own, site)

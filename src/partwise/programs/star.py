@@ -347,7 +347,7 @@ class Star:
             check_countable(star)
             return star.population.counts() or count(star)
 
-        return Census(len(self.population.clients), counts)
+        return Census(len(self.population.clients), counts, self.model.buffers())
 
     @cached_property
     def like(self) -> Params:
