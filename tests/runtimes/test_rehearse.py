@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,7 +33,7 @@ from partwise.core.schedule import (
 from partwise.local import SGD, LocalTraining
 from partwise.populations import Always, ArrayPopulation, Daily, Intervals, ProfileArrays, Steady, Unreliable
 from partwise.runtimes.rehearse import Cost, costs_of, rehearse
-from partwise.schedulers import ByLink, Synchronous
+from partwise.schedulers import ByLink, FedAsync, FedBuff, Synchronous, Tiered
 from partwise.transforms import Clip
 from toy_star import Clients, Cohorts, everybody, number_model, parabolas, run, star_of
 
@@ -113,6 +114,36 @@ def test_its_times_are_those_of_a_simulated_run(algorithm, steps):
     clients = [r["clients"][0] for r in log.of("commit")]
     assert dict(found.committed) == {c: clients.count(c) for c in set(clients)}
     assert found.uplink == pytest.approx(losses.seen[-1][1], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        Synchronous(cohort=4, rounds=6, steps=4, deadline_seconds=4.0),
+        FedBuff(2, 4, versions=12, steps=4),
+        FedAsync(concurrency=4, versions=15, steps=4),
+        Tiered(cohort=3, versions=12, steps=4),
+    ],
+)
+def test_what_is_at_one_moment_comes_in_the_order_of_a_simulated_run(scheduler):
+    """Many answers come together, or when a round ends: a timer is first, and then the client of the lower number."""
+    population = parabolas((1.0,) * 8, range(8))
+    population.profiles = {client: Profile(1.0 + client % 2) for client in range(8)}
+    star = star_of(FedAvg(local=LocalTraining(SGD(0.01), steps=4)), number_model(), population, scheduler)
+    _, log = run(star, lambda world: world.now)
+    found = rehearse(scheduler, population, lambda task: Cost(task.steps))
+    assert list(found.commits) == log.seen
+    commits = log.of("commit")
+    assert found.committed == Counter(client for commit in commits for client in commit["clients"])
+    assert found.staleness == Counter(stale for commit in commits for stale in commit["staleness"])
+
+
+def test_who_answers_when_the_round_ends_is_too_late():
+    population = parabolas((1.0,) * 4, (0.0,) * 4)
+    population.profiles = {client: Profile((1.0, 0.5)[client % 2]) for client in range(4)}
+    found = rehearse(Synchronous(4, rounds=3, deadline_seconds=4.0), population, lambda task: Cost(steps=4))
+    assert list(found.commits) == [4.0, 8.0, 12.0]
+    assert (found.committed, found.lost) == ({1: 3, 3: 3}, {"deadline": 6})
 
 
 def test_hand_computed_costs():

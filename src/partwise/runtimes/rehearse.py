@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import math
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ from partwise.core.codec import encoded_size
 from partwise.core.errors import CompositionError
 from partwise.core.plan import Trained
 from partwise.core.population import Client, Dataset, Population, Profile, Roll
-from partwise.core.program import SERVER, Effect, Message, Send, Work
+from partwise.core.program import SERVER, Effect, Message, NodeId, Send, Work
 from partwise.core.schedule import (
     Accept,
     Action,
@@ -169,10 +169,13 @@ class _Rehearsal:
         self.found = Rehearsed()
         self._scheduler, self._population, self._costs = scheduler, population, costs
         self._roster = Roll(population, seed)
-        # When, number, and what: an event, or the client of a flight. The number orders what is at one moment.
-        self._queue: list[tuple[float, int, Event | Client]] = [(0.0, -1, Started(0.0))]
+        # When, whose, number, and what: an event, or the client of a flight. What is at one moment comes as in the
+        # simulator: timers of the server, then by client, then by number.
+        self._queue: list[tuple[float, NodeId, int, Event | Client]] = [(0.0, SERVER, -1, Started(0.0))]
         self._flights: dict[Client, _Flight] = {}  # the only task that each is at
         self._whose, self._stale = array("q"), array("q")  # of replies that were committed, counted in the end
+        self._client = SERVER  # whom the event is about that the scheduler is at
+        self._by = array("q")  # whom the event was about that each commit followed
         self._number = 0
         self._is_stopped = False
 
@@ -180,13 +183,14 @@ class _Rehearsal:
         found, queue, scheduler, roster = self.found, self._queue, self._scheduler, self._roster
         state, now, since = scheduler.init(roster), -1.0, 0
         while queue and not self._is_stopped:
-            time, number, what = heappop(queue)
+            time, whose, number, what = heappop(queue)
             if time > until or found.events >= max_events:
                 found.reason = "time is up" if time > until else "enough events"
                 break
             event = what if isinstance(what, tuple) else self._heard(what, number, time)
             if event is None:
                 continue
+            self._client = whose
             if time > now:
                 now, since = time, 0
             since += 1
@@ -219,9 +223,11 @@ class _Rehearsal:
             return None
         if stage:
             return Lost(now, client, id, began)
-        commits = self.found.commits
-        if fetched > began and len(commits) > version:
-            version = bisect_right(commits, fetched, version)  # those that were made before it had fetched
+        commits, by = self.found.commits, self._by
+        if len(commits) > version:  # those that were made before it fetched
+            version = bisect_left(commits, fetched, version)
+            while version < len(commits) and commits[version] == fetched and by[version] < client:
+                version += 1
         # Made as tuples, without a NamedTuple's own way, which takes as long again.
         reply = _new(ReplyInfo, (id, client, version, cost[0], cost[1], 0.0, group, _NO_REPORT, 0, 0.0, 0.0))
         return _new(Arrived, (now, reply, began))
@@ -262,7 +268,7 @@ class _Rehearsal:
         self._number = number = self._number + 1
         self._flights[client] = number, id, stage, now, fetched, len(found.commits), cost, group
         if when != math.inf:
-            heappush(self._queue, (when, number, client))
+            heappush(self._queue, (when, client, number, client))
 
     def _courses(self, tasks: Sequence[Dispatch], costs: Sequence[Cost], now: float) -> list[_Course]:
         """`_course` of many tasks: the same sums over arrays, where nothing comes between."""
@@ -325,6 +331,7 @@ class _Rehearsal:
         if isinstance(action, Commit):
             version = len(found.commits)
             found.commits.append(now)
+            self._by.append(self._client)
             self._whose.extend([reply.client for reply in action.replies])
             self._stale.extend([version - reply.version for reply in action.replies])
         elif isinstance(action, GiveUp):
@@ -335,7 +342,7 @@ class _Rehearsal:
             self._number += 1
             if action.seconds != math.inf:
                 when = now + action.seconds
-                heappush(self._queue, (when, self._number, Deadline(when, action.tag)))
+                heappush(self._queue, (when, SERVER, self._number, Deadline(when, action.tag)))
         elif isinstance(action, Stop):
             self._is_stopped, found.reason = True, action.reason
 
