@@ -31,7 +31,7 @@ from partwise.core.schedule import (
     Stop,
 )
 from partwise.local import SGD, LocalTraining
-from partwise.populations import Always, ArrayPopulation, Daily, Intervals, ProfileArrays, Steady, Unreliable
+from partwise.populations import Always, ArrayPopulation, Constant, Daily, Intervals, ProfileArrays, Steady, Unreliable
 from partwise.runtimes.rehearse import Cost, costs_of, rehearse
 from partwise.schedulers import ByLink, FedAsync, FedBuff, Synchronous, Tiered
 from partwise.transforms import Clip
@@ -107,7 +107,8 @@ def test_its_times_are_those_of_a_simulated_run(algorithm, steps):
     assert found.reason == "enough"
     # The number of a task has one byte more above 23, and so on: a few bytes in some hundreds of seconds.
     assert list(found.commits) == pytest.approx(log.seen, abs=0.05)
-    assert sum(found.lost.values()) >= len(log.of("lost")) > 5
+    assert found.lost == Counter(fields["stage"] for fields in log.of("lost"))
+    assert found.lost.total() > 5
     assert {"train", "upload", "download"} == set(found.lost)
     staleness = [r["staleness"][0] for r in log.of("commit")]
     assert dict(found.staleness) == {u: staleness.count(u) for u in set(staleness)}
@@ -144,6 +145,21 @@ def test_who_answers_when_the_round_ends_is_too_late():
     found = rehearse(Synchronous(4, rounds=3, deadline_seconds=4.0), population, lambda task: Cost(steps=4))
     assert list(found.commits) == [4.0, 8.0, 12.0]
     assert (found.committed, found.lost) == ({1: 3, 3: 3}, {"deadline": 6})
+
+
+@pytest.mark.parametrize(("notice", "stage"), [(0.0, "upload"), (50.0, "deadline"), (math.inf, "deadline")])
+def test_a_task_is_lost_once(notice, stage):
+    """One that was given up before the server was told of its loss is given up, as a run records it."""
+    population = ArrayPopulation(
+        {"x": torch.zeros(40)},
+        torch.arange(41),
+        profiles=Constant(seconds_per_step=0.5),
+        reliability=Unreliable(upload=0.3, notice_seconds=notice),
+    )
+    scheduler = Synchronous(cohort=10, rounds=20, deadline_seconds=30.0)
+    found = rehearse(scheduler, population, lambda task: Cost(steps=4))
+    assert set(found.lost) == {stage}
+    assert found.lost.total() + found.committed.total() == found.dispatched == 200
 
 
 def test_hand_computed_costs():

@@ -86,7 +86,7 @@ class Rehearsed:
         seconds: on the clock, at the end.
         events: that the scheduler was given.
         dispatched: tasks.
-        lost: stage -> tasks lost there.
+        lost: stage -> tasks lost there, as the server hears of them; `deadline` where it gave one up before.
         downlink: bytes to clients.
         uplink: bytes from clients.
         commits: the moment of each commit.
@@ -222,6 +222,7 @@ class _Rehearsal:
             self._flights[client] = flight
             return None
         if stage:
+            self.found.lost[stage] += 1
             return Lost(now, client, id, began)
         commits, by = self.found.commits, self._by
         if len(commits) > version:  # those that were made before it fetched
@@ -262,8 +263,6 @@ class _Rehearsal:
             )
         cost = cost or self._costs(task)
         stage, when, fetched = course or self._course(client, id, cost, now)
-        if stage:
-            found.lost[stage] += 1
         found.dispatched = id + 1
         self._number = number = self._number + 1
         self._flights[client] = number, id, stage, now, fetched, len(found.commits), cost, group
