@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,4 +52,25 @@ def test_a_log_that_is_put_back_goes_on_to_the_same_bits(tmp_path):
     away.rename(tmp_path / "run" / LOG)
     made.run(tmp_path / "run", resume=True)
     one, other = ((tmp_path / name / LOG).read_bytes() for name in ("undisturbed", "run"))
+    assert one == other
+
+
+def test_a_run_whose_folder_was_moved_leaves_the_one_in_its_place_alone(tmp_path):
+    made = experiment(checkpointing=Checkpointing(every_seconds=0))
+    place, aside = tmp_path / "run", tmp_path / "aside"
+    made.run(tmp_path / "undisturbed")
+    others: dict[Path, bytes] = {}
+
+    class Moved(Silent):
+        def committed(self, version: int, *rest: object) -> None:
+            if version == 2:
+                place.rename(aside)
+                replace(made, seed=made.seed + 1).run(place)
+                others.update({path: path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()})
+
+    with pytest.raises(CheckpointError, match=r"the run's folder must stay where it is .* got another record\.sqlite"):
+        made.run(place, progress=Moved())
+    assert {path: path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()} == others
+    made.run(aside, resume=True)
+    one, other = ((tmp_path / name / LOG).read_bytes() for name in ("undisturbed", "aside"))
     assert one == other

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from partwise.core.errors import CheckpointError
 
-__all__ = ["LOCK", "WriterLock", "writer_of"]
+__all__ = ["LOCK", "WriterLock", "identity_of", "writer_of"]
 
 LOCK = "writer.lock"
 # Record locks belong to a process: it does not see its own, and loses them when it closes any handle on the file.
@@ -25,7 +25,7 @@ def writer_of(folder: Path) -> int | None:
     """The process that writes the run in a folder; None if nobody does."""
     path = Path(folder) / LOCK
     with _AT_A_TIME:
-        if _identity(path) in _HELD:
+        if identity_of(path) in _HELD:
             return os.getpid()
         try:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -54,7 +54,7 @@ class WriterLock:
         self._path = (folder / LOCK).absolute()
         me = f"RunStore({str(folder)!r})"
         with _AT_A_TIME:
-            if _identity(self._path) in _HELD:
+            if identity_of(self._path) in _HELD:
                 raise CheckpointError(f"{me}: one writer at a time, got a second one in this process. Close the first.")
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -91,14 +91,15 @@ class WriterLock:
     def release(self) -> None:
         """Let others write."""
         with _AT_A_TIME:
-            if _identity(self._path) == self._identity:  # or the folder was moved, and another's may be in its place
+            if identity_of(self._path) == self._identity:  # or the folder was moved, and another's may be in its place
                 with contextlib.suppress(OSError):
                     self._path.unlink()
             os.close(self._handle)
             _HELD.discard(self._identity)
 
 
-def _identity(path: Path) -> _Identity | None:
+def identity_of(path: Path) -> _Identity | None:
+    """Which file a path leads to; None if to none."""
     try:
         found = path.stat()
     except OSError:

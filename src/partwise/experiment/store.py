@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import msgpack
 
 from partwise.core.errors import CheckpointError
-from partwise.experiment.lock import WriterLock
+from partwise.experiment.lock import WriterLock, identity_of
 from partwise.experiment.log import LogWriter
 from partwise.experiment.rows import CLIENTS, METRICS, REPLIES, SCHEMA, EventRow, Row, Table
 
@@ -80,6 +80,7 @@ class RunStore:
             with self._saying("opening the record"):
                 self._db = self._connected(path, mode)
             self._seq = self.last_seq()
+            self._identity = identity_of(path)
             if mode != "read":
                 self._log = LogWriter(self.folder)
         except BaseException:
@@ -211,11 +212,8 @@ class RunStore:
             durable: wait for the disk, so that it also survives a loss of power. For checkpoints.
         """
         db = self._open
-        if durable and not (self.folder / RECORD).exists():  # what is written is in no folder any more
-            raise CheckpointError(
-                f"{self._me()}: {RECORD} must stay where it is while the run goes on, got no file: it was taken away. "
-                "Restore the file from a copy, or begin the run again."
-            )
+        if self._lock is not None:
+            self._check_place(durable=durable)
         self._hand_over()
         if self._log is not None:
             self._log.flush(durable=durable)
@@ -224,6 +222,20 @@ class RunStore:
                 db.execute("COMMIT")
             if durable:
                 db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def _check_place(self, *, durable: bool) -> None:
+        """What is written must go into this run's folder, not nowhere and not into another run's."""
+        found = identity_of(self.folder / RECORD)
+        if found is None and durable:
+            raise CheckpointError(
+                f"{self._me()}: {RECORD} must stay where it is while the run goes on, got no file: it was taken away. "
+                "Restore the file from a copy, or begin the run again."
+            )
+        if found not in {None, self._identity}:
+            raise CheckpointError(
+                f"{self._me()}: the run's folder must stay where it is while the run goes on, got another {RECORD} in "
+                "its place. Nothing was written there; resume the run where its folder is now."
+            )
 
     def truncate_after(self, *, seq: int | None = None, version: int | None = None, heard: int | None = None) -> None:
         """Remove, in one transaction, what was recorded after a checkpoint.
