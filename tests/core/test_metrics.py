@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from partwise.core.metrics import AUC, Accuracy, Loss, Perplexity, TopKAccuracy, reduced_each
-from partwise.core.model import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+from partwise.core.model import BinaryCrossEntropy, CrossEntropy, MarginCrossEntropy, MeanSquaredError
 
 
 def auc_by_pairs(scores: list[float], targets: list[int]) -> float:
@@ -140,6 +140,36 @@ def test_an_example_with_several_targets_counts_by_the_share_that_is_hit():
         columns = metric.measure(outputs, batch)
         assert metric.reduce(columns) == pytest.approx(sum(shares) / 2)
         assert reduced_each(metric, columns, [1, 1]) == pytest.approx(shares)
+
+
+def test_what_fills_up_a_short_example_does_not_count():
+    # Two texts over an alphabet of two, of three symbols and of one; the second is filled up.
+    outputs = torch.tensor([[[2.0, 0.0, 2.0], [0.0, 2.0, 0.0]], [[0.0, 9.0, 9.0], [2.0, 0.0, 0.0]]])
+    batch = {"y": torch.tensor([[0, 1, 1], [1, -100, -100]])}
+    right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
+    losses = [(2 * right + wrong) / 3, right]
+    for loss in (CrossEntropy(), MarginCrossEntropy(margin=0.0)):
+        assert loss(outputs, batch).tolist() == pytest.approx(losses)
+        assert Loss(loss).reduce(Loss(loss).measure(outputs, batch)) == pytest.approx(sum(losses) / 2)
+        found = Perplexity(loss).reduce(Perplexity(loss).measure(outputs, batch))
+        assert found == pytest.approx(math.exp(sum(losses) / 2))
+    for metric, shares in ((Accuracy(), [2 / 3, 1.0]), (TopKAccuracy(2), [1.0, 1.0])):
+        assert metric.measure(outputs, batch)["hit"].tolist() == pytest.approx(shares)
+
+
+def test_the_margin_is_not_counted_where_there_is_no_target():
+    outputs = torch.tensor([[[2.0, 1.0], [0.0, 5.0]], [[2.0, 2.0], [0.0, 0.0]]])
+    short, whole = {"y": torch.tensor([[0, -100], [0, 0]])}, {"y": torch.tensor([[0], [0]])}
+    loss = MarginCrossEntropy(margin=0.5)
+    assert loss(outputs, short).tolist() == pytest.approx(loss(outputs[:, :, :1], whole).tolist())
+
+
+def test_an_example_without_a_target_moves_nothing():
+    outputs = torch.zeros(1, 2, 3, requires_grad=True)
+    loss = CrossEntropy()(outputs, {"y": torch.full((1, 3), -100)})
+    loss.sum().backward()
+    assert loss.tolist() == [0.0]
+    assert not outputs.grad.any()
 
 
 def test_top_k_needs_a_k():

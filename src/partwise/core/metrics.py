@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from partwise.core.model import ExampleLoss
+from partwise.core.model import ExampleLoss, counted
 from partwise.core.population import Batch
 
 __all__ = ["AUC", "Accuracy", "Loss", "Metric", "MetricOfEach", "Perplexity", "TopKAccuracy", "reduced_each"]
@@ -70,11 +70,14 @@ def _are_classes(outputs: Tensor, target: Tensor) -> bool:
     return outputs.dim() > 1 and outputs.shape[:1] + outputs.shape[2:] == target.shape
 
 
-def _by_example(hit: Tensor, outputs: Tensor) -> Tensor:
-    """One value per example, (b,): of one with several targets, the share that is hit. NaN is no prediction."""
+def _by_example(hit: Tensor, outputs: Tensor, target: Tensor) -> Tensor:
+    """One value per example, (b,): of one with several targets, the share of those that count. NaN hits none."""
     is_none = outputs.isnan()
     hit = hit & ~(is_none if is_none.dim() == 1 else is_none.any(1))
-    return hit if hit.dim() == 1 else hit.flatten(1).double().mean(1)
+    if hit.dim() == 1:
+        return hit
+    count = counted(target)
+    return (hit & count).flatten(1).double().sum(1) / count.flatten(1).sum(1).clamp(min=1)
 
 
 def _means(column: Tensor, sizes: Sequence[int]) -> list[float]:
@@ -125,7 +128,10 @@ def _exp(mean: float) -> float:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of examples whose largest logit is the target's; one logit is compared with 0. NaN is never right."""
+    """Share of examples whose largest logit is the target's; one logit is compared with 0. NaN is never right.
+
+    An example with several targets, (b, ...), counts by its share of right ones, among those that are not -100.
+    """
 
     target: str = "y"
     name: str = "accuracy"
@@ -140,7 +146,7 @@ class Accuracy:
                 "For one logit let forward end with .squeeze(1)."
             )
         hit = (outputs > 0) == (target > 0.5) if is_one else outputs.argmax(1) == target
-        return {"hit": _by_example(hit, outputs)}
+        return {"hit": _by_example(hit, outputs, target)}
 
     def reduce(self, columns: Mapping[str, Tensor]) -> float:
         return _mean(columns["hit"])
@@ -151,7 +157,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class TopKAccuracy:
-    """Share of examples whose target is among the k largest logits. NaN is never right."""
+    """Share of examples whose target is among the k largest logits. NaN is never right; -100 as in `Accuracy`."""
 
     k: int = 5
     target: str = "y"
@@ -173,7 +179,7 @@ class TopKAccuracy:
                 f"{tuple(outputs.shape)} for {tuple(target.shape)}. For one logit per example take Accuracy."
             )
         best = outputs.topk(min(self.k, outputs.shape[1]), dim=1).indices
-        return {"hit": _by_example((best == target.unsqueeze(1)).any(1), outputs)}
+        return {"hit": _by_example((best == target.unsqueeze(1)).any(1), outputs, target)}
 
     def reduce(self, columns: Mapping[str, Tensor]) -> float:
         return _mean(columns["hit"])

@@ -30,24 +30,39 @@ __all__ = [
 ]
 
 _CPU = torch.device("cpu")
+_NO_TARGET = -100  # what torch's cross-entropy passes over
 
 Params = Mapping[str, Tensor]
 Values = dict[str, Tensor]
 ExampleLoss = Callable[[Tensor, Batch], Tensor]
 
 
+def counted(target: Tensor) -> Tensor:
+    """Which of an example's several targets, (b, ...), count: all but -100, with which a short example is filled up."""
+    return target != _NO_TARGET
+
+
+def _averaged(loss: Tensor, target: Tensor) -> Tensor:
+    """One value per example, (b,): of one with several targets, the mean over those that count."""
+    if loss.dim() == 1:
+        return loss
+    count = counted(target).flatten(1)
+    return loss.flatten(1).mean(1) * (count.shape[1] / count.sum(1).clamp(min=1))
+
+
 @dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy of logits (b, classes) against `target` (b,) int64; one value per example.
 
-    Outputs with more axes, (b, classes, ...), are averaged over them.
+    Outputs with more axes, (b, classes, ...), are averaged over them; a target of -100 does not count, so that
+    sequences of several lengths can be filled up with it.
     """
 
     target: str = "y"
 
     def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
-        loss = F.cross_entropy(outputs, batch[self.target], reduction="none")
-        return loss if loss.dim() == 1 else loss.flatten(1).mean(1)
+        target = batch[self.target]
+        return _averaged(F.cross_entropy(outputs, target, reduction="none"), target)
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,7 @@ class MarginCrossEntropy:
     """Cross-entropy of logits (b, classes) plus λ ln(1 + ‖softmax‖²), which is least where no class stands out.
 
     So clients are kept from being very sure of what only their own data say. Outputs with more axes,
-    (b, classes, ...), are averaged over them.
+    (b, classes, ...), are averaged over them but for targets of -100, as by `CrossEntropy`.
 
     Args:
         target: the column of the labels, (b,) int64.
@@ -104,8 +119,9 @@ class MarginCrossEntropy:
         shares = outputs.softmax(1)
         squares = shares * shares
         surplus = self.margin * torch.log1p(squares.sum() if self.over == "batch" else squares.sum(1))
-        loss = F.cross_entropy(outputs, batch[self.target], reduction="none") + surplus
-        return loss if loss.dim() == 1 else loss.flatten(1).mean(1)
+        target = batch[self.target]
+        loss = F.cross_entropy(outputs, target, reduction="none") + surplus
+        return _averaged(loss if loss.dim() == 1 else loss * counted(target), target)
 
 
 @dataclass(frozen=True)
