@@ -149,13 +149,32 @@ class Claiming:
         (Claiming(Claims(delta=0.9), 0.5), r"must lose at most 1 - delta = 0\.1 of the squared length .*, got 0\.25"),
         (Claiming(Claims(omega=1e-4), noise=0.1), r"must err by at most omega = 0\.0001 times"),
         (Claiming(Claims(omega=1.0), 0.9, 0.01), r"must be right on average for an update that is .*standard errors"),
+        (Claiming(Claims(omega=1.0), 0.99), r"must be right on average for .* all values together, got 0\.99 of it"),
         (Claiming(Claims(is_linear=True), 1.0, 0.1), r"must make of a sum the sum of what it makes of its terms"),
         (Claiming(Claims(is_common=True)), r"must draw by the common seed alone"),
         (Claiming(Claims(delta=2.0)), r"must lose at most|delta must lie in \(0, 1\]"),
         (Claiming(Claims()), r"must refuse NaN, got an update\."),
     ],
-    ids=["delta", "omega", "biased", "not linear", "not common", "beyond 1", "NaN"],
+    ids=["delta", "omega", "biased", "biased alike", "not linear", "not common", "beyond 1", "NaN"],
 )
 def test_claims_that_are_not_kept_are_found(part, sentence):
     with pytest.raises(AssertionError, match=sentence):
         check_compressor(part, draws=80)
+
+
+@dataclass(frozen=True)
+class Largest(TopK):
+    """Keeps the largest values as they are and claims that nothing is lost on average."""
+
+    def claims(self, size):
+        return Claims(omega=1.0)
+
+
+def test_what_is_never_sent_is_missed_on_average():
+    with pytest.raises(AssertionError, match=r"must be right on average for an update that is random, all values"):
+        check_compressor(Largest(ratio=0.5), draws=80)
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.1, 0.5])
+def test_what_is_seldom_sent_is_not_missed_on_average(ratio):
+    check_compressor(RandomK(ratio, unbiased=True), draws=80)

@@ -17,6 +17,7 @@ from partwise.testing.rules import expect, trying
 __all__ = ["check_compressor"]
 
 _DRAWS = 200
+_EVEN = ("random", "a matrix")  # of many values none of which outweighs the others, so that some are met in a few draws
 _ERRORS = 5.0  # standard errors; of some thousand means, one is 4 away by chance
 
 
@@ -122,6 +123,28 @@ def _loss(part: Compressor, name: str, values: Tensor, claims: Claims, draws: in
             got=f"a mean that is off by {float((off / allowed).max()) * _ERRORS:.1f} standard errors",
             remedy="Claim a delta instead of an omega",
         )
+        if name in _EVEN and bool(each.any()):
+            _whole(part, name, (each * exact).reshape(draws, -1).sum(1) / norm2)
+
+
+def _whole(part: Compressor, name: str, shares: Tensor) -> None:
+    """Of all values together, ⟨C(x), x⟩ / ‖x‖²: also of those that no draw changed, of which there is no deviation.
+
+    Args:
+        part: the compressor.
+        name: of the update.
+        shares: (draws,).
+    """
+    draws, mean = len(shares), float(shares.mean())
+    allowed = _ERRORS * float(shares.std()) / math.sqrt(draws) + 1e-6
+    rare = 2 * _ERRORS * float((shares - mean).abs().max()) / draws
+    expect(
+        abs(mean - 1) <= allowed + rare,
+        part,
+        f"must be right on average for an update that is {name}, all values together",
+        got=f"{mean:.6g} of it",
+        remedy="Claim a delta instead of an omega",
+    )
 
 
 def _linear(part: Compressor, name: str, values: Tensor) -> None:
