@@ -52,6 +52,10 @@ def test_compressor_keeps_its_claims(part):
     check_compressor(part, draws=80)
 
 
+def test_two_seeds_may_draw_alike():
+    check_compressor(RandomK(0.05, block=16), draws=80)  # one of 13 blocks, which the first two seeds have in common
+
+
 CHILD = """
 import pathlib, sys
 import torch
