@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from partwise.aggregators import Median, TrimmedMean, columns
+from partwise.aggregators import SLSGD, MeanAroundMedian, Median, Phocas, TrimmedMean, columns
 from partwise.core.index import Coords, Grid, Joint, Rows, Whole
 from partwise.core.update import Update
 from partwise.testing.examples import example_params, example_updates
@@ -224,6 +224,16 @@ def test_update_that_is_not_finite_counts_as_faulty():
     with pytest.raises(ValueError, match=says):
         reduce(TrimmedMean(trim_count=1), [*honest, *bad])
     assert reduce(Median(), [*honest, *bad]).values()["w"].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(("m", "f"), [(5, 2), (7, 3), (9, 4), (10, 4), (20, 4)])
+def test_what_is_not_finite_does_not_let_the_other_faulty_in(m, f):
+    """Of f that were declared, some send NaN and the others 1e9: the rest lie in 0..m - f - 1, and so does the mean."""
+    rules = [TrimmedMean(trim_count=f), TrimmedMean(trim_fraction=f / m), MeanAroundMedian(f=f), Phocas(f=f), SLSGD(f)]
+    for part, dropped in itertools.product(rules, range(f + 1)):
+        bad = [[math.nan]] * dropped + [[1e9]] * (f - dropped)
+        got = part.reduce(whole([*bad, *([float(i)] for i in range(m - f))]), 0, {"w": torch.zeros(1)})[0]
+        assert 0 <= float(got.values()["w"]) <= m - f - 1, (part, dropped)
 
 
 def test_few_updates():

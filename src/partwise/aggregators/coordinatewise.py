@@ -136,8 +136,8 @@ class TrimmedMean:
         cuts = torch.tensor(self._cuts(len(got)))
         updates = finite(got, int(cuts[-1]), self)
         num_dropped = len(got) - len(updates)
-        if num_dropped:  # they were some of the faulty
-            cuts = (cuts - num_dropped).clamp_(min=1)
+        if num_dropped:  # they were some of the faulty: b less those, of m less those, may be left
+            cuts = torch.tensor(cuts_of(int(cuts[-1]) - num_dropped, len(updates))).clamp_(min=1)
         least = max(self.min_holders or 1, 3 if int(cuts[-1]) else 1)
 
         def rule(block: Columns) -> Tensor:

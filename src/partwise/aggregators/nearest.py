@@ -135,8 +135,8 @@ def _reduce(part: object, f: int, got: Sequence[Update], params: Params, centre:
         )
     updates = finite(got, f, part)
     cuts = torch.tensor(cuts_of(f, len(got)))
-    if len(updates) < len(got):  # they were some of the faulty
-        cuts = (cuts - (len(got) - len(updates))).clamp_(min=1)
+    if num_dropped := len(got) - len(updates):  # they were some of the faulty: f less those may be left
+        cuts = torch.tensor(cuts_of(f - num_dropped, len(updates))).clamp_(min=1)
     return reduce_columns(updates, params, partial(_nearest, cuts, centre), least=3 if f else 1)
 
 
