@@ -194,6 +194,25 @@ def test_watch_reports_or_excludes():
         part.reduce(whole(rows), state, params)
 
 
+@pytest.mark.parametrize("wild", [[3e38] * 60, [2e38] * 60, [-3e38, 1.0] * 30, [math.inf] * 60, [math.nan] * 60])
+def test_who_sends_more_than_can_be_summed_is_suspected_and_hides_nobody(wild):
+    """Three times 2e38 is no float32, though each is; the others are judged as if it had not been there."""
+    part, params, size = MUDHoG(eps=0.7), {"w": torch.zeros(60)}, 60
+    alone, beside = part.init(params, None), part.init(params, None)
+    for rows in crowd(6, size=size):
+        expected, alone = part.judge(whole(rows, torch.float32), senders(40), alone, params)
+        verdicts, beside = part.judge(whole([*rows, wild], torch.float32), senders(41), beside, params)
+        assert [v for v in verdicts if v.client != 40] == expected
+    assert {"sign flip", "noise"} <= {v.kind for v in expected}
+    assert [(v.kind, v.is_confirmed, v.is_out) for v in verdicts if v.client == 40] == [("noise", True, True)]
+
+
+def test_nobody_else_is_needed_to_suspect_who_cannot_be_summed():
+    part, params = MUDHoG(start=1), {"w": torch.zeros(20)}
+    verdicts, _ = part.judge(whole([[math.inf] * 20] * 3), senders(3), part.init(params, None), params)
+    assert [(v.client, v.kind, v.is_confirmed) for v in verdicts] == [(c, "noise", False) for c in range(3)]
+
+
 def test_two_replies_of_one_client_in_a_commit_are_one_round_of_suspicion():
     """As where commits hold replies and not clients: one that was late, and the next one."""
     part, clients = MUDHoG(start=1, delay=2), [0, 1, 2, 3, 4, 5, 5]

@@ -19,7 +19,7 @@ from partwise.core.detect import Verdict
 from partwise.core.model import Params
 from partwise.core.population import Census, Client
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update
+from partwise.core.update import Update, is_finite
 from partwise.observers.clusters import dbscan, gap_threshold, silhouette, two_means
 
 __all__ = ["History", "MUDHoG", "MUDHoGState"]
@@ -67,6 +67,7 @@ class MUDHoG:
     where the two are apart. 4. A suspicion that stays for `delay` rounds, twice as many for a targeted attack, is
     confirmed. 5. Unreliable: below the largest gap in the cosines to the median, for more than `delay` rounds. Left out
     are those who are confirmed, and those suspected in this round of 1, 2 or 3; the unreliable are told of, and kept.
+    Whose updates are so large that their sum is not finite is suspected of noise, and not looked at.
 
     Args:
         window: K, >= 1.
@@ -118,8 +119,11 @@ class MUDHoG:
             self._remember_(state.clients[reply.client], update, params)
         if state.rounds < self.start:
             return [], state
-        found: dict[Client, tuple[str, str]] = {}
         shorts = {client: self.short(state.clients[client], params) for client in now}
+        # Of sums that ran over nothing can be told, and nothing of the others by them.
+        wild = {c for c in now if not (is_finite(shorts[c]) and is_finite(state.clients[c].total or shorts[c]))}
+        found = dict.fromkeys(sorted(wild), (NOISE, "updates whose sum is not finite"))
+        shorts = {client: short for client, short in shorts.items() if client not in wild}
         malicious = {client for client in now if state.clients[client].confirmed}
         self._sign_(found, {c: s for c, s in shorts.items() if c not in malicious}, shorts, params)
         rest = {c: s for c, s in shorts.items() if c not in found and state.clients[c].confirmed != SIGN}
