@@ -14,7 +14,7 @@ from partwise.core.model import CrossEntropy, Model, Values
 from partwise.core.plan import Job, LocalPlan, Trained
 from partwise.core.population import Examples
 from partwise.runtimes.executors import Plain, Stacked
-from toy_stack import CNN, DIN, MLP, Case, agree, clicks, images, text
+from toy_stack import CNN, DIN, MLP, Case, agree, clicks, ids, images, text
 
 # what cannot be folded
 
@@ -63,6 +63,22 @@ class Padded(nn.Module):
     def forward(self, history: Tensor) -> Tensor:
         ids = history.long() * 3 % 11
         result: Tensor = self.out((self.table(ids) * (ids != 0).unsqueeze(2)).sum(1))
+        return result
+
+
+class Listed(nn.Module):
+    """Looks at all rows of its table, which it gives to a function in a list or by name."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.out = nn.Linear(6, 4)
+        self.table = nn.Embedding(29, 6)
+        self.way = way
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = self.table.weight
+        everything = torch.cat([rows, rows]) if self.way == "cat" else torch.tanh(input=rows)
+        result: Tensor = self.out(self.table(ids).mean(1) + everything.mean(0))
         return result
 
 
@@ -227,6 +243,16 @@ def test_bad_ids_under_vmap():
     found = executor.run(jobs)
     assert isinstance(found[0], IndexError)
     assert isinstance(found[1], Trained)
+
+
+@pytest.mark.parametrize("way", ["cat", "named"])
+def test_rows_that_a_client_does_not_have_are_no_part_of_its_model(way):
+    """Clients hold 9, 19 and 29 rows: where the table is used as a whole, nobody must see rows of padding."""
+    model = Model(lambda: Listed(way), CrossEntropy(), inputs=("ids",), tables={"table.weight": ("ids",)})
+    case = Case(model, lambda n, c, dtype: {"ids": ids(9, n, 3, seed=c), "y": ids(4, n, seed=c + 9)}, "table.weight")
+    executor, jobs = Stacked(), case.jobs((8, 8, 8))
+    assert "used by more than lookups" in executor.explain(jobs)[0]
+    agree(jobs, executor)
 
 
 def test_a_bad_job_is_not_remembered_against_others(caplog):

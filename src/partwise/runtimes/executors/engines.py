@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from partwise.core.model import Model, Params, Values
 from partwise.core.plan import LossFn
@@ -152,7 +153,7 @@ class _Lookups(TorchFunctionMode):
             if still is not None:  # vmap would keep that row of the first client's table alone from moving
                 rows = func(*args, **{**(kwargs or {}), "padding_idx": None})
                 return torch.where((ids == still % limit).unsqueeze(-1), rows.detach(), rows)
-        elif any(id(arg) in self.rows for arg in args):
+        elif any(id(arg) in self.rows for arg in tree_leaves((args, kwargs))):
             raise PaddedTableError("a table of which clients hold some rows is used by more than lookups")
         return func(*args, **(kwargs or {}))
 
