@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from partwise.algorithms import FederatedDropout
 from partwise.algorithms.widths import (
     held_chance,
     input_factors,
@@ -19,9 +20,11 @@ from partwise.algorithms.widths import (
     thinned,
     unit_counts,
 )
+from partwise.core.algorithm import Task
 from partwise.core.errors import CompositionError
 from partwise.core.index import Grid, Whole
 from partwise.core.model import CrossEntropy, Model
+from toy_star import Clients, everybody, full_batch, run, star_of
 
 
 class Net(nn.Module):
@@ -193,3 +196,31 @@ def test_a_thinned_model_is_the_state_of_a_smaller_module():
     assert thinned(Model(lambda: module(5, 6), CrossEntropy()), params, 1.0).keys() == params.keys()
     with pytest.raises(ValueError, match=r"thinned\(ratio=0\): must lie in \(0, 1\], got 0"):
         thinned(model, params, 0)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_dropout_heat_form_leaves_running_variances_positive(shared):
+    """A client that ends with variance v on half of the units and counts half moves them from 1 to 1 + (v - 1) / 2."""
+
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.out = nn.BatchNorm1d(4, momentum=1.0), nn.Linear(4, 2)
+            self.double()
+
+        def forward(self, x):
+            return self.out(self.norm(x[:, : self.norm.weight.shape[0]]))
+
+    widths = {f"norm.{n}": ("h",) for n in ("weight", "bias", "running_mean", "running_var")}
+    model = Model(Normed, CrossEntropy(), widths={**widths, "out.weight": (None, "h")})
+    rows = torch.tensor([[0.1], [-0.1]], dtype=torch.float64).expand(2, 4)  # of every column, the variance is 0.02
+    population = Clients([{"x": rows, "y": torch.tensor([0, 1])}] * 2)
+    algorithm = FederatedDropout(0.5, full_batch(1), shared, "heat")
+    held = torch.zeros(4, dtype=torch.float64)
+    star = star_of(algorithm, model, population, everybody(population, 1), seed=4)
+    for client in (0, 1):
+        site = star.site(client)
+        held[algorithm.select(Task(client, 0, 0, 0), None, site).axes["norm.weight"][0]] += 1 / 2
+    states, _ = run(star)
+    params = states[-1].streams["model"]
+    torch.testing.assert_close(params["norm.running_var"], 1 + held * (0.02 - 1), rtol=0, atol=1e-12)

@@ -142,7 +142,8 @@ class FederatedDropout(Algorithm):
 
     Source: Caldas et al., "Expanding the reach of federated learning by reducing client resource requirements",
         arXiv:1812.07210.
-    Differs: `heat` is ours. Layers that share a stream, as in residual networks, share units by naming one width.
+    Differs: `heat` is ours. Running means and variances are not divided by a chance, or a variance could become
+        negative. Layers that share a stream, as in residual networks, share units by naming one width.
     """
 
     keep_prob: float = 0.75
@@ -199,9 +200,9 @@ class FederatedDropout(Algorithm):
     ) -> tuple[dict[str, Update], ClientState]:
         value = {name: trained.change[name] for name in held["model"]}
         if self._is_scaled and isinstance(index, Grid):
-            for name, v in value.items():
+            for name in value.keys() - site.model.buffers():
                 chance = held_chance(site.model, site.like, name, index.axes[name], self.keep_prob)
-                value[name] = v / chance.to(v)
+                value[name] = value[name] / chance.to(value[name])
         return {"model": Update(index, value, self.weight(site))}, own
 
     def aggregators(self) -> Mapping[str, Aggregator]:
