@@ -20,7 +20,7 @@ from partwise.core.model import Params, Values
 from partwise.core.plan import GradientTerm, LocalPlan, Trained
 from partwise.core.population import Census
 from partwise.core.update import Update
-from partwise.local import SGD, LocalTraining
+from partwise.local import SGD, Decay, LocalTraining
 
 __all__ = ["AdaAlter", "FrozenAdaGrad"]
 
@@ -128,10 +128,12 @@ class AdaAlter(Algorithm):
 
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         plan = self.local.plan(site, task)
-        rule = FrozenAdaGrad(plan.optimizer.lr, self.eps, self.placeholder, held["squares"])
+        terms, given = tuple(plan.gradient), plan.optimizer
+        if self.local.clip_decay and isinstance(given, SGD) and given.weight_decay:  # no bound made it a term
+            terms = (*terms, Decay(given.weight_decay))
+        rule = FrozenAdaGrad(given.lr, self.eps, self.placeholder, held["squares"])
         extra = {_SQUARES + name: torch.zeros_like(t) for name, t in held["model"].items()}
-        terms = tuple(_Alone(term) for term in plan.gradient)
-        return replace(plan, optimizer=rule, gradient=terms, extra=extra)
+        return replace(plan, optimizer=rule, gradient=tuple(_Alone(term) for term in terms), extra=extra)
 
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
