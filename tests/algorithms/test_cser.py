@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from partwise.algorithms import CSER, FedAvg, FedSubAvg
+from partwise.algorithms import CSER, FedAvg, FedHyper, FedSubAvg, SignMomentum
 from partwise.algorithms.cser import Drift
 from partwise.channels import Plain
 from partwise.core.algorithm import Site, Task
@@ -13,10 +13,10 @@ from partwise.core.index import Whole
 from partwise.core.model import MeanSquaredError, Model
 from partwise.core.plan import Trained
 from partwise.core.program import SERVER
-from partwise.core.transform import Identity
+from partwise.core.transform import Identity, chain
 from partwise.programs.star import Star
 from partwise.schedulers import Synchronous
-from partwise.transforms import ErrorFeedback, LowRank, RandomK, Sign, TopK
+from partwise.transforms import ErrorFeedback, LowRank, RandomK, ServerSGD, Sign, TopK
 from toy_slopes import Itself, Weights, linear, quadratic, states_after, steps, theta_after
 from toy_star import Clients
 
@@ -220,6 +220,19 @@ def test_cser_refuses():
     for part in (ErrorFeedback(TopK(k=1)), LowRank(1)):
         with pytest.raises(CompositionError, match=r"CSER\(\): needs compressors that keep nothing, got"):
             CSER(part)
+
+
+def test_what_sends_nothing_of_gradients_has_no_stream_for_them():
+    """A chain or an outer step for what is never sent would do nothing, and nobody would be told."""
+    part = CSER(None, Identity(), every=2, local=steps(0.25))
+    for around in (lambda: SignMomentum(part, 0.25), lambda: FedHyper(part)):
+        with pytest.raises(CompositionError, match=r"what clients send of the model, got .* the streams \['reset'\]\."):
+            around()
+    of, outer = quadratic((0.0, 4.0), 1.0), chain(ServerSGD(0.5, momentum=0.0))
+    with pytest.raises(CompositionError, match=r"has the streams \['reset'\], got a server chain for \['model'\]\."):
+        theta_after(of, part, 2, server_chain={"model": outer})
+    # Two versions of one step each, in which the mean goes from 1 to 2 - 0.75²; the server goes half of that.
+    assert theta_after(of, part, 2, server_chain={"reset": outer}) == pytest.approx([1 + 0.5 * (1 - 0.75**2)])
 
 
 @pytest.mark.parametrize("gradient", [None, Identity()])

@@ -48,7 +48,8 @@ class CSER(Algorithm):
     answer is lost on the way loses it: the method is for few clients that all take part.
 
     Args:
-        gradient: C2, without memory; None sends nothing of d.
+        gradient: C2, without memory; None sends nothing of d. Then `reset` is the only stream: in `model` a chain, or an
+            outer step such as `SignMomentum`, would have nothing to work on.
         model: C1, without memory.
         every: versions between two resets, H >= 1.
         local: how a client trains; the paper takes one step of SGD.
@@ -136,7 +137,8 @@ class CSER(Algorithm):
         reset = NOTHING
         if (task.version + 1) % self.every == 0:
             reset, drift = self._split(self.model, Update(index, drift), "model", task, site)
-        return {"model": sent, "reset": reset}, Drift(drift)
+        updates = {"reset": reset} if self.gradient is None else {"model": sent, "reset": reset}
+        return updates, Drift(drift)
 
     def _split(
         self, part: Transform, update: Update, purpose: str, task: Task, site: Site
@@ -155,7 +157,7 @@ class CSER(Algorithm):
 
     def aggregators(self) -> Mapping[str, Aggregator]:
         by: MeanBy = "holders" if self.submodel else "cohort"
-        return {"model": Mean(by), "reset": Mean(by)}
+        return {"reset": Mean(by)} if self.gradient is None else {"model": Mean(by), "reset": Mean(by)}
 
     def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
         for total in totals.values():
