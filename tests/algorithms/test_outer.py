@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from partwise.algorithms import CO2, LANS, Downlink, FedAvg, FedSubAvg, SignMomentum
+from partwise.algorithms.memory import NOTHING
 from partwise.core.aggregate import sum_updates
 from partwise.core.errors import CompositionError
 from partwise.core.index import Coords, Rows, Whole
@@ -195,6 +196,26 @@ def test_lans_moves_a_parameter_of_zeros():
     """A new bias has no length to step by: as in the released kernel, its step is lr times what is not made longer."""
     state = committed(LANS(FedAvg(), lr=0.1, decay=0.0), {"w": torch.zeros(2, dtype=torch.float64)}, [-3.0, 4.0])
     assert state["model"]["w"].tolist() == pytest.approx([-0.1, 0.1], rel=1e-5)
+
+
+def test_lans_counts_the_commits_that_brought_a_change():
+    """m' and v' are free of their start by 1 - beta^t, t the times they moved: anchors alone move neither."""
+    part, x = LANS(FedAvg(), lr=0.1, decay=0.5), {"w": torch.tensor([3.0, 4.0], dtype=torch.float64)}
+    state = part.init(x, None)
+    for value in ([-2.0, 2.0], None, None, [-1.0, 3.0]):
+        update = NOTHING if value is None else Update(Whole({"w": (2,)}), {"w": torch.tensor(value).double()})
+        state = part.commit(state, {"model": update}, ())
+    w, m, v = [3.0, 4.0], [0.0, 0.0], [0.0, 0.0]
+    for t, d in enumerate(([2.0, -2.0], [1.0, -3.0]), 1):
+        g = [a / (math.hypot(*d) + 1e-6) for a in d]
+        m = [0.9 * a + 0.1 * b for a, b in zip(m, g, strict=True)]
+        v = [0.999 * a + 0.001 * b * b for a, b in zip(v, g, strict=True)]
+        root = [math.sqrt(a / (1 - 0.999**t)) + 1e-6 for a in v]
+        u_m = [a / (1 - 0.9**t) / r + 0.5 * b for a, r, b in zip(m, root, w, strict=True)]
+        u_g = [a / r + 0.5 * b for a, r, b in zip(g, root, w, strict=True)]
+        ways = [0.9 * a / math.hypot(*u_m) + 0.1 * b / math.hypot(*u_g) for a, b in zip(u_m, u_g, strict=True)]
+        w = [a - 0.1 * math.hypot(*w) * b for a, b in zip(w, ways, strict=True)]
+    assert state["model"]["w"].tolist() == pytest.approx(w, abs=1e-12)
 
 
 def test_clan_compresses_both_ways():

@@ -239,7 +239,7 @@ class LANS(_Outer):
 
     def init(self, params: Params, census: Census) -> ServerState:
         state = _with_streams(self, params, census, "momentum", "squares")
-        return {**state, "counts": {"commits": torch.zeros(1, dtype=torch.int64)}}
+        return {**state, "counts": {"commits": torch.zeros(1, dtype=torch.int64)}}  # of those that brought a change
 
     def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
         total = totals["model"]
@@ -249,17 +249,17 @@ class LANS(_Outer):
                 f"LANS(): takes lengths of whole parameters, got {partial[:3]} held in part. Use whole models."
             )
         first, second, counts = (state.pop(s) for s in ("momentum", "squares", "counts"))
-        count = int(counts["commits"]) + 1
+        commits = counts["commits"] + bool(total.index.shapes)
         change = {}
         for name, value in total.values().items():
             if name not in first:
                 change[name] = value
                 continue
             change[name], first[name], second[name] = self._step(
-                state["model"][name], -value, (first[name], second[name]), count
+                state["model"][name], -value, (first[name], second[name]), int(commits)
             )
         state = self.inner.commit(state, {**totals, "model": Update(total.index, change, total.weight)}, replies)
-        return {**state, "momentum": first, "squares": second, "counts": {"commits": counts["commits"] + 1}}
+        return {**state, "momentum": first, "squares": second, "counts": {"commits": commits}}
 
     def _step(
         self, x: torch.Tensor, d: torch.Tensor, moments: tuple[torch.Tensor, torch.Tensor], count: int
