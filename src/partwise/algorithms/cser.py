@@ -48,8 +48,8 @@ class CSER(Algorithm):
     answer is lost on the way loses it: the method is for few clients that all take part.
 
     Args:
-        gradient: C2, without memory; None sends nothing of d. Then `reset` is the only stream: in `model` a chain, or an
-            outer step such as `SignMomentum`, would have nothing to work on.
+        gradient: C2, without memory; None sends nothing of d. Then `reset` is the only stream: a chain for `model`, or
+            an outer step such as `SignMomentum`, would have nothing to work on.
         model: C1, without memory.
         every: versions between two resets, H >= 1.
         local: how a client trains; the paper takes one step of SGD.
