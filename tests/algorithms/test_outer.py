@@ -201,7 +201,7 @@ def test_lans_moves_a_parameter_of_zeros():
 def test_lans_counts_the_commits_that_brought_a_change():
     """m' and v' are free of their start by 1 - beta^t, t the times they moved: anchors alone move neither."""
     part, x = LANS(FedAvg(), lr=0.1, decay=0.5), {"w": torch.tensor([3.0, 4.0], dtype=torch.float64)}
-    state = part.init(x, None)
+    state = part.init(x, Census(0))
     for value in ([-2.0, 2.0], None, None, [-1.0, 3.0]):
         update = NOTHING if value is None else Update(Whole({"w": (2,)}), {"w": torch.tensor(value).double()})
         state = part.commit(state, {"model": update}, ())
