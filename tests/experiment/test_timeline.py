@@ -77,6 +77,8 @@ def test_nothing_to_show(tmp_path, run):
         timeline_of(still)
     with pytest.raises(LookupError, match=r"no client of 'run' had a task meanwhile"):
         timeline_of(run, clients=[9])
+    with pytest.raises(LookupError, match=r"no client of 'run' had a task meanwhile\. Choose others, or other moments"):
+        timeline_of(run, begin=30.0)  # the moment at which the last reply came
     for wrong in ({"rows": 0}, {"begin": -1.0}, {"begin": 5.0, "end": 5.0}):
         with pytest.raises(DataError, match=r"needs a row at least and a stretch that ends after it begins"):
             timeline_of(run, **wrong)

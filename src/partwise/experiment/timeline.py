@@ -102,7 +102,7 @@ def timeline_of(
     chosen = sorted(clients) or sorted(sorted(often, key=lambda client: (-often[client], client))[:rows])
     mine = set(chosen)
     kept = [span for span in within if span.client in mine]
-    if not kept:
+    if not kept or not begin < until:
         raise LookupError(
             f"timeline: no client of {run.label!r} had a task meanwhile. Choose others, or other moments."
         )
