@@ -36,6 +36,7 @@ from partwise.schedulers.flights import (
     ending,
     is_deserted,
     news_,
+    resting_,
     set_alarm_,
     sleep_,
     uncounted_,
@@ -189,8 +190,12 @@ class FedCompass(Scheduler):
         lost, woken, actions, end = news_(state.flights, event, self)
         for client in () if end else lost:
             actions += self._left_(state, client, event.now, roster)
+        resting = resting_(state.flights, event.now)
         for client in () if end else lost + woken:
-            actions += self._sent_(state, client, event.now, roster)
+            if client in resting:
+                sleep_(state.flights, resting[client], client)
+            else:
+                actions += self._sent_(state, client, event.now, roster)
         return actions, end
 
     def _arrived_(self, state: Compass, event: Arrived, roster: Roster) -> list[Action]:

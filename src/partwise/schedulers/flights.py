@@ -41,6 +41,7 @@ __all__ = [
     "ending",
     "is_deserted",
     "news_",
+    "resting_",
     "set_alarm_",
     "sleep_",
     "uncounted_",
@@ -50,6 +51,7 @@ A_DAY = 86_400.0
 NOBODY = "no client is at work, and none will be available any more"
 LOOK_AGAIN = -1  # among those who are asleep: then somebody else may be there
 _LOSSES = 1000  # in a row, and 20 for each client at work, are the end of a run
+_TIRED, _REST = 5, 0.01  # losses of one client since a reply came, after which it rests; of the patience with others
 
 
 class Watches(Protocol):
@@ -81,6 +83,8 @@ class Flights:
         alarms: number -> when it rings, of alarms that have not; the soonest was set last.
         num_alarms: how many were set.
         losses: tasks lost since a reply came.
+        lost: client -> how many of them were its own.
+        resting: client that is not asked for now -> until when.
     """
 
     flying: dict[int, float] = field(default_factory=dict)
@@ -91,6 +95,8 @@ class Flights:
     alarms: dict[int, float] = field(default_factory=dict)
     num_alarms: int = 0
     losses: int = 0
+    lost: dict[int, int] = field(default_factory=dict)
+    resting: dict[int, float] = field(default_factory=dict)
 
 
 class News(NamedTuple):
@@ -162,6 +168,17 @@ def is_deserted(flights: Flights) -> bool:
     return not flights.flying and not flights.asleep
 
 
+def resting_(flights: Flights, now: float, *, is_waiting: bool = False) -> dict[int, float]:
+    """Who rests, and until when: those who were lost again and again, as long as there is something else to wait for.
+
+    Otherwise one client that is lost as soon as it is asked would be the end of a run before others can answer.
+    """
+    if flights.resting:
+        is_waiting = is_waiting or bool(flights.flying)
+        flights.resting = {c: until for c, until in flights.resting.items() if is_waiting and now < until}
+    return flights.resting
+
+
 def ask_(flights: Flights, now: float, client: int, steps: int, group: int = 0) -> Dispatch:
     """Ask a client that is not at work."""
     flights.flying[client] = now
@@ -175,6 +192,7 @@ def answered_(flights: Flights, event: Arrived) -> bool:
         return False
     del flights.flying[reply.client]
     flights.losses = 0
+    flights.lost.clear()
     return True
 
 
@@ -198,6 +216,10 @@ def news_(flights: Flights, event: Event, part: Watches, choice: Choice | None =
         case _:
             return News([], [], [])
     flights.losses += len(lost)
+    for client in lost:
+        flights.lost[client] = times = flights.lost.get(client, 0) + 1
+        if times >= _TIRED:
+            flights.resting[client] = event.now + _REST * part.patience_seconds
     if choice is not None:
         for client in lost:
             flights.chosen = choice.lost(flights.chosen, client)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from partwise.core.schedule import Action, Dispatch, Roster
 from partwise.schedulers.choice import Choice, soonest
-from partwise.schedulers.flights import LOOK_AGAIN, Flights, Watches, sleep_
+from partwise.schedulers.flights import LOOK_AGAIN, Flights, Watches, resting_, sleep_
 
 __all__ = ["Asks", "Some", "check_concurrency", "refill_"]
 
@@ -84,7 +84,7 @@ def refill_(
         roster: the population.
         freed: who has just come to be free.
         held: how many fewer shall be at work for now.
-        without: who is not asked, though not at work.
+        without: who is not asked, though not at work; nor is who rests.
 
     Where more are wanted than are there, only those who come to be free, or awake, can be of use: nobody looks at all
     the others for each of them.
@@ -93,8 +93,10 @@ def refill_(
     wanted = part.concurrency - held - len(flying)
     if wanted <= 0:
         return []
-    busy: Collection[int] = flying.keys() | without if without else flying
-    if flights.is_short or len(roster.clients) - len(busy) <= wanted == len(freed):
+    resting = resting_(flights, now, is_waiting=bool(without))
+    others = {*without, *resting}
+    busy: Collection[int] = flying.keys() | others if others else flying
+    if flights.is_short or (not resting and len(roster.clients) - len(busy) <= wanted == len(freed)):
         found = _among_(flights, part, now, roster, freed, wanted, busy=busy)
         if len(found) == wanted:
             flights.is_short = False
@@ -104,6 +106,10 @@ def refill_(
         found = _chosen_(flights, part, wanted, now, roster, busy=busy)
         if len(found) < wanted:
             _wait_(flights, now, roster, without={*busy, *found}, missing=wanted - len(found))
+    if resting and len(found) < wanted:
+        again = min(resting.values()), LOOK_AGAIN
+        if again not in flights.asleep:
+            sleep_(flights, *again)
     for client in found:
         flying[client] = now
     steps = part.steps

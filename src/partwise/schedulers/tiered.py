@@ -20,6 +20,7 @@ from partwise.schedulers.flights import (
     ending,
     is_deserted,
     news_,
+    resting_,
     set_alarm_,
     sleep_,
     uncounted_,
@@ -198,9 +199,10 @@ class Tiered(Scheduler):
         tier = state.tiers[number]
         turn, tier.turn = tier.turn * self.tiers + number, tier.turn + 1
         count, own = min(self.cohort, len(tier.clients)), Some(tier.clients, roster)
-        cohort, tier.chosen = self.choice.pick(tier.chosen, count, turn=turn, now=now, roster=own)
+        resting = resting_(state.flights, now)
+        cohort, tier.chosen = self.choice.pick(tier.chosen, count, turn=turn, now=now, roster=own, busy=resting)
         tier.waiting = len(cohort)
         if not cohort:
-            coming = (roster.next_available(client, now) for client in tier.clients)
+            coming = (roster.next_available(client, resting.get(client, now)) for client in tier.clients)
             sleep_(state.flights, min((when for when in coming if when > now), default=math.inf), number)
         return [ask_(state.flights, now, client, self.steps, number) for client in cohort]
