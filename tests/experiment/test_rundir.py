@@ -102,6 +102,21 @@ class TestEnvironment:
         (tmp_path / "spec.toml").write_text("seed = 2")
         assert environment(tmp_path)["git"]["is_dirty"] is True
 
+    def test_files_of_a_repository_may_have_names_that_are_no_text(self, tmp_path):
+        def git(*args):
+            subprocess.run(["git", "-C", str(tmp_path), *args], check=True, capture_output=True)
+
+        odd = os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt")  # noqa: PTH118 - a path in bytes
+        git("init", "-q")
+        git("config", "core.quotepath", "false")
+        for text in ("one", "other"):
+            with open(odd, "w", encoding="utf-8") as file:  # noqa: PTH123 - a path in bytes
+                file.write(text)
+            if text == "one":
+                git("add", ".")
+                git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
+        assert environment(tmp_path)["git"]["is_dirty"] is True
+
     def test_a_machine_without_these(self, tmp_path, monkeypatch):
         def absent(*args, **kwargs):
             raise FileNotFoundError

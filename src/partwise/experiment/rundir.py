@@ -157,8 +157,8 @@ def _git(folder: Path | str) -> dict[str, Any] | None:
 
     def ask(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
+        done = subprocess.run(command, capture_output=True, timeout=10, check=True)
+        return done.stdout.decode(errors="replace").strip()  # names of files may be any bytes
 
     try:
         return {"commit": ask("rev-parse", "HEAD"), "is_dirty": bool(ask("status", "--porcelain", "-uno"))}
