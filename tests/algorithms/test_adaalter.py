@@ -113,6 +113,8 @@ def test_rows_that_nobody_touches_stay():
 def test_adaalter_refuses():
     with pytest.raises(ValueError, match=r"AdaAlter\(eps=0\): must be above 0, got 0\. 1 is usual\."):
         AdaAlter(eps=0)
+    with pytest.raises(ValueError, match=r"AdaAlter\(begin=inf\): must be a finite number above 0, got inf\. 1 is"):
+        AdaAlter(begin=math.inf)  # every step would be 0
 
 
 @pytest.mark.parametrize("bound", [2.0, 6.0, 0.0], ids=["2", "6", "none"])

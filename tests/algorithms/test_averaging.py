@@ -154,6 +154,8 @@ def test_messages():
         FedAvg(weights="size")
     with pytest.raises(ValueError, match=r"FedProx\(mu=-1\): must be at least 0, got -1\. 0 is FedAvg"):
         FedProx(mu=-1)
+    with pytest.raises(ValueError, match=r"FedProx\(mu=nan\): must be a finite number, at least 0, got nan\. 0 is"):
+        FedProx(mu=float("nan"))
     with pytest.raises(ValueError, match=r"FedProx\(weights='x'\)"):
         FedProx(weights="x")
 

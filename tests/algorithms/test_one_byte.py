@@ -212,6 +212,8 @@ def test_they_refuse(monkeypatch):
         OneByte(0)
     with pytest.raises(ValueError, match=r"OneByte\(normaliser='n'\): must be 'sqrt' or 'mean'\."):
         OneByte(1, normaliser="n")
+    with pytest.raises(ValueError, match=r"OneByte\(batch_size=-1\): must be at least 0, got -1\. 0 takes all"):
+        OneByte(1, batch_size=-1)  # all but one
     with pytest.raises(ValueError, match=r"Ferret\(directions=0, .*needs directions, a rate above 0 and two versions"):
         Ferret(0)
     with pytest.raises(ValueError, match=r"Ferret\(scale='third'\): must be 'unbiased' or 'release'\."):

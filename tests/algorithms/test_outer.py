@@ -237,6 +237,7 @@ def test_they_refuse():
         (lambda: CO2(FedAvg(), 0.1, clip=0.0), r"CO2\(clip=0\.0\): must be above 0, got 0\.0\."),
         (lambda: CO2(FedAvg(), 0.1, gap="some"), r"CO2\(gap='some'\): must be 'moved' or 'constant', got 'some'\."),
         (lambda: LANS(FedAvg(), lr=0.0), r"LANS\(lr=0\.0\): must be above 0, got 0\.0\."),
+        (lambda: LANS(FedAvg(), decay=-1), r"LANS\(decay=-1\): must be at least 0, got -1\. 0 is none\."),
     ):
         with pytest.raises(ValueError, match=message):
             make()

@@ -115,3 +115,7 @@ def test_wrong_settings_are_refused():
         HyperStep(0)
     with pytest.raises(ValueError, match=r"HyperStep\(gamma=0\.9\): must be finite and at least 1, got 0\.9\. 10 is"):
         HyperStep(gamma=0.9)
+    with pytest.raises(ValueError, match=r"HyperStep\(share=-1\): must be finite and at least 0, got -1\."):
+        HyperStep(share=-1)
+    with pytest.raises(ValueError, match=r"HyperStep\(rate=nan\): must be finite and at least 0, got nan\."):
+        HyperStep(rate=float("nan"))

@@ -185,11 +185,15 @@ def test_wrong_settings_are_refused(part):
     name, first = part.__name__, "momentum" if part is ServerSGD else "beta1"
     with pytest.raises(ValueError, match=rf"{name}\(lr=0\): must be above 0, got 0\."):
         part(lr=0)
+    with pytest.raises(ValueError, match=rf"{name}\(lr=inf\): must be a finite number above 0, got inf\."):
+        part(lr=float("inf"))
     with pytest.raises(ValueError, match=rf"{name}\({first}=1\.0\): must lie in \[0, 1\), got 1\.0\."):
         part(**{first: 1.0})
     if part is not ServerSGD:
         with pytest.raises(ValueError, match=rf"{name}\(tau=-1\): must be above 0, got -1\."):
             part(tau=-1)
+        with pytest.raises(ValueError, match=rf"{name}\(tau=inf\): must be a finite number above 0, got inf\."):
+            part(tau=float("inf"))  # every step would be 0
     if part in (Adam, Yogi):
         with pytest.raises(ValueError, match=rf"{name}\(beta2=2\): must lie in \[0, 1\), got 2\."):
             part(beta2=2)

@@ -5,6 +5,7 @@ Notation: B² is the denominator that all have in common, A² is B² and the cli
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -107,10 +108,10 @@ class AdaAlter(Algorithm):
 
     def __post_init__(self) -> None:
         for name in ("eps", "begin"):
-            if not getattr(self, name) > 0:
-                raise ValueError(
-                    f"AdaAlter({name}={getattr(self, name)}): must be above 0, got {getattr(self, name)}. 1 is usual."
-                )
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                rule = "must be above 0" if value <= 0 else "must be a finite number above 0"
+                raise ValueError(f"AdaAlter({name}={value}): {rule}, got {value}. 1 is usual.")
 
     def init(self, params: Params, census: Census) -> ServerState:
         squares = {name: torch.full_like(t, self.begin**2) for name, t in params.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -92,8 +93,9 @@ class FedProx(Algorithm):
 
     def __post_init__(self) -> None:
         check_weights("FedProx", self.weights)
-        if self.mu < 0:
-            raise ValueError(f"FedProx(mu={self.mu}): must be at least 0, got {self.mu}. 0 is FedAvg, 0.01 is usual.")
+        if not 0 <= self.mu < math.inf:
+            rule = "must be at least 0" if self.mu < 0 else "must be a finite number, at least 0"
+            raise ValueError(f"FedProx(mu={self.mu}): {rule}, got {self.mu}. 0 is FedAvg, 0.01 is usual.")
 
     def limit(self, stream: str) -> Limit:
         return Limit(weight=1.0) if self.weights == "uniform" else Limit()

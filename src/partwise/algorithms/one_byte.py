@@ -129,6 +129,10 @@ class OneByte(Algorithm):
                 f"keep={self.keep}): needs clients, samples, a rate and an eps above 0, and two versions to keep, got "
                 "others. eps=1e-3 is usual."
             )
+        if not self.batch_size >= 0:
+            raise ValueError(
+                f"OneByte(batch_size={self.batch_size}): must be at least 0, got {self.batch_size}. 0 takes all."
+            )
         if self.normaliser not in ("sqrt", "mean"):
             raise ValueError(f"OneByte(normaliser={self.normaliser!r}): must be 'sqrt' or 'mean'. 'sqrt' is released.")
 

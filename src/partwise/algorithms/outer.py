@@ -236,6 +236,8 @@ class LANS(_Outer):
         check_makes_steps(self)
         _above("LANS", lr=self.lr, eps=self.eps)
         _shares("LANS", beta1=self.beta1, beta2=self.beta2)
+        if not self.decay >= 0:
+            raise ValueError(f"LANS(decay={self.decay}): must be at least 0, got {self.decay}. 0 is none.")
 
     def init(self, params: Params, census: Census) -> ServerState:
         state = _with_streams(self, params, census, "momentum", "squares")

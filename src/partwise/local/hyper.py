@@ -50,6 +50,12 @@ class HyperStep:
             raise ValueError(
                 f"HyperStep(gamma={self.gamma}): must be finite and at least 1, got {self.gamma}. 10 is usual."
             )
+        for name in ("share", "rate"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(
+                    f"HyperStep({name}={value}): must be finite and at least 0, got {value}. 1 is the method's."
+                )
 
     def init(self, params: Params) -> Any:
         return 1.0, {}, self.inner.init(params)

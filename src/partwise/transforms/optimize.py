@@ -5,6 +5,7 @@ Notation: D the aggregate, m and v its moments, t how often a coordinate was ste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -254,8 +255,9 @@ def _advance(update: Update, state: _Slots, lazy: bool, step: _Step) -> tuple[Up
 
 
 def _positive(part: str, field: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{part}({field}={value}): must be above 0, got {value}. Use a small positive number.")
+    if not 0 < value < math.inf:
+        rule = "must be above 0" if value <= 0 else "must be a finite number above 0"
+        raise ValueError(f"{part}({field}={value}): {rule}, got {value}. Use a small positive number.")
 
 
 def _share(part: str, field: str, value: float) -> None:
