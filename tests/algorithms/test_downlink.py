@@ -19,6 +19,7 @@ from partwise.schedulers import Synchronous
 from partwise.transforms import ErrorFeedback, Menu, Quantize, RandomK, Scale, Sign, Threshold, TopK
 from toy_downloads import EIGHT, INSIDE, SCHEDULERS, Traffic, trained
 from toy_federation import LOCAL, play, star
+from toy_slopes import linear, states_after, steps
 from toy_star import Log
 
 
@@ -33,6 +34,19 @@ def test_it_is_two_way_error_feedback():
         assert state["shadow"]["w"].tolist() == list(shadow)
         assert (state["model"]["w"] - state["shadow"]["w"]).tolist() == list(owed)
     assert int(state["steps"]["version"]) == 2
+
+
+def test_a_tied_vote_is_more_than_a_bit():
+    """Of two clients, (+, -) and (+, +), one coordinate stays: signs down get it wrong by what is then in the next."""
+    of = linear([[(-1.0, 1.0)], [(-1.0, -1.0)]], (0.0, 0.0))
+    part = Downlink(FedAvg(steps(0.1), "uniform"), Sign())
+    chains = {"client_chain": {"model": Sign(scaled=False)}, "server_chain": {"model": Scale(0.5)}}
+    streams = states_after(of, part, 1, aggregators={"model": MajorityVote()}, **chains)[SERVER].streams
+    assert streams["model"]["theta"].tolist() == [0.5, 0.0]
+    assert streams["shadow"]["theta"].tolist() == [0.25, 0.25]
+    streams = states_after(of, part, 2, aggregators={"model": MajorityVote()}, **chains)[SERVER].streams
+    assert streams["model"]["theta"].tolist() == [1.0, 0.0]
+    assert streams["shadow"]["theta"].tolist() == [0.75, -0.25]  # 0.25 + 0.5 and 0.25 - 0.5, the mean of 0.75 and 0.25
 
 
 @pytest.mark.parametrize("name", ["vote", "sign momentum"])

@@ -70,6 +70,9 @@ class Clip:
 class Scale:
     """factor * value; on the server, a learning rate without memory.
 
+    It knows no names: running means and variances of a BatchNorm are multiplied like everything else, and with a factor
+    above 1 a variance may become negative. `ServerSGD(lr, momentum=0)` leaves them as they were averaged.
+
     Args:
         factor: any finite number.
     """
