@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 from partwise.core.codec import register
+from partwise.core.errors import CompositionError
 from partwise.core.model import Model, Params, Values
 from partwise.core.population import Batch, Dataset
 from partwise.core.rng import Rng
@@ -26,6 +27,7 @@ __all__ = [
     "Trained",
     "everything",
     "opened",
+    "ran",
 ]
 
 
@@ -170,3 +172,31 @@ class Resident(Protocol):
 def opened(executor: Executor, notes: dict[str, Any]) -> AbstractContextManager[Executor]:
     """What runs the jobs of one run: the executor itself, unless it is one to be opened."""
     return executor.open(notes) if isinstance(executor, Resident) else nullcontext(executor)
+
+
+def ran(executor: Executor, jobs: Sequence[Job]) -> Sequence[Trained | Exception]:
+    """What an executor makes of some jobs: one result for each.
+
+    Raises:
+        CompositionError: it gives something else, which would be taken for another client's, or for none.
+    """
+    found: Any = executor.run(jobs)
+    results = list(found) if isinstance(found, Iterable) else None
+    if results is None or len(results) != len(jobs):
+        many = f"a {type(found).__name__}" if results is None else len(results)
+        raise _no_results(executor, f"must give one result for each of {len(jobs)} jobs", many)
+    for job, result in zip(jobs, results, strict=True):
+        if isinstance(result, Exception):
+            continue
+        if not isinstance(result, Trained) or not isinstance(result.loss, int | float):
+            kind = f"a {type(result).__name__}"
+            kind = f"a loss that is a {type(result.loss).__name__}" if isinstance(result, Trained) else kind
+            raise _no_results(executor, "must give a Trained with numbers, or an exception, for each job", kind)
+        if result.change.keys() != job.start.keys():
+            rule = f"must give the change of all that the job began with, {sorted(job.start)}"
+            raise _no_results(executor, rule, sorted(result.change))
+    return results
+
+
+def _no_results(executor: Executor, rule: str, got: object) -> CompositionError:
+    return CompositionError(f"{executor!r}: {rule}, got {got}. partwise.testing.check_executor says more.")

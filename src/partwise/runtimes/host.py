@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from partwise.core.codec import decode, encode_parts
-from partwise.core.plan import Executor, Job
+from partwise.core.plan import Executor, Job, ran
 from partwise.core.program import Effect, Message, NodeId, Program, Send, Work
 from partwise.core.spool import Kept, Spool, footprint, owned
 from partwise.runtimes.parcel import told
@@ -155,7 +155,7 @@ class Host:
         if not self._jobs:
             return
         jobs, self._jobs, self._jobs_bytes = sorted(self._jobs, key=lambda found: found[0]), [], 0
-        results = self._plan.executor.run([job for _, job in jobs])
+        results = ran(self._plan.executor, [job for _, job in jobs])
         for (me, job), result in zip(jobs, results, strict=True):
             if isinstance(result, Exception) and self._failed is not None:
                 self._failed(me, result)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NoReturn
 from partwise.core.codec import encoded_size
 from partwise.core.errors import CheckpointError, ProtocolError
 from partwise.core.heard import FAILURE, Heard
-from partwise.core.plan import Executor
+from partwise.core.plan import Executor, ran
 from partwise.core.population import Population
 from partwise.core.program import SERVER, Effect, Halt, Message, NodeId, Program, Record, Send, Wake, Work
 from partwise.core.runtime import Observer, Runtime, Traffic, World
@@ -154,7 +154,7 @@ class _World:
                     self._count(me, to, body)
                     self._push(now + after, me, to, body, 0 if lent else None)
                 case Work(job, _):
-                    (result,) = self._executor.run([job])
+                    (result,) = ran(self._executor, [job])
                     self._push(results_at, me, me, told(result, job.seed))
                 case Record():
                     records.append(effect)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from partwise.core.codec import encoded_size
-from partwise.core.plan import Executor, Job, opened
+from partwise.core.plan import Executor, Job, opened, ran
 from partwise.core.population import Population
 from partwise.core.program import RELAY, SERVER, Count, Effect, Halt, Message, NodeId, Program, Record, Send, Wake, Work
 from partwise.core.runtime import Observer, Traffic
@@ -204,7 +204,7 @@ class _World:
                 size += parcel.size
                 waiting.append((parcel, job))
         waiting.sort(key=lambda found: (found[0].to, found[0].number))
-        results = self._executor.run([job for _, job in waiting])
+        results = ran(self._executor, [job for _, job in waiting])
         for (parcel, _), result in zip(waiting, results, strict=True):
             parcel.body = self._spool.keep(told(result, parcel.seed), parcel.size)
 

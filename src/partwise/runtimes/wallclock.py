@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from partwise.core.codec import DEFAULT_MAX_BYTES, decode, encoded_size
 from partwise.core.errors import ProtocolError
-from partwise.core.plan import Executor
+from partwise.core.plan import Executor, ran
 from partwise.core.program import SERVER, Effect, Failed, Halt, Message, NodeId, Program, Record, Send, Wake, Work
 from partwise.core.runtime import Observer, Traffic
 from partwise.core.spool import Kept, halves, owned
@@ -155,7 +155,7 @@ class WallClock:
                     self.traffic.count_(to, downlink=encoded_size(body))
                 self._outgoing.append(self._parcel(SERVER, to, body, after))
             case Work(job, _):
-                (result,) = self._executor.run([job])
+                (result,) = ran(self._executor, [job])
                 self._outgoing.append(self._parcel(SERVER, SERVER, told(result, job.seed)))
             case Record(kind, fields):
                 self._version = fields["version"] if kind == "commit" else self._version
@@ -288,7 +288,7 @@ class WallClock:
         if job is None:
             parcel.body = Kept(Wake())  # nobody waits for it any more
             return
-        (result,) = self._executor.run([job])
+        (result,) = ran(self._executor, [job])
         parcel.body = self._spool.keep(told(result, job.seed))
 
     def restore(self, entries: Mapping[str, object]) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 
 from partwise.core.aggregate import Accumulator
 from partwise.core.errors import DivergedError
-from partwise.core.plan import Executor, Trained
+from partwise.core.plan import Executor, Trained, ran
 from partwise.core.summing import Adder, Outcome, Share, SumJob, Summed
 from partwise.core.update import Update, is_finite
 
@@ -59,7 +59,7 @@ def add_up(executor: Executor, job: SumJob) -> Summed:
     """The sum of what an executor's `run` gives, in order; a few results at a time are in memory."""
 
     def add(shares: Sequence[Share], total: Accumulator) -> Iterable[Outcome | Exception]:
-        return map(partial(add_one_, total), shares, executor.run([share.job for share in shares]))
+        return map(partial(add_one_, total), shares, ran(executor, [share.job for share in shares]))
 
     return by_portions(job, add)
 
