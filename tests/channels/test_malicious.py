@@ -11,8 +11,8 @@ from partwise.channels import Coded, Masked
 from partwise.channels.crypto import key_pair, unseal
 from partwise.channels.frames import Advertised, read_advertised
 from partwise.channels.graphs import RandomRegular
-from partwise.channels.identities import SimulatedIdentities
-from partwise.channels.protocol import MaskBegin, MaskSigned, MaskSurvivors, digest
+from partwise.channels.identities import KeyFolder, SimulatedIdentities, write_keys
+from partwise.channels.protocol import MaskBegin, MaskSigned, MaskSurvivors, advertisement, digest
 from partwise.core.channel import Seat
 from partwise.core.errors import ProtocolError
 from partwise.core.model import like
@@ -350,6 +350,61 @@ def test_a_client_whose_messages_cannot_be_read_is_left_out():
         it = play(OPEN, UPDATES, answer=lambda s, c, said, step=step: b"?" if (s, c) == (step, 1) else said)
         assert it.opened.clients == ((0, 2, 3, 4, 5) if step < 3 else tuple(range(6)))
         assert "frame" in it.opened.refused[1] or "begins with its keys" in it.opened.refused[1]
+
+
+@pytest.mark.parametrize("channel", [OPEN, SIGNED, SPARSE, CODED], ids=["open", "signed", "sparse", "coded"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda one, other: (bytes(32), other), "must be an X25519 key, got one that is not"),
+        (lambda one, other: (one, b"\1" + bytes(31)), "must be an X25519 key, got one that is not"),
+        (lambda one, other: (one, one), "keys must be distinct, got one of them twice"),
+    ],
+    ids=["zero", "of low order", "twice"],
+)
+def test_keys_that_others_would_refuse_end_no_sum(channel, change, words):
+    """Of one client: all others would leave the exchange, were they told of them."""
+
+    def answer(step, client, said):
+        if (step, client) != (0, 1):
+            return said
+        keys = read_advertised(said.keys, 7, 1, is_signed=channel is SIGNED)
+        share_key, mask_key = change(keys.share_key, keys.mask_key)
+        text = advertisement(7, 1, channel._rules.config, share_key + mask_key)
+        signature = channel.identities.sign(1, text) if channel is SIGNED else b""
+        return said._replace(keys=Advertised(share_key, mask_key, signature).pack(7, 1))
+
+    it = play(channel, ROWS if channel is SPARSE else UPDATES, answer=answer)
+    assert it.opened.clients == (0, 2, 3, 4, 5)
+    assert words in it.opened.refused[1]
+    assert it.refusals == {}
+
+
+def test_keys_that_two_clients_have_are_nobodys():
+    seen = {}
+
+    def answer(step, client, said):
+        if step:
+            return said
+        keys = read_advertised(said.keys, 7, client, is_signed=False)
+        seen[client] = keys
+        return said._replace(keys=seen[0].pack(7, 1)) if client == 1 else said
+
+    it = play(OPEN, UPDATES, answer=answer)
+    assert it.opened.clients == (2, 3, 4, 5)
+    assert set(it.opened.refused) == {0, 1}
+
+
+def test_keys_without_the_clients_signature_end_no_sum(tmp_path):
+    def spoilt(step, client, said):
+        return said._replace(keys=said.keys[:-64] + bytes(64)) if (step, client) == (0, 1) else said
+
+    it = play(SIGNED, UPDATES, answer=spoilt)
+    assert it.opened.clients == (0, 2, 3, 4, 5)
+    assert "its keys must be signed by itself" in it.opened.refused[1]
+    write_keys(tmp_path, UPDATES)
+    own = replace(SIGNED, identities=KeyFolder(str(tmp_path)))
+    assert play(own, UPDATES).opened.clients == tuple(UPDATES)
 
 
 def test_held_that_cannot_be():

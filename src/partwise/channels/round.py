@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from partwise.channels.crypto import agree, key_pair, verify
 from partwise.channels.frames import Advertised, Sealed, read_advertised
 from partwise.channels.protocol import (
     FLOOR,
@@ -18,6 +20,7 @@ from partwise.channels.protocol import (
     MaskNeighbours,
     MaskSurvivors,
     Rules,
+    advertisement,
     digest,
     session_of,
 )
@@ -121,6 +124,7 @@ class Round:
         self.plan: Plan
         self.session = b""
         self.refused: dict[Client, str] = {}
+        self._secret = key_pair().secret  # to try others' keys with
 
     def enough(self, clients: Collection[Client], what: str, *, is_summed: bool = True) -> None:
         """Fail unless as many clients are left as must be in the sum, or, once that is known, as open a secret."""
@@ -164,10 +168,11 @@ class Round:
             if not isinstance(answer, MaskHello):
                 raise ProtocolError(f"client {client}: begins with its keys, got {type(answer).__name__}. Send them.")
             keys = read_advertised(answer.keys, number, client, is_signed=rules.is_active)
+            self._check_keys(client, keys)
             planner.check(answer.held)
             return Known(bytes(answer.keys), keys), answer.held
 
-        found = self.each(hello, read)
+        found = self._distinct(self.each(hello, read))
         self.enough(found, "sent keys")
         self.known = {client: known for client, (known, _) in found.items()}
         self.here = list(found)
@@ -177,6 +182,29 @@ class Round:
         for client, neighbours in rules.graph.edges(self.here, degree.neighbours).items():
             self.known[client].neighbours = neighbours
         self.plan = planner.plan({client: held for client, (_, held) in found.items()})
+
+    def _check_keys(self, client: Client, keys: Advertised) -> None:
+        """Refuse keys for which every other client would leave the exchange."""
+        for public in (keys.share_key, keys.mask_key):
+            agree(self._secret, public)
+        identities = self.rules.identities
+        if identities is None:
+            return
+        try:
+            key = identities.key_of(client)
+        except ProtocolError:  # a server may know none: clients check for themselves
+            return
+        text = advertisement(self.number, client, self.rules.config, keys.share_key + keys.mask_key)
+        if not verify(key, text, keys.signature):
+            raise ProtocolError(f"client {client}: its keys must be signed by itself, got another signature.")
+
+    def _distinct(self, found: dict[Client, tuple[Known, _T]]) -> dict[Client, tuple[Known, _T]]:
+        """Without those who have a key twice, or one that another has too: it is not known whose it is."""
+        keys = {c: (known.advertised.share_key, known.advertised.mask_key) for c, (known, _) in found.items()}
+        times = Counter(key for pair in keys.values() for key in pair)
+        twice = [client for client, pair in keys.items() if any(times[key] > 1 for key in pair)]
+        self.refused.update({c: f"client {c}: keys must be distinct, got one of them twice." for c in twice})
+        return {client: of for client, of in found.items() if client not in twice}
 
     def introduce(self) -> dict[Client, MaskNeighbours]:
         """Tell clients of one another, and of the layout."""
