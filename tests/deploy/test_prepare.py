@@ -114,6 +114,19 @@ def test_node_trains_as_the_client_it_stands_for(made):
     assert star.population.owners()["node-1"] == range(2)
 
 
+def test_nodes_know_how_wide_a_model_their_clients_have(tmp_path):
+    widths_too = SPEC.replace("[algorithm]", "[workload.profiles]\nname = 'Widths'\n[algorithm]")
+    (tmp_path / "spec.toml").write_text(widths_too)
+    population = load(tmp_path / "spec.toml").workload.build(4).population
+    _, *nodes = prepare(tmp_path / "spec.toml", tmp_path / "net", nodes=3, address="127.0.0.1:9443")
+    widths = {}
+    for folder in nodes:
+        star, _ = star_of(NodeFile.read(folder))
+        widths |= {client: star.site(client).profile.width for client in star.population.owners()[folder.name]}
+    assert widths == {client: population.profile(client).width for client in range(7)}
+    assert len(set(widths.values())) == 5
+
+
 def test_check_says_what_is_right_and_what_is_not(made):
     _, (_, one, two, three) = made
     found = {finding.what: finding for finding in check(NodeFile.read(one))}

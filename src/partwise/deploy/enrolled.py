@@ -10,7 +10,7 @@ from typing import NamedTuple, NoReturn
 from torch import Tensor
 
 from partwise.core.errors import DataError
-from partwise.core.population import Batch, Client, Counts, Dataset, Population
+from partwise.core.population import Batch, Client, Counts, Dataset, Population, Profile
 
 __all__ = ["Enrolled", "Member"]
 
@@ -68,6 +68,8 @@ class Enrolled(Population):
         here: the node whose examples `local` has; "" on the server.
         local: its examples, numbered from 0.
         test: a test set that the server has itself.
+        described: the specification's own population, which says how wide a model and how much memory its clients have;
+            one of another number of clients says nothing.
 
     Example:
         >>> clinic = Enrolled([Member("north", 0, [40, 7]), Member("south", 2, [12])])
@@ -79,6 +81,7 @@ class Enrolled(Population):
     here: str = ""
     local: Population | None = None
     test: Dataset | None = None
+    described: Population | None = None
     reachable: Callable[[], Collection[Client]] | None = field(default=None, init=False, repr=False)
     counting: Callable[[], Counts] | None = field(default=None, init=False, repr=False)
 
@@ -118,6 +121,12 @@ class Enrolled(Population):
 
     def central_test(self) -> Dataset | None:
         return self.test
+
+    def profile(self, client: Client, now: float = 0.0) -> Profile:
+        if self.described is None or len(self.described.clients) != len(self._of):
+            return Profile()
+        found = self.described.profile(self.described.clients[client], now)
+        return Profile(memory=found.memory, width=found.width)  # how fast it is shows by itself
 
     def next_available(self, client: Client, now: float) -> float:
         is_there = self.reachable is None or client in self.reachable()

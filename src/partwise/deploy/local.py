@@ -50,7 +50,7 @@ def star_of(file: NodeFile) -> tuple[Star, Executor]:
     workload = source if isinstance(source, Workload) else source.build(described.seed)
     local: Population = from_files(file.data)
     members = file.members([len(local.data(client)) for client in local.clients])
-    population = Enrolled(members, file.name, local)
+    population = Enrolled(members, file.name, local, described=workload.population)
     star, _ = replace(described, workload=Workload(workload.model, population, workload.metrics)).build()
     runtime = described.runtime
     executor = runtime.executor if isinstance(runtime, Simulate) else Plain()
