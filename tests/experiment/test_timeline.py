@@ -61,6 +61,17 @@ def test_a_stretch(run):
     assert timeline_of(run, end=19.0).note() == "Shown: the first 19.0 s of 30.0 s."
 
 
+def test_moments_of_a_short_stretch_late_in_a_long_run_can_be_told_apart(tmp_path):
+    late = 1_000_000.0  # 11.574074 days
+    spans = [(1, late - 50, late - 40, late, late + 10), (1, late + 10, late + 11, late + 12, late + 30)]
+    found = timeline_of(read_run(write_run(tmp_path / "run", curve(0.01, 5), spans=spans)), begin=late, end=late + 20)
+    assert found.note() == "Shown: from 11.5741 days to 11.5743 days of 11.6 days."
+    for said in (timeline_text(found), timeline_svg(found)):
+        ticks = re.findall(r"[>╵]([\d.]+ days)", said)
+        assert "11.57407 days" in ticks
+        assert len(ticks) == len(set(ticks)) > 2
+
+
 def test_what_cannot_be_told_apart_is_cut(tmp_path):
     spans = [(c, t, t + 0.1, t + 0.2, t + 0.5) for t in range(100) for c in (1, 4)]
     run = read_run(write_run(tmp_path / "run", curve(0.01, 5), spans=spans))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from partwise.core.errors import DataError
 from partwise.experiment.runs import Run
 from partwise.experiment.spans import Span
-from partwise.experiment.words import seconds_text
+from partwise.experiment.words import moment_text, seconds_text
 
 __all__ = ["ROWS", "Line", "Timeline", "timeline_of"]
 
@@ -57,8 +57,11 @@ class Timeline(NamedTuple):
         parts = []
         if self.begin > 0 or self.end < self.run_end:
             of = seconds_text(self.run_end)
-            stretch = f"from {seconds_text(self.begin)} to {seconds_text(self.end)}"
-            parts.append(f"{stretch} of {of}" if self.begin > 0 else f"the first {seconds_text(self.end)} of {of}")
+            moments = [seconds_text(moment) for moment in (self.begin, self.end)]
+            if moments[0] == moments[1]:
+                moments = [moment_text(moment, self.end, self.end - self.begin) for moment in (self.begin, self.end)]
+            stretch = " to ".join(moments)
+            parts.append(f"from {stretch} of {of}" if self.begin > 0 else f"the first {seconds_text(self.end)} of {of}")
         if self.left_out:
             asked = len(self.lines) + self.left_out
             parts.append(

@@ -110,8 +110,9 @@ def _grid(timeline: Timeline, paint: Paint, top: float) -> Iterator[str]:
     marks = "".join(f"M{_num(x(t))} {_num(top)}V{_num(bottom)}" for t in ticks)
     yield f'<path d="{marks}"{paint("stroke", "grid")} fill="none"/>'
     yield f'<g text-anchor="middle"{paint("fill", "ink")}>'
+    step = ticks[1] - ticks[0] if len(ticks) > 1 else 0.0
     for tick in ticks:
-        yield f'<text x="{_num(x(tick))}" y="{_num(bottom + 17)}">{moment_text(tick, timeline.end)}</text>'
+        yield f'<text x="{_num(x(tick))}" y="{_num(bottom + 17)}">{moment_text(tick, timeline.end, step)}</text>'
     yield f'</g><g text-anchor="end"{paint("fill", "ink")}>'
     for at, line in enumerate(timeline.lines):
         name = line.name if len(line.name) <= _LETTERS else f"{line.name[: _LETTERS - 1]}…"

@@ -88,8 +88,10 @@ def _axis(timeline: Timeline, columns: int) -> str:
     """Moments, each beginning where it is."""
     line = [" "] * (columns + 12)
     free = 0
-    for tick in time_ticks(timeline.begin, timeline.end, max(2, columns // 10)):
-        at, text = int(_at(timeline, tick, columns)), f"╵{moment_text(tick, timeline.end)}"
+    ticks = time_ticks(timeline.begin, timeline.end, max(2, columns // 10))
+    step = ticks[1] - ticks[0] if len(ticks) > 1 else 0.0
+    for tick in ticks:
+        at, text = int(_at(timeline, tick, columns)), f"╵{moment_text(tick, timeline.end, step)}"
         if at >= free and at + len(text) <= len(line):
             line[at : at + len(text)] = text
             free = at + len(text) + 1

@@ -174,15 +174,23 @@ def time_ticks(begin: float, end: float, count: int) -> list[float]:
     return [round(float(at * step), 9) for at in range(first, last + 1)]
 
 
-def moment_text(value: float, end: float) -> str:
+def moment_text(value: float, end: float, step: float = 0.0) -> str:
     """A moment on an axis that ends at `end`, in the unit that suits the axis.
+
+    Args:
+        value: seconds.
+        end: seconds.
+        step: seconds to the next moment, which is to be told from this one.
 
     Example:
         >>> moment_text(90, 100), moment_text(90, 600), moment_text(0, 600), moment_text(43_200, 400_000)
         ('90 s', '1.5 min', '0', '0.5 days')
+        >>> moment_text(1e6, 1e6), moment_text(1e6 + 1, 1e6), moment_text(1e6 + 1, 1e6, step=1)
+        ('11.5741 days', '11.5741 days', '11.574086 days')
     """
     size, unit = next(((_SECONDS[unit], unit) for size, unit in _UNITS if end >= size), (1, "s"))
-    return f"{value / size:g} {unit}" if value else "0"
+    digits = min(15, max(6, math.floor(math.log10(value / step)) + 2)) if value > step > 0 else 6
+    return f"{value / size:.{digits}g} {unit}" if value else "0"
 
 
 _SECONDS = {"days": 86_400, "h": 3600, "min": 60}
