@@ -16,6 +16,7 @@ import typer
 
 from partwise import __version__
 from partwise.cli.app import FAILED
+from partwise.core.errors import DataError
 
 __all__ = ["Finding", "doctor_command", "findings"]
 
@@ -131,7 +132,10 @@ def _compute() -> Iterator[Finding]:
 def _places() -> Iterator[Finding]:
     from partwise.workloads.cache import cache_dir
 
-    yield _writable("cache", cache_dir())
+    try:
+        yield _writable("cache", cache_dir())
+    except DataError as error:
+        yield Finding("cache", "missing", str(error))
     yield _writable("this folder", Path.cwd())
 
 

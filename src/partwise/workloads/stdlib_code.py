@@ -189,13 +189,13 @@ class StdlibCode:
         files = sorted(_sources(root))
         if not self.cache:
             return _tokenized(root, files)
-        path = cache_dir() / f"stdlib_code-{_digest(root, files)}.npz"
+        name = f"stdlib_code-{_digest(root, files)}.npz"
         # Whatever is wrong with the cache, the sources are still there: read them again.
         with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return _load(path)
+            return _load(cache_dir() / name)
         tokens = _tokenized(root, files)
-        with contextlib.suppress(OSError):
-            _save(path, tokens)
+        with contextlib.suppress(OSError, DataError):
+            _save(cache_dir() / name, tokens)
         return tokens
 
 
