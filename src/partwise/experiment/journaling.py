@@ -100,14 +100,15 @@ class Journaling:
         Raises:
             DataError: the file cannot be read or written, or holds something else.
         """
-        path = Path(self.secret).expanduser()
+        path = Path(self.secret)
         try:
+            path = path.expanduser()
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                     file.write(os.urandom(32).hex())
             found = bytes.fromhex(path.read_text(encoding="ascii").strip())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # the last where `~` leads to no home
             raise DataError(
                 f"Journaling(secret={str(path)!r}): must be a file with 64 hexadecimal digits, or a place for a new "
                 f"one, got {type(error).__name__}. Name another."

@@ -127,14 +127,22 @@ class Reader:
         if wanted is float and isinstance(raw, int) and abs(raw) > sys.float_info.max:
             text = f"must be a number below {sys.float_info.max:.2g}, got {shown(raw)}. Write fewer digits."
             return self._fault(path, text)
+        if wanted is Path:
+            return self._file(str(raw), path)
         if wanted in _PLAIN:
-            return self._base(path) / Path(raw).expanduser() if wanted is Path else wanted(raw)
+            return wanted(raw)
         if isinstance(raw, list):
             return self._sequence(raw, origin or wanted, args, path)
         if origin in (dict, Mapping):
             found = {key: self.value(v, args[1], (*path, key)) for key, v in raw.items()}
             return _FAULTY if _FAULTY in found.values() else found
         return self.fields(raw, wanted, path, default)
+
+    def _file(self, raw: str, path: KeyPath) -> Any:
+        try:
+            return self._base(path) / Path(raw).expanduser()
+        except RuntimeError:
+            return self._fault(path, f"must be a path, got {shown(raw)}: nobody here has that home. Write it in full.")
 
     def _sequence(self, raw: list[Any], origin: Any, args: tuple[Any, ...], path: KeyPath) -> Any:
         fixed = origin is tuple and Ellipsis not in args and args != ()
