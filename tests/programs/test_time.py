@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -281,12 +282,34 @@ def test_a_scheduler_that_says_nothing_is_told():
         (Dispatch(0, -2), (), "must ask for a number of steps from 0 on, got -2"),
         (Dispatch(0), (math.nan,), r"must scale by finite numbers from 0 on, got \[nan\]"),
         (Dispatch(0), (-1.0,), r"must scale by finite numbers from 0 on, got \[-1.0\]"),
+        (Dispatch(0, 2.0), (), r"must ask by whole numbers, as int\(\) makes them, for steps, got 2\.0"),
+        (Dispatch(np.int64(0)), (), r"must ask by whole numbers, as int\(\) makes them, for client, got np.int64\(0\)"),
+        (After(math.nan, 0), (), r"must wait for seconds from 0 on, .* got After\(seconds=nan, tag=0\)"),
+        (After(-1.0, 0), (), r"must wait for seconds from 0 on, .* got After\(seconds=-1.0, tag=0\)"),
+        (Dispatch(0), (1.0, 1.0), "must give each reply of a commit a scale, or none, got '2 for 1'"),
         ("ask everybody", (), "acts by actions as of partwise.core.schedule, got 'ask everybody'"),
     ],
 )
 def test_actions_that_are_none_are_told(first, scales, says):
     def acts(heard: list[Event]) -> list[Any]:
         return [first] if isinstance(heard[-1], Started) else [Commit(replies(heard), scales), Stop()]
+
+    with pytest.raises(CompositionError, match=says):
+        told(acts)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        (lambda reply: [reply, reply], r"must commit each reply once, after it arrived, got \[0, 0\]"),
+        (lambda reply: [reply._replace(id=7)], r"must commit each reply once, after it arrived, got \[7\]"),
+        (lambda reply: [reply.id], r"must commit replies as Arrived brings them, got \[0\]"),
+    ],
+    ids=["twice", "unknown", "number"],
+)
+def test_what_did_not_come_is_not_committed(wanted, says):
+    def acts(heard: list[Event]) -> list[Any]:
+        return [Dispatch(0)] if isinstance(heard[-1], Started) else [Commit(wanted(replies(heard)[0])), Stop()]
 
     with pytest.raises(CompositionError, match=says):
         told(acts)

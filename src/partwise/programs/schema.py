@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -14,18 +14,17 @@ from partwise.core.index import Index, members_of
 from partwise.core.joined import Joined, check_packed
 from partwise.core.program import Failed
 from partwise.core.sampled import Sampled
-from partwise.core.schedule import Dispatch, Scheduler
+from partwise.core.schedule import After, Commit, Dispatch, ReplyInfo, Scheduler
 from partwise.core.seeded import Seeded
 from partwise.core.update import Packed, Update, check_update, is_finite, sent_shapes
 from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
 
 __all__ = [
     "MISFITS",
-    "check_dispatch",
+    "check_action",
     "check_fit",
     "check_from_client",
     "check_from_server",
-    "check_scales",
     "check_total",
     "fault_of",
     "no_action",
@@ -167,24 +166,55 @@ def check_total(part: object, total: Update, params: Mapping[str, Tensor]) -> No
         raise CompositionError(f"{part!r}: must give an update of the server's model, got: {error}") from error
 
 
-def check_dispatch(scheduler: Scheduler, wanted: Dispatch, clients: Sequence[int]) -> None:
-    """Refuse to ask somebody who is not there, or for less than nothing.
+def check_action(scheduler: Scheduler, action: object, clients: Sequence[int], here: Container[int]) -> None:
+    """Refuse what a scheduler cannot mean.
+
+    Args:
+        scheduler: whose action it is.
+        action: what it wants.
+        clients: all that there are.
+        here: numbers of the replies that came and were neither committed nor discarded.
 
     Raises:
         CompositionError: it names the scheduler, and the rule.
     """
+    match action:
+        case Dispatch():
+            _check_dispatch(scheduler, action, clients)
+        case Commit():
+            _check_commit(scheduler, action, here)
+        case After():
+            _check_after(scheduler, action)
+
+
+def _check_dispatch(scheduler: Scheduler, wanted: Dispatch, clients: Sequence[int]) -> None:
+    """Nobody who is not there, for no less than nothing."""
     if isinstance(clients, range) and wanted.client not in clients:
         raise no_action(scheduler, f"must ask clients of the roster, 0 to {len(clients) - 1}", wanted.client)
+    for name, number in (("client", wanted.client), ("steps", wanted.steps), ("group", wanted.group)):
+        if not isinstance(number, int):  # a float would lose the client, a number of numpy end the run when it is saved
+            rule = f"must ask by whole numbers, as int() makes them, for {name}"
+            raise no_action(scheduler, rule, number)
     if wanted.steps < 0:
         raise no_action(scheduler, "must ask for a number of steps from 0 on", wanted.steps)
 
 
-def check_scales(scheduler: Scheduler, scales: Sequence[float]) -> None:
-    """Refuse scales of a commit that are none.
+def _check_after(scheduler: Scheduler, wanted: After) -> None:
+    """For no less than no time."""
+    if not wanted.seconds >= 0 or not isinstance(wanted.tag, int):
+        raise no_action(scheduler, "must wait for seconds from 0 on, with a whole number as tag", wanted)
 
-    Raises:
-        CompositionError: it names the scheduler.
-    """
+
+def _check_commit(scheduler: Scheduler, commit: Commit, here: Container[int]) -> None:
+    """Only what came, by scales that are some."""
+    replies, scales = commit.replies, commit.scales
+    ids = [reply.id if isinstance(reply, ReplyInfo) else reply for reply in replies]
+    if not all(isinstance(reply, ReplyInfo) for reply in replies):
+        raise no_action(scheduler, "must commit replies as Arrived brings them", ids)
+    if not all(id in here for id in ids) or len(set(ids)) < len(ids):
+        raise no_action(scheduler, "must commit each reply once, after it arrived", ids)
+    if len(scales) not in (0, len(ids)):
+        raise no_action(scheduler, "must give each reply of a commit a scale, or none", f"{len(scales)} for {len(ids)}")
     if not all(math.isfinite(scale) and scale >= 0 for scale in scales):
         raise no_action(scheduler, "must scale by finite numbers from 0 on", list(scales))
 

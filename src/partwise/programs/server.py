@@ -52,7 +52,7 @@ from partwise.programs.messages import (
     Trouble,
     measured_of,
 )
-from partwise.programs.schema import MISFITS, check_dispatch, check_scales, check_total, fault_of, no_action
+from partwise.programs.schema import MISFITS, check_action, check_total, fault_of, no_action
 from partwise.programs.server_node import InFlight, ServerNode, Waiting, replies_of
 from partwise.programs.session import TIMERS, Session
 from partwise.programs.sums import Sums, fitting
@@ -315,7 +315,9 @@ class ServerProgram:
             if self._session is not None:
                 self._waiting = list(queue)
                 return
-            match action := queue.popleft():
+            action = queue.popleft()
+            check_action(self._star.scheduler, action, self._star.population.clients, node.inbox)
+            match action:
                 case Dispatch():
                     self._dispatch(node, message.now, action, errand if self._is_relayed else effects)
                 case Accept(replies):
@@ -339,7 +341,6 @@ class ServerProgram:
             effects.append(Send(RELAY, Errand(sorted((send.to, send.body) for send in errand))))
 
     def _dispatch(self, node: ServerNode, now: float, wanted: Dispatch, sends: list[Any]) -> None:
-        check_dispatch(self._star.scheduler, wanted, self._star.population.clients)
         client = wanted.client
         version, times = node.attempts.get(client, (-1, 0))
         attempt = times if version == node.version else 0
@@ -363,7 +364,6 @@ class ServerProgram:
         effects.extend(Send(f.client, Released(f.task.id)) for f in flights if f.task.is_followed)
 
     def _commit(self, node: ServerNode, message: Message, commit: Commit, effects: list[Effect]) -> None:
-        check_scales(self._star.scheduler, commit.scales)
         scales = dict(zip((info.id for info in commit.replies), commit.scales, strict=bool(commit.scales)))
         # So that the order of arrival never matters.
         ordered = sorted(commit.replies, key=lambda info: (info.client, info.id))
