@@ -31,6 +31,12 @@ class BrokenOptimizer:
                 params[name].add_(grad, alpha=self.lr)
             elif self.fault == "chance":
                 params[name].sub_(grad, alpha=self.lr * float(torch.rand(())))
+            elif self.fault == "another rate":
+                params[name].sub_(grad, alpha=0.1)
+            elif self.fault == "another type":
+                params[name].data = (params[name] - self.lr * grad).double()
+            elif self.fault == "by length":
+                params[name].sub_(grad / grad.norm(), alpha=self.lr)
             elif self.fault != "still":
                 params[name].sub_(grad, alpha=self.lr)
         return state
@@ -41,7 +47,10 @@ class BrokenOptimizer:
     [
         ("", None),
         ("all names", "must leave a parameter without a gradient"),
-        ("another tensor", "step_ must change the parameters in place, got another tensor"),
+        ("another tensor", "step_ must change the parameters in place, and keep types and shapes, got another tensor"),
+        ("another type", "step_ must change the parameters in place, and keep types and shapes, got another tensor"),
+        ("another rate", "must step by its `lr`, got the same step by half of it"),
+        ("by length", r"must keep values finite where gradients are zero, got \['E', "),
         ("still", "step_ must change the parameters in place, got the values from before"),
         ("upward", "must step against the gradient, got a slope of"),
         ("once", "must take one step after another, got IndexError: pop from empty list"),

@@ -42,6 +42,9 @@ def check_optimizer(part: LocalOptimizer) -> None:
     check_same(part, one, again, "must go on from a saved state", "Return all of the state")
     with trying(part, "must step values that are zero"):
         _downhill(part, params)
+    with trying(part, "must step by gradients that are zero"):
+        _still(part, params)
+    _by_rate(part, params)
 
 
 def _grads(params: Params, step: int) -> Values:
@@ -61,14 +64,15 @@ def _walk(part: LocalOptimizer, params: Params, steps: int, *, is_saved: bool = 
 def _in_place(part: LocalOptimizer, params: Params) -> None:
     values = {**{name: t.clone() for name, t in params.items()}, "empty": torch.zeros(0, 3), "buffer": torch.ones(2)}
     before, buffer = dict(values), values["buffer"].clone()
+    kinds = {name: (value.dtype, value.shape) for name, value in values.items()}
     trained = {name: t for name, t in values.items() if name != "buffer"}
     with trying(part, "must step parameters of any shape, and leave those without a gradient"):
         part.step_(values, _grads(trained, 0), part.init(trained))
     for name, value in values.items():
         expect(
-            value is before[name] and value.dtype == before[name].dtype,
+            value is before[name] and (value.dtype, value.shape) == kinds[name],
             part,
-            "step_ must change the parameters in place",
+            "step_ must change the parameters in place, and keep types and shapes",
             got=f"another tensor for {name!r}",
             remedy="Use the operations that end in _",
         )
@@ -96,3 +100,21 @@ def _downhill(part: LocalOptimizer, params: Params) -> None:
     small.step_(values, {n: g.clone() for n, g in grads.items()}, small.init(values))
     slope = sum(float((grads[n] * values[n]).sum()) for n in grads)
     expect(slope < 0, part, "must step against the gradient", got=f"a slope of {slope:.3g}", remedy="Turn the sign")
+
+
+def _still(part: LocalOptimizer, params: Params) -> None:
+    """What no loss depends on has gradients that are zero: it may decay, and stays finite."""
+    values = {name: t.clone() for name, t in params.items()}
+    state = part.init(params)
+    for _ in range(2):
+        state = part.step_(values, {name: torch.zeros_like(t) for name, t in params.items()}, state)
+    wrong = [name for name, t in values.items() if not bool(t.isfinite().all())]
+    expect(not wrong, part, "must keep values finite where gradients are zero", got=wrong, remedy="Look for 0 / 0")
+
+
+def _by_rate(part: LocalOptimizer, params: Params) -> None:
+    """Half the rate makes another step: algorithms and schedules set it."""
+    slower = replace(part, lr=part.lr / 2)  # type: ignore[type-var]
+    one, other = _walk(part, params, 1)[0], _walk(slower, params, 1)[0]
+    is_other = any(not torch.equal(one[name], other[name]) for name in one)
+    expect(is_other, part, "must step by its `lr`", got="the same step by half of it", remedy="Read it in `step_`")
