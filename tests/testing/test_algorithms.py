@@ -17,6 +17,20 @@ def wrong(params, batch, rng):
     return params["hidden.bias"].sum(), {}
 
 
+def decays(params, grads, step):
+    for value in params.values():
+        value.mul_(0.9)
+    return grads
+
+
+TERMS = {
+    "term of another shape": lambda params, grads, step: {n: g.mean() for n, g in grads.items()},
+    "term of other names": lambda params, grads, step: {**grads, "else": torch.zeros(3)},
+    "term that gives nothing": lambda params, grads, step: None,
+    "term that writes": decays,
+}
+
+
 @dataclass(frozen=True)
 class BrokenAlgorithm(Algorithm):
     """FedAvg with one fault."""
@@ -67,6 +81,8 @@ class BrokenAlgorithm(Algorithm):
         plan = FedAvg().local.plan(site, task, loss=wrong if self.fault == "no loss" else None)
         if self.fault == "trains the held values":
             held["model"]["hidden.bias"].add_(1)
+        if self.fault in TERMS:
+            plan = replace(plan, gradient=(TERMS[self.fault],))
         return {"steps": 3} if self.fault == "no plan" else plan
 
     def finish(self, held, trained, index, task, own, site):
@@ -98,6 +114,10 @@ class BrokenAlgorithm(Algorithm):
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
+        ("term of another shape", r"the gradient term .* in their shapes, got \{'table.weight': \(\), "),
+        ("term of other names", r"the gradient term .* in their shapes, got \{'else': \(3,\)\}"),
+        ("term that gives nothing", "the gradient term .* in their shapes, got None"),
+        ("term that writes", "must leave the parameters that the gradient term .* is given as it is"),
         ("", None),
         ("no state", "`init` must give parameters by stream, got None"),
         ("no index", "must select an index, got None"),

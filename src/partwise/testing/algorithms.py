@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from partwise.core.aggregate import Aggregator, sum_updates
 from partwise.core.algorithm import Algorithm, Site, Task
 from partwise.core.index import Index
-from partwise.core.model import Model, Params
-from partwise.core.plan import Job, LocalPlan, Trained
+from partwise.core.model import Model, Params, Values
+from partwise.core.plan import GradientTerm, Job, LocalPlan, Trained
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
@@ -161,8 +162,11 @@ def _work(part: Algorithm, site: Site, task: Task, own: Any, state: Any) -> _Rep
         data = part.examples(index, own, site)
     is_data = all(hasattr(data, name) for name in ("__len__", "batch", "columns"))
     expect(is_data, part, "must choose examples", got=type(data).__name__, remedy="Return Examples(columns)")
+    plan = replace(plan, gradient=tuple(_Watched(part, term) for term in plan.gradient))
     with trying(part, f"its plan must run on client {site.client}"):
         trained = Plain().run([Job(plan, {**start, **plan.extra}, data, site.derive("work", task))])[0]
+    if isinstance(trained, _BrokenTermError):
+        raise AssertionError(str(trained)) from trained
     if isinstance(trained, Exception):
         raise AssertionError(
             f"{part!r}: its plan must run, got {type(trained).__name__}: {trained} on client {site.client}."
@@ -180,6 +184,34 @@ def _work(part: Algorithm, site: Site, task: Task, own: Any, state: Any) -> _Rep
     is_finite = all(isinstance(number, (int, float)) and math.isfinite(number) for number in told.values())
     expect(is_finite, part, "must report finite numbers by name", got=told, remedy="Leave out what is not")
     return _Reply(site, trained, updates, own, told)
+
+
+class _BrokenTermError(ValueError):
+    """A gradient term that breaks a rule, in the words of `expect`: of the kind that an executor gives as a result."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Watched:
+    """A gradient term of an algorithm's plan, and whether it gives gradients."""
+
+    part: Algorithm
+    term: GradientTerm
+
+    def __call__(self, params: Params, grads: Values, step: int) -> Values:
+        before = snapshot(self.part, params, "parameters")
+        shapes = {name: tuple(t.shape) for name, t in grads.items()}
+        found = self.term(params, grads, step)
+        try:
+            unchanged(self.part, before, params, f"the parameters that the gradient term {self.term!r} is given")
+            rule = f"the gradient term {self.term!r} must give gradients of what it got them for, in their shapes"
+            made = {n: tuple(t.shape) for n, t in found.items()} if isinstance(found, Mapping) else {}
+            wrong = {name: shape for name, shape in made.items() if shapes.get(name) != shape}
+            is_right = isinstance(found, Mapping) and not wrong
+            got = wrong if isinstance(found, Mapping) else found
+            expect(is_right, self.part, rule, got=got, remedy="Another shape would be stretched over the parameter")
+        except AssertionError as error:
+            raise _BrokenTermError(str(error)) from error
+        return found
 
 
 def _is_part(index: Index, params: Params) -> bool:
