@@ -154,6 +154,23 @@ def test_one_parameter_is_scaled_for_layers_that_are_alike():
     assert output_factors(named, 0, 2.0) == {"0.weight": 2.0}
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("normed", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+def test_a_weight_that_is_made_of_others_cannot_be_scaled(normed):
+    """Its bias would be, and nothing else."""
+
+    def module():
+        return nn.Sequential(normed(nn.Linear(3, 6)), nn.Tanh(), nn.Linear(6, 2))
+
+    names = [name for name, t in module().named_parameters() if name.startswith("0.") and t.dim() == 2]
+    widths = {**dict.fromkeys(names, ("h", None)), "0.bias": ("h",)}
+    named = Model(module, CrossEntropy(), widths={**widths, "2.weight": (None, "h")})
+    with pytest.raises(CompositionError, match=r"got a \w*Linear that makes it of other parameters"):
+        output_factors(named, 0, 2.0)
+    assert input_factors(named, 0, 2.0) == {"2.weight": 2.0}
+    assert output_factors(Model(module, CrossEntropy()), 0, 2.0) == {}
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -239,12 +239,13 @@ def _scaled(model: Model, seed: int, *, output: bool) -> list[str]:
     """The parameters that make outputs, or take inputs, of a named width.
 
     Raises:
-        CompositionError: one that another layer uses otherwise.
+        CompositionError: one that another layer uses otherwise; or a layer whose weight is made of other parameters.
     """
     module, names, uses = model.build(seed), dict[int, str](), dict[str, set[bool]]()
     for name, t in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(t), name)  # as the model calls it
     for layer in module.modules():
+        _check_weight(model, layer, [names[id(t)] for t in layer.parameters()], output=output)
         for key, t in layer.named_parameters(recurse=False):
             name, axis = names[id(t)], _axis(layer, key, output=output)
             entries = model.widths.get(name, ())
@@ -256,6 +257,20 @@ def _scaled(model: Model, seed: int, *, output: bool) -> list[str]:
                 "got one parameter for all of them. Give each layer its own, or use HeteroFL(scaler=False)."
             )
     return [name for name, found in uses.items() if True in found]
+
+
+def _check_weight(model: Model, layer: nn.Module, made_of: Sequence[str], *, output: bool) -> None:
+    """Refuse a thinned layer whose weight is no parameter: a factor would reach its bias alone."""
+    axis = _axis(layer, "weight", output=output)
+    if axis is None or any(key == "weight" for key, _ in layer.named_parameters(recurse=False)):
+        return
+    for name in made_of:
+        if any(model.widths.get(name, ())[axis : axis + 1]):
+            raise CompositionError(
+                f"Model(widths[{name!r}]): a thinner model scales the weight of a layer, got a {type(layer).__name__} "
+                "that makes it of other parameters, as with weight_norm. Leave the layer whole, or use "
+                "HeteroFL(scaler=False)."
+            )
 
 
 def _axis(layer: nn.Module, key: str, *, output: bool) -> int | None:
