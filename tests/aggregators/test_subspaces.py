@@ -292,6 +292,14 @@ def test_principal_gradients_of_the_table():
     assert value(NOW, [[1.0, 2.0]] * 3) == pytest.approx([1.0, 2.0])
 
 
+@pytest.mark.parametrize("kappa", [0.5, 1.0])
+def test_principal_gradients_of_two_that_mirror_each_other(kappa):
+    """(3, 1) and (1, 3): s = (8, 2), so √10 8/10 along (1, 1)/√2, with one direction or both; a mean is (2, 2)."""
+    part = PrincipalGradients(kappa, warm_up=False)
+    assert value(part, [[3.0, 1.0], [1.0, 3.0]]) == pytest.approx([1.788854, 1.788854], abs=1e-6)
+    assert value(part, [[1.0, 2.0], [-1.0, -2.0]]) == pytest.approx([0.0, 0.0], abs=1e-9)
+
+
 def test_steps_behind_the_table_of_principal_gradients():
     """S = [[3, 2.4, -1.8], [2.4, 3, 0], [-1.8, 0, 3]] / 9. What each client makes of it alone, weighed by hand."""
     g = np.array(THREE)

@@ -37,6 +37,13 @@ def test_the_margin_of_two_rows():
     assert torch.equal(MarginCrossEntropy(margin=0.0)(logits, {"y": y}), CrossEntropy()(logits, {"y": y}))
 
 
+def test_the_margin_of_a_batch_that_is_half_sure():
+    """Shares (1/2, 1/2) and (1, 0): squares of 1.5 in all, ln 2.5."""
+    logits = torch.tensor([[0.0, 0.0], [500.0, -500.0]])
+    batch = term(MarginCrossEntropy(margin=1.0, over="batch"), logits, torch.tensor([0, 0]))
+    assert batch.tolist() == pytest.approx([0.916291] * 2, abs=1e-6)
+
+
 def test_only_the_batch_form_grows_with_the_batch():
     logits, y = ROWS.log().repeat(8, 1), torch.zeros(16, dtype=torch.int64)
     assert float(term(MarginCrossEntropy(margin=1.0), logits, y).mean()) == pytest.approx(0.502151, abs=1e-6)
