@@ -33,12 +33,17 @@ def test_worked_examples(count, placeholder, x, b2):
 
 
 @pytest.mark.parametrize(
-    ("gradient", "x", "a2"),
-    [(1.0, (-0.3535534, -0.6422285), (2.0, 3.0)), (3.0, (-1.0606602, -1.9266856), (10.0, 19.0))],
+    ("gradient", "placeholder", "x", "a2"),
+    [
+        (1.0, True, (-0.3535534, -0.6422285), (2.0, 3.0)),
+        (3.0, True, (-1.0606602, -1.9266856), (10.0, 19.0)),
+        (1.0, False, (-0.3535534, -0.7071068), (2.0, 3.0)),
+        (3.0, False, (-1.0606602, -2.1213203), (10.0, 19.0)),
+    ],
 )
-def test_what_each_client_does(gradient, x, a2):
+def test_what_each_client_does(gradient, placeholder, x, a2):
     """communication.md §3, between two exchanges: x and A² after one step and after two, with B² = 1 all along."""
-    rule = FrozenAdaGrad(0.5, 1.0, squares={"w": torch.ones(1, dtype=torch.float64)})
+    rule = FrozenAdaGrad(0.5, 1.0, placeholder, squares={"w": torch.ones(1, dtype=torch.float64)})
     params = {"w": torch.zeros(1, dtype=torch.float64), "squares of w": torch.ones(1, dtype=torch.float64)}
     state = rule.init(params)
     for at, square in zip(x, a2, strict=True):

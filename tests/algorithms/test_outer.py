@@ -12,10 +12,11 @@ from partwise.core.errors import CompositionError
 from partwise.core.index import Coords, Rows, Whole
 from partwise.core.mean import Mean
 from partwise.core.population import Census
+from partwise.core.program import SERVER
 from partwise.core.transform import chain
 from partwise.core.update import Update
 from partwise.transforms import ErrorFeedback, ServerSGD, Sign
-from toy_slopes import linear, quadratic, steps, theta_after
+from toy_slopes import linear, quadratic, states_after, steps, theta_after
 
 TWO = quadratic((0.0, 4.0), 1.0)
 LOCAL = FedAvg(steps(0.25, 2), "uniform")
@@ -33,6 +34,21 @@ def test_local_sgd_and_diloco():
     assert path(LOCAL, 4, server_chain=slowmo) == pytest.approx([1, 1.4375, 1.90234375, 2.17749023, 2.23741150])
     plain = {"model": chain(ServerSGD(lr=1.0, momentum=0.0, nesterov=True))}
     assert path(LOCAL, 3, server_chain=plain) == pytest.approx(path(LOCAL, 3), abs=1e-12)
+
+
+def test_what_diloco_goes_by():
+    """communication.md §1: local ends, D and buf of three rounds; the server keeps the buffer of what is added."""
+    for centre, end in ((0.0, 0.5625), (4.0, 2.3125)):
+        assert theta_after(quadratic((centre,), 1.0), LOCAL, 1) == pytest.approx([end], abs=1e-12)
+    outer, x, buf = chain(ServerSGD(lr=0.7, momentum=0.9, nesterov=True)), 1.0, 0.0
+    expected = [(-0.4375, -0.4375), (-0.1829297, -0.5766797), (0.0320399, -0.4869719)]
+    for rounds, (d, after) in enumerate(expected, 1):
+        node = states_after(TWO, LOCAL, rounds, server_chain={"model": outer})[SERVER]
+        (slots,) = node.chains["model"]
+        assert float(slots["m"]["theta"]) == pytest.approx(-after, abs=1e-7)
+        assert x - (2.0 + 0.75**2 * (x - 2.0)) == pytest.approx(d, abs=1e-7)  # what the mean of the ends makes of x
+        assert after - 0.9 * buf == pytest.approx(d, abs=2e-7)
+        x, buf = float(node.streams["model"]["theta"]), after
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,21 @@ def test_differences_of_weights_are_exact_where_weights_are_not():
     assert direct.values()["w"].tolist() == pytest.approx([1.122857, -2.245714, 0.561429, 3.93], abs=1e-6)
     difference, _ = part.apply(update_of(*step), (), torch.Generator())
     assert difference.values()["w"].tolist() == pytest.approx(step)
+    off = [abs(a - b - c) for a, b, c in zip(direct.values()["w"].tolist(), x, step, strict=True)]
+    assert max(off) == pytest.approx(0.2257, abs=5e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_four_bits_are_off_by_a_fourteenth_of_the_largest_at_most(seed):
+    """communication.md §6: |decoded - y| <= a / 14 to the nearest level, a / 7 by chance; a is its group's largest."""
+    y = torch.randn(37, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 3
+    largest = y.abs().amax(1)
+    for rounding, share in (("nearest", 14), ("stochastic", 7)):
+        part = Quantize(4, 16, scale_by="max", rounding=rounding)
+        sent, _ = part.apply(Update(Whole({"w": (37, 16)}), {"w": y}), (), torch.Generator().manual_seed(seed))
+        off = (sent.values()["w"] - y).abs().amax(1) / largest
+        assert float(off.max()) <= 1 / share * (1 + 1e-9)
+        assert float(off.max()) > 0.9 / share  # and no less
 
 
 def test_mixing_saves_small_values():
