@@ -13,7 +13,6 @@ from partwise.algorithms import FedAvg, FedSubAvg
 from partwise.core.errors import DataError, SpecError
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.experiment import Experiment
-from partwise.experiment.journaling import Journaling
 from partwise.experiment.parts import catalog
 from partwise.experiment.spec import dump, load, loads
 from partwise.experiment.suggest import one_of
@@ -495,12 +494,3 @@ def test_hostile_clients_of_a_specification():
     assert experiment.hostile == Hostile(ALittleIsEnough(1.5, is_omniscient=True), 0.3, when=AfterRounds(10))
     assert experiment.trusted == Trusted(50)
     assert loads(dump(experiment)).hostile == experiment.hostile
-
-
-def test_a_home_that_nobody_has():
-    with pytest.raises(
-        SpecError, match=r"journal\.secret: must be a path, got .~nobody-of-this-name/operator\.key.: nobody"
-    ):
-        loads(LEAST + '[journal]\nsecret = "~nobody-of-this-name/operator.key"\n')
-    with pytest.raises(DataError, match=r"Journaling\(secret='~nobody-of-this-name/operator\.key'\): must be a file"):
-        Journaling(Path("~nobody-of-this-name/operator.key")).key()
