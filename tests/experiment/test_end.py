@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from partwise.core.errors import CompositionError
-from partwise.core.population import Population, Profile
+from partwise.core.population import Fate, Population, Profile
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.store import RunStore
 from partwise.populations import ArrayPopulation
@@ -30,10 +30,55 @@ BY_CLOCK = [FedAsync(concurrency=3, **NEVER), FedBuff(2, 4, **NEVER), FedCompass
 def test_a_clock_that_stands_still_ends_no_run(scheduler, tmp_path):
     assert Instant().is_instant
     with pytest.raises(
-        CompositionError, match=r"must come to an end, got clients that take no time, so that 60 seconds"
+        CompositionError, match=r"must come to an end, got clients that take no time, so that its `seconds`"
     ):
         experiment(Instant(), scheduler=scheduler).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class HalfDays(Instant):
+    """Clients that take no time, each there for every other hour."""
+
+    def next_available(self, client: int, now: float) -> float:
+        hour = now // 3600
+        return now if hour % 2 == client % 2 else (hour + 1) * 3600
+
+    def available_until(self, client: int, now: float) -> float:
+        hour = now // 3600
+        return (hour + 1) * 3600 if hour % 2 == client % 2 else now
+
+
+class OneAtOnce(Toy):
+    """Of clients that take time, one that takes none."""
+
+    def profile(self, client: int, now: float = 0.0) -> Profile:
+        return Profile() if client == 1 else Profile(seconds_per_step=1.0)
+
+
+class Late(Instant):
+    """Clients that take no time, and answer a third of their tasks a second late."""
+
+    def fate(self, client: int, task: int) -> Fate:
+        return Fate(late_seconds=1.0 if task % 3 == 0 else 0.0)
+
+
+@pytest.mark.parametrize("scheduler", BY_CLOCK, ids=lambda part: type(part).__name__)
+def test_it_stands_still_too_where_clients_are_away_at_times(scheduler, tmp_path):
+    assert not HalfDays().is_instant
+    with pytest.raises(CompositionError, match="must come to an end, got clients that take no time"):
+        experiment(HalfDays(), scheduler=scheduler).run(tmp_path / "run")
+
+
+def test_it_goes_on_where_some_take_time_or_are_late_or_others_are_waited_for(tmp_path):
+    soon = {"versions": 0, "seconds": 12.0}
+    experiment(OneAtOnce(), scheduler=FedAsync(concurrency=2, **soon)).run(tmp_path / "others")
+    experiment(Late(), scheduler=FedAsync(concurrency=3, **soon)).run(tmp_path / "late")
+    everybody = len(Instant().clients)
+    hours = FedBuff(everybody, everybody, replace="commit", versions=0, seconds=12 * 3600.0)
+    experiment(HalfDays(), scheduler=hours).run(tmp_path / "hours")
+    for name, ended in (("others", "12 seconds"), ("late", "12 seconds"), ("hours", "43200 seconds")):
+        with RunStore(tmp_path / name, "read") as store:
+            assert store.meta()["status"] == f"{ended} are over"
 
 
 def test_windows_pass_and_targets_are_reached_all_the_same(tmp_path):

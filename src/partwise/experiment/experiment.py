@@ -38,6 +38,7 @@ from partwise.core.transform import Chain, Transform
 from partwise.core.workload import Workload, WorkloadSource
 from partwise.experiment.checkpoint import Checkpoints
 from partwise.experiment.dump import SPEC, dump_each, save_spec, spec_digest
+from partwise.experiment.endless import clock_stands_still
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.journaling import Journaling, Keeper
 from partwise.experiment.lock import LOCK
@@ -55,12 +56,10 @@ from partwise.programs.star import Star
 from partwise.runtimes.devices import found_device
 from partwise.runtimes.simulate import Simulate
 from partwise.runtimes.threads import torch_threads
-from partwise.schedulers import FedAsync, FedBuff, FedCompass, Tiered
 from partwise.schedulers.synchronous import Synchronous
 
 __all__ = ["Experiment"]
 
-_ENDED_BY_CLIENTS = (FedAsync, FedBuff, FedCompass, Tiered)  # by their time, where there are no versions to count
 # What decides, with the data, what becomes of the model.
 _DECIDING = (
     *("seed", "algorithm", "scheduler", "client", "server", "download"),
@@ -211,13 +210,12 @@ class Experiment:
 
     def _check_end(self, population: Population) -> None:
         """Refuse a scheduler that only the clock ends where none passes."""
-        part = self.scheduler
-        if not isinstance(part, _ENDED_BY_CLIENTS) or part.versions or self.evaluation.target is not None:
+        if self.evaluation.target is not None or not isinstance(self.runtime, Simulate):
             return
-        if isinstance(self.runtime, Simulate) and population.is_instant:
+        if clock_stands_still(self.scheduler, population):
             raise CompositionError(
-                f"Experiment(scheduler={part!r}): must come to an end, got clients that take no time, so that "
-                f"{part.seconds:g} seconds never pass. Give the clients a pace or links, or the scheduler versions."
+                f"Experiment(scheduler={self.scheduler!r}): must come to an end, got clients that take no time, so "
+                "that its `seconds` never pass. Give the clients a pace or links, or the scheduler versions."
             )
 
     def _run(
