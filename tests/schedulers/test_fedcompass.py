@@ -129,6 +129,14 @@ def test_late_trace():
     assert clock.made[-2][4] == pytest.approx((656.8, 684.16))
 
 
+def test_a_group_that_is_waited_for_without_end():
+    """With fixed steps, of 20, 40 and 100 seconds, only those are in a group that end together: two of them at 80."""
+    scheduler = FedCompass(min_steps=20, max_steps=20, latest_time_factor=math.inf, versions=0, seconds=1e4)
+    clock = played(scheduler, paced([1.0, 2.0, 5.0]), 3, until=105.0)
+    found = sorted((now, *sorted(stale)) for now, _, stale in clock.commits)
+    assert found == [(20, 0), (40, 0), (40, 1), (60, 0), (80, 0, 1), (100, 0), (100, 2)]
+
+
 def test_scales_are_alpha_s_over_n_under_a_mean_of_the_commit():
     scales = {}
     scheduler = FedCompass(20, 100, 1.2, alpha=0.7, staleness=Polynomial(0.5), versions=0, seconds=1e4)

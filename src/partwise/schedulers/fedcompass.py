@@ -107,7 +107,8 @@ class FedCompass(Scheduler):
     Args:
         min_steps: fewest local steps of a task, >= 1.
         max_steps: most local steps, >= min_steps; also those of a client's first task.
-        latest_time_factor: lambda: a group is waited for so many times as long as it is expected to take, >= 1.
+        latest_time_factor: lambda: a group is waited for so many times as long as it is expected to take, >= 1; inf:
+            until all of it have answered or are lost.
         pace_momentum: beta, the weight of the newest measurement of a pace, in (0, 1].
         alpha: weight of a commit, > 0.
         staleness: s.
@@ -289,7 +290,7 @@ class FedCompass(Scheduler):
         found = [
             math.floor((group.latest + self._fastest(state, group) * self.max_steps - now) / pace + _GUARD)
             for group in state.groups.values()
-            if now < group.latest
+            if now < group.latest < math.inf
         ]
         steps = max((q for q in found if q <= self.max_steps), default=self.max_steps)
         steps = max(steps, self.min_steps)
