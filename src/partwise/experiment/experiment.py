@@ -463,13 +463,16 @@ def _chains(streams: Mapping[str, tuple[Transform, ...]]) -> dict[str, Transform
 
 @contextmanager
 def _ctrl_c(recorder: Recorder) -> Iterator[None]:
-    """The first Ctrl-C finishes the version under way and saves; the second one is as always."""
+    """The first Ctrl-C finishes the version under way and saves; the second one is as always. Ignored ones stay so."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         if recorder.interrupted:
             raise KeyboardInterrupt
         recorder.interrupted = True
 
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it in a script's `command &`
+        yield
+        return
     try:
         before = signal.signal(signal.SIGINT, stop)
     except ValueError:  # not in the main thread: then Ctrl-C is not ours to catch
