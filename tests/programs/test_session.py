@@ -16,6 +16,7 @@ import torch
 from partwise.aggregators import Median
 from partwise.algorithms import FedAvg
 from partwise.core.aggregate import Sum, sum_updates
+from partwise.core.channel import Opened
 from partwise.core.errors import CompositionError
 from partwise.core.index import Whole
 from partwise.core.population import Profile
@@ -315,3 +316,31 @@ def test_channel_that_asks_nobody_is_done_at_once(asks):
 def test_two_replies_of_one_client_do_not_fit():
     with pytest.raises(CompositionError, match=r"one reply per client, got 3 replies of 2 clients. Use a scheduler"):
         Session(TwoMessages(), [info(3, 1), info(4, 2), info(3, 3)], ["model"], PARAMS)
+
+
+@dataclass(frozen=True)
+class Misled(TwoMessages):
+    """Its server's side yields one thing, and returns another."""
+
+    first: Any = None
+    last: Any = None
+
+    def server(self, cohort: Sequence[int], params: Any, *seat: Any) -> Any:
+        yield self.first
+        return self.last
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "says"),
+    [
+        (None, None, "must yield client -> message, got a NoneType"),
+        (["hello"], None, "must yield client -> message, got a list"),
+        ({3: "hello", 99: "hello"}, None, r"must yield messages to its cohort, \[3, 5\], got \[99\]"),
+        ({}, None, "must return a Sum, updates, or Opened(.*), got a NoneType"),
+        ({}, 3, "must return a Sum, updates, or Opened(.*), got a int"),
+        ({}, Opened([3], (3,)), "must return a Sum, updates, or Opened(.*), got a list"),
+    ],
+)
+def test_what_a_channel_cannot_mean_is_named(first, last, says):
+    with pytest.raises(CompositionError, match=rf"^Misled\(.*: its server's side {says}"):
+        session(Misled(first=first, last=last)).open(7)

@@ -137,9 +137,22 @@ class Session:
             found = found.got
         else:
             self.lost |= self.silent
+        is_each = isinstance(found, Sequence) and all(isinstance(update, Update) for update in found)
+        if not isinstance(found, Sum) and not is_each:
+            raise self._misfit(
+                "must return a Sum, updates, or Opened(one of them, clients)", f"a {type(found).__name__}"
+            )
         self.opened[stream] = found
 
+    def _misfit(self, rule: str, got: object) -> CompositionError:
+        says = "partwise.testing.check_channel says more."
+        return CompositionError(f"{self._channel!r}: its server's side {rule}, got {got}. {says}")
+
     def _send(self, messages: dict[int, Any]) -> list[Send]:
+        if not isinstance(messages, Mapping):
+            raise self._misfit("must yield client -> message", f"a {type(messages).__name__}")
+        if unknown := messages.keys() - self._ids.keys():
+            raise self._misfit(f"must yield messages to its cohort, {sorted(self._ids)}", sorted(unknown, key=str))
         self._turn_number += 1
         self.silent |= self._gone & messages.keys()
         self._asked, self._answers = messages.keys() - self._gone, {}
