@@ -255,3 +255,45 @@ def test_a_loss_that_takes_other_things_is_refused(loss, got):
 def test_what_makes_no_module_is_refused():
     with pytest.raises(TypeError, match=r"must make an nn\.Module, got None\. Return the module from it\."):
         Model(lambda: None, CrossEntropy()).init(1)
+
+
+class _Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = nn.Parameter(torch.ones(3, 2, dtype=torch.complex64))
+
+    def forward(self, x):
+        return (x.to(torch.complex64) @ self.turn).abs()
+
+
+def test_a_complex_parameter_would_never_be_trained():
+    with pytest.raises(ValueError, match=r"must be real, got torch\.complex64 for 'turn', which would stay as it is"):
+        Model(_Complex, CrossEntropy()).init(1)
+    still = nn.Sequential(_Complex().requires_grad_(False), nn.Linear(2, 2))
+    assert sorted(Model(still, CrossEntropy()).init(1)) == ["1.bias", "1.weight"]
+
+
+@pytest.mark.parametrize(
+    "module", [lambda: nn.LazyLinear(2), lambda: nn.Sequential(nn.Linear(3, 2), nn.LazyBatchNorm1d())]
+)
+def test_a_lazy_module_has_no_shapes(module):
+    with pytest.raises(
+        ValueError, match=r"Model\(module=\.\.\.\): must know the shapes of its parameters, got '.*weight'"
+    ):
+        Model(module, CrossEntropy()).init(1)
+
+
+def test_a_lazy_module_that_was_called_has():
+    def made():
+        module = nn.LazyLinear(2)
+        module(torch.zeros(1, 3))
+        return module
+
+    assert Model(made, CrossEntropy()).init(1)["weight"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(("losses", "got"), [(None, "a NoneType"), (1.5, "a float")])
+def test_a_loss_that_is_no_tensor_is_named(losses, got):
+    model = Model(lambda: nn.Linear(3, 2), lambda outputs, batch: losses)
+    with pytest.raises(ValueError, match=rf"must give one loss per example, \(b,\), got {got}\."):
+        model.losses(model.init(1), {"x": torch.zeros(4, 3)})

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from partwise.core.population import Batch
 from partwise.core.rng import derive
@@ -160,12 +161,12 @@ class Model:
     gradient, as of a pretrained part that is frozen, is none: it stays in the module as that was made, is not held,
     sent or saved, and must be the same wherever the model is made.
 
-    All else that the module keeps in integers (bool and complex numbers too) is no parameter: it is not sent, not
+    All else that the module keeps in integers (bool too, and complex buffers) is no parameter: it is not sent, not
     averaged, and begins anew with every call, so that losses are functions of the parameters and nothing else, whoever
     was trained before and by which executor. A counter that `forward` moves is always at its first step. So batch
     norm with `momentum=None`, which averages over the batches it has counted, keeps the statistics of the last batch;
     give it a momentum. Such tensors are copied for each call: a large one that never changes is better a plain
-    attribute than a buffer.
+    attribute than a buffer. Complex parameters that require a gradient are refused.
 
     Args:
         module: a module, or a callable without arguments that makes one (a class, say): then the
@@ -281,6 +282,7 @@ class Model:
                     for key, tensor in home.items():
                         if tensor is None:
                             continue
+                        _check_kind(f"{prefix}.{key}" if prefix else key, tensor, is_buffer)
                         if not tensor.is_floating_point():
                             rest.append((home, key))
                             continue
@@ -348,13 +350,28 @@ class Model:
         Raises:
             ValueError: the loss gives something else, which executors would average differently.
         """
-        losses = self.loss(self.outputs(params, batch, training=training), batch)
-        if losses.dim() != 1:
+        losses: object = self.loss(self.outputs(params, batch, training=training), batch)
+        if not isinstance(losses, Tensor) or losses.dim() != 1:
+            got = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else f"a {type(losses).__name__}"
             raise ValueError(
-                f"Model(loss={self.loss}): must give one loss per example, (b,), got shape {tuple(losses.shape)}. "
+                f"Model(loss={self.loss}): must give one loss per example, (b,), got {got}. "
                 "Average over an example's outputs; for one logit per example let forward end with .squeeze(1)."
             )
         return losses
+
+
+def _check_kind(name: str, tensor: Tensor, is_buffer: bool) -> None:
+    if is_lazy(tensor):
+        raise ValueError(
+            f"Model(module=...): must know the shapes of its parameters, got {name!r} of a lazy module. Give that its "
+            "sizes, or call the module on an example where it is made."
+        )
+    if tensor.is_complex() and tensor.requires_grad and not is_buffer:
+        raise ValueError(
+            f"Model(module=...): parameters that are trained must be real, got {tensor.dtype} for {name!r}, which "
+            "would stay as it is made. Keep its real and imaginary parts as two, which torch.complex puts together, or "
+            "say requires_grad_(False)."
+        )
 
 
 def _can_move(value: object) -> bool:
