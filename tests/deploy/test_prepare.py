@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from partwise.core.codec import encode, register
-from partwise.core.errors import DataError, PartwiseError, SpecError
+from partwise.core.errors import CompositionError, DataError, PartwiseError, SpecError
 from partwise.deploy.files import NodeFile, ServerFile
 from partwise.deploy.launch import start_link
 from partwise.deploy.local import Finding, check, star_of
@@ -62,6 +62,13 @@ def test_without_cryptography_it_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "spec.toml").write_text(SPEC)
     _, said = call("deploy", "init", tmp_path / "spec.toml", "--folder", tmp_path / "net", code=2)
     assert said.endswith("with the package cryptography, got none. Run: pip install 'partwise[flower]'.\n")
+    assert not (tmp_path / "net").exists()
+
+
+def test_trusted_examples_are_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "spec.toml").write_text(SPEC + "[trusted]\nexamples = 10\n")
+    with pytest.raises(CompositionError, match=r"a network has no examples for Trusted\(examples=10\)"):
+        prepare(tmp_path / "spec.toml", tmp_path / "net", nodes=3, address="127.0.0.1:9443")
     assert not (tmp_path / "net").exists()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partwise.core.errors import DataError, PartwiseError
+from partwise.core.errors import CompositionError, DataError, PartwiseError
 from partwise.core.population import Client, Dataset, Population
 from partwise.core.workload import Workload
 from partwise.deploy.files import NODE, SERVER
@@ -89,6 +89,7 @@ def prepare(
         overrides: changes to the specification, as for `load`.
 
     Raises:
+        CompositionError: the experiment has trusted examples, which are not there on a network.
         DataError: the folder has files, or there are fewer clients than nodes; or two files of parts have one name.
         PartwiseError: the package cryptography is not installed.
         ValueError: the address is none.
@@ -99,6 +100,11 @@ def prepare(
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"prepare({str(folder)!r}): needs a new or empty folder, got one with files. Name another.")
     experiment = load(spec, overrides)
+    if experiment.trusted is not None:
+        raise CompositionError(
+            f"prepare(): a network has no examples for {experiment.trusted!r}, which takes them where server and "
+            "clients are one process. Leave `trusted` out with what needs it, or simulate the specification."
+        )
     text = dump(experiment) if overrides else spec.read_text(encoding="utf-8")
     text, files = _with_files(text, spec.parent)
     source = experiment.workload
