@@ -356,7 +356,9 @@ def costs_of(star: Star) -> Costs:
 
     Messages of later tasks may differ by a few bytes, and by more where what is sent depends on what was trained or on
     what a client kept: of `Downlink`, every task is told as the first, which fetches all of the shadow; of `Mirrored`,
-    `Ferret` and `OneByte`, as one that has missed nothing.
+    `Ferret` and `OneByte`, as one that has missed nothing. What a client does depends on the version with `MCPSGD`, of
+    which every task is told as one that trains, as in every other version, so that a run takes less; and with `FedAMD`,
+    of which it is told as of version 0.
 
     Raises:
         CompositionError: updates do not come with the replies, but in an exchange of the channel.
