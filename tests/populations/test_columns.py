@@ -113,3 +113,12 @@ def test_known_names_the_nearest():
 def test_a_number_that_int64_cannot_hold_is_refused_and_not_wrapped():
     with pytest.raises(DataError, match=r"must be below 2\*\*63, got 9223372036854775813 in column 'x'"):
         as_columns("here", {"x": np.array([1, 2**63 + 5], np.uint64)})
+
+
+def test_a_frame_of_numbers_and_flags_is_refused_with_the_way_to_make_it_one_type():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.get_dummies(pandas.DataFrame({"age": [40.0, 50.0], "ward": ["a", "b"]}))  # ward_a, ward_b are bool
+    with pytest.raises(DataError, match=r"got object in column 'x'\. .*\.astype\(\"float32\"\)"):
+        as_columns("here", {"x": frame})
+    wards = [[40.0, 1.0, 0.0], [50.0, 0.0, 1.0]]
+    assert as_columns("here", {"x": frame.astype("float32")})["x"].tolist() == wards

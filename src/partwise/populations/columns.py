@@ -79,9 +79,10 @@ def _tensor(where: str, name: str, values: Any) -> Tensor:
     if array.ndim == 0:
         raise DataError(f"{where}: a column has one row per example, got a single number for {name!r}. Use a list.")
     if array.dtype.kind not in "biuf":
+        mixed = ' Numbers of several types side by side, as in a data frame, become one by .astype("float32").'
         raise DataError(
             f"{where}: columns must hold numbers, got {array.dtype} in column {name!r}. "
-            "Encode text as integers first, or leave the column out."
+            f"Encode text as integers first, or leave the column out.{mixed if array.dtype.kind == 'O' else ''}"
         )
     if np.ma.is_masked(array):  # a tensor would have what lies under the mask
         raise DataError(
