@@ -14,6 +14,7 @@ from partwise.populations.partitions import Dirichlet, LinearSizes, NaturalKey
 from partwise.populations.profiles import Constant
 from partwise.populations.reliability import Unreliable
 from partwise.populations.sources import from_arrays, from_dataset, from_hugging_face, from_partition
+from partwise.populations.tables import from_table
 
 KEYS = ["eve", "ann", "eve", "bob", "eve", "ann", "eve", "eve"]
 
@@ -252,3 +253,13 @@ def test_hugging_face_by_name_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"needs the package datasets.*pip install 'partwise\[datasets\]'"):
         from_hugging_face("some/name", "user")
+
+
+@pytest.mark.parametrize("made_by", [from_table, from_dataset])
+def test_a_data_frame_is_sent_to_from_arrays(made_by):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"id": ["a", "b"], "age": [40.0, 50.0], "y": [0, 1]})
+    with pytest.raises(DataError, match=rf"^{made_by.__name__}\(\): .*got a DataFrame\. .*from_arrays"):
+        made_by(frame, client="id")
+    made = from_arrays({"x": frame[["age"]], "y": frame["y"]}, client=frame["id"])
+    assert made.data(1).columns()["x"].tolist() == [[50.0]]

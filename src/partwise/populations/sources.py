@@ -109,6 +109,11 @@ def from_dataset(
         **options: see `Options`.
     """
     where = "from_dataset()"
+    if hasattr(dataset, "iloc"):  # goes by the names of its columns, and not by positions
+        raise DataError(
+            f"{where}: must be given a data set with integer positions, got a {type(dataset).__name__}. "
+            'Give columns of a data frame to from_arrays({"x": frame[["age"]], "y": frame["y"]}, client=frame["id"]).'
+        )
     items = [_fields(dataset[i], columns) for i in range(len(dataset))]
     if not items:
         raise DataError(f"{where}: needs at least one example, got an empty data set. Check its path and split.")

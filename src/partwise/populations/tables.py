@@ -44,6 +44,11 @@ def from_table(
     Raises:
         DataError: a file that is missing or not a table, an unknown column, a value that is missing or no number.
     """
+    if not isinstance(path, str | Path):
+        raise DataError(
+            f"from_table(): must be given the path of a file, got a {type(path).__name__}. "
+            'Give columns of a data frame to from_arrays({"x": frame[["age"]], "y": frame["y"]}, client=frame["id"]).'
+        )
     where = f"from_table({str(path)!r})"
     header, read, place, keys = open_table(where, Path(path))
     known(f"{where}: client", client, header)
