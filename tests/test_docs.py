@@ -42,6 +42,18 @@ def test_the_specification_on_the_page_is_one():
     assert other == WithLoss(MNIST(), MarginCrossEntropy(margin=0.03))
 
 
+def test_the_faults_on_the_page_are_those_of_its_specification():
+    from partwise.core.errors import SpecError
+    from partwise.experiment.spec import loads
+
+    page = (ROOT / "docs" / "how-to" / "spec-files.md").read_text()
+    faulty = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0]
+    faulty = faulty.replace('"FedSubAvg"', '"FedSubAvgg"').replace("cohort = 30", 'cohort = "30"')
+    with pytest.raises(SpecError) as refused:
+        loads(faulty)
+    assert f"```\n{refused.value}\n```" in page
+
+
 def test_the_clients_in_time_of_a_specification():
     from partwise.experiment.spec import loads
     from partwise.populations import Drawn, Markov, Unreliable
