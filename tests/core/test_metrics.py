@@ -198,3 +198,17 @@ def test_top_k_needs_a_k():
 def test_shapes_that_would_be_stretched_to_fit_are_refused(part, outputs, target):
     with pytest.raises(ValueError, match=re.escape(str(target))):
         part(torch.zeros(outputs), {"y": torch.zeros(target, dtype=torch.int64)})
+
+
+@pytest.mark.parametrize("targets", [[1, 2, 2], [-1, 1, 1], [0.0, 1.0, 5.0]])
+@pytest.mark.parametrize("metric", [AUC(), Accuracy()])
+def test_labels_other_than_0_and_1_are_refused_for_one_logit(metric, targets):
+    with pytest.raises(ValueError, match=r"must be 0 or 1, got -?\d to \d\. Number the classes 0 and 1\."):
+        metric.measure(torch.tensor([0.1, 0.2, 0.3]), {"y": torch.tensor(targets)})
+
+
+@pytest.mark.parametrize("metric", [AUC(), Accuracy()])
+def test_flags_and_shares_are_labels_of_one_logit(metric):
+    scores = torch.tensor([-1.0, 2.0])
+    for targets in (torch.tensor([False, True]), torch.tensor([0, 1]), torch.tensor([0.2, 0.9])):
+        assert metric.reduce(metric.measure(scores, {"y": targets})) == 1.0

@@ -80,6 +80,15 @@ def _by_example(hit: Tensor, outputs: Tensor, target: Tensor) -> Tensor:
     return (hit & count).flatten(1).double().sum(1) / count.flatten(1).sum(1).clamp(min=1)
 
 
+def _check_binary(where: str, target: Tensor) -> None:
+    """Refuses labels such as -1 and 1, from which a loss of one logit would learn something else without a word."""
+    if len(target) and not 0 <= float(target.min()) <= float(target.max()) <= 1:
+        raise ValueError(
+            f"{where}: targets of one logit must be 0 or 1, got {float(target.min()):g} to {float(target.max()):g}. "
+            "Number the classes 0 and 1."
+        )
+
+
 def _means(column: Tensor, sizes: Sequence[int]) -> list[float]:
     starts = np.cumsum([0, *sizes[:-1]])
     means: list[float] = (np.add.reduceat(column.double().cpu().numpy(), starts) / np.array(sizes)).tolist()
@@ -145,6 +154,8 @@ class Accuracy:
                 f"per example, (b,), got {tuple(outputs.shape)} for {tuple(target.shape)}. "
                 "For one logit let forward end with .squeeze(1)."
             )
+        if is_one:
+            _check_binary(f"Accuracy(target={self.target!r})", target)
         hit = (outputs > 0) == (target > 0.5) if is_one else outputs.argmax(1) == target
         return {"hit": _by_example(hit, outputs, target)}
 
@@ -206,6 +217,7 @@ class AUC:
                 f"AUC(target={self.target!r}): needs one logit and one target per example, (b,), got "
                 f"{tuple(outputs.shape)} and {tuple(target.shape)}. Let forward end with .squeeze(1), or take Accuracy."
             )
+        _check_binary(f"AUC(target={self.target!r})", target)
         return {"score": outputs, "is_positive": target > 0.5}
 
     def reduce(self, columns: Mapping[str, Tensor]) -> float:
