@@ -262,3 +262,24 @@ def test_holders_are_counted_of_the_model_alone(part, stream):
     with pytest.raises(CompositionError, match=r"divides by the clients that hold a coordinate of the model, got"):
         part.init(stream, census())
     Mean("expected").init(stream, census())  # divides by all clients, whatever they hold
+
+
+@pytest.mark.parametrize("part", [Mean("expected"), Mean("expected_holders"), Mean("ratio"), Mean("expected", 0.5)])
+def test_running_variances_are_means_of_those_who_sent_them(part):
+    """Of four clients of 200, 20, 20 and 20 examples the first and one more are asked: 220, where 130 are expected.
+
+    Variances of 1 went to 0.2 and 0.4: their mean is (200 0.2 + 20 0.4) / 220. Divided by 130 it were negative.
+    """
+    params = {"w": torch.ones(1), "var": torch.ones(1)}
+    sizes = (200.0, 20.0, 20.0, 20.0)
+    heat, weight = ({name: torch.tensor([x]) for name in params} for x in (4.0, sum(sizes)))
+    state = part.init(params, Census(4, lambda: Counts(heat, weight, sum(sizes)), still={"var"}))
+    shapes = {"w": (1,), "var": (1,)}
+    sent = [
+        Update(Whole(shapes), {"w": torch.tensor([change]), "var": torch.tensor([change])}, size)
+        for size, change in ((200.0, -0.8), (20.0, -0.6))
+    ]
+    change = part.reduce(sum_updates(sent, params), state, params)[0].values()
+    assert 1 + float(change["var"]) == pytest.approx((200 * 0.2 + 20 * 0.4) / 220)
+    divisor = 220 if part.by == "ratio" else 130  # all hold all: their share of the weight is 1
+    assert float(change["w"]) == pytest.approx((-160 - 12) / divisor)

@@ -50,10 +50,6 @@ class FedAvg(Algorithm):
         weights: p_i: `uniform` 1/K; `samples` n_i over the cohort's examples; `unbiased` (N/K) n_i / n, the only
             one whose expectation is the update under full participation.
 
-    The p_i of `unbiased` add up to more than 1 where clients with many examples are drawn. Running variances of a
-    BatchNorm, which are moved by the same sum, may then become negative, and what the model says NaN: keep them on the
-    clients (`LocalOnly`), use another weighting, or a norm that keeps none. `FedProx` and `MMPSGD` share this.
-
     Source: McMahan et al., "Communication-efficient learning of deep networks from decentralized data",
         AISTATS 2017, arXiv:1602.05629, algorithm 1.
     """

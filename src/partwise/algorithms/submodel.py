@@ -31,8 +31,7 @@ class FedSubAvg(Algorithm):
             cold rows skip rounds); `fedavg` K (absence counts as zero change).
         local: how a client trains.
         weighting: `uniform`; `size_fixed` weights by examples, exactly unbiased with `heat`; `size_ratio` the released
-            code's form, which divides by the cohort's examples (only with `heat`). With `size_fixed`, but for `count`
-            and `fedavg`, running variances of a BatchNorm may become negative, as with `unbiased` weights in `FedAvg`.
+            code's form, which divides by the cohort's examples (only with `heat`).
         cap: lower bound of `capped`, > 0.
 
     Source: Ding et al., "Federated submodel optimization for hot and cold data features", NeurIPS 2022,

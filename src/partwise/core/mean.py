@@ -40,6 +40,9 @@ class Mean:
             exact form);
             `ratio`: sum of w_i over the cohort, times the holders' share of all weight (the released FedSubAvg
             code; biased, because its denominator is random).
+
+            By the last three, running means and variances (`Census.still`) are divided by the sum of w_i over the
+            holders in the cohort all the same: a sum that is no mean could make a variance negative.
         at_least: lower bound of the divisor, in units of one mean weight; 0 for none. With
             `expected_holders` and 1 this is the `capped` estimator: a lone update of a cold coordinate is not
             blown up.
@@ -73,7 +76,7 @@ class Mean:
         counts = census.counts
         if self.by != "expected":
             check_holders(self, counts.weight, params)
-        return census.num_clients, counts.total_weight, dict(counts.weight)
+        return census.num_clients, counts.total_weight, dict(counts.weight), *sorted(census.still & params.keys())
 
     def reduce(
         self, got: Sum | Sequence[Update], state: Any, params: Params, replies: Sequence[ReplyInfo] = ()
@@ -92,10 +95,14 @@ class Mean:
     def _weights(self, got: Sum, state: Any) -> Values:
         """Name -> divisor, broadcastable to the value."""
         if self.by == "holders":
-            return got.weight if got.scale == 1 else {name: w / got.scale for name, w in got.weight.items()}
+            return _held(got)
         if self.by == "cohort":
             return dict.fromkeys(got.value, torch.tensor(got.total, dtype=torch.float64))
-        num_clients, total_weight, holders = state
+        num_clients, total_weight, holders, *still = state
+        by = self._expected(got, num_clients, total_weight, holders)
+        return by if not still else {**by, **{n: w for n, w in _held(got).items() if n in still}}
+
+    def _expected(self, got: Sum, num_clients: int, total_weight: float, holders: Values) -> Values:
         if self.by == "expected":
             expected = got.count / num_clients * total_weight
             return dict.fromkeys(got.value, torch.tensor(expected, dtype=torch.float64))
@@ -103,6 +110,11 @@ class Mean:
         population = got.index.gather({name: holders[name].expand(shape) for name, shape in shapes.items()})
         factor = got.total / total_weight if self.by == "ratio" else got.count / num_clients
         return {name: weight * factor for name, weight in population.items()}
+
+
+def _held(got: Sum) -> Values:
+    """The divisor of `holders`."""
+    return got.weight if got.scale == 1 else {name: w / got.scale for name, w in got.weight.items()}
 
 
 def check_holders(part: object, holders: Params, params: Params) -> None:
