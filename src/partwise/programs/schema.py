@@ -191,10 +191,11 @@ def _check_dispatch(scheduler: Scheduler, wanted: Dispatch, clients: Sequence[in
     """Nobody who is not there, for no less than nothing."""
     if isinstance(clients, range) and wanted.client not in clients:
         raise no_action(scheduler, f"must ask clients of the roster, 0 to {len(clients) - 1}", wanted.client)
-    for name, number in (("client", wanted.client), ("steps", wanted.steps), ("group", wanted.group)):
-        if not isinstance(number, int):  # a float would lose the client, a number of numpy end the run when it is saved
-            rule = f"must ask by whole numbers, as int() makes them, for {name}"
-            raise no_action(scheduler, rule, number)
+    if not type(wanted.client) is type(wanted.steps) is type(wanted.group) is int:
+        # A float would lose the client, a number of numpy end the run when it is saved.
+        for name, number in (("client", wanted.client), ("steps", wanted.steps), ("group", wanted.group)):
+            if not isinstance(number, int):
+                raise no_action(scheduler, f"must ask by whole numbers, as int() makes them, for {name}", number)
     if wanted.steps < 0:
         raise no_action(scheduler, "must ask for a number of steps from 0 on", wanted.steps)
 
