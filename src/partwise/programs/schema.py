@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -166,14 +166,14 @@ def check_total(part: object, total: Update, params: Mapping[str, Tensor]) -> No
         raise CompositionError(f"{part!r}: must give an update of the server's model, got: {error}") from error
 
 
-def check_action(scheduler: Scheduler, action: object, clients: Sequence[int], here: Container[int]) -> None:
+def check_action(scheduler: Scheduler, action: object, clients: Sequence[int], here: Mapping[int, object]) -> None:
     """Refuse what a scheduler cannot mean.
 
     Args:
         scheduler: whose action it is.
         action: what it wants.
         clients: all that there are.
-        here: numbers of the replies that came and were neither committed nor discarded.
+        here: by number, the replies that came and were neither committed nor discarded.
 
     Raises:
         CompositionError: it names the scheduler, and the rule.
@@ -206,13 +206,13 @@ def _check_after(scheduler: Scheduler, wanted: After) -> None:
         raise no_action(scheduler, "must wait for seconds from 0 on, with a whole number as tag", wanted)
 
 
-def _check_commit(scheduler: Scheduler, commit: Commit, here: Container[int]) -> None:
+def _check_commit(scheduler: Scheduler, commit: Commit, here: Mapping[int, object]) -> None:
     """Only what came, by scales that are some."""
     replies, scales = commit.replies, commit.scales
-    ids = [reply.id if isinstance(reply, ReplyInfo) else reply for reply in replies]
-    if not all(isinstance(reply, ReplyInfo) for reply in replies):
-        raise no_action(scheduler, "must commit replies as Arrived brings them", ids)
-    if not all(id in here for id in ids) or len(set(ids)) < len(ids):
+    if not {ReplyInfo} >= set(map(type, replies)):
+        raise no_action(scheduler, "must commit replies as Arrived brings them", list(replies))
+    ids = [reply.id for reply in replies]
+    if not here.keys() >= (once := set(ids)) or len(once) < len(ids):
         raise no_action(scheduler, "must commit each reply once, after it arrived", ids)
     if len(scales) not in (0, len(ids)):
         raise no_action(scheduler, "must give each reply of a commit a scale, or none", f"{len(scales)} for {len(ids)}")
