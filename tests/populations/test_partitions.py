@@ -117,6 +117,19 @@ def test_shards_of_fixed_size_leave_examples_over():
     assert len({i for p in parts for i in p.tolist()}) == 900
 
 
+def test_shards_of_fixed_size_are_of_all_labels():
+    columns = {"y": torch.arange(6000) % 10}  # 600 shards of ten, 60 of each label, of which 200 are dealt
+    times = np.zeros(10)
+    for seed in range(20):
+        parts = Shards(100, num_shards_per_partition=2, shard_size=10).split(columns, seed=seed)
+        assert sum(map(len, parts)) == len(set(np.concatenate(parts).tolist())) == 2000
+        counts = [np.bincount(columns["y"].numpy()[part], minlength=10) for part in parts]
+        assert all(set(count.tolist()) <= {0, 10, 20} for count in counts)
+        times += np.sum(counts, 0) / 20
+    # 20 shards of a label on average; over 20 draws with a standard deviation of sqrt(20 * .9 * 400 / 599 / 20) = 0.78
+    assert np.abs(times / 10 - 20).max() < 4 * 0.78
+
+
 def test_natural_key_orders_clients_by_key():
     parts = NaturalKey("user").split({"user": torch.tensor([7, 3, 7, -1, 3, 7])}, seed=0)
     assert [p.tolist() for p in parts] == [[3], [1, 4], [0, 2, 5]]

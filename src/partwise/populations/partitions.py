@@ -121,7 +121,8 @@ class Shards:
         num_partitions: N, clients.
         partition_by: the column with the labels.
         num_shards_per_partition: shards each client receives.
-        shard_size: examples per shard; what is left over belongs to nobody. 0: all examples, as evenly as possible.
+        shard_size: examples per shard; shards that are left over, at random, belong to nobody. 0: all examples, as
+            evenly as possible.
 
     Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS
     2017, arXiv 1602.05629, section 3 (two shards of 300 for each of 100 clients).
@@ -149,8 +150,10 @@ class Shards:
         mixed = rng.permutation(n)
         labels = labels_of(self, columns, self.partition_by)
         order = mixed[np.argsort(labels[mixed], kind="stable")]
-        shards = np.array_split(order[: num_shards * self.shard_size or n], num_shards)
-        hands = rng.permutation(num_shards).reshape(self.num_partitions, self.num_shards_per_partition)
+        # Of all shards, or whole labels would be left over: those that come last.
+        cuts = n // self.shard_size if self.shard_size else num_shards
+        shards = np.array_split(order[: cuts * self.shard_size or n], cuts)
+        hands = rng.permutation(cuts)[:num_shards].reshape(self.num_partitions, self.num_shards_per_partition)
         return [np.sort(np.concatenate([shards[s] for s in hand])) for hand in hands]
 
 
