@@ -143,6 +143,18 @@ def test_cache_notices_other_sources(library, own_cache):
     assert len(list(own_cache.iterdir())) == 2
 
 
+def test_cache_tells_apart_sources_of_one_length(library, tmp_path_factory):
+    assert "a" in source(library).vocabulary()
+    (library / "alpha.py").write_text(ALPHA.replace("a", "q"))  # each file is as long as it was
+    assert "q" in source(library).vocabulary()
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for name, body in (("one", ALPHA), ("two", ALPHA.replace("a", "z"))):
+        (elsewhere / name).mkdir()
+        (elsewhere / name / "alpha.py").write_text(body)
+    assert "a" in source(elsewhere / "one").vocabulary()
+    assert "z" in source(elsewhere / "two").vocabulary()
+
+
 @pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: b"PK" + raw[9:]])
 def test_damaged_cache_is_rebuilt(library, own_cache, damage):
     first = source(library).build(0).population.columns["history"]

@@ -33,6 +33,7 @@ from partwise.populations.availability import Always, Availability
 from partwise.populations.profiles import Constant, Profiles
 from partwise.populations.reliability import Reliability, Steady
 from partwise.workloads.cache import cache_dir, whole_file
+from partwise.workloads.download import digest_of
 from partwise.workloads.models import AttentionRecommender
 
 __all__ = ["StdlibCode"]
@@ -244,7 +245,7 @@ def _sources(root: Path) -> Iterator[str]:
 
 
 def _digest(root: Path, files: list[str]) -> str:
-    facts = [str(_FORMAT), sys.version, *(f"{f}|{(root / f).stat().st_size}" for f in files)]
+    facts = [str(_FORMAT), sys.version, *(f"{f}|{digest_of(root / f)}" for f in files)]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
