@@ -81,6 +81,19 @@ def test_parquet_with_missing_values(tmp_path):
         from_table(path, "user", target="y", columns={})
 
 
+def test_numbers_of_a_frames_rows_are_no_feature(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"user": ["a", "b", "a"], "x": [1.5, 2.0, 3.0], "y": [0, 1, 1]})
+    frame = frame[frame.x > 1.8]  # keeps rows 1 and 2, and these numbers with them
+    frame.to_parquet(tmp_path / "log.parquet")
+    population = from_table(tmp_path / "log.parquet", "user", target="y")
+    assert population.columns["x"].tolist() == [[3.0], [2.0]]  # those of a, then of b
+    frame.to_csv(tmp_path / "log.csv")
+    with pytest.raises(DataError, match=r"must have a name, got none for column 1\. Name it, .*index=False"):
+        from_table(tmp_path / "log.csv", "user", target="y")
+    assert from_table(tmp_path / "log.csv", "user", ["x"], "y").columns["x"].tolist() == [[3.0], [2.0]]
+
+
 def test_parquet_that_is_none(tmp_path):
     pytest.importorskip("pyarrow")
     path = tmp_path / "log.parquet"

@@ -22,6 +22,7 @@ __all__ = ["Columns", "Table", "is_number", "open_table"]
 Columns = dict[str, Any]
 
 _WHOLE = re.compile(r"[+-]?\d{1,19}")
+_INDEX = re.compile(r"__index_level_\d+__")  # what a data frame's rows were called, where nobody gave it a name
 
 
 class Table(NamedTuple):
@@ -176,6 +177,6 @@ def _read_parquet(where: str, path: Path) -> Table:
         return {name: column.to_numpy() for name, column in columns.items()}
 
     with refused():
-        header = list(parquet.read_schema(path).names)
+        header = [name for name in parquet.read_schema(path).names if not _INDEX.fullmatch(name)]
     _each_once(where, header)
     return Table(header, read, lambda row: f"row {row + 1}", lambda name: taken([name])[name].to_numpy())

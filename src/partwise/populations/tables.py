@@ -56,7 +56,7 @@ def from_table(
     if isinstance(columns, Mapping):
         wanted = dict(columns)
     else:
-        wanted = {"x": list(columns) or [name for name in header if name not in (client, target)]}
+        wanted = {"x": list(columns) or _others(where, header, (client, target))}
     if target and "y" in wanted:
         raise DataError(
             f"{where}: y must be one thing, got columns['y'] = {wanted['y']!r} and target={target!r}. Give one of them."
@@ -71,6 +71,17 @@ def from_table(
     if not isinstance(columns, Mapping):
         taken["x"] = taken["x"].astype(np.float32)
     return from_arrays(taken, keys(client), **options)
+
+
+def _others(where: str, header: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """The columns that are features where none are named."""
+    nameless = next((at for at, name in enumerate(header, 1) if not name.strip()), None)
+    if nameless is not None:  # mostly the numbers of a data frame's rows, which say nothing of the world
+        raise DataError(
+            f"{where}: a column of features must have a name, got none for column {nameless}. Name it, save a data "
+            "frame with to_csv(index=False), or choose columns=[...]."
+        )
+    return [name for name in header if name not in taken]
 
 
 def _stack(where: str, table: Columns, names: str | Sequence[str], place: Callable[[int], str]) -> Any:
