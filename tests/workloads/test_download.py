@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 import pytest
 
@@ -72,6 +73,31 @@ def test_over_http(host, tmp_path):
 
 def test_next_host_is_tried(host, tmp_path):
     assert remote(f"{host}/none.bin", f"{host}/source.bin").fetch(tmp_path / "cache").read_bytes() == BODY
+
+
+CUT = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nseven lop"
+NO_HTTP = b"220 mail.example ESMTP\r\n\r\n"
+
+
+@pytest.mark.parametrize("answer", [CUT, NO_HTTP])
+def test_answer_that_is_broken_off_or_no_http(answer, host, tmp_path):
+    class Broken(StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(answer)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Broken) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}/source.bin"
+            assert remote(url, f"{host}/source.bin").fetch(tmp_path / "cache").read_bytes() == BODY
+            with pytest.raises(DataError, match=r"must be delivered by one of its hosts, got http://127.*yourself"):
+                remote(url).fetch(tmp_path / "other")
+            assert list((tmp_path / "other").rglob("*.bin*")) == []
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_wrong_digest_is_refused_and_nothing_kept(source, tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import sys
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from partwise.core.errors import DataError
@@ -52,8 +53,8 @@ class Remote:
             try:
                 self._fetch_one(url, path)
                 return path
-            except OSError as error:  # includes urllib's errors and timeouts
-                refusals.append(f"{url}: {error}")
+            except (OSError, HTTPException) as error:  # includes urllib's errors, timeouts, and an answer that is cut
+                refusals.append(f"{url}: {str(error).strip() or type(error).__name__}")
         raise DataError(
             f"Remote({self.name!r}): must be delivered by one of its hosts, got {'; '.join(refusals)}. "
             "Download it yourself and name its folder."
