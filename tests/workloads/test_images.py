@@ -134,8 +134,27 @@ def test_npz_with_pickles_is_refused(tmp_path):
 
 def test_labels_out_of_range(tmp_path):
     np.savez(tmp_path / "mnist.npz", x_train=TRAIN, y_train=TRAIN_Y + 5, x_test=TEST, y_test=TEST_Y)
-    with pytest.raises(DataError, match=r"MNIST\(\): needs byte images with a label in 0\.\.9 each"):
+    with pytest.raises(DataError, match=r"MNIST\(\): needs byte images \(1, 28, 28\) with a label in 0\.\.9 each"):
         MNIST(str(tmp_path)).build(0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"y_train": TRAIN_Y.astype(int) - 5},
+        {"y_train": TRAIN_Y + 0.5},
+        {"y_train": TRAIN_Y.astype(str)},
+        {"y_test": np.eye(10, dtype=np.uint8)[TEST_Y]},  # one-hot
+        {"y_test": TEST_Y[:, None]},
+        {"x_test": TEST[:, :14, :14]},
+        {"x_train": TRAIN[..., None]},
+    ],
+)
+def test_npz_of_other_images_or_labels(tmp_path, other):
+    right = {"x_train": TRAIN, "y_train": TRAIN_Y, "x_test": TEST, "y_test": TEST_Y}
+    np.savez(tmp_path / "mnist.npz", **right | other)
+    with pytest.raises(DataError, match=r"needs byte images \(1, 28, 28\) with a label in 0\.\.9 each, got \("):
+        MNIST(str(tmp_path), partition=IID(9)).build(0)
 
 
 @pytest.mark.parametrize("raw", [idx(TRAIN)[:-1], idx(TRAIN)[:6], b"\x00\x00\x0d" + idx(TRAIN)[3:], b"\x00"])
@@ -226,6 +245,10 @@ def test_cifar_damaged(tmp_path):
         (tmp_path / name).write_bytes(raw[:-1])
     with pytest.raises(DataError, match="must hold records of 3,073 bytes"):
         CIFAR10(str(tmp_path)).build(0)
+    for name, raw in CIFAR.items():
+        (tmp_path / name).write_bytes(b"" if name == "data_batch_3.bin" else raw)
+    with pytest.raises(DataError, match="must hold records of 3,073 bytes"):
+        CIFAR10(str(tmp_path), partition=IID(2)).build(0)
 
 
 @pytest.mark.shared_data

@@ -227,6 +227,7 @@ def _check_size(part: object, size: str) -> None:
 
 
 def _workload(images: _Images, kind: _Kind, source: MNIST | FashionMNIST | CIFAR10, seed: int) -> Workload:
+    _check(source, images, kind)
     population = from_partition(
         {"x": _normalized(images.train, kind), "y": _labels(images.train_labels)},
         source.partition,
@@ -275,7 +276,7 @@ def _idx_or_npz(part: object, folder: Path | str | None, name: str, files: tuple
             f"{type(part).__name__}(folder={str(folder or '')!r}): needs {name}.npz or the four original IDX "
             "files there, got neither. Name the folder that holds them, or set download=True."
         )
-    return _checked(part, found)
+    return found
 
 
 def _cached_idx(name: str) -> _Images | None:
@@ -331,7 +332,7 @@ def _cifar(part: CIFAR10, folder: Path | str | None, download: bool) -> _Images:
     names = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
     for inner in (place, place / "cifar-10-batches-bin"):
         if all((inner / name).is_file() for name in names):
-            return _checked(part, _records([(inner / name).read_bytes() for name in names], inner))
+            return _records([(inner / name).read_bytes() for name in names], inner)
     archive = place / _CIFAR_FILE.name
     if download:
         archive = _CIFAR_FILE.fetch(Path(folder) if folder else None)
@@ -348,24 +349,25 @@ def _cifar(part: CIFAR10, folder: Path | str | None, download: bool) -> _Images:
         raise DataError(
             f"{archive}: must hold the binary version of CIFAR-10, got ({error}). Fetch it again."
         ) from error
-    return _checked(part, _records(raw, archive))
+    return _records(raw, archive)
 
 
 def _records(files: list[bytes], where: Path) -> _Images:
     """Records of one label byte and 3 x 32 x 32 pixels."""
-    if any(len(raw) % 3073 for raw in files) or len(files) != 6:
+    if any(len(raw) % 3073 or not raw for raw in files) or len(files) != 6:
         raise DataError(f"{where}: must hold records of 3,073 bytes, got files of other lengths. Fetch it again.")
     rows = [np.frombuffer(raw, np.uint8).reshape(-1, 3073) for raw in (b"".join(files[:-1]), files[-1])]
     (train, test) = (r[:, 1:].reshape(-1, 3, 32, 32).copy() for r in rows)
     return _Images(train, rows[0][:, 0], test, rows[1][:, 0])
 
 
-def _checked(part: Any, images: _Images) -> _Images:
+def _check(part: Any, images: _Images, kind: _Kind) -> None:
+    """Refuse files of something else: images of another size, labels that are none."""
+    shape = (kind.channels, kind.side, kind.side)
     for pixels, labels in ((images.train, images.train_labels), (images.test, images.test_labels)):
-        fits = pixels.ndim == 4 and pixels.dtype == np.uint8 and len(pixels) == len(labels) > 0
-        if not fits or int(labels.max()) >= _CLASSES:
+        fits = pixels.shape[1:] == shape and pixels.dtype == np.uint8 and labels.shape == pixels.shape[:1] != (0,)
+        if not fits or labels.dtype.kind not in "iu" or not 0 <= int(labels.min()) <= int(labels.max()) < _CLASSES:
             raise DataError(
-                f"{type(part).__name__}(): needs byte images with a label in 0..9 each, got {pixels.shape} "
-                f"{pixels.dtype} and {labels.shape}. Fetch the files again."
+                f"{type(part).__name__}(): needs byte images {shape} with a label in 0..9 each, got {pixels.shape} "
+                f"{pixels.dtype} and {labels.shape} {labels.dtype}. Fetch the files again."
             )
-    return images
