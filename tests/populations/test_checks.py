@@ -65,6 +65,25 @@ def test_ids_that_are_no_whole_numbers():
         check_fits(population([0.0, 1.0]), MODEL, PARAMS)
 
 
+@pytest.mark.parametrize("wrap", [lambda p: p, Plain])
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.bool, torch.float64])
+def test_ids_of_a_type_that_torch_does_not_look_up(wrap, dtype):
+    ids = torch.tensor([0, 1]).to(dtype)
+    of = ArrayPopulation({"item": ids}, torch.tensor([0, 2]), names=["ann"])
+    with pytest.raises(DataError, match=rf"got {dtype} in column 'item' of client 0 \(ann\)\. Give them as int64\."):
+        check_fits(wrap(of), MODEL, PARAMS)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_ids_of_short_types(dtype):
+    def of(last):
+        return ArrayPopulation({"item": torch.tensor([0, last]).to(dtype)}, torch.tensor([0, 2]))
+
+    check_fits(of(5), MODEL, PARAMS)
+    with pytest.raises(DataError, match=r"got 6 in column 'item' of client 0 \(0\)\. Number the ids from 0"):
+        check_fits(of(6), MODEL, PARAMS)
+
+
 def test_missing_column_names_the_nearest():
     model = Model(lambda: nn.Embedding(6, 2), BinaryCrossEntropy(), ("items",))
     with pytest.raises(DataError, match=r"the clients: must name a column, got 'items'\. Did you mean 'item'\?"):

@@ -68,9 +68,14 @@ def _by_client(population: Population) -> Iterator[_Part]:
 
 
 def _is_outside(ids: Tensor, limit: int) -> bool:
-    if ids.is_floating_point() or ids.dtype == torch.bool:
+    if not _is_of_ids(ids.dtype):
         return True
     return bool(ids.numel()) and (int(ids.min()) < 0 or int(ids.max()) >= limit)
+
+
+def _is_of_ids(dtype: torch.dtype) -> bool:
+    """Whether numbers of a type can be rows: not those that torch cannot even compare, uint16 to uint64."""
+    return dtype == torch.uint8 or (dtype.is_signed and not dtype.is_floating_point)
 
 
 def _complain(population: Population, part: _Part, name: str, table: tuple[str, int]) -> None:
@@ -78,11 +83,11 @@ def _complain(population: Population, part: _Part, name: str, table: tuple[str, 
     if part.whose.startswith("the clients"):
         part = next(p for p in _by_client(population) if name in p.columns and _is_outside(p.columns[name], table[1]))
     ids = part.columns[name]
-    got = str(ids.dtype)
-    if not ids.is_floating_point() and ids.dtype != torch.bool:
+    got, remedy = str(ids.dtype), "Give them as int64."
+    if _is_of_ids(ids.dtype):
         wrong = ids[(ids < 0) | (ids >= table[1])]
-        got = str(int(wrong[0]))
+        got, remedy = str(int(wrong[0])), "Number the ids from 0, or give the table more rows."
     raise DataError(
         f"Model(tables={{{table[0]!r}: ({name!r}, ...)}}): ids must be whole numbers in 0..{table[1] - 1}, got "
-        f"{got} in column {name!r} of {part.whose}. Number the ids from 0, or give the table more rows."
+        f"{got} in column {name!r} of {part.whose}. {remedy}"
     )
