@@ -263,3 +263,23 @@ def test_a_data_frame_is_sent_to_from_arrays(made_by):
         made_by(frame, client="id")
     made = from_arrays({"x": frame[["age"]], "y": frame["y"]}, client=frame["id"])
     assert made.data(1).columns()["x"].tolist() == [[50.0]]
+
+
+@pytest.mark.parametrize("make", [list, np.array, lambda keys: np.array(keys, object)])
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        (["zoë".encode(), b"bob", "zoë".encode()], ["bob", "zoë"]),
+        ([b"\xff\x01", b"\x0a\x62", b"\xff\x01"], ["0a62", "ff01"]),  # hashes, which are no text
+    ],
+)
+def test_keys_of_bytes_are_named_after_what_they_are(make, keys, names):
+    population = from_arrays({"x": [1.0, 2.0, 3.0]}, make(keys))
+    assert [population.name(c) for c in population.clients] == names
+    assert population.columns["x"].tolist() == [2.0, 1.0, 3.0]
+
+
+def test_bytes_are_not_the_text_that_they_spell():
+    keys = np.array(["a", b"a", "a"], object)
+    population = from_arrays({"x": [1.0, 2.0, 3.0]}, keys)
+    assert population.sizes().tolist() == [2, 1]

@@ -221,9 +221,20 @@ def _groups(where: str, client: Any, n: int) -> tuple[list[str], list[Positions]
             f"{where}: keys of clients must differ when they are written, got several that are {one!r}. "
             "Give all of them as text, or all as numbers."
         )
-    values, owner = np.unique(keys.astype(str) if keys.dtype.kind == "O" else keys, return_inverse=True)
+    values, owner = np.unique(_as_text(keys) if keys.dtype.kind in "OS" else keys, return_inverse=True)
     order = np.argsort(owner, kind="stable")
     return [str(v) for v in values], np.split(order, np.cumsum(np.bincount(owner))[:-1])
+
+
+def _as_text(keys: NDArray[Any]) -> NDArray[np.str_]:
+    """Keys as text, (n,): bytes as what they spell in UTF-8, and in hexadecimal where some spell nothing."""
+    found = keys.tolist()
+    if all(isinstance(key, bytes) for key in found):
+        try:
+            found = [key.decode() for key in found]
+        except UnicodeDecodeError:
+            found = [key.hex() for key in found]
+    return np.array([str(key) for key in found])
 
 
 def _rounded(client: Any, keys: NDArray[Any]) -> int | None:
