@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -186,9 +187,10 @@ def check_update(update: Update, params: Params) -> None:
     """Refuse an update that does not fit `params`.
 
     Raises:
-        ProtocolError: unknown parameter, wrong shape of parameter, index or value, a held parameter without a weight
-            where others have one each, or a weight below zero or beyond what float32 holds.
+        ProtocolError: no update, unknown parameter, wrong shape of parameter, index or value, a held parameter without
+            a weight where others have one each, or a weight below zero or beyond what float32 holds.
     """
+    _check_made(update)
     for name, shape in update.index.shapes.items():
         if name not in params:
             raise ProtocolError(
@@ -224,6 +226,28 @@ def check_update(update: Update, params: Params) -> None:
         )
     if lowest < 0:
         raise ProtocolError(f"Update(): the weight must be at least 0, got {lowest}. Send a number of examples.")
+
+
+def _check_made(update: object) -> None:
+    """Refuse what is no update, or one of other things than an index, tensors by name and numbers."""
+    if not isinstance(update, Update):
+        raise _other("Update()", "an Update(index, value, weight)", update)
+    if not isinstance(getattr(update.index, "shapes", None), Mapping):
+        raise _other("Update(index=...)", "an index, such as site.whole()", update.index)
+    if not isinstance(update.value, Mapping):
+        raise _other("Update(value=...)", "a dict of tensors by name", update.value)
+    weights = update.weight.values() if isinstance(update.weight, Mapping) else ()
+    if not isinstance(update.weight, Real | Tensor | Mapping) or not all(isinstance(w, Tensor) for w in weights):
+        raise _other("Update(weight=...)", "a number, or a dict of tensors by name", update.weight)
+    if getattr(update.value, "shapes", None) is None:  # a look at one of values packed as one unpacks all
+        for name, value in update.value.items():
+            if not isinstance(value, Tensor) and not hasattr(value, "unpack"):
+                raise _other(f"Update({name!r})", "a tensor as value", value)
+
+
+def _other(what: str, kind: str, got: object) -> ProtocolError:
+    name = "None" if got is None else f"a {type(got).__name__}"
+    return ProtocolError(f"{what}: must be {kind}, got {name}. Give one.")
 
 
 def _lowest(weight: Weight) -> float:
