@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from xml.etree import ElementTree
 
 import pytest
 
 from partwise.experiment.store import RunStore
 from partwise.experiment.words import number
 from toy_cli import TINY, call
+from toy_runs import write_run
 from toy_scores import experiment
 
 
@@ -128,6 +130,29 @@ def test_show_names_those_who_had_trouble(here):
     )
     out, _ = call("show", "bad")
     assert re.search(r"clients lost or refused: \d+\n  \w+.* refused at version 0: stream 'model' must be finite", out)
+
+
+def test_names_of_clients_are_shown_in_one_line_without_control_characters(tmp_path):
+    names = ["\x1b]0;title\x07ann", "bob\nmay", "\u202ecid", "x" * 300]
+    write_run(
+        tmp_path / "named",
+        [(1, 9.0, 1, 1, 0.5)],
+        spread={"mean": [0.1]},
+        clients=[(client, client / 10, 1) for client in range(3)],
+        spans=[(client, 1.0, 2.0, 5.0, 9.0) for client in range(4)],
+        troubles=[("lost", 3, 1, "train", "gone")],
+        population={"clients": 4, "names": names},
+    )
+    shown = ["�]0;title�ann", "bob may", "�cid", "x" * 199 + "…"]
+    out, _ = call("show", tmp_path / "named")
+    assert f"\nserved worst: {shown[0]} 0.000, {shown[1]} 0.100, {shown[2]} 0.200\n" in out
+    assert f"\n  {shown[3]} lost at version 1: gone\n" in out
+    rows = call("timeline", tmp_path / "named", "--text")[0].splitlines()
+    assert [row[:16].strip() for row in rows[1:5]] == [*shown[:3], "x" * 15 + "…"]
+    call("timeline", tmp_path / "named", "--out", tmp_path / "timeline.svg")
+    written = ElementTree.parse(tmp_path / "timeline.svg").iter("{http://www.w3.org/2000/svg}text")
+    assert {*shown[:3]} <= {text.text for text in written}
+    assert "\x1b" not in call("status", tmp_path / "named")[0]
 
 
 def test_compare(two_runs):

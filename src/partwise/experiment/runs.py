@@ -14,7 +14,7 @@ from partwise.core.errors import DataError
 from partwise.experiment.accounts import EPSILON
 from partwise.experiment.spans import Committed, Span, read_commits, read_spans
 from partwise.experiment.store import RunStore
-from partwise.experiment.words import amount, number, split_scope
+from partwise.experiment.words import amount, number, one_line, split_scope
 
 __all__ = [
     "ClientValue",
@@ -309,9 +309,14 @@ def read_population(path: Path) -> Mapping[str, Any] | None:
 
 
 def names_of(about: Mapping[str, Any]) -> dict[int, str]:
-    """Client -> what a person would call it; empty where nobody gave names. about: as `read_population` reads it."""
+    """Client -> what a person would call it, as it may be shown; empty where nobody gave names.
+
+    Args:
+        about: as `read_population` reads it.
+    """
     names, numbers = about.get("names") or (), about.get("numbers")
-    return dict(zip(range(len(names)) if numbers is None else numbers, map(str, names), strict=False))
+    places = range(len(names)) if numbers is None else numbers
+    return {client: shown for client, name in zip(places, names, strict=False) if (shown := one_line(str(name)))}
 
 
 def _short(run: Run) -> str:

@@ -14,6 +14,7 @@ __all__ = [
     "finite",
     "moment_text",
     "number",
+    "one_line",
     "percent",
     "printable",
     "ratio_of_bytes",
@@ -246,6 +247,16 @@ def printable(text: str, limit: int = 500) -> str:
     """
     shown = text if len(text) <= limit else f"{text[: limit - 1]}…"
     return "".join("�" if unicodedata.category(c)[0] == "C" and c not in "\n\t" else c for c in shown)
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    r"""A name that somebody else gave, as it may be shown: printable, in one line, and not too long.
+
+    Example:
+        >>> one_line("ann\n\x1b[2Jbob "), one_line("abcdef", 4)
+        ('ann �[2Jbob', 'abc…')
+    """
+    return printable(" ".join(text.split()), limit)
 
 
 def finite(value: Any) -> Any:

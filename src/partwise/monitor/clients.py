@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from partwise.experiment.runs import read_population
-from partwise.experiment.words import printable
+from partwise.experiment.words import one_line
 
 __all__ = ["ORDERS", "ClientLine", "Names", "Order", "Tallies"]
 
@@ -143,7 +143,7 @@ class Names:
 
     def of(self, client: int) -> str:
         """A client's name; its number where it has none."""
-        return printable(self._names.get(client) or f"client {client}", 200)
+        return one_line(self._names.get(client, "")) or f"client {client}"
 
     def like(self, text: str) -> list[int]:
         """The clients with this number, or with this in their names, in small letters or large ones."""
