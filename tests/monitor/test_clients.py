@@ -111,6 +111,18 @@ def test_order_and_length(names):
     assert [line.client for line in tallies.lines(names, "uplink", limit=2)] == [2, 0]
 
 
+def test_who_answered_last_where_no_time_passes(tmp_path):
+    """As in a simulation whose clients have no pace: client c answers in version c alone."""
+    rows = [row._replace(client=at, version=at, arrived=0.0) for at, row in enumerate(replies(30, [0]))]
+    with RunStore(tmp_path) as store:
+        store.append_replies(rows)
+        tallies = Tallies()
+        tallies.add_replies(store.replies_between(0, len(rows)))
+    tallies.add_trouble("lost", [30])
+    assert [line.client for line in tallies.lines(Names(tmp_path))] == list(range(29, 9, -1))
+    assert [line.client for line in tallies.lines(Names(tmp_path), limit=40)][-2:] == [0, 30]
+
+
 def test_find_by_number_and_by_name(names):
     tallies = Tallies()
     tallies.add_trouble("lost", [0, 1, 3])

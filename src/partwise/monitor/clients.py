@@ -111,14 +111,16 @@ class Tallies:
 
         Args:
             names: of the clients.
-            order: by what; the time of the last reply by default.
+            order: by what; by default the time of the last reply, and its version where no time passed between.
             find: only those with this number, or with this in their names.
             limit: how many at most.
         """
         among = np.arange(len(self)) if not find else np.flatnonzero(np.isin(self._numbers, names.like(find)))
         if order != "number":
-            column = self._rows[{"recent": "seconds"}.get(order, order)][among].astype(np.float64)
-            among = among[np.argsort(-np.nan_to_num(column, nan=-np.inf), kind="stable")]
+            first, then = ("seconds", "version") if order == "recent" else (order, order)
+            rows = self._rows[among]
+            most = -np.nan_to_num(rows[first].astype(np.float64), nan=-np.inf)
+            among = among[np.lexsort((-rows[then], most))]  # stable, by the last of these first
         return [self._line(int(at), names) for at in among[:limit]]
 
     def _line(self, at: int, names: Names) -> ClientLine:
