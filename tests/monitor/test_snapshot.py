@@ -40,6 +40,14 @@ def test_another_metric_order_and_search(tmp_path):
     assert snapshot(follower, metric="no/such")["metric"]["key"] == "auc/pooled"
 
 
+def test_how_many_clients_are_found_of_which_only_the_first_are_listed(tmp_path):
+    names = [f"{'ann' if client % 2 else 'bob'}-{client}" for client in range(90)]
+    made = write_run(tmp_path / "a", [], replies=range(90), population={"names": names})
+    found = {find: snapshot(Follower(made), order="number", find=find) for find in ("", "ann", "ann-8", "7", "eve")}
+    assert {find: one["num_found"] for find, one in found.items()} == {"": 90, "ann": 45, "ann-8": 5, "7": 18, "eve": 0}
+    assert [client["client"] for client in found["ann"]["clients"]] == list(range(1, 41, 2))
+
+
 def test_a_run_that_has_just_begun(tmp_path):
     found = snapshot(Follower(write_run(tmp_path / "a", [])))
     assert (found["curves"], found["clients"], found["incidents"], found["metrics"]) == ({}, [], [], [])

@@ -115,13 +115,21 @@ class Tallies:
             find: only those with this number, or with this in their names.
             limit: how many at most.
         """
-        among = np.arange(len(self)) if not find else np.flatnonzero(np.isin(self._numbers, names.like(find)))
+        among = self._among(names, find)
         if order != "number":
             first, then = ("seconds", "version") if order == "recent" else (order, order)
             rows = self._rows[among]
             most = -np.nan_to_num(rows[first].astype(np.float64), nan=-np.inf)
             among = among[np.lexsort((-rows[then], most))]  # stable, by the last of these first
         return [self._line(int(at), names) for at in among[:limit]]
+
+    def count(self, names: Names, find: str = "") -> int:
+        """How many clients there are, or are found."""
+        return len(self._among(names, find))
+
+    def _among(self, names: Names, find: str) -> Any:
+        """Where they are, ascending by number."""
+        return np.flatnonzero(np.isin(self._numbers, names.like(find))) if find else np.arange(len(self))
 
     def _line(self, at: int, names: Names) -> ClientLine:
         replies, lost, refused, up, down, stale, version, staleness, seconds, loss = self._rows[at].item()

@@ -30,8 +30,8 @@ def snapshot(follower: Follower, *, metric: str = "", order: Order = "recent", f
     Returns:
         `run`, the fields of `Standing` with `now` beside `written_at`; `curves`, each with `of` how many points it
         was drawn from, and `versions`, `seconds`, `uplink`, `downlink` and `values` of those that are left; `metrics`,
-        what may be asked for; `clients`; `nodes` of a network; `incidents`, the last ones first. What is not finite is
-        None.
+        what may be asked for; `clients`, the first of the `num_found` that are meant; `nodes` of a network;
+        `incidents`, the last ones first. What is not finite is None.
     """
     keys = {f"{name}/{scope}": (name, scope) for name, scope in follower.series if (name, scope) not in _KEPT}
     main = "/".join(follower.main)
@@ -51,6 +51,7 @@ def snapshot(follower: Follower, *, metric: str = "", order: Order = "recent", f
             "metrics": [{"key": key, "title": f"{title_of(name)}, {scope}"} for key, (name, scope) in keys.items()],
             "curves": {what: _curve(follower.series[key]) for what, key in curves.items() if key in follower.series},
             "clients": [line._asdict() for line in follower.clients.lines(follower.names, order, find)],
+            "num_found": follower.clients.count(follower.names, find),
             "nodes": [node._asdict() for node in follower.nodes.values()],
             "incidents": [incident._asdict() for incident in reversed(follower.incidents)],
         }

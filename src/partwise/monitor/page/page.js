@@ -349,7 +349,8 @@ function showClients(seen) {
   }));
   const run = seen.run, kept = seen.clients.length;
   const silent = run.clients > run.answered ? `; ${count(run.clients - run.answered)} of ${count(run.clients)} were not heard of yet` : "";
-  const which = state.find ? `${kept ? `${count(kept)} found` : "Nobody of that number or name was heard of"}` : `${count(kept)} of ${count(run.answered)} that were heard of${silent}`;
+  const first = kept < seen.num_found ? `The first ${count(kept)} of ` : "";
+  const which = state.find ? (kept ? `${first}${count(seen.num_found)} found` : "Nobody of that number or name was heard of") : `${count(kept)} of ${count(run.answered)} that were heard of${silent}`;
   $("shown").textContent = `${which}. “Last reply” is on the run’s clock; staleness counts versions made while the client worked.`;
 }
 
