@@ -174,8 +174,23 @@ def test_runs_with_different_metrics(tmp_path, slow):
         compare([slow, other])
     with pytest.raises(DataError, match=r"all must have recorded auc, got accuracy \(pooled\) from 'b'.*Name a score"):
         compare([slow, other], metric="auc")
-    with pytest.raises(DataError, match=r"target=nan.*must be a number, got nan"):
-        compare([slow], target=math.nan)
+    for target in (math.nan, math.inf, -math.inf):
+        with pytest.raises(DataError, match=rf"target={target}.*must be a finite number, got {target}"):
+            compare([slow], target=target)
+
+
+def test_a_score_that_grew_without_bound_is_no_goal(tmp_path):
+    """The first run's loss was 2.5, and then infinite: a rival that is infinite from the beginning reached nothing."""
+    loss = {"metric": "loss", "meta": {"higher_is_better": False}}
+    first = write_run(tmp_path / "a", [(1, 1.0, 1, 1, 4.0), (2, 2.0, 2, 2, 2.5), (3, 3.0, 3, 3, math.inf)], **loss)
+    rival = write_run(tmp_path / "b", [(1, 1.0, 1, 1, math.inf), (2, 2.0, 2, 2, math.inf)], **loss)
+    better = write_run(tmp_path / "c", [(1, 1.0, 1, 1, 3.0), (2, 2.0, 2, 2, 2.0)], **loss)
+    runs = read_runs([first, rival, better])
+    rows = compare(runs)
+    assert [(row.target, row.target_version) for row in rows] == [(2.5, 2), (2.5, None), (2.5, 2)]
+    assert rows[0].final == math.inf
+    assert compare([rival])[0].target is None
+    assert headline(runs, rows).startswith("c reached a’s last finite Loss of 2.500 in 2 of 2 rounds, where a took 2")
 
 
 def test_a_run_without_scores(tmp_path):

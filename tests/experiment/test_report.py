@@ -290,6 +290,15 @@ def test_scores_that_are_not_numbers(tmp_path, drawn):
     assert report(tmp_path / "z.html", none).tags.count("svg") == 0
 
 
+def test_no_line_is_drawn_at_an_infinite_score(tmp_path, drawn):
+    """Matplotlib warns of one, and warnings are errors here."""
+    some = write_run(tmp_path / "some", [(1, 1.0, 5, 5, 0.6), (2, 2.0, 9, 9, 0.5), (3, 3.0, 12, 12, math.inf)])
+    other = write_run(tmp_path / "other", [(1, 1.0, 5, 5, 0.4), (2, 2.0, 9, 9, 0.7)])
+    page = report(tmp_path / "x.html", some, other)
+    said = "other reached some’s last finite AUC of 0.500 in 2 of 2 rounds, where some took 1"
+    assert any(word.startswith(said) for word in page.words)
+
+
 def test_a_population_file_that_was_cut_off(tmp_path):
     run = full_run(tmp_path / "run", 0.02, 100)
     (run / "population.json").write_text('{"clients": 4, "na')

@@ -81,7 +81,7 @@ def compare(
     Args:
         folders: of the runs, at least one.
         metric: the runs' main metric by default.
-        target: the score to be reached; by default the last one of the first run.
+        target: the score to be reached; by default the last finite one of the first run.
         scope: central where all runs have it, else pooled over clients, by default.
 
     Returns:
@@ -97,11 +97,11 @@ def compare(
     runs = read_runs(folders)
     name, where = common_score(runs, metric, scope)
     if target is None:
-        defined = [p.value for p in runs[0].scores[name, where] if not math.isnan(p.value)]
-        target = defined[-1] if defined else None
-    elif math.isnan(target):
+        reachable = [p.value for p in runs[0].scores[name, where] if math.isfinite(p.value)]
+        target = reachable[-1] if reachable else None
+    elif not math.isfinite(target):
         raise DataError(
-            f"compare(target={target}): must be a number, got {target}. Leave it out for the first run's end."
+            f"compare(target={target}): must be a finite number, got {target}. Leave it out for the first run's end."
         )
     return [_row(run, name, where, target) for run in runs]
 

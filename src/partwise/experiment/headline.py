@@ -33,7 +33,8 @@ def sentence(run: Run, row: Row, first: Row, *, is_own_target: bool = False) -> 
     if row.target is None:
         return f"{row.name} ended at {title} {number(row.final)}; {first.name} has no {title} to compare it with."
     target = f"{title} of {number(row.target)}"
-    goal = f"the {target}" if is_own_target else f"{first.name}’s final {target}"
+    which = "final" if math.isfinite(first.final) else "last finite"
+    goal = f"the {target}" if is_own_target else f"{first.name}’s {which} {target}"
     if row.target_version is None:
         return (
             f"{row.name} did not reach {goal} within its {amount(run.last.version, run.noun)}: it ended at "

@@ -60,7 +60,7 @@ def write_report(
         folders: of the runs, at least one; the first is what the others are measured by.
         out: the file.
         metric: the runs' main metric by default.
-        target: the score to be reached; by default the last one of the first run.
+        target: the score to be reached; by default the last finite one of the first run.
         title: of the page; the runs' names by default.
 
     Returns:
