@@ -16,7 +16,7 @@ from partwise.channels.protocol import MaskBegin, MaskSigned, MaskSurvivors, adv
 from partwise.core.channel import Seat
 from partwise.core.errors import ProtocolError
 from partwise.core.model import like
-from toy_exchange import PARAMS, play, rows, seat_of, whole
+from toy_exchange import PARAMS, dense, plain, play, rows, seat_of, whole
 
 UPDATES = {c: whole(c, c % 3 + 1) for c in range(6)}
 ROWS = {c: rows(c, {0, 3, c % 2 + 4}) for c in range(6)}
@@ -413,6 +413,23 @@ def test_held_that_cannot_be():
         it = play(OPEN, UPDATES, answer=lambda s, c, m, h=held: m._replace(held=h) if (s, c) == (0, 1) else m)
         assert "held: " in it.opened.refused[1]
         assert 1 not in it.opened.clients
+
+
+@pytest.mark.parametrize(
+    "held",
+    [{"E": None}, {"E": ("coords", np.array([0]))}, {"w": ("rows", np.array([1]))}, {"w": ("coords", np.array([1]))}],
+    ids=["whole", "coords", "rows of another", "coords of another"],
+)
+def test_held_in_other_units_than_the_rest_ends_no_sparse_sum(held):
+    """Of one client: the others hold rows of E and all of w; its own words would fit no layout of theirs."""
+    claim = lambda s, c, m: m._replace(held={**m.held, **held}) if (s, c) == (0, 1) else m  # noqa: E731
+    it = play(SPARSE, ROWS, answer=claim)
+    assert it.opened is not None, it.failure
+    assert it.opened.clients == (0, 2, 3, 4, 5)
+    assert f"all hold {next(iter(held))!r} in the same units" in it.opened.refused[1]
+    assert it.refusals == {}
+    expected, _ = plain(ROWS, it.opened.clients)
+    assert (dense(it.sum)[0]["w"] - expected["w"]).abs().max() < 12 * SPARSE.step  # weights add up to 10
 
 
 def test_a_share_that_does_not_open_is_left_out():

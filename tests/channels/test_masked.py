@@ -325,4 +325,4 @@ def test_sparse_sums_no_single_coordinates():
     with pytest.raises(ValueError, match=r"sums whole parameters and rows, got single coordinates of \['E'\]"):
         play(Masked(layout="sparse"), dict.fromkeys(range(5), single))
     it = play(Masked(layout="sparse"), {c: rows(c, {1}) if c else whole(c) for c in range(5)})
-    assert "all clients must hold rows of 'E'" in it.failure
+    assert "all hold 'E' in the same units, got 'whole', of most others 'rows'" in it.failure

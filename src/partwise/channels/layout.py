@@ -8,6 +8,7 @@ Shapes: a part has u units of v values, and so a block of (u, v + 1) words.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -91,6 +92,10 @@ def _units(shape: tuple[int, ...], kind: str) -> tuple[int, int]:
 
 def _rank(kind: str) -> int:
     return get_args(Kind).index(kind)
+
+
+def _kind(held: Any) -> str:
+    return "whole" if held is None else str(held[0])
 
 
 def held_of(update: Update) -> dict[str, Any]:
@@ -328,6 +333,19 @@ class UpdatePlanner:
             if not is_good:
                 raise ProtocolError(f"held: units of {name!r} must be in {shape} and ascend, got others. Send those.")
 
+    def misfits(self, held: Mapping[Client, Any]) -> dict[Client, str]:
+        found: dict[Client, str] = {}
+        for name in self.params if self.encoding.is_sparse else ():
+            kinds = {client: _kind(h[name]) for client, h in held.items() if name in h}
+            times = Counter(kinds.values())
+            most = max(times, key=lambda kind: (times[kind], kind == "rows"), default="")
+            for client in (c for c, kind in kinds.items() if kind != most):
+                found[client] = (
+                    f"client {client}: with layout='sparse' all hold {name!r} in the same units, got {kinds[client]!r}, "
+                    f"of most others {most!r}. Use layout='union' if clients hold different parts."
+                )
+        return found
+
     def plan(self, held: Mapping[Client, Any]) -> Plan:
         parts, dense, tables, given = [], 1, [], []
         rows: dict[str, dict[Client, Ids]] = {}
@@ -338,7 +356,7 @@ class UpdatePlanner:
             units, width = _units(tuple(self.params[name].shape), part.kind)
             if self.encoding.is_table(part.kind):
                 tables.append((name, width + 1))
-                rows[name] = {client: self._rows(name, h) for client, h in of.items()}
+                rows[name] = {client: h[1] for client, h in of.items()}
                 continue
             dense += (units if part.ids is None else len(part.ids)) * (width + 1)
             if self.encoding.binds_model and part.kind == "whole" and len(of) == len(held):
@@ -347,18 +365,9 @@ class UpdatePlanner:
         layout = MaskLayout(bits, dense, tuple(tables), tuple(given), tuple(parts))
         return Plan(layout, rows, model_digest(layout, {n: fingerprint(self.params[n]) for n in given}))
 
-    def _rows(self, name: str, held: Any) -> Ids:
-        if held is None:
-            raise ProtocolError(
-                f"Masked(layout='sparse'): all clients must hold rows of {name!r}, got one that holds all of it. "
-                "Use layout='union'."
-            )
-        rows: Ids = held[1]
-        return rows
-
     def _part(self, name: str, held: Mapping[Client, Any]) -> MaskPart:
         shape = tuple(self.params[name].shape)
-        kind = max(("whole" if h is None else str(h[0]) for h in held.values()), key=_rank)
+        kind = max(map(_kind, held.values()), key=_rank)
         if self.encoding.is_table(kind):
             return MaskPart(name, kind, None, np.zeros(0, np.int64))
         units = _units(shape, kind)[0]

@@ -60,6 +60,10 @@ class Planner(Protocol):
         """
         ...
 
+    def misfits(self, held: Mapping[Client, Any]) -> Mapping[Client, str]:
+        """Client -> why what it says it holds cannot be summed with what most others do."""
+        ...
+
     def plan(self, held: Mapping[Client, Any]) -> Plan:
         """What is summed."""
         ...
@@ -173,6 +177,9 @@ class Round:
             return Known(bytes(answer.keys), keys), answer.held
 
         found = self._distinct(self.each(hello, read))
+        misfits = planner.misfits({client: held for client, (_, held) in found.items()})
+        self.refused.update(misfits)
+        found = {client: of for client, of in found.items() if client not in misfits}
         self.enough(found, "sent keys")
         self.known = {client: known for client, (known, _) in found.items()}
         self.here = list(found)

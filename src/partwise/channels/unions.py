@@ -231,6 +231,9 @@ class _Fixed:
         if held is not None:
             raise ProtocolError("held: nobody says what it holds, got something. That is what the union is to hide.")
 
+    def misfits(self, held: Mapping[Client, Any]) -> Mapping[Client, str]:
+        return {}
+
     def plan(self, held: Mapping[Client, Any]) -> Plan:
         return Plan(self.layout, {}, model_digest(self.layout, {}))
 
