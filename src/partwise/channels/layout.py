@@ -49,6 +49,7 @@ class Encoding:
         min_contributors: a unit that fewer hold is not sent.
         is_sparse: whether each client sends its own rows, and not those of all.
         binds_model: whether clients that were given different values can have no sum.
+        is_trusting: whether clients believe the server who holds what; else they bind all that they hold whole.
     """
 
     point: FixedPoint
@@ -56,6 +57,12 @@ class Encoding:
     min_contributors: int
     is_sparse: bool = False
     binds_model: bool = True
+    is_trusting: bool = True
+
+    @property
+    def binds_all(self) -> bool:
+        """Whether what one client holds whole must be held whole by all."""
+        return self.binds_model and not self.is_trusting
 
     def ring(self, clients: int) -> Ring:
         """In which the sum of so many cannot run over."""
@@ -259,6 +266,8 @@ class Sender:
         shared = {part.name for part in parts if part.kind == "whole" and int(part.holders[0]) == asked}
         if encoding.binds_model and set(layout.given) != shared:
             raise _refusal("binds every parameter that all were given whole", layout.given)
+        if encoding.binds_all and not {name for name, held in self.held.items() if held is None} <= shared:
+            raise _refusal("binds every parameter that the client holds whole", layout.given)
 
     def _check_part(self, part: MaskPart, asked: int) -> None:
         kinds, held = get_args(Kind), self.held.get(part.name)
@@ -334,15 +343,21 @@ class UpdatePlanner:
                 raise ProtocolError(f"held: units of {name!r} must be in {shape} and ascend, got others. Send those.")
 
     def misfits(self, held: Mapping[Client, Any]) -> dict[Client, str]:
-        found: dict[Client, str] = {}
-        for name in self.params if self.encoding.is_sparse else ():
-            kinds = {client: _kind(h[name]) for client, h in held.items() if name in h}
+        encoding, found = self.encoding, dict[Client, str]()
+        setting = "layout='sparse'" if encoding.is_sparse else "identities"
+        remedy = "layout='union'" if encoding.is_sparse else "binds_model=False"
+        for name in self.params if encoding.is_sparse or encoding.binds_all else ():
+            kinds = {client: _kind(h[name]) if name in h else "none" for client, h in held.items()}
+            if encoding.is_sparse:
+                kinds = {client: kind for client, kind in kinds.items() if kind != "none"}
+            else:
+                kinds = {client: kind if kind == "whole" else "part" for client, kind in kinds.items()}
             times = Counter(kinds.values())
             most = max(times, key=lambda kind: (times[kind], kind == "rows"), default="")
             for client in (c for c, kind in kinds.items() if kind != most):
                 found[client] = (
-                    f"client {client}: with layout='sparse' all hold {name!r} in the same units, got {kinds[client]!r}, "
-                    f"of most others {most!r}. Use layout='union' if clients hold different parts."
+                    f"client {client}: with {setting} all hold {name!r} in the same units, got {kinds[client]!r}, "
+                    f"of most others {most!r}. Use {remedy} if clients hold different parts."
                 )
         return found
 

@@ -49,7 +49,8 @@ class Masked:
         graph: who masks with whom.
         identities: signing keys of the clients.
         binds_model: whether masks cancel only between clients that were given the same values; not where a scheduler
-            commits replies of several versions together.
+            commits replies of several versions together, nor, with `identities`, where some hold whole what others
+            hold a part of.
         patience_seconds: how long the server waits for the answers to a message.
 
     Source: Bonawitz et al., "Practical secure aggregation for privacy-preserving machine learning", CCS 2017; for
@@ -110,7 +111,8 @@ class Masked:
     @property
     def _encoding(self) -> Encoding:
         point = FixedPoint.of_bits(self.limit, self.bits)
-        return Encoding(point, self.max_weight, self.min_contributors, self.layout == "sparse", self.binds_model)
+        is_sparse, is_trusting = self.layout == "sparse", self.identities is None
+        return Encoding(point, self.max_weight, self.min_contributors, is_sparse, self.binds_model, is_trusting)
 
     @property
     def _rules(self) -> Rules:
