@@ -211,12 +211,33 @@ def test_one_sum_of_masks_is_told():
 
 
 def test_two_models():
-    """Who was given other values seals with other keys: nobody opens its blocks, and all refuse."""
+    """Who was given other values seals with other keys: nobody opens its blocks, nor it anybody's; it is out, alone."""
     other = {n: t + (n == "w") for n, t in PARAMS.items()}
     it = play(CHANNEL, EVERYTHING, seats={2: seat_of(2, params=other)})
-    assert it.opened is None
-    assert len(it.refusals) == 5
-    assert all("a sealed share must open with the key of its sender" in why for why in it.refusals.values())
+    agrees(it, EVERYTHING, (1, 5, 8, 40))
+    assert list(it.refusals) == [2]
+    assert "client 2 refuses: the blocks of at least 3 clients, its own among them, open, got 1" in it.refusals[2]
+
+
+@pytest.mark.parametrize("receivers", [(40,), (1, 5, 8, 40)], ids=["at one", "at all"])
+def test_blocks_that_do_not_open_of_one_who_stays(receivers):
+    """Who has no block of its mask tells no sum with it: one is not missed, but all are."""
+
+    def spoil(step, client, said):
+        if step != 2 or client not in receivers:
+            return said
+        sealed = [
+            (n, bytes(len(text)) if c == 2 else text) for c, (n, text) in zip(said.sources, said.sealed, strict=True)
+        ]
+        return said._replace(sealed=tuple(sealed))
+
+    it = play(CHANNEL, EVERYTHING, ask=spoil)
+    assert sorted(it.refusals) == list(receivers)
+    assert all("a block of everybody's mask in the sum opens, got none of [2]" in why for why in it.refusals.values())
+    if len(receivers) == 1:
+        agrees(it, EVERYTHING, EVERYTHING)
+    else:
+        assert "needs 3 clients that told the sum of masks, got 1" in it.failure
 
 
 def test_a_wrong_sum_of_masks_opens_nothing():

@@ -39,7 +39,7 @@ class Coded:
         lost: the share of the clients that may be lost once keys are known, in [0, 1 - corrupt). What a client sends
             the others beforehand is 1 / (1 - corrupt - lost) times its update.
         min_contributors: clients send only coordinates that so many hold, and none for a sum of fewer.
-        binds_model: whether clients that were given different values refuse each other's blocks.
+        binds_model: whether clients that were given different values cannot open each other's blocks.
         patience_seconds: how long the server waits for the answers to a message.
 
     Source: So et al., "LightSecAgg: a lightweight and versatile design for secure aggregation in federated learning",

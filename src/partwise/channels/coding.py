@@ -158,11 +158,23 @@ class _Coding:
         return BlocksSent(sealed).pack(it.round, it.me)
 
     def receive(self) -> None:
-        """Open the others' blocks: whom the server told of another model, layout or keys has sealed with other keys."""
+        """Open the others' blocks.
+
+        Whom the server told of another model, layout or keys has sealed with other keys. It opens no block either, and
+        so leaves by itself.
+        """
         it = self._it
         for client, (nonce, text) in it.sealed.items():
-            plain = unseal(it.share_key(client), nonce, text, it.session)
-            self._blocks[client] = read_block(plain, (client, it.me, it.round), self._size, FIELD.prime)
+            try:
+                plain = unseal(it.share_key(client), nonce, text, it.session)
+                self._blocks[client] = read_block(plain, (client, it.me, it.round), self._size, FIELD.prime)
+            except ProtocolError:
+                continue
+        if len(self._blocks) < it.threshold:
+            raise it.refusal(
+                f"the blocks of at least {it.threshold} clients, its own among them, open",
+                f"{len(self._blocks)}", "All must be told of the same model, layout and keys"
+            )  # fmt: skip
 
     def mask(self) -> bytes:
         self._it.seat.memory["sealed"] = self._it.seat.reply  # from here on, whatever becomes of the exchange
@@ -171,7 +183,9 @@ class _Coding:
 
     def unmask(self) -> bytes:
         """Its value of the sum of the masks of those who stayed."""
-        total = np.zeros(self._size, np.uint64)
+        total, closed = np.zeros(self._size, np.uint64), sorted(set(self._it.alive) - self._blocks.keys())
+        if closed:
+            raise self._it.refusal("a block of everybody's mask in the sum opens", f"none of {closed}", "Begin anew")
         for client in self._it.alive:
             total += self._blocks[client]
         return ElementsSent(0, FIELD.reduced(total)).pack(CODED_SUM, self._it.round, self._it.me)
