@@ -12,6 +12,7 @@ from partwise.channels.crypto import key_pair, unseal
 from partwise.channels.frames import Advertised, read_advertised
 from partwise.channels.graphs import RandomRegular
 from partwise.channels.identities import KeyFolder, SimulatedIdentities, write_keys
+from partwise.channels.layout import Sender
 from partwise.channels.protocol import MaskBegin, MaskSigned, MaskSurvivors, advertisement, digest
 from partwise.core.channel import Seat
 from partwise.core.errors import ProtocolError
@@ -459,3 +460,25 @@ def test_a_drawn_graph_asks_for_no_trust_it_does_not_have():
     updates = {c: whole(c) for c in range(40)}
     k = channel.graph.degree(40, is_active=False).neighbours
     refused(channel, at(1, lambda m: m._replace(clients=m.clients[1:], keys=m.keys[1:])), f"{k} and oneself", updates)
+
+
+@pytest.mark.parametrize("part", [Masked, Coded])
+@pytest.mark.parametrize("heavy", [2, 3, 2**17])
+def test_a_client_that_weighs_more_than_any_may(monkeypatch, part, heavy):
+    """Its weight of a sum of 2^17 and values of zero, the lowest, would draw every mean to -limit."""
+    honest = Sender.vector
+
+    def vector(self, layout, holders, asked):
+        found = honest(self, layout, holders, asked)
+        if self._seat.client == 1:
+            found.head[1] = heavy
+            found.dense[:-1] = 0
+            found.dense[[18, 25, 27]] = heavy  # behind the 18 values of E, the 6 of w, and that of b
+        return found
+
+    monkeypatch.setattr(Sender, "vector", vector)
+    it = play(part(max_weight=2, min_contributors=3), {c: whole(c, 2) for c in range(5)})
+    if heavy == 2:
+        assert it.opened is not None, it.failure
+    else:
+        assert f"5 clients of a weight of at most 2 weigh 10 at most, got {8 + heavy}" in it.failure

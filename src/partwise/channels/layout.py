@@ -410,6 +410,12 @@ def sum_of(summed: Summed, params: Params, encoding: Encoding) -> Sum:
             f"masked sum: each of {count} clients adds 1 to be counted by, got {int(head[0])} and "
             f"{int(summed.dense[-1])}. Some were told of another model, layout or keys than others; nothing was opened."
         )
+    if int(head[1]) > count * encoding.max_weight:
+        raise ProtocolError(
+            f"masked sum: {count} clients of a weight of at most {encoding.max_weight} weigh "
+            f"{count * encoding.max_weight} at most, got {int(head[1])}. Somebody sent more than clients do, or "
+            "masks did not cancel; nothing was opened."
+        )
     value: Values = {}
     weight: Values = {}
     whole: dict[str, Tensor | None] = {}
