@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -257,7 +258,8 @@ def test_more_clients_than_fit():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"limit": 0}, r"needs a limit above 0"),
+        ({"limit": 0}, r"needs a finite limit above 0"),
+        ({"limit": math.inf}, r"limit=inf.*needs a finite limit above 0"),
         ({"bits": 25}, r"2\.\.24 bits"),
         ({"max_cohort": 2}, r"a cohort of at least 3"),
         ({"corrupt": 0.5, "lost": 0.5}, r"must stay below 1 together, got 1\.0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -296,7 +297,8 @@ def test_a_sum_of_one_or_two_is_refused(size):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"limit": 0}, r"needs a limit above 0"),
+        ({"limit": 0}, r"needs a finite limit above 0"),
+        ({"limit": math.inf}, r"limit=inf.*needs a finite limit above 0"),
         ({"bits": 33}, r"2\.\.32 bits"),
         ({"max_weight": 2**40}, r"the sum must fit into 64 bits, got 70"),
         ({"layout": "dense"}, r"must be 'union' or 'sparse'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -66,11 +67,11 @@ class Coded:
 
     def __post_init__(self) -> None:
         require()
-        if not self.limit > 0 or not 2 <= self.bits <= 24 or self.max_weight < 1 or self.max_cohort < FLOOR:
+        if not 0 < self.limit < math.inf or not 2 <= self.bits <= 24 or self.max_weight < 1 or self.max_cohort < FLOOR:
             raise ValueError(
                 f"Coded(limit={self.limit}, bits={self.bits}, max_weight={self.max_weight}, max_cohort="
-                f"{self.max_cohort}): needs a limit above 0, 2..24 bits, a weight of at least 1 and a cohort of at "
-                f"least {FLOOR}. The limit is the clip's norm; 16 bits are usual."
+                f"{self.max_cohort}): needs a finite limit above 0, 2..24 bits, a weight of at least 1 and a cohort of "
+                f"at least {FLOOR}. The limit is the clip's norm; 16 bits are usual."
             )
         if not (self.corrupt >= 0 and self.lost >= 0 and self.corrupt + self.lost < 1):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -75,10 +76,10 @@ class Masked:
 
     def __post_init__(self) -> None:
         require()
-        if not self.limit > 0 or not 2 <= self.bits <= 32 or self.max_weight < 1:
+        if not 0 < self.limit < math.inf or not 2 <= self.bits <= 32 or self.max_weight < 1:
             raise ValueError(
-                f"Masked(limit={self.limit}, bits={self.bits}, max_weight={self.max_weight}): needs a limit above 0, "
-                "2..32 bits and a weight of at least 1. The limit is the clip's norm; 16 bits are usual."
+                f"Masked(limit={self.limit}, bits={self.bits}, max_weight={self.max_weight}): needs a finite limit "
+                "above 0, 2..32 bits and a weight of at least 1. The limit is the clip's norm; 16 bits are usual."
             )
         if self.layout not in ("union", "sparse"):
             raise ValueError(f"Masked(layout={self.layout!r}): must be 'union' or 'sparse'. 'union' is a safe choice.")
