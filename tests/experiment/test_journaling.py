@@ -17,18 +17,28 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from partwise.aggregators import Mean, Watch
+from partwise.algorithms import FedSubAvg
+from partwise.attacks import AfterRounds, Hostile, SignFlip
 from partwise.core.codec import encode
 from partwise.core.detect import Verdict
 from partwise.core.errors import CheckpointError, CompositionError, DataError, ProtocolError
+from partwise.core.index import Whole
+from partwise.core.population import Census
+from partwise.core.schedule import ReplyInfo
+from partwise.core.update import Update
 from partwise.experiment.dump import dump
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.journal_check import check_journal
 from partwise.experiment.journaling import JOURNAL, Journaling, Keeper
+from partwise.experiment.noted import Noted
 from partwise.experiment.spec import loads
-from partwise.experiment.store import RECORD
+from partwise.experiment.store import RECORD, RunStore
+from partwise.journal.entries import digest_of
+from partwise.observers import CoverageLimit
 from partwise.runtimes import Simulate
+from partwise.schedulers import FedBuff
 from toy_cli import TINY, call
-from toy_experiments import experiment
+from toy_experiments import LOCAL, experiment
 from toy_hostile import Stops
 from toy_hostile import experiment as images
 from toy_killed import attempt
@@ -104,6 +114,32 @@ def test_entries_of_a_run(tmp_path):
 def test_journal_changes_nothing_of_the_run(whole, tmp_path):
     plain = experiment("residuals", Simulate()).run(tmp_path / "plain")
     assert (plain.folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("around", ["journal", "hostile", "observer"])
+def test_scaled_replies_of_submodels_are_added_up_alike_behind_what_looks_at_each(around, tmp_path):
+    """FedBuff scales what is stale, and a mean over holders divides by the scales: also where each is looked at."""
+    more = {
+        "journal": {"journal": Journaling(tmp_path / "key")},
+        "hostile": {"hostile": Hostile(SignFlip(), share=0.5, when=AfterRounds(1000))},
+        "observer": {"aggregator": Watch(CoverageLimit(0.99), Mean("holders"))},
+    }[around]
+    parts = {"algorithm": FedSubAvg("count", LOCAL), "scheduler": FedBuff(3, 5, versions=6)}
+    plain = experiment("FedBuff", Simulate(), **parts).run(tmp_path / "plain")
+    with RunStore(plain.folder, "read") as store:
+        assert len({scale for event in store.events("commit") for scale in event["body"].get("scales", ())}) > 1
+    seen = experiment("FedBuff", Simulate(), **parts, **more).run(tmp_path / "seen")
+    assert (plain.folder / "model.safetensors").read_bytes() == (seen.folder / "model.safetensors").read_bytes()
+
+
+def test_digest_is_of_what_the_client_sent_whatever_its_scale():
+    """By hand: (1 * 2 + 0.25 * 8) / 2."""
+    updates = [Update(Whole({"w": (1,)}), {"w": torch.tensor([v])}) for v in (2.0, 8.0)]
+    replies = [ReplyInfo(0, 0, 1, 1, 1), ReplyInfo(1, 1, 0, 1, 1, scale=0.25)]
+    params, part = {"w": torch.zeros(1)}, Noted(Mean("cohort"))
+    total, state = part.reduce(updates, part.init(params, Census(2)), params, replies)
+    assert total.values()["w"].tolist() == [2.0]
+    assert part.told(state)["digests"] == [[client, digest_of(updates[client])] for client in (0, 1)]
 
 
 def test_streams_and_repeated_replies(tmp_path):

@@ -19,6 +19,7 @@ from partwise.local import SGD, LocalTraining
 from partwise.programs.star import Star
 from partwise.runtimes import Simulate
 from partwise.schedulers import FedAsync, Synchronous
+from partwise.schedulers.staleness import Constant
 from toy_federation import CASES, DIM, LOCAL, population, star
 from toy_star import Clients, Log
 
@@ -54,6 +55,23 @@ def test_median_survives_what_breaks_the_mean():
     step = max(float((clean[n] - start[n]).abs().max()) for n in clean)
     assert moved["Mean"] > 1e3 * step
     assert moved["Median"] < 3 * step
+
+
+@dataclass(frozen=True)
+class Ones(Attack):
+    """Sends 1 in every coordinate that it holds."""
+
+    def forge(self, scene):
+        return [map_values(u, torch.ones_like) for u in scene.own]
+
+
+@pytest.mark.parametrize("rule", [Mean("cohort"), Median(min_holders=1)])
+def test_what_is_made_up_is_scaled_as_what_it_replaces(rule):
+    """Three commits of one reply each, times 0.25: whoever sends it, and whatever the rule needs."""
+    scheduler = FedAsync(alpha=0.25, staleness=Constant(), concurrency=2, versions=3)
+    of = star("fedavg", scheduler=scheduler, hostile=Hostile(Ones(), share=1.0), aggregators={"model": rule})
+    start, after = of.initial(), end(of)
+    assert all(torch.allclose(after[n] - start[n], torch.full_like(after[n], 0.75), atol=1e-6) for n in start)
 
 
 @dataclass(frozen=True)

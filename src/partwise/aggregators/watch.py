@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from partwise.core.aggregate import Aggregator, Sum, sum_updates, told_by
+from partwise.core.aggregate import Aggregator, Sum, given_to, told_by
 from partwise.core.detect import GOOD, Detector, Reputation, Verdict, score_of
 from partwise.core.mean import Mean
 from partwise.core.model import Params
 from partwise.core.population import Census, Client
 from partwise.core.probe import MakeProbe, probed
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update
+from partwise.core.update import Update, scale
 
 __all__ = ["Watch"]
 
@@ -39,6 +39,7 @@ class Watch:
     exclude: bool = False
     reputation: Reputation | None = None
     needs: ClassVar[Literal["sum", "each"]] = "each"
+    takes_sent: ClassVar[bool] = True
 
     def init(self, params: Params, census: Census) -> Any:
         return self.detector.init(params, census), self.inner.init(params, census), {}, (), ()
@@ -53,16 +54,16 @@ class Watch:
                 f"{len(replies)} senders. Give reduce the replies."
             )
         watched, inner, known, *_ = state
-        verdicts, watched = self.detector.judge(got, replies, watched, params)
+        seen = [scale(u, r.scale) if r.scale != 1 else u for u, r in zip(got, replies, strict=True)]
+        verdicts, watched = self.detector.judge(seen, replies, watched, params)
         out = {verdict.client for verdict in verdicts if verdict.is_out} if self.exclude else set[Client]()
         if (rule := self.reputation) is not None:
             known = _reputations(rule, known, replies, verdicts)
             out |= {reply.client for reply in replies if known[reply.client] < rule.least}
             got = [replace(u, weight=min(known[r.client], rule.cap)) for u, r in zip(got, replies, strict=True)]
         kept = [(update, reply) for update, reply in zip(got, replies, strict=True) if reply.client not in out]
-        left = [update for update, _ in kept]
-        given = sum_updates(left, params) if self.inner.needs == "sum" else left
-        total, inner = self.inner.reduce(given, inner, params, [reply for _, reply in kept])
+        left, by = [update for update, _ in kept], [reply for _, reply in kept]
+        total, inner = self.inner.reduce(given_to(self.inner, left, params, by), inner, params, by)
         return total, (watched, inner, known, tuple(verdicts), tuple(sorted(out)))
 
     def told(self, state: Any) -> Mapping[str, Any]:

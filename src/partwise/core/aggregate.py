@@ -18,7 +18,7 @@ from partwise.core.model import Params, Values
 from partwise.core.population import Census
 from partwise.core.rowsum import RowSum
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update, all_finite
+from partwise.core.update import Update, all_finite, scale
 
 __all__ = [
     "Accumulator",
@@ -28,8 +28,10 @@ __all__ = [
     "Stack",
     "Sum",
     "Telling",
+    "given_to",
     "makes_steps",
     "sum_updates",
+    "takes_sent",
     "told_by",
     "union_index",
 ]
@@ -72,7 +74,7 @@ class Aggregator(Protocol):
         """The aggregate, to be added to the model.
 
         Args:
-            got: a Sum where `needs` is "sum"; else the updates, each already scaled.
+            got: a Sum where `needs` is "sum"; else the updates, each already scaled, unless it `takes_sent`.
             state: what `init` or the last `reduce` gave.
             params: what it will be added to.
             replies: whose updates, in the same order.
@@ -445,3 +447,20 @@ def makes_steps(part: object) -> bool:
     while part is not None and not getattr(part, "takes_ends", False):
         part = getattr(part, "inner", None)
     return part is not None
+
+
+def takes_sent(part: object) -> bool:
+    """Whether an aggregator is around another one, and gets updates as they were sent: `given_to` scales them."""
+    return bool(getattr(part, "takes_sent", False))
+
+
+def given_to(
+    part: Aggregator, sent: Sequence[Update], params: Params, replies: Sequence[ReplyInfo]
+) -> Sum | Sequence[Update]:
+    """What an aggregator gets of updates as they were sent: their sum or each, with the scales of their replies."""
+    scales = [reply.scale for reply in replies]
+    if part.needs == "sum":
+        return sum_updates(sent, params, scales)
+    if takes_sent(part) or all(factor == 1 for factor in scales):
+        return sent
+    return [scale(update, factor) for update, factor in zip(sent, scales, strict=True)]

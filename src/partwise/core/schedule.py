@@ -45,6 +45,7 @@ class ReplyInfo(NamedTuple):
         uplink_bytes: of the message, for a scheduler that `measures`; 0 for others, as the next two.
         upload_seconds: how long it was under way, on the clocks of server and client.
         train_seconds: how long its client trained.
+        scale: what the commit multiplies its updates by, as an aggregator is told; 1 before.
     """
 
     id: int
@@ -58,6 +59,7 @@ class ReplyInfo(NamedTuple):
     uplink_bytes: int = 0
     upload_seconds: float = 0.0
     train_seconds: float = 0.0
+    scale: float = 1.0
 
 
 class Started(NamedTuple):

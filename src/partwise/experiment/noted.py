@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from partwise.core.aggregate import Aggregator, Sum, sum_updates, told_by
+from partwise.core.aggregate import Aggregator, Sum, given_to, told_by
 from partwise.core.model import Params
 from partwise.core.population import Census
 from partwise.core.probe import MakeProbe, probed
@@ -27,6 +27,7 @@ class Noted:
 
     inner: Aggregator
     needs: ClassVar[Literal["sum", "each"]] = "each"
+    takes_sent: ClassVar[bool] = True  # a digest is of what the client sent
 
     def init(self, params: Params, census: Census) -> Any:
         return self.inner.init(params, census), ()
@@ -36,8 +37,7 @@ class Noted:
     ) -> tuple[Update, Any]:
         assert not isinstance(got, Sum)
         digests = tuple((reply.client, digest_of(update)) for reply, update in zip(replies, got, strict=True))
-        given = sum_updates(got, params) if self.inner.needs == "sum" else got
-        total, inner = self.inner.reduce(given, state[0], params, replies)
+        total, inner = self.inner.reduce(given_to(self.inner, got, params, replies), state[0], params, replies)
         return total, (inner, digests)
 
     def told(self, state: Any) -> Mapping[str, Any]:

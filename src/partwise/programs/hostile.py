@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from partwise.core.aggregate import Aggregator, Sum, sum_updates, told_by
+from partwise.core.aggregate import Aggregator, Sum, given_to, told_by
 from partwise.core.attack import Hostile, Scene
 from partwise.core.errors import CompositionError, ProtocolError
 from partwise.core.model import Params
@@ -34,6 +34,7 @@ class Attacked:
     members: frozenset[Client] = field(repr=False)
     seed: int = 0
     needs: ClassVar[Literal["sum", "each"]] = "each"
+    takes_sent: ClassVar[bool] = True  # what is made up is scaled as what it replaces
 
     def init(self, params: Params, census: Census) -> Any:
         return self.inner.init(params, census)
@@ -53,8 +54,7 @@ class Attacked:
             scene = Scene([sent[at] for at in active], honest, params, version, rng, clients)
             for at, update in zip(active, self._forged(scene), strict=True):
                 sent[at] = update
-        given = sum_updates(sent, params) if self.inner.needs == "sum" else sent
-        return self.inner.reduce(given, state, params, replies)
+        return self.inner.reduce(given_to(self.inner, sent, params, replies), state, params, replies)
 
     def _forged(self, scene: Scene) -> Sequence[Update]:
         """What hostile clients send, one update each, of the model: a server would have refused anything else."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from partwise.core.aggregate import Sum, told_by
+from partwise.core.aggregate import Sum, takes_sent, told_by
 from partwise.core.algorithm import ServerState, Task
 from partwise.core.errors import CompositionError, DivergedError
 from partwise.core.index import Index
@@ -367,11 +367,12 @@ class ServerProgram:
         scales = dict(zip((info.id for info in commit.replies), commit.scales, strict=bool(commit.scales)))
         # So that the order of arrival never matters.
         ordered = sorted(commit.replies, key=lambda info: (info.client, info.id))
-        in_order = [scales[info.id] for info in ordered] if scales else ()
+        ordered = [info._replace(scale=scales[info.id]) for info in ordered] if scales else ordered
+        in_order = [info.scale for info in ordered] if scales else ()
         if not self._star.channel.exchanges:
             sums = self._sums.take(node, ordered, in_order)
             streams = self._star.all_aggregators()
-            opened = {s: sums[s] if s in sums else self._updates(node, ordered, s, in_order) for s in streams}
+            opened = {s: sums[s] if s in sums else self._updates(node, ordered, s) for s in streams}
             self._close(node, ordered, opened, effects, scales=in_order)
             return
         if scales:
@@ -380,13 +381,12 @@ class ServerProgram:
         number, node.next_id = node.next_id, node.next_id + 1  # no other exchange has it, so its timers are its own
         self._advance(node, message, self._session.open(number), effects)
 
-    def _updates(
-        self, node: ServerNode, infos: Sequence[ReplyInfo], stream: str, scales: Sequence[float]
-    ) -> Iterable[Update]:
+    def _updates(self, node: ServerNode, infos: Sequence[ReplyInfo], stream: str) -> Iterable[Update]:
         """One update after another, so that they are never all in memory."""
-        for number, info in enumerate(infos):
+        is_sent = takes_sent(self._star.all_aggregators()[stream])
+        for info in infos:
             update: Update = node.inbox[info.id].updates[stream].take()
-            yield scale(update, scales[number]) if scales else update
+            yield update if is_sent or info.scale == 1 else scale(update, info.scale)
 
     def _turn(self, node: ServerNode, message: Message, effects: list[Effect]) -> None:
         assert self._session is not None
