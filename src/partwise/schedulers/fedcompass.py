@@ -47,6 +47,7 @@ __all__ = ["Compass", "CompassGroup", "FedCompass"]
 
 _GUARD = 1e-9  # before a number of steps is rounded down: equal paces give equal numbers
 _NO_TIME = 1e-12  # the pace of who takes none
+_SLACK = 1e-9  # who answers at T_max is in time, whatever comes first of two things at one time
 
 
 @dataclass
@@ -121,6 +122,7 @@ class FedCompass(Scheduler):
         computing power-aware scheduler", ICLR 2024, arXiv:2309.14675; defaults and rules of the released code (APPFL).
     Differs: the formula of `normalize` is ours. Time is measured from the asking to the answer, links included. Who is
         lost leaves its group and is placed anew. As many late replies as there are clients are a commit of their own.
+        A group is waited for until a part in 10^9 after T_max, so that replies that come at that moment are in it.
     """
 
     min_steps: int = 20
@@ -207,7 +209,7 @@ class FedCompass(Scheduler):
             return [self._commit_(state, [reply], roster), *self._sent_(state, client, now, roster)]
         group = state.groups[number]
         del group.waiting[client]
-        if now > group.latest:
+        if now > _end(group):
             state.late.append(reply)
             if not group.waiting and not group.got:  # of those who were in time its timer takes care, which is late too
                 del state.groups[number]
@@ -276,7 +278,7 @@ class FedCompass(Scheduler):
         group = state.groups[number]
         group.waiting[client], state.group_of[client] = None, number
         asked: Action = ask_(state.flights, now, client, steps, number)
-        return [asked] if state.made == made else [asked, After(group.latest - now, number)]
+        return [asked] if state.made == made else [asked, After(_end(group) - now, number)]
 
     def _placed_(self, state: Compass, pace: float, now: float) -> tuple[int, int]:
         """The group that a client goes to, which may be new, and the steps it takes there."""
@@ -302,3 +304,8 @@ class FedCompass(Scheduler):
     def _fastest(self, state: Compass, group: CompassGroup) -> float:
         members = [*group.waiting, *(reply.client for reply in group.got)]
         return min(state.pace[client] for client in members)
+
+
+def _end(group: CompassGroup) -> float:
+    """When a group is waited for no longer."""
+    return group.latest * (1 + _SLACK)
