@@ -26,6 +26,7 @@ from partwise.core.schedule import (
     Event,
     GiveUp,
     Lost,
+    ReplyInfo,
     Scheduler,
     Started,
     Stop,
@@ -205,6 +206,8 @@ def test_who_is_given_up_is_heard_no_more_and_may_be_asked_again():
     heard = [(type(e).__name__, e.now) for e in scheduler.heard]
     assert heard == [("Started", 0.0), ("Arrived", 1.0), ("Deadline", 4.0), ("Arrived", 9.0)]
     assert found.lost == {"deadline": 1}
+    replies = [event.reply for event in scheduler.heard if isinstance(event, Arrived)]
+    assert replies == [ReplyInfo(**reply._asdict()) for reply in replies]  # none of its fields is left out
 
 
 @pytest.mark.parametrize(

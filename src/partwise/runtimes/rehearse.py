@@ -230,7 +230,7 @@ class _Rehearsal:
             while version < len(commits) and commits[version] == fetched and by[version] < client:
                 version += 1
         # Made as tuples, without a NamedTuple's own way, which takes as long again.
-        reply = _new(ReplyInfo, (id, client, version, cost[0], cost[1], 0.0, group, _NO_REPORT, 0, 0.0, 0.0))
+        reply = _new(ReplyInfo, (id, client, version, cost[0], cost[1], 0.0, group, _NO_REPORT, 0, 0.0, 0.0, 1.0))
         return _new(Arrived, (now, reply, began))
 
     def _without_tasks(self, actions: Sequence[Action], now: float) -> Iterator[Action]:
