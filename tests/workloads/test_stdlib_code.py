@@ -96,6 +96,16 @@ def test_negatives_follow_the_seed_and_are_spread_evenly(library):
     assert max(drawn.values()) / min(drawn.values()) < 1.3  # the two other names of the client
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_what_is_no_source_is_left_out(library, cache):
+    """A lock of an editor is a link to nothing; a codec may be known and yet be none for text."""
+    (library / "hidden.py").write_bytes(b"# -*- coding: hex -*-\n" + b"a = b\n" * 90)
+    if sys.platform != "win32":
+        (library / ".#alpha.py").symlink_to("somebody@host.123:456")
+    population = source(library, cache=cache).build(0).population
+    assert [population.name(c) for c in population.clients] == ["alpha", "pkg"]
+
+
 def test_rare_names_have_no_row(library):
     (library / "gamma.py").write_text("a = seldom + seldom\nb = a\n" * 1 + "b = a\n" * 20)
     work = source(library, min_count=3).build(0)

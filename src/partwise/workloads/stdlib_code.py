@@ -240,7 +240,7 @@ def _sources(root: Path) -> Iterator[str]:
     for folder, inner, files in os.walk(root):
         inner[:] = [name for name in inner if name not in SKIPPED]
         for name in files:
-            if name.endswith(".py"):
+            if name.endswith(".py") and Path(folder, name).is_file():  # no link to nothing, as an editor's lock is
                 yield Path(folder, name).relative_to(root).as_posix()
 
 
@@ -258,7 +258,7 @@ def _identifiers(path: Path) -> list[str]:
                 for token in tokenize.tokenize(file.readline)
                 if token.type == tokenize.NAME and not keyword.iskeyword(token.string)
             ]
-    except (tokenize.TokenError, SyntaxError, UnicodeDecodeError):
+    except (tokenize.TokenError, SyntaxError, UnicodeDecodeError, LookupError):
         return []
 
 
