@@ -156,6 +156,12 @@ def test_blocks_of_unequal_length_leave_no_gap():
     assert now == pytest.approx(100.0)
 
 
+def test_blocks_in_lists_are_those_in_tuples():
+    world = Blocks(2, seconds_per_block=[5.0, 20.0], starts=[0, 3])
+    assert world == Blocks(2, seconds_per_block=(5.0, 20.0), starts=(0, 3))
+    assert (world.next_available(3, 0.0), world.available_until(3, 6.0)) == (5.0, 25.0)
+
+
 def test_one_block_is_always_there():
     assert Blocks(num_blocks=1, seconds_per_block=5.0).available_until(3, 17.0) == math.inf
 

@@ -28,6 +28,12 @@ def test_numbers_stand_for_all_clients():
     assert Drawn().profile(0) == Profile()
 
 
+def test_numbers_of_numpy_stand_for_all_clients():
+    world = Drawn(np.float32(0.25), uplink=np.int64(7))
+    assert world.profile(2)[:2] == (0.25, 7.0)
+    assert world.speeds([0, 9])[:, :2].tolist() == [[0.25, 7.0], [0.25, 7.0]]
+
+
 def test_one_at_a_time_is_all_at_once_to_the_last_bit():
     table = WORLD.table(np.arange(800))
     assert [WORLD.profile(c) for c in range(800)] == [table.profile(c) for c in range(800)]

@@ -82,6 +82,12 @@ def test_widths_give_a_thousandth_of_the_clients_a_ratio():
     assert [mix.profile(c).width for c in range(2000)].count(0.5) == 2
 
 
+def test_widths_in_lists_are_those_in_tuples():
+    lists = Widths(ratios=[1.0, 0.5], shares=[1, 3])
+    assert lists == Widths(ratios=(1.0, 0.5), shares=(1, 3))
+    assert sorted(lists.profile(c).width for c in range(4)) == [0.5, 0.5, 0.5, 1.0]
+
+
 def test_widths_keep_the_rest_of_the_profile():
     got = Widths(ratios=(0.25,), base=Constant(seconds_per_step=0.7, uplink=3.0)).profile(5)
     assert got == Profile(seconds_per_step=0.7, uplink=3.0, width=0.25)

@@ -210,6 +210,9 @@ class Blocks(Availability):
     starts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("seconds_per_block", "starts"):
+            if isinstance(getattr(self, name), Sequence):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.num_blocks < 1:
             raise ValueError(
                 f"Blocks(num_blocks={self.num_blocks}): num_blocks must be at least 1, got {self.num_blocks}. Use 2."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from numbers import Real
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class Drawn(Profiles):
     def __post_init__(self) -> None:
         for name, bound in BOUNDS.items():
             of = getattr(self, name)
-            least = np.array([float(of)]) if isinstance(of, int | float) else of.quantile(np.array([2.0**-53]))
+            least = np.array([float(of)]) if isinstance(of, Real) else of.quantile(np.array([2.0**-53]))
             if not bound.holds(least).all():
                 raise ValueError(f"Drawn({name}={of}): {name} must be {bound.rule}, got {least[0]}. See help(Drawn).")
 
@@ -63,7 +64,7 @@ class Drawn(Profiles):
 
 def _column(world: Drawn, name: str, clients: Clients) -> Reals:
     of = getattr(world, name)
-    if isinstance(of, int | float):
+    if isinstance(of, Real):
         return np.full(len(clients), float(of))
     found: Reals = of.quantile(shares(key(world.seed, f"drawn {name}"), clients))
     return found

@@ -252,6 +252,8 @@ class Widths(Profiles):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("ratios", "shares"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.ratios or not all(0 < r <= 1 for r in self.ratios):
             raise ValueError(
                 f"Widths(ratios={self.ratios}): ratios must be in (0, 1], at least one. Use 1.0 for whole."
