@@ -89,6 +89,29 @@ def test_dirichlet_shares_are_those_of_the_distribution():
     assert np.var(shares) == pytest.approx(3 / 16 / 3.8, rel=0.15)
 
 
+FEW = {"y": torch.arange(4000) % 400}  # ten of each of 400 labels
+
+
+@pytest.mark.parametrize(
+    "part", [Dirichlet(100, alpha=a, min_partition_size=1) for a in (0.5, 10.0, 100.0, 1e6, np.inf)]
+)
+def test_labels_with_fewer_examples_than_clients_are_spread_over_all(part):
+    sizes = [len(own) for own in part.split(FEW, seed=0)]
+    # 40 in the mean; each label gives a client one with a chance of .1, or several: a variance of .09 + 100 Var(share).
+    share_variance = 0.01 * 0.99 / (100 * min(part.alpha, 1e9) + 1)
+    assert np.abs(np.array(sizes) - 40).max() < 5 * np.sqrt(400 * (0.09 + 100 * share_variance))
+
+
+def test_every_client_has_its_share_of_few_examples_in_the_mean():
+    columns = {"y": torch.arange(60) % 30}  # two of each label
+    sizes = np.mean(
+        [list(map(len, Dirichlet(12, alpha=5.0, min_partition_size=1).split(columns, s))) for s in range(200)], 0
+    )
+    assert np.abs(sizes - 5).max() < 1.0
+    equal = DualDirichlet(100, clients_alpha=1e6, classes_alpha=1e6, min_partition_size=1).split(FEW, seed=0)
+    assert np.abs(np.array(list(map(len, equal))) - 40).max() < 5 * np.sqrt(400 * 0.09)
+
+
 def test_dirichlet_minimum_takes_from_the_largest():
     columns = {"y": torch.zeros(300, dtype=torch.int64)}
     plain = Dirichlet(10, alpha=0.05, min_partition_size=1).split(columns, seed=2)

@@ -20,6 +20,7 @@ __all__ = [
     "check_num",
     "cut",
     "dirichlet",
+    "ends_of",
     "enough",
     "labels_of",
     "raised",
@@ -28,6 +29,7 @@ __all__ = [
 
 Positions = NDArray[np.int64]
 
+_PLENTY = 10  # examples of a label for each client, of which one more or less is little
 HUGE = 1e300  # from here on draws overflow; their limit is the mean, an equal share for everybody
 
 
@@ -57,6 +59,15 @@ def cut(order: Positions, shares: NDArray[np.float64]) -> list[Positions]:
     """The order cut by the shares."""
     ends = np.rint(np.cumsum(shares) * len(order)).astype(np.int64)
     return [np.sort(part) for part in np.split(order, ends[:-1])]
+
+
+def ends_of(rng: np.random.Generator, shares: NDArray[np.float64], n: int) -> Positions:
+    """Where the clients' parts of n examples of one label end, (N,), by their shares."""
+    exact = np.cumsum(shares) * n
+    if n >= _PLENTY * len(shares):
+        return np.rint(exact).astype(np.int64)
+    # So few that rounding would favour the same clients for every label: with this, each gets its share in the mean.
+    return np.floor(exact + rng.random()).astype(np.int64)
 
 
 def by_owner(owner: NDArray[np.int64], num: int) -> list[Positions]:

@@ -23,6 +23,7 @@ from partwise.populations.dividing import (
     check_num,
     cut,
     dirichlet,
+    ends_of,
     enough,
     labels_of,
     raised,
@@ -78,7 +79,7 @@ class Dirichlet:
     Source: Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019, arXiv
     1905.12022.
     Differs: a client below the minimum receives random examples from the largest, one at a time, instead of
-    drawing everything anew until the minimum holds, which need not end.
+    drawing everything anew until the minimum holds, which need not end; few examples of a label are rounded at random.
     """
 
     num_partitions: int
@@ -105,7 +106,7 @@ class Dirichlet:
             shares = dirichlet(rng, self.alpha, self.num_partitions)
             if self.self_balancing:
                 shares = without(shares, sizes > n / self.num_partitions)
-            ends = np.rint(np.cumsum(shares) * len(examples)).astype(np.int64)
+            ends = ends_of(rng, shares, len(examples))
             ends[-1] = len(examples)
             counts = np.diff(ends, prepend=0)
             owner[examples] = np.repeat(np.arange(self.num_partitions), counts)

@@ -24,6 +24,7 @@ from partwise.populations.dividing import (
     check_minimum,
     check_num,
     dirichlet,
+    ends_of,
     enough,
     labels_of,
     raised,
@@ -156,7 +157,7 @@ def _dealt(
     num, owner = len(shares), np.empty(len(labels), np.int64)
     for c, label in enumerate(classes):
         examples = rng.permutation(np.flatnonzero(labels == label))
-        ends = np.rint(np.cumsum(shares[:, c]) * len(examples)).astype(np.int64)
+        ends = ends_of(rng, shares[:, c], len(examples))
         ends[np.flatnonzero(shares[:, c])[-1] :] = len(examples)  # whatever was rounded goes to one who has the class
         owner[examples] = np.repeat(np.arange(num), np.diff(ends, prepend=0))
     return by_owner(owner, num)
