@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 
@@ -40,3 +41,21 @@ def test_pages_are_kept(what):
 def test_where_the_c_library_has_no_such_setting_nothing_happens(monkeypatch):
     monkeypatch.setattr(child.ctypes, "CDLL", lambda name: object())
     child.keep_pages()
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGKILL, "was killed by SIGKILL"),
+        (getattr(signal, "SIGRTMIN", 34) + 6, f"was killed by signal {getattr(signal, 'SIGRTMIN', 34) + 6}"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere other numbers have no name")
+def test_a_process_that_any_signal_ended_is_told_of(number, said):
+    process, sock = child.start(lambda _: signal.pause(), closing=())
+    try:
+        os.kill(process.pid, number)
+        process.join()
+        assert child.how_it_ended(process) == said
+    finally:
+        child.end(process, sock)

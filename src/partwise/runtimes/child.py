@@ -104,7 +104,15 @@ def how_it_ended(process: ForkProcess) -> str:
     code = process.exitcode
     if code is None:
         return "closed its socket"
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"was killed by {_named(-code)}" if code < 0 else f"ended with exit code {code}"
+
+
+def _named(number: int) -> str:
+    """A signal's name; those between the first and the last of real time have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def end(process: ForkProcess, sock: socket.socket) -> None:
