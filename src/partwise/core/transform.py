@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from partwise.core.given import check_given, check_two
 from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.update import Update
@@ -19,12 +20,14 @@ __all__ = [
     "State",
     "Stepping",
     "Transform",
+    "applied",
     "begun",
     "bound_of",
     "chain",
 ]
 
 State = Any
+_GIVES = "an Update and its next state, two things"
 
 
 @runtime_checkable
@@ -115,7 +118,7 @@ class Chain:
     def apply(self, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
         after = []
         for stage, own in zip(self.stages, state, strict=True):
-            update, own = stage.apply(update, own, rng)
+            update, own = applied(stage, update, own, rng)
             after.append(own)
         return update, tuple(after)
 
@@ -128,6 +131,18 @@ def chain(*stages: Transform) -> Chain:
 def begun(transform: Transform, params: Params, still: Collection[str]) -> State:
     """The first state of a transform on a server, where `still` names what no gradient moves."""
     return transform.begin(params, still) if isinstance(transform, Stepping) else transform.init(params)
+
+
+def applied(transform: Transform, update: Update, state: State, rng: Rng) -> tuple[Update, State]:
+    """What a transform makes of an update, and its next state.
+
+    Raises:
+        CompositionError: it gives something else.
+    """
+    found = transform.apply(update, state, rng)
+    check_two(transform, "apply", found, _GIVES)
+    check_given(transform, "apply", found[0], Update, _GIVES)
+    return found
 
 
 def bound_of(transform: Transform) -> float | None:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from partwise.core.algorithm import Site, Task
+from partwise.core.given import check_given
 from partwise.core.population import Client, Population
 from partwise.populations.arrays import ArrayPopulation
 from partwise.populations.sizes import counts_of_test_examples, example_counts
+from partwise.programs.schema import indexed
 from partwise.programs.star import Star
 
 __all__ = ["population_summary", "same_clients"]
@@ -81,12 +83,13 @@ def same_clients(one: object, other: object, *, but_held: bool) -> bool:
 
 def _values_held(star: Star, site: Site) -> int:
     own = star.algorithm.client_init(site)
-    index = star.algorithm.select(_BEFORE_TRAINING, own, site)
+    index = indexed(star.algorithm, star.algorithm.select(_BEFORE_TRAINING, own, site))
     held = {name: prod(index.held_shape(name)) for name in index.shapes}
     if not star.algorithm.is_personal:
         return sum(held.values())
     flat = {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in star.like.items()}  # takes no room
     used = star.algorithm.personalize(index.gather(flat), own)
+    check_given(star.algorithm, "personalize", used, Mapping, "a dict of tensors by name")
     return sum({**{name: t.numel() for name, t in used.items()}, **held}.values())
 
 

@@ -14,6 +14,7 @@ from partwise.core.errors import CompositionError
 from partwise.core.index import Index, Rows, Whole
 from partwise.core.limits import Limit, Limiting, stages
 from partwise.core.population import Client, Counts
+from partwise.programs.schema import indexed
 
 if TYPE_CHECKING:
     from partwise.core.model import Params
@@ -52,7 +53,8 @@ def count(star: Star, clients: Sequence[Client] | None = None) -> Counts:
     tally, total, chain = _Tally(star.like), 0.0, star.chain("client", "model")
     for client in star.population.clients if clients is None else clients:
         site = star.site(client)
-        index = star.algorithm.select(Task(-1, 0, 0, 0), star.algorithm.client_init(site), site)
+        own = star.algorithm.client_init(site)
+        index = indexed(star.algorithm, star.algorithm.select(Task(-1, 0, 0, 0), own, site))
         amount = _bounded(star.algorithm.weight(site), chain)
         total += amount
         tally.add_(index, amount)

@@ -14,16 +14,18 @@ from partwise.core.channel import ClientSession, Seat, fingerprint
 from partwise.core.codec import register
 from partwise.core.compressor import chosen, common
 from partwise.core.errors import CompositionError, DataError, PartwiseError
+from partwise.core.given import check_given, check_two
 from partwise.core.index import Index, Whole
 from partwise.core.model import Params, Values
 from partwise.core.plan import Job, Trained
 from partwise.core.population import Fate
 from partwise.core.program import SERVER, Effect, Failed, Message, NodeId, Send, Wake, Work
 from partwise.core.rng import derive, generator
-from partwise.core.transform import State
+from partwise.core.transform import State, applied
 from partwise.core.update import Update
 from partwise.programs.download import Coded, opened
 from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
+from partwise.programs.schema import indexed, planned
 
 if TYPE_CHECKING:
     from partwise.programs.star import Star
@@ -108,6 +110,7 @@ class ClientNode:
 
 
 _NOTHING = Whole({})
+_FINISHED = "a dict of Updates by stream and the client's next state, two things"
 
 
 class ClientProgram:
@@ -218,15 +221,18 @@ class ClientProgram:
         check_has_data(site)
         if not node.met:
             node.own, node.met = algorithm.client_init(site), True
-        node.open.index = algorithm.select(task, node.own, site)
+        node.open.index = indexed(algorithm, algorithm.select(task, node.own, site))
         streams = algorithm.fetch(node.open.index, task, node.own, site)
+        check_given(algorithm, "fetch", streams, Mapping | None, "a dict of indices by stream, or None")
         return [Send(SERVER, Fetch(task.id, node.open.index if streams is None else _NOTHING, streams))]
 
     def _train(self, node: ClientNode, site: Site, held: Held, now: float) -> list[Effect]:
         assert node.open is not None
         came = opened(held.streams, self._star.like)
         (asker,) = node.open.asker or (node.own,)
-        received = self._star.algorithm.receive(came, node.open.index, node.open.task, asker, site)
+        algorithm = self._star.algorithm
+        received = algorithm.receive(came, node.open.index, node.open.task, asker, site)
+        check_given(algorithm, "receive", received, Mapping, "a dict of held values by stream")
         if node.open.came is None:
             node.open.fetched = now
         node.open.held, node.open.came, node.open.asker = {s: dict(values) for s, values in received.items()}, None, ()
@@ -262,8 +268,10 @@ class ClientProgram:
     def _work(self, node: ClientNode, site: Site) -> Work:
         assert node.open is not None and node.open.held is not None
         task, index, algorithm = node.open.task, node.open.index, self._star.algorithm
-        plan = algorithm.plan(node.open.held, index, task, node.own, site)
-        start = {**algorithm.personalize(node.open.held["model"], node.own), **plan.extra}
+        plan = planned(algorithm, algorithm.plan(node.open.held, index, task, node.own, site))
+        used = algorithm.personalize(node.open.held["model"], node.own)
+        check_given(algorithm, "personalize", used, Mapping, "a dict of tensors by name")
+        start = {**used, **plan.extra}
         data = algorithm.examples(index, node.own, site)
         job = Job(plan, start, data, site.derive("work", task))
         return Work(job, plan.num_steps(len(data)))
@@ -276,10 +284,16 @@ class ClientProgram:
             return self._lose(node, "train")
         algorithm, held = self._star.algorithm, node.open.held
         told = algorithm.report(node.open.held, trained, task, node.own, site)
+        check_given(algorithm, "report", told, Mapping, "a dict of numbers by name")
         report = {name: _plain(number) for name, number in told.items()}
         if report and self._star.channel.reveals == "sum":
             raise _telling(algorithm, report)
-        updates, node.own = algorithm.finish(node.open.held, trained, index, task, node.own, site)
+        found = algorithm.finish(node.open.held, trained, index, task, node.own, site)
+        check_two(algorithm, "finish", found, _FINISHED)
+        check_given(algorithm, "finish", found[0], dict, _FINISHED)
+        for update in found[0].values():
+            check_given(algorithm, "finish", update, Update, _FINISHED)
+        updates, node.own = found
         for stream, update in updates.items():
             if stream not in self._star.client_chain:
                 continue
@@ -288,7 +302,7 @@ class ClientProgram:
             transform = common(transform, derive(site.seed, f"common {stream}", task.version))
             state = node.chains[stream] if stream in node.chains else transform.init(site.like)
             rng = generator(site.seed, f"client chain {stream}", site.client, task.version, task.attempt)
-            updates[stream], node.chains[stream] = transform.apply(update, state, rng)
+            updates[stream], node.chains[stream] = applied(transform, update, state, rng)
         updates = {stream: _weighed(update) for stream, update in updates.items()}
         if fate.stage == "upload":
             return self._lose(node, "upload")

@@ -26,6 +26,7 @@ from partwise.core.update import Update
 from partwise.programs.client import FAILURES, check_has_data
 from partwise.programs.download import opened
 from partwise.programs.messages import Collect, Errand, Fetch, Gathered, Held, Refused, Reply, Trouble
+from partwise.programs.schema import indexed, planned
 
 if TYPE_CHECKING:
     from partwise.programs.star import Star
@@ -88,12 +89,12 @@ class RelayProgram:
     def _share(self, client: Client, task: Task, params: Params) -> Share:
         site, algorithm = self._star.site(client), self._star.algorithm
         check_has_data(site)
-        index = algorithm.select(task, None, site)
+        index = indexed(algorithm, algorithm.select(task, None, site))
         held = index.gather(params)
         examples = len(site.data)
         lengths = self._lengths_of(index, held)
         self._came[task.id] = "train", lengths, 0, examples
-        plan = algorithm.plan({"model": held}, index, task, None, site)
+        plan = planned(algorithm, algorithm.plan({"model": held}, index, task, None, site))
         self._came[task.id] = "train", lengths, plan.num_steps(examples), examples
         start = {**held, **plan.extra} if plan.extra else held
         job = Job(plan, start, algorithm.examples(index, None, site), site.derive("work", task))

@@ -8,26 +8,32 @@ from typing import Any
 
 from torch import Tensor
 
-from partwise.core.algorithm import Task
-from partwise.core.errors import CompositionError, ProtocolError
+from partwise.core.algorithm import Algorithm, Task
+from partwise.core.errors import CompositionError, DivergedError, ProtocolError
+from partwise.core.given import check_given, misgiven
 from partwise.core.index import Index, members_of
 from partwise.core.joined import Joined, check_packed
+from partwise.core.model import Params, Values
+from partwise.core.plan import LocalPlan
 from partwise.core.program import Failed
 from partwise.core.sampled import Sampled
 from partwise.core.schedule import After, Commit, Dispatch, ReplyInfo, Scheduler
 from partwise.core.seeded import Seeded
-from partwise.core.update import Packed, Update, check_update, is_finite, sent_shapes
+from partwise.core.update import Packed, Update, all_finite, check_update, is_finite, sent_shapes
 from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
 
 __all__ = [
     "MISFITS",
     "check_action",
+    "check_committed",
     "check_fit",
     "check_from_client",
     "check_from_server",
     "check_total",
     "fault_of",
+    "indexed",
     "no_action",
+    "planned",
 ]
 
 MISFITS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError)  # of what a peer made up
@@ -164,6 +170,49 @@ def check_total(part: object, total: Update, params: Mapping[str, Tensor]) -> No
         check_update(total, params)
     except ProtocolError as error:
         raise CompositionError(f"{part!r}: must give an update of the server's model, got: {error}") from error
+
+
+def indexed(algorithm: Algorithm, found: Index) -> Index:
+    """The part of the model that a client selects; what is none is refused."""
+    if not isinstance(getattr(found, "shapes", None), Mapping):
+        raise misgiven(algorithm, "select", found, "an index, such as site.whole()")
+    return found
+
+
+def planned(algorithm: Algorithm, found: LocalPlan) -> LocalPlan:
+    """What a client is to train; what is no plan is refused."""
+    check_given(algorithm, "plan", found, LocalPlan, "a LocalPlan, such as LocalTraining().plan(site, task)")
+    return found
+
+
+def check_committed(algorithm: Algorithm, streams: Mapping[str, Values], like: Params, version: int) -> None:
+    """Refuse what an algorithm's own commit made, if it is no model any more.
+
+    Raises:
+        CompositionError: it has not the model's parameters, in their shapes and types.
+        DivergedError: they are not finite.
+    """
+    words = "the server's streams, with the model's parameters as `model`"
+    if algorithm.only_adds:
+        return  # the aggregate was looked at
+    model = streams.get("model") if isinstance(streams, Mapping) else None
+    if model is None or not isinstance(model, Mapping):
+        raise misgiven(algorithm, "commit", model if isinstance(streams, Mapping) else streams, words)
+    wrong = [n for n in like.keys() | model.keys() if n not in like or _kind(model.get(n)) != _kind(like[n])]
+    if wrong:
+        raise CompositionError(
+            f"{algorithm!r}: commit must give {words}, got other names, shapes or types for {sorted(wrong)[:3]}. "
+            "partwise.testing.check says more."
+        )
+    if not all(map(all_finite, model.values())):
+        raise DivergedError(
+            f"version {version}: the model that commit of {algorithm!r} made is no longer finite. "
+            "Lower the learning rates; the last checkpoint is from before."
+        )
+
+
+def _kind(tensor: object) -> object:
+    return (tensor.shape, tensor.dtype) if isinstance(tensor, Tensor) else None
 
 
 def check_action(scheduler: Scheduler, action: object, clients: Sequence[int], here: Mapping[int, object]) -> None:

@@ -13,6 +13,7 @@ import torch
 from partwise.core.aggregate import Sum, takes_sent, told_by
 from partwise.core.algorithm import ServerState, Task
 from partwise.core.errors import CompositionError, DivergedError
+from partwise.core.given import check_two
 from partwise.core.index import Index
 from partwise.core.program import RELAY, Effect, Failed, Halt, Message, NodeId, Record, Send, Wake
 from partwise.core.rng import generator
@@ -34,7 +35,7 @@ from partwise.core.schedule import (
 )
 from partwise.core.spool import Spool
 from partwise.core.summing import Outcome
-from partwise.core.transform import begun
+from partwise.core.transform import applied, begun
 from partwise.core.update import Update, is_finite, scale, typed
 from partwise.programs.coverage import coverage
 from partwise.programs.download import check_streams
@@ -52,7 +53,7 @@ from partwise.programs.messages import (
     Trouble,
     measured_of,
 )
-from partwise.programs.schema import MISFITS, check_action, check_total, fault_of, no_action
+from partwise.programs.schema import MISFITS, check_action, check_committed, check_total, fault_of, no_action
 from partwise.programs.server_node import InFlight, ServerNode, Waiting, replies_of
 from partwise.programs.session import TIMERS, Session
 from partwise.programs.sums import Sums, fitting
@@ -438,6 +439,7 @@ class ServerProgram:
             node.told[info.client] = (*node.told[info.client], info.id)
         self._take_back(node.streams)
         node.streams = self._star.algorithm.commit(node.streams, totals, kept)
+        check_committed(self._star.algorithm, node.streams, self._star.like, node.version)
         node.version += 1
         node.attempts.clear()
         weight = sum(n for _, n in losses)
@@ -466,7 +468,9 @@ class ServerProgram:
         for stream, aggregator in self._star.all_aggregators().items():
             params = node.streams[stream]
             got = fitting(opened[stream], aggregator, params)
-            total, reducers[stream] = aggregator.reduce(got, reducers[stream], params, infos)
+            found = aggregator.reduce(got, reducers[stream], params, infos)
+            check_two(aggregator, "reduce", found, "an Update and its next state, two things")
+            total, reducers[stream] = found
             check_total(aggregator, total, params)
             totals[stream] = typed(total, params)
             facts = told_by(aggregator, reducers[stream])
@@ -477,7 +481,7 @@ class ServerProgram:
             if stream in self._star.server_chain:
                 rng, chain = generator(self._star.seed, f"server chain {stream}", node.version), node.chains[stream]
                 part = self._star.server_chain[stream]
-                changed, node.chains[stream] = part.apply(changed, chain, rng)
+                changed, node.chains[stream] = applied(part, changed, chain, rng)
                 check_total(part, changed, node.streams[stream])
                 totals[stream] = changed
             if not is_finite(changed):

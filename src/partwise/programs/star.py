@@ -16,6 +16,7 @@ from partwise.core.channel import Binding, Channel, Guarded, Rounding, rounding_
 from partwise.core.codec import encoded_size, register
 from partwise.core.compressor import compressors
 from partwise.core.errors import CompositionError
+from partwise.core.given import check_given
 from partwise.core.index import Index
 from partwise.core.limits import Noise, Side, check_noise, stages
 from partwise.core.model import Model, Params, like
@@ -262,7 +263,9 @@ class Star:
     @cached_property
     def _under_attack(self) -> dict[str, Aggregator]:
         """Those that hostile clients meet, if there are any: what is promised to honest clients hangs on these."""
-        own = dict(self.algorithm.aggregators())
+        found = self.algorithm.aggregators()
+        check_given(self.algorithm, "aggregators", found, Mapping, "a dict of aggregators by stream")
+        own = dict(found)
         own.update({stream: part for stream, part in self.aggregators.items() if stream in own})
         return {stream: probed(part, self._probe) for stream, part in own.items()}
 
