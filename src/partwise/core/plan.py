@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -89,6 +90,9 @@ class LocalPlan:
         buffers: held names that the loss itself moves, such as running means.
         extra: name -> start value of what is trained beside the held parameters and only the loss knows, such as a
             second model. No name of the model.
+
+    Raises:
+        ValueError: a batch size or a number of steps or epochs that is none.
     """
 
     loss: LossFn
@@ -100,6 +104,15 @@ class LocalPlan:
     trainable: Callable[[str], bool] = everything
     buffers: frozenset[str] = frozenset()
     extra: Params = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "steps", "epochs"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 0:
+                raise ValueError(
+                    f"LocalPlan({name}={value!r}): must be a whole number from 0 on, got {value!r}. "
+                    "0 steps count by epochs, a batch_size of 0 takes all examples."
+                )
 
     def num_steps(self, examples: int) -> int:
         """Local steps on that many examples."""
