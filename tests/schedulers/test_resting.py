@@ -37,6 +37,48 @@ def test_one_client_that_is_lost_at_once_does_not_end_the_run_of_the_others(sche
     assert len(clock.of(Lost)) < 25
 
 
+def by_day(client: int, now: float) -> float:
+    """The first is always there, the others in the first half of every 20,000 seconds."""
+    return now if client == 0 or now % 20_000 < 10_000 else now - now % 20_000 + 20_000
+
+
+def seconds_by_day(client: int, steps: int, now: float) -> float:
+    """The first is lost at once; the others take 500 seconds, or are lost when the day ends."""
+    if client == 0:
+        return -1e-9
+    left = 10_000 - now % 20_000
+    return 500.0 if left >= 500 else -left - 1e-9
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FedAsync(concurrency=3, versions=60),
+        FedAsync(concurrency=1, versions=30, choice=Stalest()),
+        FedBuff(buffer=2, concurrency=3, versions=30),
+        FedBuff(buffer=2, concurrency=3, versions=30, replace="commit"),
+        FedCompass(min_steps=1, max_steps=1, versions=30),
+        Tiered(tiers=3, cohort=1, versions=50),
+        Tiered(tiers=1, cohort=1, versions=30, choice=Stalest()),
+    ],
+    ids=repr,
+)
+def test_it_rests_also_where_the_others_are_away_or_are_asked_one_by_one(scheduler):
+    clock = Clock(scheduler, People(range(3), by_day), seconds_by_day).run()
+    assert clock.stopped == "done"
+    assert 20_000 < clock.now < 60_000
+
+
+def test_a_buffer_takes_nobody_twice_while_another_will_be_there():
+    """The third comes after 100 seconds; what the others sent by then waits for it, while the first rests."""
+    scheduler = FedBuff(buffer=3, concurrency=3, versions=1, replace="commit")
+    people = People(range(4), lambda client, now: max(now, 100.0) if client == 3 else now)
+    clock = Clock(scheduler, people, seconds).run()
+    ((now, commit),) = clock.of(Commit)
+    assert now == 110
+    assert sorted(reply.client for reply in commit.replies) == [1, 2, 3]
+
+
 def test_it_is_asked_again_after_a_hundredth_of_the_patience():
     """A thousand seconds make ten: the reply of ten seconds ends a streak, and the next begins then."""
 
@@ -49,7 +91,20 @@ def test_it_is_asked_again_after_a_hundredth_of_the_patience():
     assert {reply.client for _, commit in clock.of(Commit) for reply in commit.replies} == {0, 1, 2}
 
 
-def test_who_is_alone_does_not_rest():
-    clock = Clock(FedAsync(concurrency=2), People(range(2)), lambda c, s, now: -1e-9).run()
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FedAsync(concurrency=2),
+        FedAsync(concurrency=1, choice=Stalest()),
+        FedBuff(buffer=1, concurrency=1),
+        FedBuff(buffer=2, concurrency=2, replace="commit"),
+        FedCompass(),
+        Tiered(tiers=2, cohort=1),
+        Tiered(tiers=1, cohort=2),
+    ],
+    ids=repr,
+)
+def test_who_is_alone_does_not_rest(scheduler):
+    clock = Clock(scheduler, People(range(2)), lambda c, s, now: -1e-9).run()
     assert clock.stopped.endswith("tasks in a row were lost, without a reply")
     assert clock.now < 1

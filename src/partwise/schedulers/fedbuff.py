@@ -17,6 +17,7 @@ from partwise.schedulers.flights import (
     check_at_least,
     check_end,
     ending,
+    is_alone,
     is_deserted,
     news_,
     set_alarm_,
@@ -137,7 +138,7 @@ class FedBuff(Scheduler):
         kept = {reply.client for reply in state.buffer} if self.replace == "commit" else ()
         held = len(state.buffer) if self.replace == "commit" else 0
         actions += refill_(flights, self, event.now, roster, freed, held, without=kept)
-        if kept and not flights.flying and (flights.resting or not flights.asleep):  # nobody else is left
+        if kept and is_alone(flights):  # nobody else is left
             actions += refill_(flights, self, event.now, roster, kept, held)
         if is_deserted(flights):
             return self._end(state, actions, NOBODY)

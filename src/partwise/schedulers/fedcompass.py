@@ -34,6 +34,7 @@ from partwise.schedulers.flights import (
     check_at_least,
     check_end,
     ending,
+    is_alone,
     is_deserted,
     news_,
     resting_,
@@ -195,9 +196,10 @@ class FedCompass(Scheduler):
             actions += self._left_(state, client, event.now, roster)
         resting = resting_(state.flights, event.now)
         for client in () if end else lost + woken:
-            if client in resting:
+            if client in resting and not is_alone(state.flights):
                 sleep_(state.flights, resting[client], client)
             else:
+                resting.pop(client, None)
                 actions += self._sent_(state, client, event.now, roster)
         return actions, end
 

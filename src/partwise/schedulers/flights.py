@@ -39,6 +39,7 @@ __all__ = [
     "check_at_least",
     "check_end",
     "ending",
+    "is_alone",
     "is_deserted",
     "news_",
     "resting_",
@@ -168,15 +169,20 @@ def is_deserted(flights: Flights) -> bool:
     return not flights.flying and not flights.asleep
 
 
-def resting_(flights: Flights, now: float, *, is_waiting: bool = False) -> dict[int, float]:
-    """Who rests, and until when: those who were lost again and again, as long as there is something else to wait for.
+def resting_(flights: Flights, now: float) -> dict[int, float]:
+    """Who rests, and until when: those who were lost again and again.
 
     Otherwise one client that is lost as soon as it is asked would be the end of a run before others can answer.
     """
     if flights.resting:
-        is_waiting = is_waiting or bool(flights.flying)
-        flights.resting = {c: until for c, until in flights.resting.items() if is_waiting and now < until}
+        flights.resting = {client: until for client, until in flights.resting.items() if now < until}
     return flights.resting
+
+
+def is_alone(flights: Flights) -> bool:
+    """Whether there is nothing to wait for but that somebody has rested: who rests may be asked then."""
+    rests = set(flights.resting.values())
+    return not flights.flying and all(when in rests for when, _ in flights.asleep)
 
 
 def ask_(flights: Flights, now: float, client: int, steps: int, group: int = 0) -> Dispatch:

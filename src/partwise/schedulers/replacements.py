@@ -13,7 +13,7 @@ from typing import Protocol
 
 from partwise.core.schedule import Action, Dispatch, Roster
 from partwise.schedulers.choice import Choice, soonest
-from partwise.schedulers.flights import LOOK_AGAIN, Flights, Watches, resting_, sleep_
+from partwise.schedulers.flights import LOOK_AGAIN, Flights, Watches, is_alone, resting_, sleep_
 
 __all__ = ["Asks", "Some", "check_concurrency", "refill_"]
 
@@ -93,19 +93,13 @@ def refill_(
     wanted = part.concurrency - held - len(flying)
     if wanted <= 0:
         return []
-    resting = resting_(flights, now, is_waiting=bool(without))
-    others = {*without, *resting}
-    busy: Collection[int] = flying.keys() | others if others else flying
-    if flights.is_short or (not resting and len(roster.clients) - len(busy) <= wanted == len(freed)):
-        found = _among_(flights, part, now, roster, freed, wanted, busy=busy)
-        if len(found) == wanted:
-            flights.is_short = False
-            flights.asleep.clear()
-    else:
-        flights.asleep.clear()
-        found = _chosen_(flights, part, wanted, now, roster, busy=busy)
-        if len(found) < wanted:
-            _wait_(flights, now, roster, without={*busy, *found}, missing=wanted - len(found))
+    resting = resting_(flights, now)
+    found = _found_(flights, part, now, roster, freed, wanted, without={*without, *resting}, is_new=bool(resting))
+    if resting and not found and not without and is_alone(flights):
+        flights.is_short = False
+        found = _found_(flights, part, now, roster, freed, wanted, without=(), is_new=True)
+        for client in found:
+            resting.pop(client, None)
     if resting and len(found) < wanted:
         again = min(resting.values()), LOOK_AGAIN
         if again not in flights.asleep:
@@ -114,6 +108,32 @@ def refill_(
         flying[client] = now
     steps = part.steps
     return [Dispatch(client, steps) for client in found]
+
+
+def _found_(
+    flights: Flights,
+    part: Asks,
+    now: float,
+    roster: Roster,
+    freed: Collection[int],
+    wanted: int,
+    *,
+    without: Collection[int],
+    is_new: bool,
+) -> Sequence[int]:
+    """Whom to ask; `is_new`: others may be of use than those who come to be free."""
+    busy: Collection[int] = flights.flying.keys() | without if without else flights.flying
+    if flights.is_short or (not is_new and len(roster.clients) - len(busy) <= wanted == len(freed)):
+        found = _among_(flights, part, now, roster, freed, wanted, busy=busy)
+        if len(found) == wanted:
+            flights.is_short = False
+            flights.asleep.clear()
+        return found
+    flights.asleep.clear()
+    found = _chosen_(flights, part, wanted, now, roster, busy=busy)
+    if len(found) < wanted:
+        _wait_(flights, now, roster, without={*busy, *found}, missing=wanted - len(found))
+    return found
 
 
 def _chosen_(

@@ -18,6 +18,7 @@ from partwise.schedulers.flights import (
     check_at_least,
     check_end,
     ending,
+    is_alone,
     is_deserted,
     news_,
     resting_,
@@ -201,8 +202,14 @@ class Tiered(Scheduler):
         count, own = min(self.cohort, len(tier.clients)), Some(tier.clients, roster)
         resting = resting_(state.flights, now)
         cohort, tier.chosen = self.choice.pick(tier.chosen, count, turn=turn, now=now, roster=own, busy=resting)
-        tier.waiting = len(cohort)
+        if resting and not cohort and is_alone(state.flights):
+            others = (roster.next_available(client, now) for client in tier.clients if client not in resting)
+            if all(when == math.inf for when in others if when > now):
+                cohort, tier.chosen = self.choice.pick(tier.chosen, count, turn=turn, now=now, roster=own)
         if not cohort:
             coming = (roster.next_available(client, resting.get(client, now)) for client in tier.clients)
             sleep_(state.flights, min((when for when in coming if when > now), default=math.inf), number)
+        tier.waiting = len(cohort)
+        for client in cohort:
+            resting.pop(client, None)
         return [ask_(state.flights, now, client, self.steps, number) for client in cohort]
