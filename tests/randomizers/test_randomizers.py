@@ -254,6 +254,22 @@ def test_clients_with_levels_of_their_own_are_estimated_together():
 # ---- what each client may answer ----
 
 
+def test_a_budget_is_spent_to_its_end_in_many_reports():
+    """8000 times 0.001 is 8, and in floats more: 8.0000000000005."""
+    budget, state = LocalBudget(8.0), {}
+    for _ in range(8000):
+        state = budget.spend(state, 3, 0.001)
+    assert budget.left(state, 3) == 0
+    with pytest.raises(CompositionError, match=r"client 3 has epsilon 0 left, got a report of 0\.001"):
+        budget.spend(state, 3, 0.001)
+
+
+@pytest.mark.parametrize("epsilon", [-1.0, math.nan, math.inf, 17.0])
+def test_no_report_gives_a_budget_back(epsilon):
+    with pytest.raises(ValueError, match=r"LocalBudget\(\): the epsilon of a report must lie in \[0, 16\], got"):
+        LocalBudget(1.0).spend({}, 3, epsilon)
+
+
 def test_fresh_reports_add_up_until_a_client_has_nothing_left():
     budget, state = LocalBudget(2.0, {7: 0.5}), {}
     for _ in range(4):

@@ -10,6 +10,8 @@ from partwise.randomizers.randomizer import MAX_EPSILON
 
 __all__ = ["LocalBudget"]
 
+_ROUNDING = 1e-9  # of a limit: what sums of thousands of reports are off by, and more
+
 
 @dataclass(frozen=True)
 class LocalBudget:
@@ -40,16 +42,22 @@ class LocalBudget:
 
     def left(self, state: Mapping[int, float], client: int) -> float:
         """What a client may still spend."""
-        return self.limits.get(client, self.limit) - state.get(client, 0.0)
+        return max(0.0, self.limits.get(client, self.limit) - state.get(client, 0.0))
 
     def spend(self, state: Mapping[int, float], client: int, epsilon: float) -> dict[int, float]:
         """The state after a client's fresh report.
 
         Raises:
+            ValueError: no report has such an epsilon.
             CompositionError: the client has less left.
         """
+        if not 0 <= epsilon <= MAX_EPSILON:
+            raise ValueError(
+                f"LocalBudget(): the epsilon of a report must lie in [0, {MAX_EPSILON:g}], got {epsilon}. Give that of "
+                "the randomizer."
+            )
         left = self.left(state, client)
-        if epsilon > left * (1 + 1e-12):
+        if epsilon > left + _ROUNDING * self.limits.get(client, self.limit):
             raise CompositionError(
                 f"LocalBudget(): client {client} has epsilon {left:.4g} left, got a report of {epsilon:.4g}. Give the "
                 "answer that it gave before, which costs nothing, or leave it out."
