@@ -202,9 +202,10 @@ class Experiment:
         path = Path(folder) if folder is not None else new_run_folder(Path(root), self.name)
         if folder is not None and not resume:
             _empty_folder(path)
+        shown, path = str(path), path.absolute()  # others' code may go to another folder while the run goes on
         store = RunStore(path, "resume" if resume else "append")
         try:
-            return self._run(path, store, star, workload, about, resume=resume, progress=progress)
+            return self._run(path, store, star, workload, about, shown, resume=resume, progress=progress)
         finally:
             store.close()
 
@@ -225,6 +226,7 @@ class Experiment:
         star: Star,
         workload: Workload,
         about: str,
+        shown: str,
         *,
         resume: bool,
         progress: Progress,
@@ -255,7 +257,7 @@ class Experiment:
                 result = _with_model(path, saved.entries[f"node/{SERVER}"])
                 store.set_meta(status=recorder.reached)
                 store.commit()
-                progress.started(self.scheduler.versions, str(path))
+                progress.started(self.scheduler.versions, shown)
                 progress.finished(recorder.reached)
                 return result
         else:  # also a run that was killed before its first checkpoint, and so before its first version
@@ -265,7 +267,7 @@ class Experiment:
             self._describe(path, store, star, workload, about)
         store.set_meta(status="running")
         store.commit()  # so that others can see the run while it goes on
-        progress.started(self.scheduler.versions, str(path))
+        progress.started(self.scheduler.versions, shown)
         if saved is not None:
             for note in saved.notes:
                 progress.noticed(Record("passed over", {"version": saved.version, "reason": note}))
