@@ -225,6 +225,25 @@ def test_ctrl_c_saves_and_resume_ends_with_the_same_bits(here, monkeypatch):
     assert bits[0] == bits[1]
 
 
+def test_a_resumed_run_shows_what_was_lost_and_measured_before(here):
+    """It is interrupted, and so measured, at version 2, and then at its end only."""
+    more = ['workload.reliability={name="Unreliable",train=0.5}', "evaluation.every=100", "scheduler.rounds=6"]
+    spec = with_stopper(here)
+    (here / "stop now").write_text("")
+    call("run", spec, "-q", "--folder", "stopped", *more, code=130)
+    with RunStore("stopped", "read") as store:
+        lost, measured = len(store.events("lost")), store.metrics("accuracy", "pooled")[-1]
+    assert lost > 0
+    assert measured["version"] == 2
+    shown = [e for e in events(call("resume", "stopped", "--json")[0]) if e["event"] == "committed"]
+    with RunStore("stopped", "read") as store:
+        kinds = [event["kind"] for event in store.events()]
+    commits = [at for at, kind in enumerate(kinds) if kind == "commit"]
+    assert kinds[: commits[2]].count("lost") >= lost
+    assert [e["lost"] for e in shown] == [kinds[:at].count("lost") for at in commits[2:]]
+    assert [e["value"] for e in shown[:-1]] == [measured["value"]] * 3
+
+
 @pytest.mark.parametrize("command", ["resume", "show", "compare", "report"])
 def test_a_folder_without_a_run(here, command):
     _, err = call(command, "runs/none", code=3)

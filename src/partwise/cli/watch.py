@@ -153,8 +153,9 @@ class Watcher:
         noun = "round" if str(self._meta.get("scheduler", "")).startswith("Synchronous") else "version"
         name, metric = str(self._meta.get("name", "run")), str(self._meta.get("metric", ""))
         self.header = Header(name, folder, total, int(self._meta.get("num_clients", 0)), metric, noun)
-        for value in self._recorded():
-            self._best = _better(self._best, value, self._is_higher_better)
+        for value in self._recorded():  # of a run that is resumed
+            self._value, self._best = value, _better(self._best, value, self._is_higher_better)
+        self._counts |= self._troubled()
         self._began = self._before = time.monotonic()
         self._view.begin(self.header)
 
@@ -226,6 +227,14 @@ class Watcher:
         with RunStore(self.header.folder, "read") as store:
             by_scope = [store.metrics(self.header.metric, s) for s in ((self._scope,) if self._scope else _SCOPES)]
         return [row["value"] for row in next((rows for rows in by_scope if rows), [])]
+
+    def _troubled(self) -> dict[str, int]:
+        """How often clients were lost and refused, as the record has it."""
+        from partwise.experiment.store import RunStore
+
+        assert self.header is not None
+        with RunStore(self.header.folder, "read") as store:
+            return {kind: len(store.events(kind)) for kind in ("lost", "refused")}
 
     def _on_record(self, otherwise: float) -> float:
         """The metric when it was measured last."""
