@@ -225,3 +225,17 @@ def test_what_stands_beside_an_axis_is_whole_and_tells_values_apart(tab, tmp_pat
             assert all(box["x"] >= left for box in boxes)
             texts = words.all_text_contents()
             assert len(texts) == len(set(texts)) > 2
+
+
+def test_a_clock_of_less_than_a_second_has_its_unit(tab, tmp_path):
+    folder = tmp_path / "quick"
+    with RunStore(folder) as store:
+        store.set_meta(name="quick", metric="loss", status="done")
+        store.append_metrics([(v, v / 10, v, v, "loss", "central", 1.0 / (1 + v)) for v in range(7)])
+    with shown(folder) as (address, _):
+        tab.goto(address)
+        until(tab, "#status", "done")
+        tab.check("input[value=seconds]")
+        below = tab.locator("#figure-metric svg text:not([text-anchor=end])").all_text_contents()
+        assert below[0] == "0"
+        assert all(text.endswith(" s") for text in below[1:])

@@ -119,7 +119,8 @@ const UNITS = {
 
 /** Places on an axis at round values, each with its words: in the unit that suits the axis's end. */
 function ticks(kind, low, high, wanted) {
-  const [size, unit] = (UNITS[kind] || []).find(([of, , from]) => high >= (from || of)) || [1, ""];
+  const units = UNITS[kind] || [[1, ""]];
+  const [size, unit] = units.find(([of, , from]) => high >= (from || of)) || units[units.length - 1];
   const least = (high - low) / size / wanted, power = 10 ** Math.floor(Math.log10(least));
   let step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= least * 0.999);
   if (kind === "count") step = Math.max(1, step);
