@@ -76,6 +76,27 @@ def test_show(two_runs):
     assert spec == (two_runs / "quick" / "spec.toml").read_text()
 
 
+def test_a_run_without_test_examples_is_shown_by_its_training_loss(here):
+    """What `partwise run` names at its end must work there, too."""
+    out, _ = call("run", "tiny.toml", "workload.test_share=0.0", "--folder", "untested")
+    assert out.endswith("  partwise show untested\n  partwise report untested --out report.html\n")
+    with RunStore("untested", "read") as store:
+        losses = [row["value"] for row in store.metrics("train_loss", "cohort")]
+        assert not store.metrics("accuracy")
+    rows = [line.split() for line in call("show", "untested")[0].splitlines()]
+    assert ["round", "train_loss", "(cohort)", "uplink", "downlink", "clock"] in rows
+    assert [row[1] for row in rows if row and row[0] in "1234"] == [number(loss, 4) for loss in losses]
+    call("report", "untested", "--out", "report.html")
+    assert f"Training loss {number(losses[-1])} after 4 rounds" in (here / "report.html").read_text(encoding="utf-8")
+    assert call("compare", "untested", "untested")[0].startswith("train_loss (cohort); ")
+
+
+def test_a_run_without_versions_is_shown(here):
+    RunStore("begun").close()
+    out, _ = call("show", "begun")
+    assert "length     0 rounds, 0 s on the run's clock" in out.splitlines()
+
+
 def test_the_specification_of_a_run_that_has_none(here):
     experiment().run(here / "toy")
     out, said = call("show", "toy", "--spec", code=3)

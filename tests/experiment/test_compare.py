@@ -199,6 +199,18 @@ def test_a_run_without_scores(tmp_path):
         compare([empty])
 
 
+def test_runs_that_could_not_be_tested_are_compared_by_their_training_loss(slow, tmp_path):
+    runs = [write_run(tmp_path / name, [], losses=losses) for name, losses in (("a", [0.9, 0.7]), ("b", [0.6, 0.8]))]
+    rows = compare(runs)
+    assert [(row.metric, row.scope, row.final, row.best, row.target_version) for row in rows] == [
+        ("train_loss", "cohort", 0.7, 0.7, 2), ("train_loss", "cohort", 0.8, 0.6, 1),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"all must have recorded auc, got train_loss \(cohort\) from 'a'"):
+        compare([slow, *runs])
+    with pytest.raises(DataError, match=r"all must have recorded auc \(pooled\), got train_loss"):
+        compare(runs, scope="pooled")
+
+
 # Sentences
 
 

@@ -13,7 +13,7 @@ from partwise.cli.app import NOT_A_RUN, UNUSABLE, EndedError
 from partwise.cli.options import Json, Metric, Runs, Target
 from partwise.cli.tables import plain_table, print_all
 from partwise.cli.watch import main_value
-from partwise.core.errors import CheckpointError
+from partwise.core.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -113,7 +113,7 @@ def show_command(
             )
         typer.echo(path.read_text(encoding="utf-8"), nl=False)
         return
-    print_all(_about(run), "", _scores(run))
+    print_all(_about(run), *_scores(run))
     for line in (*_by_width(run), *_over_clients(run), *_troubles(run)):
         typer.echo(line)
 
@@ -146,12 +146,15 @@ def _about(run: Run) -> Table:
     return table
 
 
-def _scores(run: Run) -> Table:
-    """The main metric, at ten versions at most, beside what was spent by then."""
+def _scores(run: Run) -> list[Any]:
+    """The main metric, at ten versions at most, beside what was spent by then; nothing where none was measured."""
     from partwise.experiment.runs import common_score
     from partwise.experiment.words import bytes_text, number, seconds_text
 
-    metric, scope = common_score([run])
+    try:
+        metric, scope = common_score([run])
+    except DataError:  # it was killed before its first version
+        return []
     points = run.scores[metric, scope]
     step = max(1, -(-len(points) // 9))
     chosen = [*points[:-1:step], points[-1]]
@@ -159,7 +162,7 @@ def _scores(run: Run) -> Table:
     for p in chosen:
         spent = bytes_text(p.uplink), bytes_text(p.downlink), seconds_text(p.seconds)
         table.add_row(str(p.version), number(p.value, 4), *spent)
-    return table
+    return ["", table]
 
 
 def _by_width(run: Run) -> list[str]:

@@ -31,6 +31,7 @@ __all__ = [
 
 
 _TROUBLES = ("lost", "refused")
+_TRAINING = ("train_loss", "cohort")  # every version has it, also where there is nothing to test on
 
 
 class Point(NamedTuple):
@@ -260,7 +261,7 @@ def common_score(runs: Sequence[Run], metric: str | None = None, scope: str | No
 
     Args:
         runs: at least one.
-        metric: its name; the runs' main metric by default.
+        metric: its name; the runs' main metric by default, or the training loss where none of them could be tested.
         scope: central where all have one, else pooled over clients, by default.
 
     Raises:
@@ -272,6 +273,8 @@ def common_score(runs: Sequence[Run], metric: str | None = None, scope: str | No
         shared = sorted(set.intersection(*({n for n, _ in run.scores} for run in runs)) - {"train_loss"})
         remedy = f"Name one that all recorded: {', '.join(shared)}." if shared else "They recorded none in common."
         raise DataError(f"compare({len(runs)} runs): they must have one main metric, got {found}. {remedy}")
+    if metric is None and scope is None and not any(n == name for run in runs for n, _ in run.scores):
+        name = "train_loss" if all(_TRAINING in run.scores for run in runs) else name
     wanted = [scope] if scope else [*filter(None, [runs[0].meta.get("scope")]), "central", "pooled", "mean", "cohort"]
     for candidate in wanted:
         if all((name, candidate) in run.scores for run in runs):
