@@ -71,6 +71,19 @@ def test_none_is_without_the_attack_that_the_set_up_has(here):
     assert hostile == clean
 
 
+def test_share_counts_where_the_set_up_names_its_hostile_clients(here):
+    """Without a share those that are named are hostile, and the table says how many of the seven they are."""
+    attack, named = ("--attack", "SignFlip"), ("hostile.clients=[3]", "hostile.attack=SignFlip")
+    call("attack", "tiny.toml", *CLIENTS, *attack, "--share", "0.6", "--folder", "unnamed")
+    call("attack", "tiny.toml", *CLIENTS, *named, *attack, "--share", "0.6", "--folder", "named")
+    unnamed, other = ((here / folder / "table.md").read_text() for folder in ("unnamed", "named"))
+    assert other == unnamed
+    call("attack", "tiny.toml", *CLIENTS, *named, *attack, "--folder", "own")
+    lines = (here / "own" / "table.md").read_text().splitlines()
+    assert lines[0] == "| rule | none | SignFlip 0.142857 |"
+    assert lines[2] != unnamed.splitlines()[2]
+
+
 def test_a_grid_in_which_all_is_refused_says_why(here):
     told = call("attack", "tiny.toml", *CLIENTS, "--rule", '{name="Krum", f=3}', "--attack", "SignFlip")[0]
     assert "Krum, f=3 / none: refused: Krum(f=3): needs at least 2f+3 = 9 updates, got 7." in told

@@ -38,7 +38,10 @@ def attack_command(
     rules: Annotated[
         list[str] | None, typer.Option("--rule", help="An aggregator instead of the set-up's own; several times.")
     ] = None,
-    shares: Annotated[list[float] | None, typer.Option("--share", help="Of hostile clients; several times.")] = None,
+    shares: Annotated[
+        list[float] | None,
+        typer.Option("--share", help="Of hostile clients; several times. Default: those the set-up names, or a fifth."),
+    ] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Repetitions, from the set-up's seed on.", min=1)] = 1,
     folder: Annotated[Path, typer.Option("--folder", help="Where trials are kept: it goes on from there.")] = Path(
         "attacked"
@@ -57,8 +60,10 @@ def attack_command(
     given = list(overrides or ())
     base = load(spec, given)
     typed = {_label(text): text for text in [NONE, OWN, *(attacks or ATTACKS), *(rules or ())]}
+    named = base.hostile.clients if base.hostile and not shares else ()
+    usual = round(len(named) / len(base.build()[1].population.clients), 6) if named else 0.2
     grid = [(NONE, 0.0)]
-    grid += [(_label(attack), share) for share in shares or [0.2] for attack in attacks or ATTACKS]
+    grid += [(_label(attack), share) for share in shares or [usual] for attack in attacks or ATTACKS]
     trials = [
         Trial("", rule, attack, share, base.seed + number)
         for rule in map(_label, rules or [OWN])
@@ -66,11 +71,11 @@ def attack_command(
         for number in range(seeds)
     ]
     for trial in trials:  # faults of what was typed are told now, not after an hour
-        _experiment(spec, given, trial, typed)
+        _experiment(spec, given, trial, typed, is_named=bool(named))
     try:
         rows = make_trials(
             trials,
-            lambda trial: _experiment(spec, given, trial, typed),
+            lambda trial: _experiment(spec, given, trial, typed, is_named=bool(named)),
             folder / "trials.jsonl",
             about=dump(base),
             said=typer.echo,
@@ -97,12 +102,15 @@ def _label(text: str) -> str:
     return re.sub(r"^\{\s*name\s*=\s*|[{}\"']", "", text).strip()
 
 
-def _experiment(spec: Path, overrides: Sequence[str], trial: Trial, typed: Mapping[str, str]) -> Experiment:
+def _experiment(
+    spec: Path, overrides: Sequence[str], trial: Trial, typed: Mapping[str, str], *, is_named: bool
+) -> Experiment:
     from partwise.experiment.spec import load
 
     more = [f"seed={trial.seed}"]
     more += [] if trial.rule == OWN else [f"aggregator={typed[trial.rule]}"]
     if trial.attack != NONE:
         more += [f"hostile.attack={typed[trial.attack]}", f"hostile.share={trial.share}"]
+        more += [] if is_named else ["hostile.clients=[]"]  # of which a share would be ignored
     found = load(spec, [*overrides, *more])
     return replace(found, hostile=None) if trial.attack == NONE else found  # a set-up may have an attack of its own
