@@ -403,3 +403,31 @@ def test_key_is_made_once_and_for_its_owner_only(tmp_path):
     settings = Journaling(tmp_path / "keys" / "operator.key")
     assert settings.key() == settings.key()
     assert (tmp_path / "keys" / "operator.key").stat().st_mode & 0o077 == 0
+
+
+# ---- what a round costs ----------------------------------------------------------------------------------------------
+
+
+class Compared(int):
+    """A client's number that counts how often it is compared with another."""
+
+    times = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+
+def test_a_round_looks_at_each_update_a_few_times_however_many_there_are(tmp_path):
+    cohort = 60
+    keeper = Keeper(Journaling(tmp_path / "operator.key"), tmp_path)
+    digests = [[Compared(client), hashlib.sha256(bytes([client])).hexdigest()] for client in range(cohort)]
+    Compared.times = 0
+    keeper.told({"stream": "model", "digests": digests})
+    keeper.committed({"w": torch.zeros(3)})
+    assert Compared.times < 10 * cohort  # and not cohort * cohort
+    shown = [entry["payload"] for entry in entries(tmp_path) if entry["type"] == "reveal"]
+    assert [payload["digest"] for payload in shown] == [digest for _, digest in digests]
+    assert [payload["updates"] for payload in shown] == [[f"model {digest}"] for _, digest in digests]

@@ -225,3 +225,46 @@ def test_stake_of_who_has_judged_stays_until_it_is_settled():
     assert (journal.books.stakes[liar], journal.books.treasury) == (600_000, 400_000)
     journal.append("withdraw", liar, {"amount": 600_000}, secret(liar))
     assert conserved_throughout(journal)
+
+
+# ---- what an entry costs ---------------------------------------------------------------------------------------------
+
+
+class Stakes(dict):
+    """Stakes that count how often all of them are looked at."""
+
+    looks = 0
+
+    def __iter__(self):
+        self.looks += 1
+        return super().__iter__()
+
+    def items(self):
+        self.looks += 1
+        return super().items()
+
+
+@pytest.mark.parametrize("validators", [0, 3])
+def test_an_entry_does_not_look_at_all_authors(validators, monkeypatch):
+    journal, rounds, checks = begun(validators=validators), 3, []
+    stakes = journal.books.stakes = Stakes(journal.books.stakes)
+    for n in range(rounds):
+        contribute(journal, {name: digest_of(name.encode() + bytes([n])) for name in NAMES})
+        journal.settle(0)
+    assert stakes.looks == (rounds + 1 if validators else 0)  # who may judge next: once a round, and at the first one
+    is_balanced = Books.is_balanced
+    monkeypatch.setattr(Books, "is_balanced", lambda books: checks.append(books.count) or is_balanced(books))
+    assert find_tampering(journal.lines()) is None
+    assert len(checks) == rounds + 1  # at every settlement, and at the end
+
+
+def test_money_that_is_made_or_lost_is_found_at_the_settlement_or_the_end(monkeypatch):
+    journal = begun()
+    contribute(journal, {"a": digest_of(b"1")})
+    unsettled = journal.lines()
+    journal.settle(0)
+    settled = journal.lines()
+    contribute(journal, {"a": digest_of(b"2")})
+    monkeypatch.setattr(Books, "is_balanced", lambda books: False)
+    assert find_tampering(unsettled) == (len(unsettled) - 1, "makes or loses money")
+    assert find_tampering(journal.lines()) == (len(settled) - 1, "makes or loses money")

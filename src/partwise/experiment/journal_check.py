@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from partwise.core.errors import CheckpointError
-from partwise.experiment.journaling import JOURNAL, author_of, digest_of_params, item_of
+from partwise.experiment.journaling import JOURNAL, author_of, digest_of_params, item_of, parts_of
 from partwise.experiment.result import MODEL
 from partwise.experiment.store import RunStore
 
@@ -143,7 +143,7 @@ def _unlike(rounds: Sequence[_Round], rest: _Rest) -> str:
         more = [(client, body["stream"], digest) for client, digest in body.get("digests", ())]
         by_version.setdefault(body["version"], []).extend(more)
     for version, found in enumerate(rounds[: rest.commits]):
-        recorded = {author_of(c): item_of(by_version.get(version, []), c) for c, _, _ in by_version.get(version, [])}
+        recorded = {author_of(c): item_of(own) for c, own in parts_of(by_version.get(version, [])).items()}
         for author in sorted({*recorded, *found.items}):
             if recorded.get(author) != found.items.get(author):
                 return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,7 +180,8 @@ class Keeper:
 
     def committed(self, params: Params) -> None:
         """A version was made: one round of the journal."""
-        journal, items = self._open(), {c: item_of(self._digests, c) for c, _, _ in sorted(self._digests)}
+        journal, parts = self._open(), parts_of(self._digests)
+        items = {client: item_of(own) for client, own in parts.items()}
         for client in items:
             if author_of(client) not in journal.books.keys:
                 self._enrol(journal, client)
@@ -188,7 +189,7 @@ class Keeper:
         for client, digest in items.items():
             self._append(journal, client, "commit", {"commit": _commitment(nonces[client], digest)})
         for client, digest in items.items():
-            payload = {"digest": digest, "nonce": nonces[client].hex(), "updates": parts_of(self._digests, client)}
+            payload = {"digest": digest, "nonce": nonces[client].hex(), "updates": parts[client]}
             self._append(journal, client, "reveal", payload)
         if items:
             copied = {who for who, _ in journal.books.flagged}  # slashed for that, and not for the score as well
@@ -239,20 +240,25 @@ def author_of(client: int) -> str:
     return f"client-{client}"
 
 
-def item_of(digests: list[tuple[int, str, str]], client: int) -> str:
+def item_of(parts: Sequence[str]) -> str:
     """The digest of a client's contribution: of its one update, or of the digests of all its updates.
 
     Args:
-        digests: (client, stream, digest) of each update of a commit, in order.
-        client: whose.
+        parts: of the client, as of `parts_of`.
     """
-    own = parts_of(digests, client)
-    return own[0][-64:] if len(own) == 1 else hashlib.sha256("\n".join(own).encode()).hexdigest()
+    return parts[0][-64:] if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def parts_of(digests: list[tuple[int, str, str]], client: int) -> list[str]:
-    """Stream and digest of each of a client's updates of a commit."""
-    return [f"{stream} {digest}" for who, stream, digest in digests if who == client]
+def parts_of(digests: Iterable[tuple[int, str, str]]) -> dict[int, list[str]]:
+    """Client, ascending -> stream and digest of each of its updates of a commit.
+
+    Args:
+        digests: (client, stream, digest) of each update of the commit, in order.
+    """
+    found: dict[int, list[str]] = {}
+    for client, stream, digest in digests:
+        found.setdefault(client, []).append(f"{stream} {digest}")
+    return dict(sorted(found.items()))
 
 
 def digest_of_params(params: Params) -> str:

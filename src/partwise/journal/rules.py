@@ -6,6 +6,7 @@ All amounts are in millionths of a unit.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,7 +105,7 @@ def scores_by_rank(values: Mapping[str, float]) -> dict[str, int]:
     """
     ordered = sorted(values.values())
     last = max(1, len(ordered) - 1)
-    return {name: ordered.index(value) * MILLION // last for name, value in values.items()}
+    return {name: bisect_left(ordered, value) * MILLION // last for name, value in values.items()}
 
 
 @dataclass
@@ -126,7 +127,7 @@ class Books:
         round: the one that is open.
         base: hash of the last entry before it, from which validators are drawn.
         drawable: of whom they are drawn: who was eligible when that entry was written, or, if there was nobody, at the
-            first commitment. Whoever comes later could choose a name that is drawn.
+            first commitment. Whoever comes later could choose a name that is drawn. Nobody where the operator judges.
         commits: author -> commitment, of this round.
         reveals: author -> what it opened to, of this round.
         digests: digest -> who showed it first, in any round.
@@ -176,7 +177,10 @@ class Books:
 
     def eligible(self) -> list[str]:
         """Who may take part, by name."""
-        return sorted(a for a, s in self.stakes.items() if s >= self.terms.stake_min and a not in self.revoked)
+        return sorted(filter(self._is_eligible, self.stakes))
+
+    def _is_eligible(self, author: str) -> bool:
+        return author in self.stakes and self.stakes[author] >= self.terms.stake_min and author not in self.revoked
 
     def validators(self, item: str) -> list[str]:
         """Who judge the item of an author in this round: drawn by what nobody could choose, or the operator.
@@ -265,10 +269,11 @@ class Books:
     def _commit(self, entry: Entry, digest: str) -> None:
         if self.reveals:
             raise _broken(entry, "commitments are over once one was opened")
-        if entry.author in self.commits or entry.author not in self.eligible():
+        if entry.author in self.commits or not self._is_eligible(entry.author):
             raise _broken(entry, f"an eligible author commits once in a round, got {entry.author!r}")
         self.commits[entry.author] = _digest(entry, "commit")
-        self.drawable = self.drawable or self.eligible()
+        if self.terms.validators and not self.drawable:
+            self.drawable = self.eligible()
 
     def _reveal(self, entry: Entry, digest: str) -> None:
         author = entry.author
@@ -321,7 +326,7 @@ class Books:
         for who, _ in sorted(self.flagged - self.slashed):
             self._fine(who, self._slashed(who))
         self.commits, self.reveals, self.scores, self.flagged, self.slashed = {}, {}, {}, set(), set()
-        self.drawable = self.eligible()
+        self.drawable = self.eligible() if self.terms.validators else []
 
     def _slash(self, entry: Entry, digest: str) -> None:
         who, reason = entry.payload.get("who"), entry.payload.get("reason")
