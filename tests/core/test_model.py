@@ -147,6 +147,30 @@ def test_losses_that_are_not_one_per_example_are_refused_by_every_executor(width
         assert f"must give one loss per example, (b,), got shape (4, {width})" in str(one)
 
 
+class SomeOf:
+    """Cross entropy of some of a batch, or of all of it twice."""
+
+    def __init__(self, pick):
+        self._pick = pick
+
+    def __call__(self, outputs, batch):
+        return self._pick(CrossEntropy()(outputs, batch))
+
+
+@pytest.mark.parametrize(
+    ("pick", "many"), [(lambda losses: losses[:1], 1), (lambda losses: torch.cat([losses, losses]), 8)]
+)
+@pytest.mark.parametrize("executor", [Plain(), Plain(autograd=True), Stacked()], ids=repr)
+def test_losses_of_fewer_or_more_than_the_examples_are_refused_by_every_executor(pick, many, executor):
+    """Of one loss for four examples `Stacked` would make four, and `Plain` the mean of one."""
+    plan = LocalPlan(ModelLoss(Model(lambda: nn.Linear(3, 2), SomeOf(pick))), SGD(0.1), batch_size=4, steps=2)
+    columns = {"x": torch.ones(8, 3), "y": torch.zeros(8, dtype=torch.int64)}
+    found = executor.run([Job(plan, plan.loss.model.init(1), Examples(columns), seed=c) for c in range(3)])
+    for one in found:
+        assert isinstance(one, ValueError)
+        assert f"must give one loss per example, (b,), got {many} for 4 examples." in str(one)
+
+
 class Moving(nn.Module):
     """Buffers that are set anew: one before it is used, one whose old value the backward pass needs."""
 

@@ -359,6 +359,21 @@ class Model:
             )
         return losses
 
+    def losses_of_each(self, params: Params, batch: Batch) -> Tensor:
+        """The same, in training, where the batch may be asked how many examples it has.
+
+        Raises:
+            ValueError: the loss gives fewer or more, whose mean would be of something else.
+        """
+        losses = self.losses(params, batch)
+        examples = len(batch[self.inputs[0]]) if self.inputs else len(losses)
+        if len(losses) != examples:
+            raise ValueError(
+                f"Model(loss={self.loss}): must give one loss per example, (b,), got {len(losses)} for {examples} "
+                "examples. Average over an example's outputs, and give 0 for one that is not to count."
+            )
+        return losses
+
 
 def _check_kind(name: str, tensor: Tensor, is_buffer: bool) -> None:
     if is_lazy(tensor):

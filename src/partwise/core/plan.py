@@ -45,7 +45,7 @@ class ModelLoss:
     model: Model
 
     def __call__(self, params: Params, batch: Batch, rng: Rng) -> Tensor:
-        return self.model.losses(params, batch).mean()
+        return self.model.losses_of_each(params, batch).mean()
 
 
 @runtime_checkable

@@ -60,7 +60,7 @@ class Nested:
         drawn = int(torch.randint(len(self.prefixes), (), generator=rng))
         narrow = leading(params, self.prefixes[drawn])
         if not self.distill:
-            return self.model.losses(narrow, batch).mean()
+            return self.model.losses_of_each(narrow, batch).mean()
         held, once = leading(params, self.prefixes[-1]), self.model.spared(batch)
         wide = self.model.outputs(held, once, training=True)  # (b, classes, ...)
         if wide.dim() < 2:

@@ -163,7 +163,7 @@ def of_model(model: Model, factors: Mapping[str, float]) -> Callable[[Params, Ba
 
     def loss(params: Params, batch: Batch, shares: Tensor) -> Tensor:
         scaled = {n: p * factors[n] if n in factors else p for n, p in params.items()}
-        return (model.losses(scaled, batch) * shares).sum()
+        return (model.losses_of_each(scaled, batch) * shares).sum()
 
     return loss
 

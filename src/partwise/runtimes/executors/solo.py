@@ -92,7 +92,7 @@ def _tried(model: Model, job: Job, names: Sequence[str]) -> Tape:
     tape = recorded(model, trial.start, batch, names, RULES_ALONE)
     tape = tape._replace(steps=swapped(tape))
     params = {n: t.clone().requires_grad_(n in names) for n, t in trial.start.items()}
-    loss = model.losses(params, batch).mean()
+    loss = model.losses_of_each(params, batch).mean()
     expected = torch.autograd.grad(loss, [params[n] for n in names], allow_unused=True)
     mean, grads = mean_and_grads(tape, trial.start, batch, names)
     if not torch.equal(mean, loss.detach()):
