@@ -212,3 +212,13 @@ def test_flags_and_shares_are_labels_of_one_logit(metric):
     scores = torch.tensor([-1.0, 2.0])
     for targets in (torch.tensor([False, True]), torch.tensor([0, 1]), torch.tensor([0.2, 0.9])):
         assert metric.reduce(metric.measure(scores, {"y": targets})) == 1.0
+
+
+@pytest.mark.parametrize("outputs", [(torch.zeros(3, 2),), [torch.zeros(3, 2)], {"logits": torch.zeros(3, 2)}])
+@pytest.mark.parametrize("metric", [AUC(), Accuracy(), TopKAccuracy(2)])
+def test_outputs_of_several_tensors_are_refused_by_a_sentence(metric, outputs):
+    says = (
+        rf"{type(metric).__name__}\(target='y'\): needs outputs that are one tensor, got a {type(outputs).__name__}\."
+    )
+    with pytest.raises(TypeError, match=says):
+        metric.measure(outputs, {"y": torch.tensor([0, 1, 1])})

@@ -387,3 +387,39 @@ def test_a_metric_that_measures_no_value_per_example_is_named(by, got, per_clien
     assert scored("each")[0][0].value == pytest.approx(int(right.sum()) / 9)
     with pytest.raises(ValueError, match=rf"^OfBatches\(by='{by}', .*{re.escape(got)} as 'hit' for 9 examples\."):
         scored(by)
+
+
+@dataclass(frozen=True)
+class Comes:
+    """A metric that comes to whatever it is told."""
+
+    to: object
+    name: str = "comes"
+    higher_is_better: bool = True
+
+    def measure(self, outputs, batch):
+        return {"any": outputs[:, 0]}
+
+    def reduce(self, columns):
+        return self.to
+
+
+@pytest.mark.parametrize("central", [False, True])
+@pytest.mark.parametrize(
+    ("to", "got"), [(None, "None"), ("0.5", "a str"), ([0.5], "a list"), (torch.ones(2), "a Tensor")]
+)
+def test_a_metric_that_comes_to_no_number_is_named(to, got, central):
+    model = Model(lambda: nn.Linear(3, 4), CrossEntropy())
+    work = Workload(model, Groups(central=central), (Comes(to),))
+    with pytest.raises(
+        TypeError, match=rf"Comes\(.*\): reduce must give a number, or nan where there is none, got {got}\."
+    ):
+        evaluate(work, FedAvg(LocalTraining(SGD(0.1))), model.init(1), {}, per_client=not central)
+
+
+def test_a_metric_may_come_to_a_tensor_of_one_number():
+    model = Model(lambda: nn.Linear(3, 4), CrossEntropy())
+    work = Workload(model, Groups(), (Comes(torch.tensor(0.5)),))
+    scores, rows = evaluate(work, FedAvg(LocalTraining(SGD(0.1))), model.init(1), {}, per_client=True)
+    assert {type(each.value) for each in (*scores, *rows)} == {float}
+    assert {each.value for each in (*scores, *rows)} == {0.5}

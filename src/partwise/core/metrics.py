@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from partwise.core.kinds import article
 from partwise.core.model import ExampleLoss, counted
 from partwise.core.population import Batch
 
@@ -78,6 +79,15 @@ def _by_example(hit: Tensor, outputs: Tensor, target: Tensor) -> Tensor:
         return hit
     count = counted(target)
     return (hit & count).flatten(1).double().sum(1) / count.flatten(1).sum(1).clamp(min=1)
+
+
+def _check_tensor(where: str, outputs: object) -> None:
+    """Refuses what is no tensor: which of several a model means by its logits, nobody can tell."""
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"{where}: needs outputs that are one tensor, got {article(type(outputs).__name__)}. Let forward return "
+            "the logits alone, or write a metric that takes them out."
+        )
 
 
 def _check_binary(where: str, target: Tensor) -> None:
@@ -147,6 +157,7 @@ class Accuracy:
     higher_is_better: bool = True
 
     def measure(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        _check_tensor(f"Accuracy(target={self.target!r})", outputs)
         target, is_one = batch[self.target], outputs.dim() == 1
         if not (outputs.shape == target.shape if is_one else _are_classes(outputs, target) and outputs.shape[1] > 1):
             raise ValueError(  # it would count something, but not what is right
@@ -184,6 +195,7 @@ class TopKAccuracy:
 
     def measure(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         target = batch[self.target]
+        _check_tensor(f"TopKAccuracy(target={self.target!r})", outputs)
         if not _are_classes(outputs, target):
             raise ValueError(
                 f"TopKAccuracy(target={self.target!r}): needs logits (b, classes, ...) for targets (b, ...), got "
@@ -212,6 +224,7 @@ class AUC:
 
     def measure(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         target = batch[self.target]
+        _check_tensor(f"AUC(target={self.target!r})", outputs)
         if outputs.dim() != 1 or target.dim() != 1:
             raise ValueError(
                 f"AUC(target={self.target!r}): needs one logit and one target per example, (b,), got "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from partwise.algorithms.widths import thinned, unit_counts
 from partwise.core.algorithm import Algorithm
 from partwise.core.errors import CompositionError, DataError, PartwiseError
+from partwise.core.kinds import article
 from partwise.core.metrics import Metric, reduced_each
 from partwise.core.model import Model, Params
 from partwise.core.population import Batch, Client, Dataset, Examples, Population
@@ -360,7 +362,7 @@ def _evaluated(
         _check_ids(workload, params, central, [])
         outputs_of = _outputs_of(workload.model, params, central, device)
         columns = _columns(workload.metrics, outputs_of, central, is_cpu=is_cpu)
-        scores += [Score(m.name, "central", m.reduce(columns[m.name])) for m in workload.metrics]
+        scores += [Score(m.name, "central", _number(m, m.reduce(columns[m.name]))) for m in workload.metrics]
     if not per_client:
         return scores, []
     personal, common = algorithm.is_personal, None
@@ -382,7 +384,7 @@ def _evaluated(
     for metric in workload.metrics:
         if pooled[metric.name]:
             merged = {c: torch.cat(v) for c, v in pooled[metric.name].items()}
-            scores.append(Score(metric.name, "pooled", metric.reduce(merged)))
+            scores.append(Score(metric.name, "pooled", _number(metric, metric.reduce(merged))))
             scores += summarize(metric, [r for r in rows if r.name == metric.name])
     return scores, rows
 
@@ -391,7 +393,20 @@ def _per_client(
     metric: Metric, columns: Mapping[str, Tensor], group: Sequence[tuple[Client, int]]
 ) -> list[ClientScore]:
     values = reduced_each(metric, columns, [examples for _, examples in group])
-    return [ClientScore(c, metric.name, v, examples) for (c, examples), v in zip(group, values, strict=True)]
+    of_each = zip(group, values, strict=True)
+    return [ClientScore(c, metric.name, _number(metric, v), examples) for (c, examples), v in of_each]
+
+
+def _number(metric: Metric, value: object) -> float:
+    """What a metric comes to, as Python's own number.
+
+    Raises:
+        TypeError: it is no number; it names the metric.
+    """
+    if isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1):
+        return float(value)
+    got = "None" if value is None else article(type(value).__name__)
+    raise TypeError(f"{metric!r}: reduce must give a number, or nan where there is none, got {got}. Return a float.")
 
 
 def _quantile(values: Tensor, share: float) -> float:
