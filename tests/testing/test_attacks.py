@@ -8,6 +8,7 @@ import pytest
 
 from partwise.attacks import SignFlip
 from partwise.core.attack import Attack
+from partwise.core.population import Examples
 from partwise.testing import check
 
 
@@ -20,6 +21,8 @@ class BrokenAttack(Attack):
     def poison(self, data, client, seed):
         if self.fault == "examples in place":
             data.columns()["x"].neg_()  # twice, and they are as they were
+        if self.fault == "no labels":
+            return Examples({"x": data.columns()["x"]})
         return data
 
     def forge(self, scene):
@@ -35,6 +38,7 @@ class BrokenAttack(Attack):
     ("fault", "says"),
     [
         ("examples in place", "must leave the examples it is given as it is"),
+        ("no labels", r"must keep the columns of the examples, here x and y, got \['x'\]\. Change what is in them\."),
         ("updates in place", "must leave the updates and parameters it is given as it is"),
         ("nothing", "must take 3 hostile and 5 honest updates .* got TypeError"),
     ],

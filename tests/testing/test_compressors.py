@@ -157,9 +157,11 @@ class Claiming:
         (Claiming(Claims(is_linear=True), 1.0, 0.1), r"must make of a sum the sum of what it makes of its terms"),
         (Claiming(Claims(is_common=True)), r"must draw by the common seed alone"),
         (Claiming(Claims(delta=2.0)), r"must lose at most|delta must lie in \(0, 1\]"),
+        (Claiming(None), r"must claim what is in Claims: numbers, or None .*, got a NoneType\. Return Claims"),
+        (Claiming(Claims(omega="1")), r"must claim what is in Claims: .*, got Claims\(omega='1'"),
         (Claiming(Claims()), r"must refuse NaN, got an update\."),
     ],
-    ids=["delta", "omega", "biased", "biased alike", "not linear", "not common", "beyond 1", "NaN"],
+    ids=["delta", "omega", "biased", "biased alike", "not linear", "not common", "beyond 1", "none", "text", "NaN"],
 )
 def test_claims_that_are_not_kept_are_found(part, sentence):
     with pytest.raises(AssertionError, match=sentence):

@@ -107,6 +107,7 @@ FAULTS: Mapping[str, tuple[Callable[[Sequence[Job]], Results], str, Any]] = {
     "neighbours": (all_or_nothing, "job 1 of 45: must be trained, got IndexError: .* Leave it out of its", None),
     "otherwise": (saying_it_otherwise, "job 0 of 45: must give what the job raises, IndexError: .*, got Value", None),
     "empty": (lambda jobs: [jobs[0]] and list(Plain().run(jobs)), "must give nothing for no jobs, got IndexErr", None),
+    "nothing": (lambda jobs: None, "must give one result for each of 0 jobs, got a NoneType. Return a list", None),
     "something": (lambda jobs: list(Plain().run(jobs)) or [None], "must give nothing for no jobs, got 1 results", None),
 }
 

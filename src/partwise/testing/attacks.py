@@ -40,6 +40,8 @@ def _poisons(part: Attack) -> None:
             poisoned.append(dict(part.poison(images, 2, 7).columns()))
         unchanged(part, before, dict(images.columns()), "the examples it is given")
     one, two = poisoned
+    rule, remedy = "must keep the columns of the examples, here x and y", "Change what is in them"
+    expect({"x", "y"} <= one.keys(), part, rule, got=sorted(one), remedy=remedy)
     check_same(part, one, two, "must depend on its arguments alone", "Derive chance from the seed and the client")
     expect(
         len(one["y"]) == len(one["x"]) > 0, part, "must leave a client examples", got="none", remedy="Keep at least one"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from partwise.core.codec import decode, encode
 from partwise.core.compressor import Claims, Compressor, common
 from partwise.core.index import Whole
+from partwise.core.kinds import article
 from partwise.core.rng import derive, generator
 from partwise.core.update import Update
 from partwise.testing.rules import expect, trying
@@ -40,13 +42,13 @@ def check_compressor(part: Compressor, *, draws: int = _DRAWS) -> None:
         >>> check_compressor(TopK(ratio=0.3))
     """
     for name, values in _updates().items():
-        claims = part.claims(values.numel())
+        claims = _claims(part, values.numel())
         if claims.omega is not None or claims.delta is not None:
             _loss(part, name, values, claims, draws)
         if claims.is_linear:
             _linear(part, name, values)
         _decoded(part, name, values)
-    claims = part.claims(64)
+    claims = _claims(part, 64)
     expect(
         claims.delta is None or 0 < claims.delta <= 1,
         part,
@@ -57,6 +59,17 @@ def check_compressor(part: Compressor, *, draws: int = _DRAWS) -> None:
     if claims.is_common:
         _common(part)
     _refuses_nan(part)
+
+
+def _claims(part: Compressor, size: int) -> Claims:
+    """What it claims of updates of that size."""
+    rule, remedy = "must claim what is in Claims: numbers, or None for what is not claimed", "Return Claims(...)"
+    with trying(part, rule):
+        found: object = part.claims(size)
+    if isinstance(found, Claims) and all(isinstance(n, Real | None) for n in (found.omega, found.delta)):
+        return found
+    got = repr(found) if isinstance(found, Claims) else article(type(found).__name__)
+    raise AssertionError(f"{part!r}: {rule}, got {got}. {remedy}.")
 
 
 def _updates() -> dict[str, Tensor]:

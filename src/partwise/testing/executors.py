@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from partwise.core.aggregate import Accumulator
 from partwise.core.index import Rows, Whole
+from partwise.core.kinds import article
 from partwise.core.model import Params, Values
 from partwise.core.plan import Executor, Job, Resident, Trained, opened
 from partwise.core.population import Examples
@@ -101,7 +102,12 @@ def _check_opened(part: Executor, executor: Executor, jobs: Sequence[Job], near:
 
 def _run(part: Executor, executor: Executor, jobs: Sequence[Job], rule: str) -> Results:
     with trying(part, rule):
-        return executor.run(jobs)
+        found: Any = executor.run(jobs)
+        results = list(found) if isinstance(found, Iterable) else None
+    if results is None:
+        rule, got = f"must give one result for each of {len(jobs)} jobs", article(type(found).__name__)
+        expect(False, part, rule, got=got, remedy="Return a list of them")
+    return results or []
 
 
 # As Plain does it
