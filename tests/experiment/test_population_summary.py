@@ -9,6 +9,7 @@ from partwise.algorithms.personal import LocalOnly
 from partwise.algorithms.submodel import FedSubAvg
 from partwise.channels.plain import Plain
 from partwise.core.algorithm import Algorithm
+from partwise.core.index import Whole
 from partwise.core.model import MeanSquaredError, Model
 from partwise.experiment.population_summary import population_summary
 from partwise.populations.arrays import ArrayPopulation
@@ -64,3 +65,11 @@ def test_population_summary_of_whole_models_and_of_a_sample():
     assert some["examples"] == [2, 3, 5]
     with pytest.raises(ValueError, match=r"population_summary\(limit=0\): must be at least 1, got 0"):
         population_summary(toy_star(FedAvg()), limit=0)
+
+
+def test_the_sizes_of_an_index_that_many_clients_have_are_counted_once(monkeypatch):
+    asked = []
+    held_shape = Whole.held_shape
+    monkeypatch.setattr(Whole, "held_shape", lambda index, name: asked.append(name) or held_shape(index, name))
+    assert population_summary(toy_star(FedAvg()))["values_held"] == [17, 17, 17]
+    assert sorted(asked) == ["out.bias", "out.weight", "table.weight"]  # and not once for each of three clients

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from partwise.core.algorithm import Site, Task
 from partwise.core.given import check_given
+from partwise.core.index import Index
 from partwise.core.population import Client, Population
 from partwise.populations.arrays import ArrayPopulation
 from partwise.populations.sizes import counts_of_test_examples, example_counts
@@ -23,6 +24,9 @@ from partwise.programs.star import Star
 __all__ = ["population_summary", "same_clients"]
 
 _BEFORE_TRAINING = Task(-1, 0, 0, 0)
+_KNOWN = 64  # indices, each of which may be that of many clients
+
+_Sizes = dict[int, tuple[Index, dict[str, int]]]  # an index by its id, while it is there; name -> values held
 
 
 def population_summary(star: Star, limit: int = 20_000) -> dict[str, Any]:
@@ -51,6 +55,7 @@ def population_summary(star: Star, limit: int = 20_000) -> dict[str, Any]:
     tables = [name for name in star.model.tables if name in star.like and population.is_open]
     holders = {name: torch.zeros(star.like[name].shape[0], dtype=torch.int64) for name in tables}
     touched, held = [], []
+    sizes: _Sizes = {}
     for client in sample:
         site = star.site(client)
         rows = 0
@@ -59,7 +64,7 @@ def population_summary(star: Star, limit: int = 20_000) -> dict[str, Any]:
             count[at] += 1
             rows += len(at)
         touched.append(rows)
-        held.append(_values_held(star, site))
+        held.append(_values_held(star, site, sizes))
     return {
         "clients": len(clients),
         "numbers": None if clients == range(len(clients)) else _numbers(clients),
@@ -81,10 +86,14 @@ def same_clients(one: object, other: object, *, but_held: bool) -> bool:
     return one == other
 
 
-def _values_held(star: Star, site: Site) -> int:
+def _values_held(star: Star, site: Site, sizes: _Sizes) -> int:
     own = star.algorithm.client_init(site)
     index = indexed(star.algorithm, star.algorithm.select(_BEFORE_TRAINING, own, site))
-    held = {name: prod(index.held_shape(name)) for name in index.shapes}
+    if id(index) not in sizes:
+        if len(sizes) == _KNOWN:
+            sizes.clear()
+        sizes[id(index)] = index, {name: prod(index.held_shape(name)) for name in index.shapes}
+    _, held = sizes[id(index)]
     if not star.algorithm.is_personal:
         return sum(held.values())
     flat = {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in star.like.items()}  # takes no room
