@@ -1,5 +1,6 @@
 """The journal of contributions: robustness.md §15's worked example, its invariants, and 1,000 tamperings."""
 
+import gc
 import json
 import random
 
@@ -99,6 +100,20 @@ def test_replay_gives_the_same_bytes(tmp_path):
     again = Journal(OPERATOR, tmp_path / "a" / "journal.jsonl")
     assert (again.head, again.books) == (journal.head, journal.books)
     assert (tmp_path / "a" / "journal.jsonl").read_text() == "".join(line + "\n" for line in journal.lines())
+
+
+def test_a_journal_in_a_file_keeps_no_entries_in_memory(tmp_path):
+    def there() -> int:
+        gc.collect()
+        return sum(type(thing) is Signed for thing in gc.get_objects())
+
+    before = there()
+    journal = played(tmp_path / "journal.jsonl")
+    assert there() == before
+    again = Journal(OPERATOR, tmp_path / "journal.jsonl")
+    assert there() == before
+    assert journal.entries == again.entries == played().entries
+    assert len(journal.entries) == journal.books.count == len((tmp_path / "journal.jsonl").read_text().splitlines())
 
 
 def test_change_of_one_entry_changes_every_later_hash():

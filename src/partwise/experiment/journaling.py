@@ -136,14 +136,14 @@ class Keeper:
         self._journal: Journal | None = None
 
     def __len__(self) -> int:
-        return len(self._open().entries)
+        return self._open().books.count
 
     @property
     def about(self) -> dict[str, Any]:
         """What may be kept elsewhere, to notice a missing end or a whole new journal."""
         journal = self._open()
         return {
-            "entries": len(journal.entries),
+            "entries": journal.books.count,
             "head": journal.head,
             "operator": journal.books.keys[journal.books.operator],
         }
@@ -211,7 +211,7 @@ class Keeper:
             from partwise.journal import Journal
 
             self._journal = journal = Journal(self._operator, self._path)
-            if not journal.entries:
+            if not journal.books.count:
                 journal.begin(_OPERATOR, {"pool": self._settings.pool, "stake_min": 0, "validators": 0})
             if journal.books.keys[journal.books.operator] != verifying_key(self._operator).hex():
                 raise CheckpointError(

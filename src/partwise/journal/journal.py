@@ -59,7 +59,7 @@ class Journal:
 
     def __init__(self, operator: bytes, path: Path | None = None) -> None:
         self._operator, self._path = operator, path
-        self.entries: list[Signed] = []
+        self._kept: list[Signed] = []  # where there is no file
         self.books = Books()
         self.head = GENESIS_PREV
         if path is not None and path.exists():
@@ -73,6 +73,13 @@ class Journal:
             for line in lines:
                 self._take(_read(line))
 
+    @property
+    def entries(self) -> list[Signed]:
+        """All entries, read from the file where there is one: memory does not grow by what is in it."""
+        if self._path is None:
+            return self._kept
+        return [_read(line) for line in lines_of(self._path)] if self._path.exists() else []
+
     def begin(self, name: str, terms: dict[str, int]) -> str:
         """Write the first entry, by the operator; its hash. terms: `pool`, and fields of `Terms`."""
         payload = {**terms, "pubkey": verifying_key(self._operator).hex()}
@@ -84,7 +91,7 @@ class Journal:
         Raises:
             ProtocolError: it breaks a rule of the journal; nothing is written.
         """
-        entry = Entry(len(self.entries), self.head, self.books.round, type, author, payload)
+        entry = Entry(self.books.count, self.head, self.books.round, type, author, payload)
         digest = entry_hash(entry)
         by = sign(secret, bytes.fromhex(digest)).hex()
         _check_author(entry, digest, by, self.books)
@@ -135,7 +142,8 @@ class Journal:
 
     def _take(self, signed: Signed) -> None:
         self.books.apply(signed.entry, entry_hash(signed.entry))
-        self.entries.append(signed)
+        if self._path is None:
+            self._kept.append(signed)
         self.head = entry_hash(signed.entry)
 
 
