@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ CALM = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("steady", derandomize=True, **CALM)
 settings.register_profile("explore", **CALM)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a script: runs would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
