@@ -24,6 +24,7 @@ from partwise.aggregators import (
 from partwise.aggregators.geometry import inner_products
 from partwise.core.index import Coords, Whole
 from partwise.core.update import Update
+from partwise.programs.coverage import coverage
 from toy_updates import SUBMODELS, aggregate, moved, partial, rows_of, submodels, value
 
 
@@ -37,6 +38,16 @@ def test_absence_is_not_a_zero_vote():
     assert moved(aggregate(MeanAroundMedian(f=1), partial(SUBMODELS))) == {2: 5.0}
     # around 6, the mean of 5 and 7, the same three
     assert moved(aggregate(Phocas(f=1), partial(SUBMODELS))) == {2: 5.0}
+
+
+def test_the_centre_leaves_out_what_too_few_hold():
+    """§0.2: what is held is reported, so that the aggregate does not name it; a median of the same leaves as much."""
+    updates = partial(SUBMODELS)
+    got = aggregate(CentredClip(1.0), updates)
+    assert set(moved(got)) == {2}
+    params = {"w": torch.zeros(5, dtype=torch.float64)}
+    assert coverage(updates, got, params) == coverage(updates, aggregate(Median(), updates), params)
+    assert coverage(updates, got, params)["coordinates_left"] == 3
 
 
 @pytest.mark.parametrize("least", [1, 23])

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from partwise.aggregators.columns import finite, num_held
+from partwise.aggregators.columns import finite, mean_of, num_held, reduce_columns
 from partwise.core.aggregate import Sum, sum_updates
 from partwise.core.model import Params, Values
 from partwise.core.population import Census
@@ -80,16 +80,15 @@ class CentredClip:
         assert not isinstance(got, Sum)
         updates = finite(got, max(0, (len(got) - 1) // 2), self)
         centre = {name: t.clone() for name, t in state.items()}
-        size, total = sum(t.numel() for t in params.values()), None
+        size = sum(t.numel() for t in params.values())
         for _ in range(self.iterations):
             total = sum_updates((self._clipped(u, centre, size) for u in updates), params)
             step = {name: t * _share(total.weight[name], t, self.min_holders) for name, t in total.value.items()}
             total.index.scatter_add_(centre, step)
-        if total is None or not total.value:
-            return Update(sum_updates([], params).index, {}, 0.0), centre
-        moved = total.index.gather(centre)
-        kept = {name: v * (_share(total.weight[name], v, self.min_holders) > 0) for name, v in moved.items()}
-        return Update(total.index, kept, float(len(updates))), centre
+        # What too few hold is left out, so that the record can tell how much that was.
+        index = reduce_columns(updates, params, mean_of, least=self.min_holders).index
+        moved = {name: v.clone() for name, v in index.gather(centre).items()}
+        return Update(index, moved, float(len(updates))), centre
 
     def _clipped(self, update: Update, centre: Values, size: int) -> Update:
         at = update.index.gather(centre)
