@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from partwise.core.aggregate import Aggregator, Sum, given_to, told_by
 from partwise.core.detect import GOOD, Detector, Reputation, Verdict, score_of
+from partwise.core.given import check_given, check_two
 from partwise.core.mean import Mean
 from partwise.core.model import Params
 from partwise.core.population import Census, Client
@@ -16,6 +17,8 @@ from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update, scale
 
 __all__ = ["Watch"]
+
+_SAID = "a list of Verdicts and its next state, two things"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ class Watch:
             )
         watched, inner, known, *_ = state
         seen = [scale(u, r.scale) if r.scale != 1 else u for u, r in zip(got, replies, strict=True)]
-        verdicts, watched = self.detector.judge(seen, replies, watched, params)
+        found = self.detector.judge(seen, replies, watched, params)
+        check_two(self.detector, "judge", found, _SAID)
+        verdicts, watched = _plain(self.detector, found[0]), found[1]
         out = {verdict.client for verdict in verdicts if verdict.is_out} if self.exclude else set[Client]()
         if (rule := self.reputation) is not None:
             known = _reputations(rule, known, replies, verdicts)
@@ -87,6 +92,17 @@ class Watch:
     def probed(self, make: MakeProbe) -> Watch:
         """The same with an observer and an aggregator that have their probes."""
         return replace(self, detector=probed(self.detector, make), inner=probed(self.inner, make))
+
+
+def _plain(detector: Detector, verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Verdicts in Python's own numbers, as a record takes them, where an observer gives those of another library."""
+    check_given(detector, "judge", verdicts, Sequence, _SAID)
+    for verdict in verdicts:
+        check_given(detector, "judge", verdict, Verdict, _SAID)
+    return [
+        Verdict(int(v.client), v.kind, v.reason, is_confirmed=bool(v.is_confirmed), is_out=bool(v.is_out))
+        for v in verdicts
+    ]
 
 
 def _reputations(
