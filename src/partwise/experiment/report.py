@@ -91,7 +91,7 @@ def write_report(
     page = environment.get_template("report.html.j2").render(_page(runs, rows, path, target, title))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        path.write_text(page, encoding="utf-8", errors="replace")  # names of files may be any bytes
     except OSError as error:
         raise CheckpointError(
             f"write_report({str(path)!r}): needs a file that it may write, got: {error.strerror}. Name another."
