@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,19 +85,36 @@ class Simulate:
 _OBJECTS = 10_000  # made and still there, before Python looks for cycles among them; its own number is 700 or 2,000
 
 
+@dataclass
+class _Collecting:
+    """How often Python looked for garbage before the first of the runs that are going on, in threads, and how many."""
+
+    before: tuple[int, int, int] = (0, 0, 0)
+    runs: int = 0
+
+
+_COLLECTING, _AT_A_TIME = _Collecting(), threading.Lock()
+
+
 @contextmanager
 def _seldom_collected() -> Iterator[None]:
-    """Let Python look for garbage in cycles less often.
+    """Let Python look for garbage in cycles less often, until the last run has ended.
 
     A round of many clients makes many objects, none of them in a cycle: to look at all of them again and again takes a
     third of its time.
     """
-    often, *rest = gc.get_threshold()
-    gc.set_threshold(max(often, _OBJECTS) if often else 0, *rest)  # 0: never
+    with _AT_A_TIME:
+        if not _COLLECTING.runs:
+            _COLLECTING.before = often, *rest = gc.get_threshold()
+            gc.set_threshold(max(often, _OBJECTS) if often else 0, *rest)  # 0: never
+        _COLLECTING.runs += 1
     try:
         yield
     finally:
-        gc.set_threshold(often, *rest)
+        with _AT_A_TIME:
+            _COLLECTING.runs -= 1
+            if not _COLLECTING.runs:
+                gc.set_threshold(*_COLLECTING.before)
 
 
 class _World:
