@@ -30,4 +30,4 @@ def test_a_report_and_a_timeline(here):
     call("report", f"{FOLDER}/run", "--out", "report.html")
     assert "M?ller" in (here / "report.html").read_text(encoding="utf-8")
     call("timeline", f"{FOLDER}/run")
-    assert "M?ller 0" in (here / "timeline.svg").read_text(encoding="utf-8")
+    assert "M�ller 0" in (here / "timeline.svg").read_text(encoding="utf-8")
