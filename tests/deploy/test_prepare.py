@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import subprocess
 import sys
 import threading
 from contextlib import closing
@@ -63,6 +64,18 @@ def test_without_cryptography_it_says_what_to_install(tmp_path, monkeypatch):
     _, said = call("deploy", "init", tmp_path / "spec.toml", "--folder", tmp_path / "net", code=2)
     assert said.endswith("with the package cryptography, got none. Run: pip install 'partwise[flower]'.\n")
     assert not (tmp_path / "net").exists()
+
+
+def test_what_is_written_is_utf_8_whatever_the_locale(tmp_path):
+    (tmp_path / "spec.toml").write_text(SPEC)
+    code = (
+        "import pathlib, sys; from partwise.deploy.prepare import prepare; "
+        "prepare(*map(pathlib.Path, sys.argv[1:3]), nodes=2, address=sys.argv[3])"
+    )
+    flags = ["-X", "warn_default_encoding", "-W", "error::EncodingWarning:partwise.deploy.prepare"]
+    given = [str(tmp_path / "spec.toml"), str(tmp_path / "Müller"), "127.0.0.1:9443"]
+    done = subprocess.run([sys.executable, *flags, "-c", code, *given], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_trusted_examples_are_refused_before_anything_is_written(tmp_path):

@@ -22,6 +22,7 @@ from partwise.algorithms import (
     Utility,
 )
 from partwise.core.errors import DataError
+from partwise.core.index import Whole
 from partwise.core.plan import LocalPlan
 from partwise.core.program import RELAY, SERVER
 from partwise.core.transform import chain
@@ -69,6 +70,8 @@ class Bad(FedAvg):
     def select(self, task, own, site):
         if self.how.get(site.client) == "select":
             raise DataError("a client that cannot choose")
+        if self.how.get(site.client) == "shape":
+            return Whole({name: (*shape, 1) for name, shape in site.whole().shapes.items()})
         return site.whole()
 
     def plan(self, held, index, task, own, site) -> LocalPlan:
@@ -156,6 +159,16 @@ def test_who_fails_is_named_and_the_others_count(how, executor):
     assert [r["client"] for r in replies(apart)] == [r["client"] for r in replies(together)]
     assert dict(apart.traffic.clients) == dict(together.traffic.clients)
     assert apart.traffic.messages == together.traffic.messages
+
+
+def test_an_index_of_another_model_is_not_committed():
+    """Without a relay the server refuses what comes back; a relay does not have it trained."""
+    of = star("fedavg", algorithm=Bad(LOCAL, how={2: "shape"}), population=instant())
+    _, log, reason = play(of, relays=True)
+    lost = log.of("lost")
+    assert {(fields["client"], fields["stage"]) for fields in lost} == {(2, "select")}
+    assert "the index is for shape" in lost[0]["reason"]
+    assert reason == "done"
 
 
 def test_the_record_has_the_order_of_the_clients():

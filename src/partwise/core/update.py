@@ -20,6 +20,7 @@ __all__ = [
     "Packed",
     "Update",
     "all_finite",
+    "check_shapes",
     "check_update",
     "has_finite_weight",
     "inner",
@@ -191,16 +192,7 @@ def check_update(update: Update, params: Params) -> None:
             a weight where others have one each, or a weight below zero or beyond what float32 holds.
     """
     _check_made(update)
-    for name, shape in update.index.shapes.items():
-        if name not in params:
-            raise ProtocolError(
-                f"Update(): must name parameters of the model, got {name!r}. The model has {sorted(params)}."
-            )
-        if tuple(shape) != tuple(params[name].shape):
-            raise ProtocolError(
-                f"Update({name!r}): the index is for shape {tuple(shape)}, "
-                f"the parameter has {tuple(params[name].shape)}. Client and server must build the same model."
-            )
+    check_shapes(update.index, params)
     if update.value.keys() != update.index.shapes.keys():
         raise ProtocolError(
             f"Update(): values must be given for exactly what the index holds, got {sorted(update.value)} "
@@ -226,6 +218,24 @@ def check_update(update: Update, params: Params) -> None:
         )
     if lowest < 0:
         raise ProtocolError(f"Update(): the weight must be at least 0, got {lowest}. Send a number of examples.")
+
+
+def check_shapes(index: Index, params: Params) -> None:
+    """Refuse an index that is of another model.
+
+    Raises:
+        ProtocolError: unknown parameter, or wrong shape of one.
+    """
+    for name, shape in index.shapes.items():
+        if name not in params:
+            raise ProtocolError(
+                f"Update(): must name parameters of the model, got {name!r}. The model has {sorted(params)}."
+            )
+        if tuple(shape) != tuple(params[name].shape):
+            raise ProtocolError(
+                f"Update({name!r}): the index is for shape {tuple(shape)}, "
+                f"the parameter has {tuple(params[name].shape)}. Client and server must build the same model."
+            )
 
 
 def _check_made(update: object) -> None:

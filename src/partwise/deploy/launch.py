@@ -175,6 +175,6 @@ def free_port() -> int:
 
 def tail(path: Path, characters: int = 300) -> str:
     """The last words of a log, without colours, and without what Flower says whenever it ends."""
-    text = re.sub(r"\x1b\[\d+m", "", path.read_text(errors="replace")) if path.exists() else ""
+    text = re.sub(r"\x1b\[\d+m", "", path.read_text(encoding="utf-8", errors="replace")) if path.exists() else ""
     lines = [line for line in text.splitlines() if line.strip() and not _NOISE.search(line)]
     return " ".join(line.strip() for line in lines)[-characters:] or "nothing"

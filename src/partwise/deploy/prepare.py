@@ -178,8 +178,8 @@ def _node(
     write_folder(mine / "data", (ClientColumns(population.data(c).columns(), name=population.name(c)) for c in clients))
     about = {"name": name, "server": server, "spec": _SPEC, "data": "data"}
     first = list(population.clients).index(clients[0])
-    (mine / NODE).write_text(write({**about, "first": first, "total": len(population.clients)}))
-    (mine / f"partwise-{name}.service").write_text(_unit(mine, f"node {name}", "node"))
+    (mine / NODE).write_text(write({**about, "first": first, "total": len(population.clients)}), encoding="utf-8")
+    (mine / f"partwise-{name}.service").write_text(_unit(mine, f"node {name}", "node"), encoding="utf-8")
     return {"name": name, "key": f"nodes/{name}.pub", "examples": [len(population.data(c)) for c in clients]}
 
 
@@ -192,12 +192,12 @@ def _server(
     if test is not None:
         write_folder(server / "test", [test])
         about["test"] = "test"
-    (server / SERVER).write_text(write({**about, "nodes": list(nodes)}))
-    (server / "app" / "pyproject.toml").write_text(write(_APP))
+    (server / SERVER).write_text(write({**about, "nodes": list(nodes)}), encoding="utf-8")
+    (server / "app" / "pyproject.toml").write_text(write(_APP), encoding="utf-8")
     certificate = str((server / "keys" / "authority.pem").absolute())
     connection = {"default": "here", "here": {"address": here, "root-certificates": certificate}}
-    (server / "flwr" / "config.toml").write_text(write({"superlink": connection}))
-    (server / "partwise-server.service").write_text(_unit(server, "server", "server"))
+    (server / "flwr" / "config.toml").write_text(write({"superlink": connection}), encoding="utf-8")
+    (server / "partwise-server.service").write_text(_unit(server, "server", "server"), encoding="utf-8")
 
 
 def _unit(folder: Path, what: str, command: str) -> str:

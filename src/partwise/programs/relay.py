@@ -22,7 +22,7 @@ from partwise.core.population import Client
 from partwise.core.program import SERVER, Count, Effect, Message, NodeId, Send, Work
 from partwise.core.sizes import int_size
 from partwise.core.summing import Outcome, Share, SumJob, Summed
-from partwise.core.update import Update
+from partwise.core.update import Update, check_shapes
 from partwise.programs.client import FAILURES, check_has_data
 from partwise.programs.download import opened
 from partwise.programs.messages import Collect, Errand, Fetch, Gathered, Held, Refused, Reply, Trouble
@@ -104,6 +104,7 @@ class RelayProgram:
         """Those of a Fetch, a Held and a Reply whose numbers are 0; they depend on shapes and the index alone."""
         found = self._known.get(index)
         if found is None:
+            check_shapes(index, self._star.like)
             shapes = tuple((name, t.shape, t.dtype) for name, t in held.items())
             key = type(index), encoded_lengths(index), shapes
             found = self._alike.get(key)
