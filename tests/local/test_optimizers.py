@@ -117,3 +117,15 @@ def test_wrong_settings_are_refused(part):
         part(weight_decay=-1)
     with pytest.raises(ValueError, match=rf"{name}\({share}=1\): must lie in \[0, 1\), got 1\."):
         part(**{share: 1})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_adamw_keeps_moments_of_half_precision_in_single(dtype):
+    """Gradients whose squares are 0 in float16, and one that is 0 and leaves its value alone."""
+    values, gradients = {"v": torch.tensor([1.0, -1.0, 0.5], dtype=dtype)}, [[2**-12, -(2**-13), 0.0]] * 3
+    part = AdamW(0.125, weight_decay=0.0)
+    state = part.init(values)
+    for gradient in gradients:
+        state = part.step_(values, {"v": torch.tensor(gradient, dtype=dtype)}, state)
+    assert values["v"].dtype == dtype
+    assert values["v"].tolist() == pytest.approx(adamw([1.0, -1.0, 0.5], gradients, 0.125, 0.0, False), rel=1e-2)

@@ -76,6 +76,8 @@ class SGD:
 class AdamW:
     """Adam with decoupled weight decay; its moments start anew with every task.
 
+    Moments of half-precision parameters are kept in single precision: in float16, small squares and `eps` are 0.
+
     Args:
         lr: local learning rate, > 0.
         beta1: decay of the first moment, in [0, 1).
@@ -103,7 +105,7 @@ class AdamW:
         _nonnegative("AdamW", "weight_decay", self.weight_decay)
 
     def init(self, params: Params) -> Any:
-        zeros = {name: torch.zeros_like(t) for name, t in params.items()}
+        zeros = {n: torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for n, t in params.items()}
         return 0, zeros, {name: t.clone() for name, t in zeros.items()}
 
     def step_(self, params: Values, grads: Values, state: Any) -> Any:
@@ -111,6 +113,7 @@ class AdamW:
         count += 1
         for name, grad in grads.items():
             m, v = first[name], second[name]
+            grad = grad.to(m.dtype)
             m.mul_(self.beta1).add_(grad, alpha=1 - self.beta1)
             v.mul_(self.beta2).addcmul_(grad, grad, value=1 - self.beta2)
             root = (v / (1 - self.beta2**count)).sqrt_().add_(self.eps)
