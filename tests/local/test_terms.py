@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from partwise.local import ClipGradient, Decay, Proximal, Shift, Times
+from partwise.runtimes.executors.groups import _clip
 
 
 def tensors(**values):
@@ -55,3 +56,14 @@ def test_decay_is_part_of_the_gradient():
     assert lists(grads) == {"a": [3.0, -1.0]}
     with pytest.raises(ValueError, match=r"Decay\(rate=-1\): must be at least 0, got -1\. Use 0 to turn it off\."):
         Decay(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_gradient_whose_norm_runs_over_is_clipped(dtype):
+    """10,000 values of 1000 have a norm of 100,000, which float16 does not have; each becomes 5 / 100."""
+    grads = {"a": torch.full((10_000,), 1000.0, dtype=dtype), "b": torch.zeros(2, dtype=torch.float64)}
+    alone = ClipGradient(5.0)({}, grads, 0)
+    together = _clip(5.0)({}, {name: torch.stack([g, g]) for name, g in grads.items()}, 0)
+    for found in (alone, {name: g[1] for name, g in together.items()}):
+        assert {name: g.dtype for name, g in found.items()} == {"a": dtype, "b": torch.float64}
+        torch.testing.assert_close(found["a"], torch.full_like(grads["a"], 0.05))

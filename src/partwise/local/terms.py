@@ -76,9 +76,9 @@ class ClipGradient:
             )
 
     def __call__(self, params: Params, grads: Values, step: int) -> Values:
-        total = torch.stack([torch.linalg.vector_norm(g) for g in grads.values()]).norm()
+        total = torch.stack([torch.linalg.vector_norm(wide(g)) for g in grads.values()]).norm()
         factor = (self.max_norm / (total + 1e-12)).clamp(max=1.0)
-        return {n: g * factor for n, g in grads.items()}
+        return {n: (wide(g) * factor).to(g.dtype) for n, g in grads.items()}
 
 
 @dataclass(frozen=True)
@@ -102,3 +102,8 @@ class Decay:
 
     def __call__(self, params: Params, grads: Values, step: int) -> Values:
         return {n: g.add(params[n], alpha=self.rate) for n, g in grads.items()}
+
+
+def wide(value: Tensor) -> Tensor:
+    """At least in single precision: the norm of finite values of float16 may be beyond it."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))

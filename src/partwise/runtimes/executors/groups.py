@@ -17,6 +17,7 @@ from partwise.core.model import Model, Params, Values
 from partwise.core.plan import GradientTerm, Job, LossFn, ModelLoss
 from partwise.core.population import Examples
 from partwise.local import SGD, AdamW, ClipGradient, Decay, Proximal, Rescaled, Shift, Times
+from partwise.local.terms import wide
 
 __all__ = [
     "Terms",
@@ -247,10 +248,10 @@ def _clip(max_norm: float) -> GradientTerm:
     """`ClipGradient` with one norm per client."""
 
     def term(params: Params, grads: Values, step: int) -> Values:
-        norms = [torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in grads.values()]
+        norms = [torch.linalg.vector_norm(wide(g).reshape(len(g), -1), dim=1) for g in grads.values()]
         total = torch.linalg.vector_norm(torch.stack(norms), dim=0)  # (A,)
         factor = (max_norm / (total + 1e-12)).clamp(max=1.0)
-        return {n: g * factor.reshape(-1, *[1] * (g.dim() - 1)) for n, g in grads.items()}
+        return {n: (wide(g) * factor.reshape(-1, *[1] * (g.dim() - 1))).to(g.dtype) for n, g in grads.items()}
 
     return term
 
