@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from partwise.core.codec import encode
 from partwise.core.errors import CompositionError
-from partwise.experiment.accounting import gaussian_epsilon, zcdp_epsilon
+from partwise.experiment.accounting import gaussian_epsilon, poisson_epsilon, zcdp_epsilon
 from partwise.experiment.accounts import Concentrated, Counted, Nodes, Replaced, Sampled
 
 pytest.importorskip("dp_accounting")
@@ -114,3 +115,22 @@ def test_a_ledger_goes_on_from_its_state(new):
     for ledger in (one, other):
         ledger.charge([2])
     assert one.epsilon() == other.epsilon()
+
+
+@pytest.mark.parametrize("ledger", [lambda: Sampled(1.0, 0.1, DELTA), lambda: Replaced(2.0, 3, 30, DELTA)])
+def test_what_sampling_hides_takes_the_same_room_after_any_number_of_versions(ledger):
+    sizes = []
+    for versions in (100, 400):
+        of = ledger()
+        for _ in range(versions):
+            of.charge([1])
+        sizes.append(len(encode(of.state())))
+    assert sizes[1] <= sizes[0] + 8  # of a number that takes more bytes
+
+
+def test_a_ledger_goes_on_from_a_state_that_has_a_number_for_every_version():
+    old, new = Sampled(1.0, 0.1, DELTA), Sampled(1.0, 0.1, DELTA)
+    old.restore({"commits": 2, "times": [1, 3, 2]})  # the third is to be made again
+    new.restore(old.state())
+    new.charge([1])
+    assert new.epsilon() == poisson_epsilon(1.0, 0.1, {1: 1, 3: 2}, DELTA)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from typing import Any, Protocol
 
 from partwise.core.errors import CompositionError
@@ -71,12 +70,13 @@ class _Commits:
     """A ledger that counts commits, in each of which a client is once at most.
 
     A resumed run makes versions again from the cohorts that they had: the same draw hides a client once, however often
-    what came of it is given away. So it is kept how often each version was made.
+    what came of it is given away. So it is kept which versions were made more than once, and how often.
     """
 
     def __init__(self) -> None:
         self._commits = 0
-        self._times: list[int] = []  # of each version, also of those that are to be made again
+        self._made = 0  # versions, also those that are to be made again
+        self._again: dict[int, int] = {}  # version - 1 -> how often it was made, where that is more than once
 
     def charge(self, clients: Sequence[int], scales: Sequence[float] = ()) -> None:
         most = max(shares(clients, scales).values(), default=0.0)
@@ -85,26 +85,37 @@ class _Commits:
                 f"{type(self).__name__}(): a client must be in a commit once and unscaled for sampling to hide it, got "
                 f"one that counts {most:g} times. Use Synchronous, or amplification='none'."
             )
-        if self._commits == len(self._times):
-            self._times.append(0)
-        self._times[self._commits] += 1
+        if self._commits == self._made:
+            self._made += 1
+        else:
+            self._again[self._commits] = self._again.get(self._commits, 1) + 1
         self._commits += 1
 
     @property
     def _releases(self) -> dict[int, int]:
         """How often a version was made -> how many of them."""
-        return dict(Counter(self._times))
+        return {1: self._made - len(self._again), **Counter(self._again.values())}
 
     def state(self) -> Any:
-        return {"commits": self._commits, "times": list(self._times)}
+        return {"commits": self._commits, "made": self._made, "again": dict(self._again)}
 
     def restore(self, state: Any) -> None:
         self._commits = state["commits"]
-        self._times = list(state.get("times", [1] * self._commits))
+        self._made, self._again = _times(state)
 
     def count(self, state: Any) -> None:
-        other = state.get("times", [1] * state["commits"])
-        self._times = [max(pair) for pair in zip_longest(self._times, other, fillvalue=0)]
+        made, again = _times(state)
+        self._made = max(self._made, made)
+        for version, times in again.items():
+            self._again[version] = max(self._again.get(version, 1), times)
+
+
+def _times(state: Any) -> tuple[int, dict[int, int]]:
+    """How many versions were made, and how often those that were more than once."""
+    if "made" in state:
+        return state["made"], {int(version): times for version, times in state["again"].items()}
+    each = state.get("times", [1] * state["commits"])  # of a checkpoint that has a number for every version
+    return len(each), {version: times for version, times in enumerate(each) if times > 1}
 
 
 class Sampled(_Commits):
