@@ -134,3 +134,22 @@ def test_a_ledger_goes_on_from_a_state_that_has_a_number_for_every_version():
     new.restore(old.state())
     new.charge([1])
     assert new.epsilon() == poisson_epsilon(1.0, 0.1, {1: 1, 3: 2}, DELTA)
+
+
+@pytest.mark.parametrize(
+    "ledger",
+    [lambda: Sampled(1.25, 0.1, DELTA, "rdp"), lambda: Replaced(2.25, 3, 30, DELTA)],
+    ids=["sampled", "replaced"],
+)
+def test_what_one_commit_costs_is_worked_out_once_however_many_there_are(ledger, monkeypatch):
+    from dp_accounting import rdp
+
+    worked_out = []
+    compose = rdp.RdpAccountant.compose
+    monkeypatch.setattr(rdp.RdpAccountant, "compose", lambda *args: worked_out.append(args) or compose(*args))
+    of, spent = ledger(), []
+    for _ in range(5):
+        of.charge([1])
+        spent.append(of.epsilon())
+    assert spent == sorted(set(spent))  # every commit spends
+    assert len(worked_out) == 1

@@ -117,7 +117,7 @@ def poisson_epsilon(
         return math.inf
     if accountant == "rdp":
         dp = _library()
-        return _rdp(_composed(draws, lambda k: dp.PoissonSampledDpEvent(rate, _gaussian(noise_multiplier, k))), delta)
+        return _rdp(draws, lambda k: dp.PoissonSampledDpEvent(rate, _gaussian(noise_multiplier, k)), delta)
     if rate == 1:
         return gaussian_epsilon(math.sqrt(sum(k * n for k, n in draws.items())) / noise_multiplier, delta)
     losses = [_losses(noise_multiplier / math.sqrt(k), rate).self_compose(n) for k, n in draws.items()]
@@ -154,7 +154,7 @@ def without_replacement_epsilon(
     def event(k: int) -> Any:
         return dp.SampledWithoutReplacementDpEvent(population, size, _gaussian(noise_multiplier, k))
 
-    return _rdp(_composed(draws, event), delta, dp.NeighboringRelation.REPLACE_ONE)
+    return _rdp(draws, event, delta, dp.NeighboringRelation.REPLACE_ONE)
 
 
 def distributed_rho(rounded_norm: float, variance: float, clients: int, dim: int) -> float:
@@ -195,7 +195,8 @@ def zcdp_epsilon(rho: float, delta: float) -> float:
     _check_delta(delta)
     if rho in (0.0, math.inf):
         return rho
-    return _rdp(_library().ZCDpEvent(rho), delta)
+    event = _library().ZCDpEvent(rho)
+    return _rdp({1: 1}, lambda _: event, delta)
 
 
 # ---- inside ---------------------------------------------------------------------------------------------------------
@@ -210,11 +211,6 @@ def _draws(releases: Releases) -> dict[int, int]:
 def _gaussian(noise_multiplier: float, times: int) -> Any:
     """So many releases of the same draw, which are one of less noise."""
     return _library().GaussianDpEvent(noise_multiplier / math.sqrt(times))
-
-
-def _composed(draws: Mapping[int, int], event: Callable[[int], Any]) -> Any:
-    dp = _library()
-    return dp.ComposedDpEvent([dp.SelfComposedDpEvent(event(k), n) for k, n in draws.items()])
 
 
 def _check_delta(delta: float) -> None:
@@ -232,13 +228,24 @@ def _library() -> Any:
     return dp_accounting
 
 
-def _rdp(event: Any, delta: float, relation: Any = None) -> float:
+def _rdp(draws: Mapping[int, int], event: Callable[[int], Any], delta: float, relation: Any = None) -> float:
+    """Of so many draws each, with what is released of them."""
+    from dp_accounting import rdp
+
+    with _quietly():
+        found = [(n, *_orders(event(k), relation)) for k, n in draws.items()]
+        total = sum(n * spent for n, _, spent in found)
+        return float(rdp.compute_epsilon(found[0][1], total, delta)[0])
+
+
+@lru_cache(maxsize=32)
+def _orders(event: Any, relation: Any) -> Any:
+    """The Rényi orders, and the divergence at each of one event; those of several add up."""
     from dp_accounting import rdp
 
     accountant = rdp.RdpAccountant(**({} if relation is None else {"neighboring_relation": relation}))
-    with _quietly():
-        accountant.compose(event)
-        return float(accountant.get_epsilon(delta))
+    accountant.compose(event)
+    return accountant.orders, accountant.rdp
 
 
 @contextmanager
