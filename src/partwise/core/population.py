@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from functools import cached_property
+from numbers import Real
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from partwise.core.codec import register
 from partwise.core.errors import CompositionError, DataError
+from partwise.core.kinds import article
 from partwise.core.schedule import are_there
 
 __all__ = [
@@ -31,10 +33,13 @@ __all__ = [
     "Reals",
     "Roll",
     "check_clients",
+    "check_data",
     "leaves_time_to",
+    "speed_of",
 ]
 
 _MOST = 2**31 - 1  # what a run's log has room for
+_STAGES = ("", "download", "train", "upload")
 
 Client = int
 Reals = NDArray[np.float64]
@@ -229,12 +234,24 @@ class Population(Protocol):
 
 
 def check_clients(population: Population) -> None:
-    """Refuse clients that are not numbered as a run must have them: numbers below 0 are those of the server.
+    """Refuse clients that are not numbered as a run must have them, or of whose first one is told what cannot be.
+
+    Numbers below 0 are those of the server.
 
     Raises:
-        DataError: it names the first such client.
+        DataError: it names the first such client, or the method that tells it.
     """
     clients = population.clients
+    if not hasattr(clients, "__getitem__") or not hasattr(clients, "__len__") or isinstance(clients, Mapping):
+        raise _mistold(
+            population, "clients", "must be a property that gives a sequence of numbers", clients, "range(N)"
+        )
+    _check_numbers(population, clients)
+    if len(clients):
+        _check_first(population, clients[0])
+
+
+def _check_numbers(population: Population, clients: Sequence[Client]) -> None:
     if isinstance(clients, range) and clients.step == 1 and clients.start >= 0 and clients.stop <= _MOST + 1:
         return
     last = -1
@@ -246,6 +263,66 @@ def check_clients(population: Population) -> None:
                 f"without repeats, got {got}. range(N) numbers N clients; `name` may say who each of them is."
             )
         last = client
+
+
+def _check_first(population: Population, client: Client) -> None:
+    """What is told of one client, before anything happens."""
+    speed_of(population, client, 0.0)
+    when = population.next_available(client, 0.0)
+    _check_moment(population, f"next_available({client}, 0.0)", when)
+    if when <= 0:
+        _check_moment(population, f"available_until({client}, 0.0)", population.available_until(client, 0.0))
+    fate, where = population.fate(client, 0), f"fate({client}, 0)"
+    if not isinstance(fate, Fate):
+        raise _mistold(population, where, "must give a Fate", fate, "Fate() for a task that is not lost")
+    if fate.stage not in _STAGES or not all(isinstance(number, Real) and number >= 0 for number in fate[1:]):
+        rule = f"must give a stage of {_STAGES}, and a share and seconds from 0 on"
+        raise _mistold(population, where, rule, fate, "Fate() for a task that is not lost")
+    if fate.share > 1:
+        raise _mistold(population, where, "must give a share in [0, 1]", fate, "1.0 for all of the stage")
+
+
+def _check_moment(population: Population, where: str, found: object) -> None:
+    if not isinstance(found, Real) or not float(found) >= 0:
+        rule = "must give a moment that is not before the one asked about"
+        raise _mistold(population, where, rule, found, "that one for now, or inf for never")
+
+
+def speed_of(population: Population, client: Client, now: float) -> Profile:
+    """The client's profile at a moment; a pace or link by which the clock would stop or run backwards is refused.
+
+    Raises:
+        DataError: it names the client.
+    """
+    found = population.profile(client, now)
+    if not isinstance(found, Profile):
+        raise _mistold(population, f"profile({client}, {now:g})", "must give a Profile", found, "Profile()")
+    try:
+        holds = 0 <= found.seconds_per_step < math.inf and found.uplink > 0 and found.downlink > 0
+        holds = holds and found.memory > 0 and 0 < found.width <= 1
+    except TypeError:
+        holds = False
+    if not holds:
+        rule = "must give a finite pace from 0 on, links and memory above 0, and a width in (0, 1]"
+        raise _mistold(population, f"profile({client}, {now:g})", rule, found, "inf for a link that takes no time")
+    return found
+
+
+def check_data(population: Population, method: str, client: Client, found: object) -> None:
+    """Refuse examples that are none, which `method` gave of a client.
+
+    Raises:
+        DataError: it names the method.
+    """
+    if not all(hasattr(found, name) for name in ("__len__", "batch", "columns")):
+        rule = "must give a Dataset" + (", or None" if method == "test_data" else "")
+        raise _mistold(population, f"{method}({client})", rule, found, "Examples(columns), of a dict of tensors")
+
+
+def _mistold(population: Population, where: str, rule: str, found: object, instead: str) -> DataError:
+    """What is said of a population that tells of clients what cannot be."""
+    shown = repr(found) if found is None or isinstance(found, Real | Fate | Profile) else article(type(found).__name__)
+    return DataError(f"{type(population).__name__}.{where}: {rule}, got {shown}. Give {instead}.")
 
 
 def leaves_time_to(kind: type, base: type) -> bool:

@@ -30,7 +30,7 @@ from partwise.core.files import placed, to_disk, write_file
 from partwise.core.kinds import article, check_kinds
 from partwise.core.metrics import AUC, Accuracy, Loss, Metric, Perplexity, TopKAccuracy
 from partwise.core.model import Model
-from partwise.core.population import Dataset, Population
+from partwise.core.population import Dataset, Population, check_clients, check_data
 from partwise.core.program import SERVER, Record
 from partwise.core.runtime import Runtime
 from partwise.core.schedule import Scheduler
@@ -131,6 +131,7 @@ class Experiment:
     def build(self) -> tuple[Star, Workload]:
         """The programs' definition and the workload, checked."""
         workload = self.workload if isinstance(self.workload, Workload) else _made(self.workload, self.seed)
+        check_clients(workload.population)
         trusted = None
         if self.trusted is not None:
             workload, trusted = self.trusted.taken(workload, self.seed)
@@ -410,9 +411,13 @@ def _check_columns(workload: Workload) -> None:
     model, population = workload.model, workload.population
     target = getattr(model.loss, "target", None)
     if population.is_open and len(population.clients):
-        _check_read(model, population.data(population.clients[0]), {f"Model(loss={model.loss})": target})
+        first = population.clients[0]
+        check_data(population, "data", first, examples := population.data(first))
+        _check_read(model, examples, {f"Model(loss={model.loss})": target})
     central, tested = population.central_test(), clients_with_tests(population)
     for data in (central, population.test_data(tested[0]) if len(tested) else None):
+        if data is not None and data is not central:
+            check_data(population, "test_data", tested[0], data)
         if data is not None and len(data):
             _check_read(
                 model, data, {f"Workload(metrics=({metric!r}, ...))": _read(metric) for metric in workload.metrics}

@@ -20,7 +20,7 @@ from partwise.core.given import check_given
 from partwise.core.index import Index
 from partwise.core.limits import Noise, Side, check_noise, stages
 from partwise.core.model import Model, Params, like
-from partwise.core.population import Census, Client, Counts, Dataset, Population, Roll, check_clients
+from partwise.core.population import Census, Client, Counts, Dataset, Population, Roll, check_clients, check_data
 from partwise.core.probe import ModelProbe, Probe, probed
 from partwise.core.program import RELAY, SERVER, NodeId, Program
 from partwise.core.schedule import Roster, Scheduler
@@ -327,6 +327,7 @@ class Star:
         if len(self._sites) >= _SITES_KEPT:
             self._sites.popitem(last=False)
         data = self.population.data(client)
+        check_data(self.population, "data", client, data)
         site = Site(
             client=client,
             model=self.model,

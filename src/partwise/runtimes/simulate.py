@@ -14,7 +14,7 @@ from typing import Any
 
 from partwise.core.codec import encoded_size
 from partwise.core.plan import Executor, Job, opened, ran
-from partwise.core.population import Population
+from partwise.core.population import Population, speed_of
 from partwise.core.program import RELAY, SERVER, Count, Effect, Halt, Message, NodeId, Program, Record, Send, Wake, Work
 from partwise.core.runtime import Observer, Traffic
 from partwise.core.spool import DEFAULT_MEMORY_BYTES, Kept, footprint, halves
@@ -271,7 +271,7 @@ class _World:
 
     def _work(self, me: NodeId, job: Job, steps: int) -> None:
         """Have the result delivered when the client is through; when it is computed is another matter."""
-        size, seconds = footprint(job.start), steps * self._population.profile(me, self.now).seconds_per_step
+        size, seconds = footprint(job.start), steps * speed_of(self._population, me, self.now).seconds_per_step
         if not seconds:
             self._gather(size)
             self._num_late += 1
@@ -302,10 +302,10 @@ class _World:
             size = encoded_size(body)
             if to == SERVER:
                 self.traffic.count_(src, uplink=size)
-                after += size / self._population.profile(src, self.now).uplink
+                after += size / speed_of(self._population, src, self.now).uplink
             else:
                 self.traffic.count_(to, downlink=size)
-                after += size / self._population.profile(to, self.now).downlink
+                after += size / speed_of(self._population, to, self.now).downlink
         self._push(self.now + after, src, to, body, size, lent=lent)
 
     # Saving
