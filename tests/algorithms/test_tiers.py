@@ -15,7 +15,7 @@ from partwise.algorithms import (
     SignMomentum,
 )
 from partwise.core.errors import CompositionError
-from partwise.core.index import Coords
+from partwise.core.index import Coords, Whole
 from partwise.core.population import Census, Profile
 from partwise.core.program import SERVER
 from partwise.core.schedule import ReplyInfo
@@ -51,6 +51,19 @@ def test_a_tier_that_holds_a_part_changes_that_part_of_its_model():
     state = algorithm.init({"w": torch.ones(3, dtype=torch.float64)}, Census(3))
     state = committed(algorithm, state, 0, [5.0, 8.0], at=[0, 2])
     assert state["model"]["w"].tolist() == [5, 1, 8]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_model_that_nobody_changes_stays(dtype):
+    """All tiers end with the model that they began with, so that any mean of them is that model."""
+    first = torch.linspace(-3, 3, 101).to(dtype)
+    algorithm, index = CrossTier(FedAvg(), tiers=3), Whole({"w": (101,)})
+    state = algorithm.init({"w": first.clone()}, Census(3))
+    for at in range(300):
+        group = (0, 1, 0, 2, 0, 1, 0)[at % 7]
+        ended = Update(index, {"w": state["model"]["w"].clone()}, 1.0)
+        state = algorithm.commit(state, {"model": ended}, [ReplyInfo(0, 1, 0, 5, 7, group=group)])
+    assert torch.equal(state["model"]["w"], first)
 
 
 def test_replies_of_another_tier_are_refused():

@@ -93,7 +93,8 @@ class CrossTier(Around):
         weights = count.flip(0) / count.sum()
         step: Values = {}
         for name, now in state["model"].items():
-            flat = state["tiers"][name].reshape(self.tiers, -1)
-            step[name] = (weights.to(flat.device, flat.dtype) @ flat).reshape(now.shape) - now
+            wide = torch.promote_types(now.dtype, torch.float32)  # weights of a half-precision type do not sum to 1
+            flat = state["tiers"][name].reshape(self.tiers, -1).to(wide)
+            step[name] = ((weights.to(flat) @ flat).reshape(now.shape) - now).to(now.dtype)
         whole = Update(Whole(shapes_of(step)), step, total.weight)
         return self.inner.commit(state, {**totals, "model": whole}, replies)
