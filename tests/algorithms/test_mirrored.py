@@ -79,6 +79,18 @@ def test_coordinates_that_a_message_leaves_out_are_owed(k):
             assert state["owed"][name].flatten().tolist() == list(owed)
 
 
+def test_little_by_little_is_owed_in_half_precision_too():
+    """One number of two is sent: the first, ±1/2, until the second, of 1/1024 a round, owes more after 512 rounds."""
+    dtype = torch.bfloat16
+    part, index = Mirrored(FedAvg(), TopK(k=1)), Whole({"w": (2,)})
+    state = part.init({"w": torch.zeros(2, dtype=dtype)}, Census(0))
+    for at in range(520):
+        change = torch.tensor([0.5 * (-1) ** at, 2.0**-10], dtype=dtype)
+        state = part.commit(state, {"model": Update(index, {"w": change})}, ())
+    assert float(state["model"]["w"][1]) >= 0.5
+    assert float(state["model"]["w"][1] + state["owed"]["w"][1]) == pytest.approx(520 / 1024, abs=1e-3)
+
+
 @dataclass(frozen=True)
 class Watched(Around):
     """Notes the server's streams of every version."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from partwise.algorithms.forms import Form, form_of
 from partwise.algorithms.replica import (
@@ -114,7 +115,7 @@ class Mirrored(Keeping):
         state = self.inner.init(params, census)
         check_own(self, _OWN, state, "Mirrored")
         log = log_of(self._form(state["model"]).blank(), self.keep)
-        return {**state, "owed": {name: torch.zeros_like(t) for name, t in state["model"].items()}, "log": log}
+        return {**state, "owed": {name: torch.zeros_like(_wide(t)) for name, t in state["model"].items()}, "log": log}
 
     def _streams(self, own: Mirror, site: Site) -> Mapping[str, Params]:
         """What the client has of the server."""
@@ -168,14 +169,16 @@ class Mirrored(Keeping):
 
     def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
         owed, log = state.pop("owed"), state.pop("log")
-        totals["model"].index.scatter_add_(owed, totals["model"].values())
+        totals["model"].index.scatter_add_(owed, {n: _wide(t) for n, t in totals["model"].values().items()})
         rng = generator(0, "mirrored", int(log[VERSION]) + 1)
-        sent, _ = self.compress.apply(Update(Whole(shapes_of(owed)), owed), (), rng)
-        log = advanced(log, self._form(owed).read(sent))
+        given = {name: t.to(state["model"][name]) for name, t in owed.items()}
+        sent, _ = self.compress.apply(Update(Whole(shapes_of(given)), given), (), rng)
+        log = advanced(log, self._form(given).read(sent))
         is_biased = not isinstance(self.compress, Compressor) or self.compress.claims(2).omega is None
         left = {name: t.clone() if is_biased else torch.zeros_like(t) for name, t in owed.items()}
         if is_biased:
-            sent.index.scatter_add_(left, sent.values(), -1.0)  # coordinates may have been left out
+            taken = {name: _wide(t) for name, t in sent.values().items()}
+            sent.index.scatter_add_(left, taken, -1.0)  # coordinates may have been left out
         # As clients do it: of the message alone, for they know neither weights nor who replied.
         return {**self.inner.commit(state, {"model": sent}, _Untold(self)), "owed": left, "log": log}
 
@@ -197,6 +200,11 @@ class _Untold(Sequence[ReplyInfo]):
             f"{self._part!r}: commits are made of what was summed alone, got an algorithm that looks at the replies, "
             "which clients do not know. Use FedAvg, or an outer step around it."
         )
+
+
+def _wide(value: Tensor) -> Tensor:
+    """In which it is added to what is owed: in bfloat16, what is owed stands still long before it is sent."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _without_log(held: Mapping[str, Values]) -> dict[str, Values]:
