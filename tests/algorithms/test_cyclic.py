@@ -10,7 +10,7 @@ import torch
 import toy_federation
 from partwise.algorithms import MCPSGD, MMPSGD, FedAvg, LocalOnly
 from partwise.core.index import Rows, Whole
-from partwise.core.population import Profile
+from partwise.core.population import Census, Profile
 from partwise.core.program import SERVER
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
@@ -274,3 +274,28 @@ def test_a_client_of_a_block_that_is_not_there(make):
 def test_wrong_settings(make, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         make(**settings)
+
+
+# Half precision
+
+
+@pytest.mark.parametrize("make", [MMPSGD, MCPSGD])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_predictor_of_half_precision_is_the_mean_of_all_rounds(make, dtype):
+    """The model is 0 in 10 rounds and 1 in 990: the mean is 0.99."""
+    algorithm, index = make(1), Whole({"w": (2,)})
+    state = algorithm.init({"w": torch.zeros(2, dtype=dtype)}, Census(3))
+    row = Rows({"w": (1, 2)}, {"w": torch.tensor([0])})
+    for at in range(1000):
+        change = torch.full((2,), float(at == 10), dtype=dtype)
+        totals = {"model": Update(index, {"w": change})}
+        if make is MCPSGD:
+            totals["separate"] = Update(row, {"w": change.unsqueeze(0)})
+        trained, told = {"block": 0.0}, {"block": 0.0, "mixed": 1.0, "separate": 2.0}
+        state = algorithm.commit(state, totals, [ReplyInfo(0, 1, 0, 5, 7, report=trained)])
+        if make is MCPSGD:
+            nothing = {name: Update(Whole({}), {}, 0.0) for name in totals}
+            state = algorithm.commit(state, nothing, [ReplyInfo(0, 1, 1, 5, 7, report=told)])
+    found = algorithm.predictor(state, 0)["w"]
+    assert found.dtype == dtype
+    assert found.tolist() == pytest.approx([0.99] * 2, abs=0.003)  # 0.99 in bfloat16 is 0.98828125

@@ -112,7 +112,7 @@ class MMPSGD(Algorithm):
         Raises:
             ValueError: no such block.
         """
-        return _row(streams["predictors"], block, self.num_blocks, "MMPSGD")
+        return _predictor(streams, block, self.num_blocks, "MMPSGD")
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class MCPSGD(Algorithm):
 
     def init(self, params: Params, census: Census) -> ServerState:
         state = _state(params, self.num_blocks)
-        state["separate"] = {name: t.clone() for name, t in state["predictors"].items()}
+        state["separate"] = {name: t.expand(self.num_blocks, *t.shape).clone() for name, t in params.items()}
         state["rounds"]["open"] = torch.zeros(self.num_blocks, dtype=torch.float64)  # trained, losses not told yet
         state["rounds"]["last"] = torch.tensor(-1.0, dtype=torch.float64)  # the block that was trained last
         return state
@@ -263,7 +263,7 @@ class MCPSGD(Algorithm):
 
     def predictor(self, streams: Mapping[str, Params], block: int) -> Values:
         """The model to use in a block: as MMPSGD's."""
-        return _row(streams["predictors"], block, self.num_blocks, "MCPSGD")
+        return _predictor(streams, block, self.num_blocks, "MCPSGD")
 
     def separate(self, streams: Mapping[str, Params], block: int) -> Values:
         """y_m: one independent model per block. Arguments as for `predictor`."""
@@ -277,7 +277,9 @@ def _is_probe(task: Task) -> bool:
 def _state(params: Params, num_blocks: int) -> ServerState:
     stacked = {name: t.expand(num_blocks, *t.shape).clone() for name, t in params.items()}  # (M, ...)
     done = {"done": torch.zeros(num_blocks, dtype=torch.float64)}  # r_m
-    return {"model": {name: t.clone() for name, t in params.items()}, "predictors": stacked, "rounds": done}
+    # In bfloat16 a running mean would stand still after some hundred rounds.
+    predictors = {name: t.to(torch.promote_types(t.dtype, torch.float32)) for name, t in stacked.items()}
+    return {"model": {name: t.clone() for name, t in params.items()}, "predictors": predictors, "rounds": done}
 
 
 def _average_(state: ServerState, block: int, values: Params, avg_from_round: int) -> None:
@@ -315,6 +317,12 @@ def _row(stacked: Params, block: int, num_blocks: int, part: str) -> Values:
             "Name one of them."
         )
     return {name: t[block] for name, t in stacked.items()}
+
+
+def _predictor(streams: Mapping[str, Params], block: int, num_blocks: int, part: str) -> Values:
+    """Of a block, in the model's types."""
+    found = _row(streams["predictors"], block, num_blocks, part)
+    return {name: t.to(streams["model"][name].dtype) for name, t in found.items()}
 
 
 def _mean_loss(site: Site, values: Values) -> float:
