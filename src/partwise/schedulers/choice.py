@@ -8,12 +8,13 @@ from __future__ import annotations
 import heapq
 import math
 import random
+import reprlib
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 from partwise.core.schedule import ReplyInfo, Roster
 
-__all__ = ["Choice", "require_exact", "sample", "soonest"]
+__all__ = ["Choice", "picked", "require_exact", "sample", "soonest"]
 
 _LOOKS = 10_000  # so many clients can be asked about in some tens of milliseconds
 
@@ -65,6 +66,38 @@ class Choice(Protocol):
     def lost(self, state: Any, client: int) -> Any:
         """A client did not answer."""
         return state
+
+
+def picked(
+    choice: Choice, state: Any, count: int, *, turn: int, now: float, roster: Roster, busy: Collection[int] = ()
+) -> tuple[tuple[int, ...], Any]:
+    """What a choice picks; what no scheduler could ask is refused.
+
+    That a client is away is not: it may have gone since the choice looked.
+
+    Raises:
+        ValueError: it names the choice, and the rule.
+    """
+    given = choice.pick(state, count, turn=turn, now=now, roster=roster, busy=busy)
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise _mispicked(choice, "the clients and its next state, a tuple of two", given)
+    found, state = given
+    if not isinstance(found, tuple | list):
+        raise _mispicked(choice, "its clients as a tuple", found)
+    if not {int} >= set(map(type, found)):
+        raise _mispicked(choice, "clients by numbers, as int() makes them", found)
+    if len(found) > len(set(found)):
+        raise _mispicked(choice, "different clients", found)
+    if len(found) > count and choice.is_exact:
+        raise _mispicked(choice, f"at most the {count} clients that are wanted, as a choice that is_exact", found)
+    if busy and any(client in busy for client in found):
+        raise _mispicked(choice, "no clients that are busy", found)
+    return tuple(found), state
+
+
+def _mispicked(choice: Choice, words: str, got: object) -> ValueError:
+    """What is said of a choice that gives something else than `words` tell."""
+    return ValueError(f"{choice!r}: pick must give {words}, got {reprlib.repr(got)}. See help(Choice.pick).")
 
 
 def require_exact(part: str, choice: Choice) -> None:

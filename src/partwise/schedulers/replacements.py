@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from partwise.core.schedule import Action, Dispatch, Roster
-from partwise.schedulers.choice import Choice, soonest
+from partwise.schedulers.choice import Choice, picked, soonest
 from partwise.schedulers.flights import LOOK_AGAIN, Flights, Watches, is_alone, resting_, sleep_
 
 __all__ = ["Asks", "Some", "check_concurrency", "refill_"]
@@ -140,7 +140,7 @@ def _chosen_(
     flights: Flights, part: Asks, wanted: int, now: float, roster: Roster, *, busy: Collection[int]
 ) -> Sequence[int]:
     turn, flights.turn = flights.turn, flights.turn + 1
-    found, flights.chosen = part.choice.pick(flights.chosen, wanted, turn=turn, now=now, roster=roster, busy=busy)
+    found, flights.chosen = picked(part.choice, flights.chosen, wanted, turn=turn, now=now, roster=roster, busy=busy)
     return found
 
 

@@ -25,7 +25,7 @@ from partwise.core.schedule import (
     Started,
     Stop,
 )
-from partwise.schedulers.choice import Choice, soonest
+from partwise.schedulers.choice import Choice, picked, soonest
 from partwise.schedulers.choices import Uniform
 from partwise.schedulers.flights import check_at_least
 
@@ -201,7 +201,7 @@ class Synchronous(Scheduler):
         if state.round == self.rounds:
             return state, [Stop()]
         wanted = min(self._asked, len(roster.clients))
-        asked, chosen = self.choice.pick(state.chosen, wanted, turn=state.turn, now=now, roster=roster)
+        asked, chosen = picked(self.choice, state.chosen, wanted, turn=state.turn, now=now, roster=roster)
         state = state._replace(chosen=chosen, turn=state.turn + 1)
         if len(asked) < self._least:
             return self._wait(state, now, len(asked), roster)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from partwise.core.schedule import Action, Arrived, Commit, Discard, Event, ReplyInfo, Roster, Scheduler, Started, Stop
-from partwise.schedulers.choice import require_exact
+from partwise.schedulers.choice import picked, require_exact
 from partwise.schedulers.choices import Choice, Uniform
 from partwise.schedulers.flights import (
     A_DAY,
@@ -201,11 +201,11 @@ class Tiered(Scheduler):
         turn, tier.turn = tier.turn * self.tiers + number, tier.turn + 1
         count, own = min(self.cohort, len(tier.clients)), Some(tier.clients, roster)
         resting = resting_(state.flights, now)
-        cohort, tier.chosen = self.choice.pick(tier.chosen, count, turn=turn, now=now, roster=own, busy=resting)
+        cohort, tier.chosen = picked(self.choice, tier.chosen, count, turn=turn, now=now, roster=own, busy=resting)
         if resting and not cohort and is_alone(state.flights):
             others = (roster.next_available(client, now) for client in tier.clients if client not in resting)
             if all(when == math.inf for when in others if when > now):
-                cohort, tier.chosen = self.choice.pick(tier.chosen, count, turn=turn, now=now, roster=own)
+                cohort, tier.chosen = picked(self.choice, tier.chosen, count, turn=turn, now=now, roster=own)
         if not cohort:
             coming = (roster.next_available(client, resting.get(client, now)) for client in tier.clients)
             sleep_(state.flights, min((when for when in coming if when > now), default=math.inf), number)
