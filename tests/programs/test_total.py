@@ -14,8 +14,9 @@ from partwise.algorithms import FedAvg, Scaffold
 from partwise.core.mean import Mean
 from partwise.core.model import Model
 from partwise.core.program import SERVER
+from partwise.core.transform import Chain, Identity
 from partwise.local import SGD, LocalTraining
-from partwise.transforms import ServerSGD
+from partwise.transforms import Clip, ServerSGD
 from toy_star import Cohorts, Parabola, everybody, full_batch, number_model, parabolas, run, star_of
 
 
@@ -104,3 +105,27 @@ def test_of_a_commit_that_one_stream_refuses_the_others_remember_nothing():
         found.append((float(states[SERVER].streams["model"]["w"]), states[SERVER].reducers["model"]))
     assert found[0] == found[1]
     assert found[0][1] == 2  # commits
+
+
+@dataclass(frozen=True)
+class Summed:
+    """A stage that gives a single number for all of a parameter."""
+
+    def init(self, params):
+        return ()
+
+    def apply(self, update, state, rng):
+        return replace(update, value={n: v.sum() for n, v in update.values().items()}), state
+
+
+@pytest.mark.parametrize("behind", [(), (ServerSGD(lr=1.0),), (Clip(max_norm=1.0),), (Chain((Summed(), Identity())),)])
+def test_what_a_stage_of_a_server_chain_gives_is_not_stretched_by_the_next(behind):
+    population, model = parabolas(), Model(Pair(), Parabola(), inputs=("a",))
+    parts = {"server_chain": {"model": Chain((Identity(), Summed(), *behind))}}
+    states, log = run(star_of(FedAvg(LocalTraining(SGD(0.1))), model, population, everybody(population, 1), **parts))
+    (skipped,) = log.of("skipped")
+    rule = (
+        "must give an update of the server's model, got: Update('w'): the value must have the held shape (2,), got ()"
+    )
+    assert skipped["reason"].startswith(f"Summed(): {rule}")
+    assert states[SERVER].streams["model"]["w"].tolist() == [0.0, 0.0]

@@ -16,9 +16,11 @@ from partwise.core.joined import Joined, check_packed
 from partwise.core.model import Params, Values
 from partwise.core.plan import LocalPlan
 from partwise.core.program import Failed
+from partwise.core.rng import Rng
 from partwise.core.sampled import Sampled
 from partwise.core.schedule import After, Commit, Dispatch, ReplyInfo, Scheduler
 from partwise.core.seeded import Seeded
+from partwise.core.transform import Chain, State, Transform, applied
 from partwise.core.update import Packed, Update, all_finite, check_update, is_finite, sent_shapes
 from partwise.programs.messages import Answer, Ask, Fetch, Held, Refusal, Released, Reply, Trouble
 
@@ -33,6 +35,7 @@ __all__ = [
     "fault_of",
     "indexed",
     "no_action",
+    "passed_on",
     "planned",
 ]
 
@@ -170,6 +173,25 @@ def check_total(part: object, total: Update, params: Mapping[str, Tensor]) -> No
         check_update(total, params)
     except ProtocolError as error:
         raise CompositionError(f"{part!r}: must give an update of the server's model, got: {error}") from error
+
+
+def passed_on(
+    part: Transform, total: Update, state: State, rng: Rng, params: Mapping[str, Tensor]
+) -> tuple[Update, State]:
+    """What a server chain makes of an aggregate, and its next state; looked at behind each stage, for the next one.
+
+    Raises:
+        CompositionError: it names the stage whose is no update of the model.
+    """
+    if not isinstance(part, Chain):
+        total, state = applied(part, total, state, rng)
+        check_total(part, total, params)
+        return total, state
+    after = []
+    for stage, own in zip(part.stages, state, strict=True):
+        total, own = passed_on(stage, total, own, rng, params)
+        after.append(own)
+    return total, tuple(after)
 
 
 def indexed(algorithm: Algorithm, found: Index) -> Index:

@@ -35,7 +35,7 @@ from partwise.core.schedule import (
 )
 from partwise.core.spool import Spool
 from partwise.core.summing import Outcome
-from partwise.core.transform import applied, begun
+from partwise.core.transform import begun
 from partwise.core.update import Update, is_finite, scale, typed
 from partwise.programs.coverage import coverage
 from partwise.programs.download import check_streams
@@ -53,7 +53,7 @@ from partwise.programs.messages import (
     Trouble,
     measured_of,
 )
-from partwise.programs.schema import MISFITS, check_action, check_committed, check_total, fault_of, no_action
+from partwise.programs.schema import MISFITS, check_action, check_committed, check_total, fault_of, no_action, passed_on
 from partwise.programs.server_node import InFlight, ServerNode, Waiting, replies_of
 from partwise.programs.session import TIMERS, Session
 from partwise.programs.sums import Sums, fitting
@@ -481,8 +481,7 @@ class ServerProgram:
             if stream in self._star.server_chain:
                 rng, chain = generator(self._star.seed, f"server chain {stream}", node.version), node.chains[stream]
                 part = self._star.server_chain[stream]
-                changed, node.chains[stream] = applied(part, changed, chain, rng)
-                check_total(part, changed, node.streams[stream])
+                changed, node.chains[stream] = passed_on(part, changed, chain, rng, node.streams[stream])
                 totals[stream] = changed
             if not is_finite(changed):
                 raise DivergedError(
