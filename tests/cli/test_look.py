@@ -45,6 +45,24 @@ def test_list(two_runs):
     assert found[0]["value"] > found[1]["value"]
 
 
+@pytest.mark.parametrize("evaluated", [100, 37])
+def test_list_reads_as_many_rows_however_long_a_run_is(evaluated, tmp_path, monkeypatch):
+    with RunStore(tmp_path / "runs" / "long") as store:
+        store.set_meta(name="long", metric="auc")
+        store.append_metrics(
+            (version, 1.0 * version, 0, 0, name, "central", version / 128)
+            for version in range(1, 101)
+            for name in ("auc", "train_loss")
+            if name != "auc" or version <= evaluated
+        )
+        store.commit()
+    read, all_of = [], RunStore._all
+    monkeypatch.setattr(RunStore, "_all", lambda *args: [read.append(row) or row for row in all_of(*args)])
+    (found,) = json.loads(call("list", "--root", tmp_path / "runs", "--json")[0])
+    assert (found["version"], found["value"]) == (100, evaluated / 128)
+    assert len(read) < 20
+
+
 def test_list_of_nothing(here):
     assert call("list")[0] == "There are no runs in runs. Make one: partwise demo\n"
 

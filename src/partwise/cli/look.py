@@ -77,15 +77,13 @@ def _looked_at(info: RunInfo) -> tuple[RunInfo, int, float]:
 
     if info.fault:
         return info, 0, math.nan
+    name = str(info.meta.get("metric", ""))
     try:
         with RunStore(info.folder, "read") as store:
-            rows = store.metrics()
+            at, rows = store.latest(name)
     except CheckpointError as error:
         return info._replace(fault=str(error)), 0, math.nan
-    at = max((row["version"] for row in rows), default=0)
-    name = str(info.meta.get("metric", ""))
-    measured = max((r["version"] for r in rows if r["name"] == name), default=0)
-    values = {(r["name"], r["scope"]): r["value"] for r in rows if r["version"] == measured}
+    values = {(row["name"], row["scope"]): row["value"] for row in rows}
     scope = str(info.meta.get("scope") or "")
     value = main_value(values, name, scope if (name, scope) in values else "")
     return info, at, math.nan if value is None else value

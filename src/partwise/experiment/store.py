@@ -322,6 +322,13 @@ class RunStore:
         """Metrics by version; the keys are the fields of `MetricRow`."""
         return self._read(METRICS, "version, name, scope", {"name": name, "scope": scope})
 
+    def latest(self, name: str) -> tuple[int, list[dict[str, Any]]]:
+        """The last version with a metric, 0 if there is none, and all metrics of the last with one of this name."""
+        last = "SELECT version FROM metrics {where} ORDER BY version DESC LIMIT 1"
+        found = [self._rows(last, {"name": one}) for one in (None, name)]
+        at, measured = (rows[0][0] if rows else 0 for rows in found)
+        return at, self._read(METRICS, "name, scope", {"version": measured})
+
     def clients(
         self, version: int | None = None, name: str | None = None, client: int | None = None
     ) -> list[dict[str, Any]]:
