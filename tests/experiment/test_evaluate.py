@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import weakref
 from dataclasses import dataclass, field, replace
 
@@ -95,6 +96,22 @@ def test_scores_are_those_of_plain_loops_however_clients_are_grouped(chunk, monk
         assert found[name, "weighted"] == pytest.approx(pooled, abs=1e-6)  # a mean over examples, so these agree
         assert found[name, "mean"] == pytest.approx(sum(values) / len(values), abs=1e-6)
         assert found[name, "worst"] == pytest.approx((min if name == "accuracy" else max)(values), abs=1e-6)
+
+
+def calls_to_join(clients):
+    """How many calls of the evaluation's functions join so many clients of one example each."""
+    population, seen = Groups(sizes=(1,) * clients, clients=range(clients)), []
+    sys.setprofile(lambda frame, event, _: seen.append(event) if frame.f_code.co_filename == module.__file__ else None)
+    try:
+        groups = [group for group, _ in module._groups(population, alone=False)]
+    finally:
+        sys.setprofile(None)
+    assert groups == [[(client, 1) for client in range(clients)]]
+    return len(seen)
+
+
+def test_clients_are_joined_with_work_that_grows_as_they_do():
+    assert calls_to_join(400) < 5 * calls_to_join(100)
 
 
 def test_percentiles_interpolate_and_undefined_clients_are_left_out():

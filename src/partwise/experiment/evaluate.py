@@ -267,15 +267,17 @@ def _groups(population: Population, *, alone: bool) -> Iterator[tuple[_Group, Da
         return
     group: _Group = []
     members: list[Dataset] = []
+    size = 0
     for client in clients_with_tests(population):
         data = population.test_data(client)
         if data is None or not len(data):
             continue
         group.append((client, len(data)))
         members.append(data)
-        if alone or sum(n for _, n in group) >= _CHUNK:
+        size += len(data)
+        if alone or size >= _CHUNK:
             yield group, _joined(members)
-            group, members = [], []
+            group, members, size = [], [], 0
     if group:
         yield group, _joined(members)
 
