@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import strategies
 from partwise.aggregators import Mean
-from partwise.channels import Coded, Masked
+from partwise.channels import Coded, Masked, protocol
 from partwise.channels.graphs import Degree, RandomRegular, harary
 from partwise.channels.identities import SimulatedIdentities
 from partwise.core.aggregate import sum_updates
@@ -47,6 +47,15 @@ def agrees(it, updates, clients, channel, but=()):
         assert torch.equal(weight[name], heavy[name])
         assert (away <= heavy[name] * channel.step + 1e-6).all()
     assert it.sum.count == len(clients)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pair_agrees_on_a_key_for_shares_and_one_for_masks_once(kind, monkeypatch):
+    agreed, agree = [], protocol.agree
+    monkeypatch.setattr(protocol, "agree", lambda *keys: agreed.append(keys) or agree(*keys))
+    updates = PARTS if kind == "sparse" else EVERYTHING
+    assert play(KINDS[kind], updates).opened is not None
+    assert len(agreed) == len(set(agreed)) == 2 * 5 * 4  # each of five with each of the others
 
 
 @pytest.mark.parametrize("kind", KINDS)

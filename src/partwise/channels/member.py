@@ -64,6 +64,7 @@ class Member:
         self.peers: dict[int, Peer] = {}
         self.threshold = self.asked = self._total = 0
         self.sealed: dict[int, Sealed] = {}
+        self._share_keys: dict[int, bytes] = {}
         self.among: set[int] = set()  # U2, as far as it is known here, and oneself
         self.alive: tuple[int, ...] = ()
         self.lost: tuple[int, ...] = ()
@@ -160,9 +161,11 @@ class Member:
         return clients
 
     def share_key(self, client: int) -> bytes:
-        """Under which shares go from one of two to the other."""
-        route = (self.round, self.me, client)
-        return share_key(self.for_shares.secret, self.peers[client].share_key, self.session, route)
+        """Under which shares go from one of two to the other: the same there and back, so agreed on once."""
+        if client not in self._share_keys:
+            route, public = (self.round, self.me, client), self.peers[client].share_key
+            self._share_keys[client] = share_key(self.for_shares.secret, public, self.session, route)
+        return self._share_keys[client]
 
     # 2 and 3: shares, and who is left
 
