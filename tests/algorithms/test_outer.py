@@ -18,6 +18,34 @@ from partwise.core.update import Update
 from partwise.transforms import ErrorFeedback, ServerSGD, Sign
 from toy_slopes import linear, quadratic, states_after, steps, theta_after
 
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_lans_takes_the_steps_of_half_precision_in_single(dtype):
+    """A D of length 1 and 4096 values has squares of 2e-4, and a thousandth of most is 0 or nearly so in float16."""
+    draw = torch.Generator().manual_seed(3)
+    x, change = (torch.randn(4096, generator=draw).to(dtype) for _ in range(2))
+    change[:3] *= 0.01
+    got = LANS(FedAvg(), lr=0.5, decay=0.0)
+    found = []
+    for kind in (dtype, torch.float64):
+        state = got.init({"w": x.to(kind)}, Census(0))
+        state = got.commit(state, {"model": Update(Whole({"w": (4096,)}), {"w": change.to(kind)})}, ())
+        assert state["model"]["w"].dtype == kind
+        found.append(state["model"]["w"].double())
+    assert (found[0] - found[1]).abs().max() < 0.05  # a step is 0.5 for each, or next to it
+
+
+def test_the_momentum_of_half_precision_comes_near_what_it_follows():
+    """1 - 0.98^300 is 0.998; in bfloat16, what a round adds is below half of the last digit from 0.9 on."""
+    part, x = SignMomentum(FedAvg(), gamma=0.5, lr=1e-6), {"w": torch.zeros(1, dtype=torch.bfloat16)}
+    state = part.init(x, Census(0))
+    for _ in range(300):
+        change = Update(Whole({"w": (1,)}), {"w": torch.tensor([-0.5], dtype=torch.bfloat16)})
+        state = part.commit(state, {"model": change}, ())
+    assert state["momentum"]["w"].item() == pytest.approx(1 - 0.98**300, rel=1e-4)
+    assert state["model"]["w"].dtype == torch.bfloat16
+
+
 TWO = quadratic((0.0, 4.0), 1.0)
 LOCAL = FedAvg(steps(0.25, 2), "uniform")
 

@@ -2,6 +2,7 @@
 
 Notation: x is the model, D the mean of start minus end over gamma, the local learning rate; m is its momentum. What
 no client of a round holds keeps its value and its momentum. Running means and variances take their mean change.
+Momentum and squares of half-precision parameters are kept in single precision.
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ def _with_streams(part: Around, params: Params, census: Census, *names: str) -> 
     state = part.inner.init(params, census)
     check_own(part, names, state, "outer step")
     moving = {n: t for n, t in params.items() if n not in census.still}
-    return {**state, **{stream: {n: torch.zeros_like(t) for n, t in moving.items()} for stream in names}}
+    return {**state, **{stream: {n: torch.zeros_like(_wide(t)) for n, t in moving.items()} for stream in names}}
+
+
+def _wide(value: torch.Tensor) -> torch.Tensor:
+    """At least in single precision: squares vanish in float16, and a momentum stands still in bfloat16."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _above(part: str, **values: float) -> None:
@@ -95,16 +101,16 @@ class SignMomentum(_Outer):
     def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
         total, momentum = totals["model"], state.pop("momentum")
         index, x = total.index, total.index.gather(state["model"])
-        still = {name: torch.zeros_like(t) for name, t in state["model"].items() if name not in momentum}
+        still = {name: torch.zeros_like(_wide(t)) for name, t in state["model"].items() if name not in momentum}
         full = {**momentum, **still}  # as an index over all parameters must find it
         m, step, after = index.gather(full), {}, {}
         for name, value in total.values().items():
             if name in still:
                 step[name], after[name] = value, m[name]
                 continue
-            d = value / -self.gamma
+            d = _wide(value) / -self.gamma
             u = self.beta1 * m[name] + (1 - self.beta1) * d
-            step[name] = (u.sign() + self.decay * x[name]) * (-self.lr * self.gamma)
+            step[name] = ((u.sign() + self.decay * x[name]) * (-self.lr * self.gamma)).to(value.dtype)
             after[name] = self.beta2 * m[name] + (1 - self.beta2) * d
         state = self.inner.commit(state, {**totals, "model": Update(index, step, total.weight)}, replies)
         index.put_(full, after)
@@ -159,6 +165,8 @@ class CO2(_Outer):
 
     def init(self, params: Params, census: Census) -> ServerState:
         state = _with_streams(self, params, census, "momentum", "moved", *(["waiting"] if self.delay else []))
+        for stream in state.keys() & {"moved", "waiting"}:  # changes of the model, of its types
+            state[stream] = {n: t.to(params[n].dtype) for n, t in state[stream].items()}
         if self.delay:
             state["holders"] = {n: torch.zeros_like(t, dtype=torch.bool) for n, t in state["momentum"].items()}
         return {**state, "pace": {name: torch.zeros(1, dtype=torch.float64) for name in state["momentum"]}}
@@ -176,9 +184,9 @@ class CO2(_Outer):
         step, after = {}, {}
         for name, late in change.items():
             lag, pace[name] = self._lag(moved[name], pace[name])
-            m = (momentum[name] * self.beta - late / (self.gamma * lag)).clamp(-self.clip, self.clip)
+            m = (momentum[name] * self.beta - _wide(late) / (self.gamma * lag)).clamp(-self.clip, self.clip)
             after[name] = torch.where(holders[name], m, momentum[name])
-            step[name] = torch.where(holders[name], m * (-self.alpha * self.gamma), 0.0)
+            step[name] = torch.where(holders[name], m * (-self.alpha * self.gamma), 0.0).to(late.dtype)
         whole = {**both, **step}
         total = Update(Whole(shapes_of(whole)), whole, totals["model"].weight)
         state = self.inner.commit(state, {**totals, "model": total}, replies)
@@ -257,9 +265,10 @@ class LANS(_Outer):
             if name not in first:
                 change[name] = value
                 continue
-            change[name], first[name], second[name] = self._step(
-                state["model"][name], -value, (first[name], second[name]), int(commits)
+            step, first[name], second[name] = self._step(
+                _wide(state["model"][name]), -_wide(value), (first[name], second[name]), int(commits)
             )
+            change[name] = step.to(value.dtype)
         state = self.inner.commit(state, {**totals, "model": Update(total.index, change, total.weight)}, replies)
         return {**state, "momentum": first, "squares": second, "counts": {"commits": commits}}
 
