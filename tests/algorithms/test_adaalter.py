@@ -1,21 +1,24 @@
 """communication.md §3."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from partwise.algorithms import AdaAlter
 from partwise.algorithms.adaalter import FrozenAdaGrad
 from partwise.core.aggregate import sum_updates
 from partwise.core.index import Coords
+from partwise.core.model import Model
 from partwise.core.program import SERVER
 from partwise.core.update import Update
 from partwise.local import SGD, LocalTraining
 from partwise.runtimes import Simulate
 from toy_federation import star as star_with
 from toy_slopes import linear, quadratic, states_after, steps, theta_after
-from toy_star import Log, everybody, number_model, parabolas, run, star_of
+from toy_star import Clients, Log, everybody, full_batch, number_model, parabolas, run, star_of
 
 CONSTANT = linear([[(1.0,)], [(3.0,)]], (0.0,))
 
@@ -137,3 +140,32 @@ def test_a_bound_of_gradient_and_decay_together_does_not_see_the_squares(bound):
         added += z**2
     assert float(streams["model"]["w"]) == pytest.approx(w, abs=1e-9)
     assert float(streams["squares"]["w"]) == pytest.approx(1 + added, abs=1e-9)
+
+
+class Slope(nn.Module):
+    """w, whose gradient is the mean of the column."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1, dtype=dtype))
+
+    def forward(self, a: torch.Tensor) -> torch.Tensor:
+        return a * self.w
+
+
+def _itself(outputs, batch):
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("dtype", "slope", "begin"), [(torch.bfloat16, 2.0**-5, 1.0), (torch.float16, 2.0**-13, 2.0**-10)]
+)
+def test_small_squares_add_up_in_half_precision(dtype, slope, begin):
+    """B² after 20 rounds of 4 steps with the gradient g is b_0² + 80 g²; in bfloat16 1 + 1/1024 is 1."""
+    population = Clients([{"a": torch.full((1,), slope, dtype=dtype)} for _ in range(3)])
+    model = Model(partial(Slope, dtype), _itself, inputs=("a",))
+    star = star_of(AdaAlter(full_batch(4), begin=begin), model, population, everybody(population, 20))
+    states, log = run(star)
+    assert not log.of("lost")
+    assert float(states[SERVER].streams["squares"]["w"]) == pytest.approx(begin**2 + 80 * slope**2, rel=1e-6)
+    assert states[SERVER].streams["model"]["w"].dtype == dtype
