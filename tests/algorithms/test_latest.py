@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from partwise.algorithms import FedAvg, FedLaAvg, LocalOnly
+from partwise.algorithms import FedAvg, FedLaAvg, LocalOnly, Scaffold
 from partwise.core.errors import CompositionError
 from partwise.core.index import Whole
 from partwise.core.latest import Latest
 from partwise.core.model import CrossEntropy, Model
-from partwise.core.population import Profile
+from partwise.core.population import Census, Profile
 from partwise.core.program import SERVER
 from partwise.core.schedule import Commit
+from partwise.core.update import Update
 from partwise.local import SGD, AdamW, LocalTraining
 from partwise.schedulers import Synchronous
 from partwise.testing import check_algorithm
@@ -297,6 +298,20 @@ def test_submodels_reach_the_minimiser_with_some_of_the_clients(memory):
     cohorts = [(0, 1), (2,), (1, 2), (0,)] * 120
     _, at = rows_after(FedLaAvg(full_batch(1, 0.15), memory, submodel=True), SUBMODELS, cohorts)
     torch.testing.assert_close(at, minimiser(SUBMODELS), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("part", "stream"), [(FedLaAvg(weights="uniform"), "gradient"), (Scaffold(), "control")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_mean_over_many_clients_is_added_up_in_single_precision(part, stream, dtype):
+    """Five hundred times a 512th: in bfloat16 alone the sum stays at a half, of whose last digit a 512th is half."""
+    where = Whole({"w": (1,)})
+    state = part.init({"w": torch.zeros(1, dtype=dtype)}, Census(512))
+    change = Update(where, {"w": torch.full((1,), 1 / 512, dtype=dtype)})
+    nothing = Update(where, {"w": torch.zeros(1, dtype=dtype)})
+    for _ in range(500):
+        state = part.commit(state, {"model": nothing, stream: change}, ())
+    assert state[stream]["w"].dtype == dtype
+    assert state[stream]["w"].item() == pytest.approx(500 / 512, rel=2**-8)
 
 
 # Composition, bad input

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import torch
 
-from partwise.algorithms.memory import PopulationMean, blank
+from partwise.algorithms.memory import PopulationMean, add_exactly_, blank, sums_of
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
 from partwise.core.errors import CompositionError
@@ -103,7 +103,8 @@ class FedLaAvg(Algorithm):
         mean = census.counts.total_weight / census.num_clients if self.weights == "samples" else 1.0
         state["scale"] = {"examples": torch.tensor(mean, dtype=torch.float64)}  # n / N
         state["rounds"] = {"done": torch.tensor(0.0, dtype=torch.float64)}
-        return state
+        sums = sums_of(params) if self.memory == "client" else {}
+        return {**state, "sums": sums} if sums else state
 
     def client_init(self, site: Site) -> ClientState:
         return blank() if self.memory == "client" else None
@@ -148,7 +149,7 @@ class FedLaAvg(Algorithm):
         gradient, total = state["gradient"], totals["gradient"]
         if self.memory == "server":  # the mean itself, not what changes it
             torch._foreach_zero_(list(gradient.values()))
-        total.index.scatter_add_(gradient, total.values())
+        add_exactly_(gradient, state.get("sums", {}), total)
         done = int(state["rounds"]["done"])
         state["rounds"]["done"] += 1
         if done >= self.num_non_update_rounds:

@@ -5,13 +5,13 @@ Notation: N clients, K in the cohort C, h_m clients hold coordinate m; client i 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 
-from partwise.algorithms.memory import PopulationMean, blank
+from partwise.algorithms.memory import PopulationMean, add_exactly_, blank, sums_of
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
 from partwise.core.errors import CompositionError
@@ -20,6 +20,7 @@ from partwise.core.mean import Mean
 from partwise.core.model import Params, Values
 from partwise.core.plan import LocalPlan, Trained
 from partwise.core.population import Census
+from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
 from partwise.local import SGD, LocalTraining, Shift
 
@@ -75,7 +76,9 @@ class Scaffold(Algorithm):
 
     def init(self, params: Params, census: Census) -> ServerState:
         model = {name: t.clone() for name, t in params.items()}
-        return {"model": model, "control": {name: torch.zeros_like(t) for name, t in params.items()}}
+        state = {"model": model, "control": {name: torch.zeros_like(t) for name, t in params.items()}}
+        sums = sums_of(params)
+        return {**state, "sums": sums} if sums else state
 
     def client_init(self, site: Site) -> ClientState:
         return blank()
@@ -86,6 +89,9 @@ class Scaffold(Algorithm):
 
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         return site.touched() if self.submodel else site.whole()
+
+    def fetch(self, index: Index, task: Task, own: ClientState, site: Site) -> Mapping[str, Index]:
+        return {"model": index, "control": index}
 
     def weight(self, site: Site) -> float:
         return 1.0
@@ -114,6 +120,11 @@ class Scaffold(Algorithm):
     def aggregators(self) -> Mapping[str, Aggregator]:
         mean = Mean("expected_holders" if self.submodel else "cohort")
         return {"model": mean, "control": PopulationMean(self.submodel)}
+
+    def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
+        totals["model"].index.scatter_add_(state["model"], totals["model"].values())
+        add_exactly_(state["control"], state.get("sums", {}), totals["control"])
+        return state
 
 
 def _gradient(start: Values, index: Index, task: Task, site: Site) -> Values:
