@@ -95,3 +95,12 @@ def test_it_must_know_who_sent_what():
         Latest().reduce([sent([0], 1)], state, PARAMS)
     with pytest.raises(AssertionError):
         Latest().reduce(Sum(Whole({}), {}, {}, 0.0, 0), state, PARAMS)
+
+
+def test_a_sum_that_half_precision_does_not_have():
+    """40 clients of 2000 come to 80,000, beyond float16; their mean is 2000."""
+    params, part = {"w": torch.zeros(1, dtype=torch.float16)}, Latest()
+    sent = Update(Whole({"w": (1,)}), {"w": torch.tensor([2000.0], dtype=torch.float16)})
+    replies = [ReplyInfo(client, client, 0, 1, 1) for client in range(40)]
+    mean, _ = part.reduce([sent] * 40, part.init(params, Census(40)), params, replies)
+    assert mean.values()["w"].tolist() == [2000.0]

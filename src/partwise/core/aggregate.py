@@ -30,6 +30,7 @@ __all__ = [
     "Telling",
     "given_to",
     "makes_steps",
+    "sum_dtype",
     "sum_updates",
     "takes_sent",
     "told_by",
@@ -288,7 +289,7 @@ class Accumulator:
         state = self._state
         if name in state.value:
             return
-        state.value[name] = torch.zeros_like(self._params[name], dtype=_sum_dtype(self._params[name]))
+        state.value[name] = torch.zeros_like(self._params[name], dtype=sum_dtype(self._params[name]))
         if name in state.rows:
             rows, value, weight = state.rows.pop(name).total()
             assert isinstance(weight, Tensor)
@@ -352,13 +353,13 @@ def union_index(whole: Mapping[str, Tensor | None], single: Mapping[str, Tensor]
     return Joint((rows, coords)) if whole and single else coords if single else rows
 
 
-def _sum_dtype(like: Tensor) -> torch.dtype:
+def sum_dtype(like: Tensor) -> torch.dtype:
     """In which values are added up: in bfloat16, 256 and 1 are 256."""
     return torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
 
 
 def _wide(value: Tensor) -> Tensor:
-    return value.to(_sum_dtype(value))
+    return value.to(sum_dtype(value))
 
 
 def _restricted(index: Index, names: Collection[str]) -> Index:

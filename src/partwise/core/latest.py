@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from partwise.core.aggregate import Accumulator, Coverage, Running, Sum
+from partwise.core.aggregate import Accumulator, Coverage, Running, Sum, sum_dtype
 from partwise.core.codec import register
 from partwise.core.mean import check_holders
 from partwise.core.model import Params, Values
@@ -95,7 +95,8 @@ class Latest:
             # Cloned: what a client sent may lie in memory that it shares with others, or with its own state.
             state.kept[reply.client] = Update(update.index, {n: v.clone() for n, v in update.values().items()})
             _add_(state, cover, params, state.kept[reply.client], 1.0)
-        running = Running(value={n: t.to(params[n]) for n, t in state.total.items()}, cover=dict(cover.weights))
+        value = {n: t.to(params[n].device, sum_dtype(params[n])) for n, t in state.total.items()}
+        running = Running(value=value, cover=dict(cover.weights))
         held = Accumulator(params, running).take()
         if not state.heat:
             value = {name: total / state.num_clients for name, total in held.value.items()}
