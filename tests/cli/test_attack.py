@@ -89,3 +89,14 @@ def test_a_grid_in_which_all_is_refused_says_why(here):
     assert "Krum, f=3 / none: refused: Krum(f=3): needs at least 2f+3 = 9 updates, got 7." in told
     assert "| Krum, f=3 | refused | refused |" in told
     assert told.endswith("In attacked: trials.jsonl, table.md\n")
+
+
+def test_what_is_typed_twice_is_played_once(here):
+    twice = ("--attack", "SignFlip", "--attack", '{name="SignFlip"}', "--share", "0.3", "--share", "0.30")
+    call("attack", "tiny.toml", *CLIENTS, "--rule", "Median", "--rule", "Median", *twice, "--folder", "out")
+    rows = [json.loads(line) for line in (here / "out" / "trials.jsonl").read_text().splitlines()]
+    assert [(r["rule"], r["attack"], r["share"]) for r in rows] == [
+        ("Median", "none", 0.0),
+        ("Median", "SignFlip", 0.3),
+    ]
+    assert "±" not in (here / "out" / "table.md").read_text()  # one seed has no spread

@@ -64,9 +64,10 @@ def attack_command(
     usual = round(len(named) / len(base.build()[1].population.clients), 6) if named else 0.2
     grid = [(NONE, 0.0)]
     grid += [(_label(attack), share) for share in shares or [usual] for attack in attacks or ATTACKS]
+    grid = list(dict.fromkeys(grid))  # what is typed twice is played once, or the table would take it for repetitions
     trials = [
         Trial("", rule, attack, share, base.seed + number)
-        for rule in map(_label, rules or [OWN])
+        for rule in dict.fromkeys(map(_label, rules or [OWN]))
         for attack, share in grid
         for number in range(seeds)
     ]
