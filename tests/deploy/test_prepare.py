@@ -410,3 +410,17 @@ def test_a_server_folder_that_lacks_what_flower_needs_begins_nothing(made, name,
             start_link(ServerFile.read(folder))
     finally:
         (folder / name).write_bytes(kept)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999", "²"])
+def test_an_address_whose_port_cannot_be_is_told_before_a_folder_is_made(tmp_path, port):
+    (tmp_path / "spec.toml").write_text(SPEC)
+    with pytest.raises(ValueError, match=r"^prepare\(address='here:.+'\): must be host:port, got "):
+        prepare(tmp_path / "spec.toml", tmp_path / "net", nodes=3, address=f"here:{port}")
+    assert not (tmp_path / "net").exists()
+
+
+def test_no_nodes_are_too_few(tmp_path):
+    (tmp_path / "spec.toml").write_text(SPEC)
+    with pytest.raises(DataError, match=r"^prepare\(nodes=0\): .* Ask for one at least\.$"):
+        prepare(tmp_path / "spec.toml", tmp_path / "net", nodes=0, address="here:9443")

@@ -95,7 +95,7 @@ def prepare(
         ValueError: the address is none.
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
         raise ValueError(f"prepare(address={address!r}): must be host:port, got {address!r}. Use 127.0.0.1:9443.")
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"prepare({str(folder)!r}): needs a new or empty folder, got one with files. Name another.")
@@ -112,7 +112,7 @@ def prepare(
     if not 1 <= nodes <= len(population.clients):
         raise DataError(
             f"prepare(nodes={nodes}): every node must have a client, got {len(population.clients)} of them. "
-            "Ask for fewer nodes."
+            f"{'Ask for fewer nodes' if nodes > 0 else 'Ask for one at least'}."
         )
     try:
         from partwise.deploy import keys
