@@ -270,3 +270,9 @@ def test_parts():
     }
     _, err = call("parts", "fedsub", code=2)
     assert err == "partwise: parts fedsub: there is no such family or part. Did you mean 'FedSubAvg'?\n"
+
+
+@pytest.mark.parametrize(("part", "end"), [("LeafSynthetic", "generate_synthetic.py`."), ("Dirichlet", "1905.12022.")])
+def test_parts_say_the_whole_source(part, end):
+    source = next(line for line in call("parts", part)[0].splitlines() if line.startswith("  Source: "))
+    assert source.endswith(end)

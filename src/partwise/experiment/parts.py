@@ -184,7 +184,7 @@ def parameters(cls: type) -> Mapping[str, Parameter]:
 
 
 def _section(text: str, title: str) -> str:
-    found = re.search(rf"^{title}:[ \n]*(.*?)(?=\n\S|\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^{title}:[ \n]*(.*?)(?=\n[A-Z]\w*:|\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
     return " ".join(found[1].split()) if found else ""
 
 
