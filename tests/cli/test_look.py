@@ -208,6 +208,15 @@ def test_compare(two_runs):
     assert "never" in call("compare", two_runs / "slow", "--target", "2")[0]
 
 
+def test_compare_counts_in_versions_where_there_are_no_rounds(here, two_runs):
+    buffered = 'scheduler={name="FedBuff", buffer=1, concurrency=2, versions=2}'
+    call("run", "tiny.toml", buffered, "-q", "--folder", "buffered")
+    for runs in (["buffered"], ["buffered", two_runs / "quick"]):
+        head = call("compare", *runs, "--target", "2")[0].splitlines()[1]
+        assert "  versions to 2" in head
+        assert "rounds" not in head
+
+
 def test_compare_over_time_and_by_logs(two_runs, tmp_path):
     """Three clients a round; the second run is one round longer, and its clients take longer over their steps."""
     for name, pace, rounds in (("brisk", 0.25, 2), ("lazy", 0.5, 3)):

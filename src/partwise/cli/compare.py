@@ -40,7 +40,7 @@ def compare_command(runs: Runs, metric: Metric = None, target: Target = None, as
         both = [{**row._asdict(), **(log or {})} for row, log in zip(rows, parted, strict=True)]
         typer.echo(json.dumps([{k: _finite(v) for k, v in found.items()} for found in both], allow_nan=False))
         return
-    print_rows(rows)
+    print_rows(rows, "round" if all(run.noun == "round" for run in read) else "version")
     _print_by_time(read, rows)
     _print_logs([row.name for row in rows], parted)
 
@@ -51,8 +51,13 @@ def _finite(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-def print_rows(rows: list[Row]) -> None:
-    """A comparison as a table."""
+def print_rows(rows: list[Row], noun: str = "round") -> None:
+    """A comparison as a table.
+
+    Args:
+        rows: of the table.
+        noun: what a version is called.
+    """
     from partwise.experiment.words import bytes_text, number, percent, seconds_text
 
     first = rows[0]
@@ -61,7 +66,7 @@ def print_rows(rows: list[Row]) -> None:
         "run",
         "final",
         "best",
-        f"rounds {to}",
+        f"{noun}s {to}",
         "bytes",
         "clock",
         "all bytes",

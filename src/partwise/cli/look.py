@@ -199,7 +199,7 @@ def _troubles(run: Run) -> list[str]:
 
 def _suspects(run: Run) -> list[str]:
     """Whom an observer suspected, of what, in which rounds and why; the longest suspected first."""
-    from partwise.experiment.words import printable
+    from partwise.experiment.words import amount, printable
 
     found: dict[tuple[int, str, str], list[int]] = {}
     for t in run.troubles:
@@ -207,7 +207,8 @@ def _suspects(run: Run) -> list[str]:
             found.setdefault((t.client, t.stage, t.reason), []).append(t.version)
     ordered = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
     lines = [
-        f"  {run.client_name(client)}: {what}, {len(seen):,} rounds from version {seen[0]} on: {printable(reason)}"
+        f"  {run.client_name(client)}: {what}, {amount(len(seen), run.noun)} from version {seen[0]} on: "
+        f"{printable(reason)}"
         for (client, what, reason), seen in ordered[:20]
     ]
     more = [f"  and {len(ordered) - 20:,} more"] if len(ordered) > 20 else []
