@@ -9,7 +9,7 @@ from torch import Tensor
 
 from partwise.core.model import Params, Values
 
-__all__ = ["ClipGradient", "Decay", "Proximal", "Shift", "Times"]
+__all__ = ["ClipGradient", "Decay", "Proximal", "Shift", "Times", "wide"]
 
 
 @dataclass(frozen=True, eq=False)
