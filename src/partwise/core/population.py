@@ -314,7 +314,7 @@ def check_data(population: Population, method: str, client: Client, found: objec
     Raises:
         DataError: it names the method.
     """
-    if not all(hasattr(found, name) for name in ("__len__", "batch", "columns")):
+    if not (hasattr(found, "__len__") and hasattr(found, "batch") and hasattr(found, "columns")):
         rule = "must give a Dataset" + (", or None" if method == "test_data" else "")
         raise _mistold(population, f"{method}({client})", rule, found, "Examples(columns), of a dict of tensors")
 

@@ -196,14 +196,16 @@ def passed_on(
 
 def indexed(algorithm: Algorithm, found: Index) -> Index:
     """The part of the model that a client selects; what is none is refused."""
-    if not isinstance(getattr(found, "shapes", None), Mapping):
+    shapes = getattr(found, "shapes", None)
+    if type(shapes) is not dict and not isinstance(shapes, Mapping):
         raise misgiven(algorithm, "select", found, "an index, such as site.whole()")
     return found
 
 
 def planned(algorithm: Algorithm, found: LocalPlan) -> LocalPlan:
     """What a client is to train; what is no plan is refused."""
-    check_given(algorithm, "plan", found, LocalPlan, "a LocalPlan, such as LocalTraining().plan(site, task)")
+    if type(found) is not LocalPlan:
+        check_given(algorithm, "plan", found, LocalPlan, "a LocalPlan, such as LocalTraining().plan(site, task)")
     return found
 
 
