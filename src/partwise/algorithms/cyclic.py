@@ -320,9 +320,9 @@ def _row(stacked: Params, block: int, num_blocks: int, part: str) -> Values:
 
 
 def _predictor(streams: Mapping[str, Params], block: int, num_blocks: int, part: str) -> Values:
-    """Of a block, in the model's types."""
-    found = _row(streams["predictors"], block, num_blocks, part)
-    return {name: t.to(streams["model"][name].dtype) for name, t in found.items()}
+    """Of a block, in the model's types where the model is given."""
+    found, model = _row(streams["predictors"], block, num_blocks, part), streams.get("model", {})
+    return {name: t.to(model[name].dtype) if name in model else t for name, t in found.items()}
 
 
 def _mean_loss(site: Site, values: Values) -> float:
