@@ -283,7 +283,11 @@ def test_a_scheduler_that_says_nothing_is_told():
         (Dispatch(0), (math.nan,), r"must scale by finite numbers from 0 on, got \[nan\]"),
         (Dispatch(0), (-1.0,), r"must scale by finite numbers from 0 on, got \[-1.0\]"),
         (Dispatch(0, 2.0), (), r"must ask by whole numbers, as int\(\) makes them, for steps, got 2\.0"),
-        (Dispatch(np.int64(0)), (), r"must ask by whole numbers, as int\(\) makes them, for client, got np.int64\(0\)"),
+        (
+            Dispatch(np.int64(0)),
+            (),
+            r"must ask by whole numbers, as int\(\) makes them, for client, got (np.int64\()?0",
+        ),
         (After(math.nan, 0), (), r"must wait for seconds from 0 on, .* got After\(seconds=nan, tag=0\)"),
         (After(-1.0, 0), (), r"must wait for seconds from 0 on, .* got After\(seconds=-1.0, tag=0\)"),
         (Dispatch(0), (1.0, 1.0), "must give each reply of a commit a scale, or none, got '2 for 1'"),
