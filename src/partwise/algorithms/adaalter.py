@@ -20,17 +20,12 @@ from partwise.core.mean import Mean
 from partwise.core.model import Params, Values
 from partwise.core.plan import GradientTerm, LocalPlan, Trained
 from partwise.core.population import Census
-from partwise.core.update import Update
+from partwise.core.update import Update, wide
 from partwise.local import SGD, Decay, LocalTraining
 
 __all__ = ["AdaAlter", "FrozenAdaGrad"]
 
 _SQUARES = "squares of "
-
-
-def _wide(value: torch.Tensor) -> torch.Tensor:
-    """In which squares are added up: in bfloat16, 1 and a thousandth are 1."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class FrozenAdaGrad:
             waiting = count if self.placeholder else 1
             root = (self.squares[name] + waiting * self.eps**2).sqrt()
             params[name].sub_(grads[name] / root, alpha=self.lr)
-            params[_SQUARES + name].add_(_wide(grads[name]) ** 2)
+            params[_SQUARES + name].add_(wide(grads[name]) ** 2)
         return count
 
 
@@ -119,7 +114,7 @@ class AdaAlter(Algorithm):
                 raise ValueError(f"AdaAlter({name}={value}): {rule}, got {value}. 1 is usual.")
 
     def init(self, params: Params, census: Census) -> ServerState:
-        squares = {name: torch.full_like(_wide(t), self.begin**2) for name, t in params.items()}
+        squares = {name: torch.full_like(wide(t), self.begin**2) for name, t in params.items()}
         return {"model": {name: t.clone() for name, t in params.items()}, "squares": squares}
 
     @property
@@ -138,7 +133,7 @@ class AdaAlter(Algorithm):
         if self.local.clip_decay and isinstance(given, SGD) and given.weight_decay:  # no bound made it a term
             terms = (*terms, Decay(given.weight_decay))
         rule = FrozenAdaGrad(given.lr, self.eps, self.placeholder, held["squares"])
-        extra = {_SQUARES + name: torch.zeros_like(_wide(t)) for name, t in held["model"].items()}
+        extra = {_SQUARES + name: torch.zeros_like(wide(t)) for name, t in held["model"].items()}
         return replace(plan, optimizer=rule, gradient=tuple(_Alone(term) for term in terms), extra=extra)
 
     def finish(

@@ -25,7 +25,7 @@ from partwise.core.model import Params, Values
 from partwise.core.plan import LocalPlan, ModelLoss, Trained
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update
+from partwise.core.update import Update, wide
 from partwise.local import LocalTraining
 
 __all__ = ["MCPSGD", "MMPSGD"]
@@ -278,7 +278,7 @@ def _state(params: Params, num_blocks: int) -> ServerState:
     stacked = {name: t.expand(num_blocks, *t.shape).clone() for name, t in params.items()}  # (M, ...)
     done = {"done": torch.zeros(num_blocks, dtype=torch.float64)}  # r_m
     # In bfloat16 a running mean would stand still after some hundred rounds.
-    predictors = {name: t.to(torch.promote_types(t.dtype, torch.float32)) for name, t in stacked.items()}
+    predictors = {name: wide(t) for name, t in stacked.items()}
     return {"model": {name: t.clone() for name, t in params.items()}, "predictors": predictors, "rounds": done}
 
 

@@ -19,12 +19,11 @@ from partwise.core.index import Index, Whole
 from partwise.core.model import Params, Values
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update
+from partwise.core.update import Update, wide_type
 
 __all__ = ["NOTHING", "PopulationMean", "Remembered", "add_exactly_", "blank", "sums_of"]
 
 NOTHING = Update(Whole({}), {}, 0.0)  # for a stream to which a reply adds nothing
-_HALF = (torch.bfloat16, torch.float16)
 
 
 @register
@@ -93,7 +92,7 @@ def sums_of(mean: Params) -> Values:
 
     A mean over many clients moves by little in each round: in bfloat16, a 500th added to 1 is lost, however often.
     """
-    return {n: torch.zeros_like(t, dtype=torch.float32) for n, t in mean.items() if t.dtype in _HALF}
+    return {n: torch.zeros_like(t, dtype=torch.float32) for n, t in mean.items() if wide_type(t) != t.dtype}
 
 
 def add_exactly_(mean: Values, sums: Values, total: Update) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from partwise.algorithms.forms import Form, form_of
 from partwise.algorithms.replica import (
@@ -36,7 +35,7 @@ from partwise.core.population import Census
 from partwise.core.rng import generator
 from partwise.core.schedule import ReplyInfo
 from partwise.core.transform import Transform
-from partwise.core.update import Update
+from partwise.core.update import Update, wide
 
 __all__ = ["Mirror", "Mirrored"]
 
@@ -115,7 +114,7 @@ class Mirrored(Keeping):
         state = self.inner.init(params, census)
         check_own(self, _OWN, state, "Mirrored")
         log = log_of(self._form(state["model"]).blank(), self.keep)
-        return {**state, "owed": {name: torch.zeros_like(_wide(t)) for name, t in state["model"].items()}, "log": log}
+        return {**state, "owed": {name: torch.zeros_like(wide(t)) for name, t in state["model"].items()}, "log": log}
 
     def _streams(self, own: Mirror, site: Site) -> Mapping[str, Params]:
         """What the client has of the server."""
@@ -169,7 +168,7 @@ class Mirrored(Keeping):
 
     def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
         owed, log = state.pop("owed"), state.pop("log")
-        totals["model"].index.scatter_add_(owed, {n: _wide(t) for n, t in totals["model"].values().items()})
+        totals["model"].index.scatter_add_(owed, {n: wide(t) for n, t in totals["model"].values().items()})
         rng = generator(0, "mirrored", int(log[VERSION]) + 1)
         given = {name: t.to(state["model"][name]) for name, t in owed.items()}
         sent, _ = self.compress.apply(Update(Whole(shapes_of(given)), given), (), rng)
@@ -177,7 +176,7 @@ class Mirrored(Keeping):
         is_biased = not isinstance(self.compress, Compressor) or self.compress.claims(2).omega is None
         left = {name: t.clone() if is_biased else torch.zeros_like(t) for name, t in owed.items()}
         if is_biased:
-            taken = {name: _wide(t) for name, t in sent.values().items()}
+            taken = {name: wide(t) for name, t in sent.values().items()}
             sent.index.scatter_add_(left, taken, -1.0)  # coordinates may have been left out
         # As clients do it: of the message alone, for they know neither weights nor who replied.
         return {**self.inner.commit(state, {"model": sent}, _Untold(self)), "owed": left, "log": log}
@@ -200,11 +199,6 @@ class _Untold(Sequence[ReplyInfo]):
             f"{self._part!r}: commits are made of what was summed alone, got an algorithm that looks at the replies, "
             "which clients do not know. Use FedAvg, or an outer step around it."
         )
-
-
-def _wide(value: Tensor) -> Tensor:
-    """In which it is added to what is owed: in bfloat16, what is owed stands still long before it is sent."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _without_log(held: Mapping[str, Values]) -> dict[str, Values]:

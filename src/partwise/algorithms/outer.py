@@ -21,7 +21,7 @@ from partwise.core.index import Index, Whole, shapes_of
 from partwise.core.model import Params, Values
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update
+from partwise.core.update import Update, wide
 
 __all__ = ["CO2", "LANS", "SignMomentum"]
 
@@ -40,12 +40,7 @@ def _with_streams(part: Around, params: Params, census: Census, *names: str) -> 
     state = part.inner.init(params, census)
     check_own(part, names, state, "outer step")
     moving = {n: t for n, t in params.items() if n not in census.still}
-    return {**state, **{stream: {n: torch.zeros_like(_wide(t)) for n, t in moving.items()} for stream in names}}
-
-
-def _wide(value: torch.Tensor) -> torch.Tensor:
-    """At least in single precision: squares vanish in float16, and a momentum stands still in bfloat16."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
+    return {**state, **{stream: {n: torch.zeros_like(wide(t)) for n, t in moving.items()} for stream in names}}
 
 
 def _above(part: str, **values: float) -> None:
@@ -101,14 +96,14 @@ class SignMomentum(_Outer):
     def commit(self, state: ServerState, totals: Mapping[str, Update], replies: Sequence[ReplyInfo]) -> ServerState:
         total, momentum = totals["model"], state.pop("momentum")
         index, x = total.index, total.index.gather(state["model"])
-        still = {name: torch.zeros_like(_wide(t)) for name, t in state["model"].items() if name not in momentum}
+        still = {name: torch.zeros_like(wide(t)) for name, t in state["model"].items() if name not in momentum}
         full = {**momentum, **still}  # as an index over all parameters must find it
         m, step, after = index.gather(full), {}, {}
         for name, value in total.values().items():
             if name in still:
                 step[name], after[name] = value, m[name]
                 continue
-            d = _wide(value) / -self.gamma
+            d = wide(value) / -self.gamma
             u = self.beta1 * m[name] + (1 - self.beta1) * d
             step[name] = ((u.sign() + self.decay * x[name]) * (-self.lr * self.gamma)).to(value.dtype)
             after[name] = self.beta2 * m[name] + (1 - self.beta2) * d
@@ -184,7 +179,7 @@ class CO2(_Outer):
         step, after = {}, {}
         for name, late in change.items():
             lag, pace[name] = self._lag(moved[name], pace[name])
-            m = (momentum[name] * self.beta - _wide(late) / (self.gamma * lag)).clamp(-self.clip, self.clip)
+            m = (momentum[name] * self.beta - wide(late) / (self.gamma * lag)).clamp(-self.clip, self.clip)
             after[name] = torch.where(holders[name], m, momentum[name])
             step[name] = torch.where(holders[name], m * (-self.alpha * self.gamma), 0.0).to(late.dtype)
         whole = {**both, **step}
@@ -266,7 +261,7 @@ class LANS(_Outer):
                 change[name] = value
                 continue
             step, first[name], second[name] = self._step(
-                _wide(state["model"][name]), -_wide(value), (first[name], second[name]), int(commits)
+                wide(state["model"][name]), -wide(value), (first[name], second[name]), int(commits)
             )
             change[name] = step.to(value.dtype)
         state = self.inner.commit(state, {**totals, "model": Update(total.index, change, total.weight)}, replies)

@@ -21,7 +21,7 @@ from partwise.core.model import Params, Values
 from partwise.core.plan import Trained
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update
+from partwise.core.update import Update, wide
 
 __all__ = ["CrossTier"]
 
@@ -93,8 +93,9 @@ class CrossTier(Around):
         weights = count.flip(0) / count.sum()
         step: Values = {}
         for name, now in state["model"].items():
-            wide = torch.promote_types(now.dtype, torch.float32)  # weights of a half-precision type do not sum to 1
-            flat = state["tiers"][name].reshape(self.tiers, -1).to(wide)
+            flat = wide(
+                state["tiers"][name].reshape(self.tiers, -1)
+            )  # weights of a half-precision type do not sum to 1
             step[name] = ((weights.to(flat) @ flat).reshape(now.shape) - now).to(now.dtype)
         whole = Update(Whole(shapes_of(step)), step, total.weight)
         return self.inner.commit(state, {**totals, "model": whole}, replies)

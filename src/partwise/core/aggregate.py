@@ -18,7 +18,7 @@ from partwise.core.model import Params, Values
 from partwise.core.population import Census
 from partwise.core.rowsum import RowSum
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update, all_finite, scale
+from partwise.core.update import Update, all_finite, scale, wide, wide_type
 
 __all__ = [
     "Accumulator",
@@ -30,7 +30,6 @@ __all__ = [
     "Telling",
     "given_to",
     "makes_steps",
-    "sum_dtype",
     "sum_updates",
     "takes_sent",
     "told_by",
@@ -210,7 +209,7 @@ class Accumulator:
 
     def add_(self, update: Update, scale: float = 1.0) -> None:
         """Add one update, weighted and scaled."""
-        values, state, weight = {n: _wide(v) for n, v in update.values().items()}, self._state, update.weight
+        values, state, weight = {n: wide(v) for n, v in update.values().items()}, self._state, update.weight
         if isinstance(weight, Mapping):
             total = max((float(w.max()) for w in weight.values() if w.numel()), default=0.0)
             if scale != 1:
@@ -260,7 +259,7 @@ class Accumulator:
         held = {name: _rows_of(indices, name) for name in indices[0].shapes}
         if any(rows is None or (rows and name in self._state.value) for name, rows in held.items()):
             return False
-        sums = self.placed({name: _wide(_weighted(values[name], rows or (), weights)) for name, rows in held.items()})
+        sums = self.placed({name: wide(_weighted(values[name], rows or (), weights)) for name, rows in held.items()})
         if not all(all_finite(t) for t in sums.values()):
             return False
         total = sum(weights)
@@ -289,7 +288,7 @@ class Accumulator:
         state = self._state
         if name in state.value:
             return
-        state.value[name] = torch.zeros_like(self._params[name], dtype=sum_dtype(self._params[name]))
+        state.value[name] = torch.zeros_like(self._params[name], dtype=wide_type(self._params[name]))
         if name in state.rows:
             rows, value, weight = state.rows.pop(name).total()
             assert isinstance(weight, Tensor)
@@ -353,15 +352,6 @@ def union_index(whole: Mapping[str, Tensor | None], single: Mapping[str, Tensor]
     return Joint((rows, coords)) if whole and single else coords if single else rows
 
 
-def sum_dtype(like: Tensor) -> torch.dtype:
-    """In which values are added up: in bfloat16, 256 and 1 are 256."""
-    return torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value.to(sum_dtype(value))
-
-
 def _restricted(index: Index, names: Collection[str]) -> Index:
     """The same rows of fewer parameters; only `Rows` mixes tables and whole parameters."""
     assert isinstance(index, Rows)
@@ -399,7 +389,7 @@ def _weighted(value: Tensor | Stack, rows: Sequence[Tensor], weights: Sequence[f
     """(C, ...) -> the weighted sum (...) of what is whole; (C, R, ...) -> (r, ...), the weighted rows of each."""
     if not isinstance(value, Tensor):
         return value.weighted(weights)
-    value = _wide(value)
+    value = wide(value)
     if not rows:
         flat = value.reshape(len(value), -1)
         return torch.mv(flat.t(), flat.new_tensor(weights)).view(value.shape[1:])  # sum(0) takes 100 times as long

@@ -11,13 +11,13 @@ from typing import ClassVar, Literal
 
 import torch
 
-from partwise.core.aggregate import Accumulator, Coverage, Running, Sum, sum_dtype
+from partwise.core.aggregate import Accumulator, Coverage, Running, Sum
 from partwise.core.codec import register
 from partwise.core.mean import check_holders
 from partwise.core.model import Params, Values
 from partwise.core.population import Census
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update
+from partwise.core.update import Update, wide_type
 
 __all__ = ["Latest", "LatestState"]
 
@@ -95,7 +95,7 @@ class Latest:
             # Cloned: what a client sent may lie in memory that it shares with others, or with its own state.
             state.kept[reply.client] = Update(update.index, {n: v.clone() for n, v in update.values().items()})
             _add_(state, cover, params, state.kept[reply.client], 1.0)
-        value = {n: t.to(params[n].device, sum_dtype(params[n])) for n, t in state.total.items()}
+        value = {n: t.to(params[n].device, wide_type(params[n])) for n, t in state.total.items()}
         running = Running(value=value, cover=dict(cover.weights))
         held = Accumulator(params, running).take()
         if not state.heat:

@@ -33,6 +33,8 @@ __all__ = [
     "sent_shapes",
     "to_dense",
     "typed",
+    "wide",
+    "wide_type",
 ]
 
 
@@ -264,3 +266,13 @@ def _lowest(weight: Weight) -> float:
     if not isinstance(weight, Mapping):
         return float(weight)
     return min((float(w.min()) for w in weight.values() if w.numel()), default=0.0)
+
+
+def wide_type(like: Tensor) -> torch.dtype:
+    """In which values are added up, and moments kept: at least single precision. In bfloat16, 256 and 1 are 256."""
+    return torch.promote_types(like.dtype, torch.float32)
+
+
+def wide(value: Tensor) -> Tensor:
+    """The value in that type."""
+    return value.to(wide_type(value))

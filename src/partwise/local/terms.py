@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from partwise.core.model import Params, Values
+from partwise.core.update import wide
 
-__all__ = ["ClipGradient", "Decay", "Proximal", "Shift", "Times", "wide"]
+__all__ = ["ClipGradient", "Decay", "Proximal", "Shift", "Times"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +103,3 @@ class Decay:
 
     def __call__(self, params: Params, grads: Values, step: int) -> Values:
         return {n: g.add(params[n], alpha=self.rate) for n, g in grads.items()}
-
-
-def wide(value: Tensor) -> Tensor:
-    """At least in single precision: the norm of finite values of float16 may be beyond it."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))

@@ -16,8 +16,8 @@ from torch import Tensor
 from partwise.core.model import Model, Params, Values
 from partwise.core.plan import GradientTerm, Job, LossFn, ModelLoss
 from partwise.core.population import Examples
+from partwise.core.update import wide
 from partwise.local import SGD, AdamW, ClipGradient, Decay, Proximal, Rescaled, Shift, Times
-from partwise.local.terms import wide
 
 __all__ = [
     "Terms",
