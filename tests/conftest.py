@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
+
+from toy_sent import RNG
 
 # The same examples in every run, without limits of time, since machines are shared: a test that fails has a fault.
 # HYPOTHESIS_PROFILE=explore looks for new ones.
@@ -17,6 +21,14 @@ settings.register_profile("explore", **CALM)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a script: runs would ignore it, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """What a test draws does not depend on which tests ran before it in its process."""
+    RNG.manual_seed(0)
+    torch.manual_seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(scope="session")

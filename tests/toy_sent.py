@@ -7,7 +7,7 @@ import torch
 from partwise.core.index import Coords, Whole
 from partwise.core.update import Update
 
-RNG = torch.Generator()
+RNG = torch.Generator()  # seeded anew before every test: see conftest.py
 
 
 def whole(*values):

@@ -118,6 +118,12 @@ def test_a_fault_is_named(how):
         check_executor(Wrong(how), near=FAULTS[how][2])
 
 
+@pytest.mark.parametrize("seed", [1, 2, 5])
+def test_chance_is_found_whatever_seed_is_set_before(seed):
+    torch.manual_seed(seed)
+    test_a_fault_is_named("chance")
+
+
 @dataclass(frozen=True)
 class Lasting:
     """Plain while it is open, and otherwise something else; it may leave a process behind."""

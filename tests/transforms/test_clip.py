@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from partwise.core.index import Joint, Rows, Whole
 from partwise.core.update import Update
 from partwise.transforms import Clip, Scale
-
-RNG = torch.Generator()
+from toy_sent import RNG
 
 
 def clip(update, max_norm):

@@ -13,9 +13,8 @@ from partwise.core.index import Coords, Rows, Whole
 from partwise.core.transform import Chain
 from partwise.core.update import Update
 from partwise.transforms import HyperRate, ServerSGD
+from toy_sent import RNG
 from toy_star import everybody, full_batch, number_model, parabolas, run, server, star_of
-
-RNG = torch.Generator()
 
 
 def whole(*values):

@@ -13,9 +13,9 @@ from partwise.core.transform import begun, chain
 from partwise.core.update import Update
 from partwise.testing.examples import example_indices, example_params, example_update
 from partwise.transforms import Adagrad, Adam, HyperRate, ServerSGD, Yogi
+from toy_sent import RNG
 from toy_star import Clients, everybody, full_batch, run, server, star_of
 
-RNG = torch.Generator()
 ALL = [ServerSGD(0.5, 0.9), Adagrad(), Adam(), Adam(bias_correction=True), Yogi()]
 
 

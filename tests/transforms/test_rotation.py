@@ -112,14 +112,16 @@ def test_what_is_decoded_is_as_long_along_the_update(bits):
     ("bits", "error"), [(1, math.pi / 2 - 1), (2, 0.1333), (3, 0.0358), (4, 0.00961)], ids=["1", "2", "3", "4"]
 )
 def test_error_of_many_normal_numbers(bits, error):
-    """communication.md §15.5: the limits of many dimensions; 2^16 of them are 2 % off at most."""
-    x = torch.randn(1 << 16, generator=torch.Generator().manual_seed(bits))
-    sent = sent_by(Eden(bits=bits), Update(Whole({"w": (1 << 16,)}), {"w": x}))
-    assert float(((sent.values()["w"] - x) ** 2).sum() / (x**2).sum()) == pytest.approx(error, rel=0.02)
+    """communication.md §15.5: the limits of many dimensions; of 2^16, one draw of 4 bits lies 1.3 % (1 sigma) off."""
+    draws = torch.randn(16, 1 << 16, generator=torch.Generator().manual_seed(bits))
+
+    def lost(part):
+        sent = torch.stack([sent_by(part, Update(Whole({"w": x.shape}), {"w": x})).values()["w"] for x in draws])
+        return float((((sent - draws) ** 2).sum(1) / (draws**2).sum(1)).mean())
+
+    assert lost(Eden(bits=bits)) == pytest.approx(error, rel=0.015)
     if bits == 1:
-        least = sent_by(Eden(bits=1, unbiased=False), Update(Whole({"w": (1 << 16,)}), {"w": x}))
-        lost = float(((least.values()["w"] - x) ** 2).sum() / (x**2).sum())
-        assert lost == pytest.approx(1 - 2 / math.pi, rel=0.02)
+        assert lost(Eden(bits=1, unbiased=False)) == pytest.approx(1 - 2 / math.pi, rel=0.015)
 
 
 def test_a_spike_is_recovered_and_three_give_a_third():

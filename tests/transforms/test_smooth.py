@@ -14,10 +14,10 @@ from partwise.core.update import Update, norm
 from partwise.runtimes import Simulate
 from partwise.transforms import Quantize, Smooth
 from toy_federation import star
+from toy_sent import RNG
 from toy_star import Log
 
 NEAREST = {"scale_by": "max", "rounding": "nearest"}
-RNG = torch.Generator()
 
 
 def of(value, index=None, weight=1.0):
