@@ -20,7 +20,7 @@ from partwise.core.aggregate import Coverage, union_index
 from partwise.core.index import Coords, Index, Joint, Whole, shapes_of
 from partwise.core.model import Params, Values
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update, is_finite
+from partwise.core.update import Update, is_finite, wide_type
 
 __all__ = [
     "Columns",
@@ -116,7 +116,7 @@ class _Parameter:
     def __init__(self, updates: Sequence[Update], params: Params, name: str, dtype: torch.dtype) -> None:
         self._like, self._num = params[name], len(updates)
         # What has fewer digits than float32 is worked on in float32: NumPy knows no bfloat16.
-        self._dtype = torch.promote_types(dtype, torch.float32)
+        self._dtype = wide_type(dtype)
         self._holders = {i: _held(u, u.values()[name], name) for i, u in enumerate(updates) if name in u.value}
         self._is_full = len(self._holders) == self._num and all(held.at is None for held in self._holders.values())
         here = self._like.device

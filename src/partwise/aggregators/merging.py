@@ -22,7 +22,7 @@ from partwise.core.population import Census
 from partwise.core.probe import MakeProbe, Predictor
 from partwise.core.rng import generator
 from partwise.core.schedule import ReplyInfo
-from partwise.core.update import Update
+from partwise.core.update import Update, wide
 
 __all__ = ["DefenceAwareMerging", "entropy", "normal_mask"]
 
@@ -146,10 +146,6 @@ class DefenceAwareMerging:
         return replace(self, probe=probe)
 
 
-def _wide(like: Tensor) -> torch.dtype:
-    return torch.promote_types(like.dtype, torch.float32)
-
-
 class _Tried(NamedTuple):
     """A model that is tried, and what it depends on.
 
@@ -177,13 +173,13 @@ class _Search:
         self._rng = generator(0, "defence-aware merging", number)
         masked = [n for n in cover.weights if n not in probe.buffers() and params[n].is_floating_point()]
         # Adam's epsilon is 0 in float16: what is searched has float32 at least.
-        self.logits = {n: torch.zeros_like(params[n], dtype=_wide(params[n])).requires_grad_() for n in masked}
+        self.logits = {n: torch.zeros_like(wide(params[n])).requires_grad_() for n in masked}
         self._blank = probe.blank()
         self.weights = torch.full((num,), 1.0 / num, dtype=torch.float64)
 
     def found(self) -> Values:
         """What is to be added, name -> tensor of the whole shape, of everything that somebody holds."""
-        shift = self._blank.to(_wide(self._blank), copy=True).requires_grad_()
+        shift = wide(self._blank.clone()).requires_grad_()
         mover = torch.optim.Adam([shift], lr=self._rule.shift_rate, maximize=True)
         masker = torch.optim.Adam(list(self.logits.values()), lr=self._rule.mask_rate) if self.logits else None
         even, unit = self.weights.clone(), self._rule.rate / len(self._updates)

@@ -92,7 +92,7 @@ def sums_of(mean: Params) -> Values:
 
     A mean over many clients moves by little in each round: in bfloat16, a 500th added to 1 is lost, however often.
     """
-    return {n: torch.zeros_like(t, dtype=torch.float32) for n, t in mean.items() if wide_type(t) != t.dtype}
+    return {n: torch.zeros_like(t, dtype=torch.float32) for n, t in mean.items() if wide_type(t.dtype) != t.dtype}
 
 
 def add_exactly_(mean: Values, sums: Values, total: Update) -> None:

@@ -30,7 +30,7 @@ from partwise.core.errors import ProtocolError
 from partwise.core.index import Weight
 from partwise.core.model import Params, Values
 from partwise.core.population import Client
-from partwise.core.update import Update
+from partwise.core.update import Update, wide
 
 __all__ = ["Encoding", "Kind", "MaskPart", "Sender", "UpdatePlanner", "held_of", "sum_of", "told_of"]
 
@@ -219,7 +219,7 @@ class Sender:
         """(u, v + 1) words of the client's own units."""
         units, width = len(self._own(part)), _units(self._shapes[part.name], part.kind)[1]
         values = self._values[part.name].detach().cpu().reshape(units, width)  # (u, v), also of no values
-        values = values.to(torch.promote_types(values.dtype, torch.float32))  # NumPy knows no bfloat16
+        values = wide(values)  # NumPy knows no bfloat16
         uniform = torch.rand(values.shape, generator=self._seat.rng).numpy()
         codes = self._encoding.point.encode(values.numpy(), uniform)
         weights = self._weights[part.name]

@@ -27,7 +27,7 @@ from partwise.core.index import Whole, shapes_of
 from partwise.core.model import Params, Values
 from partwise.core.population import Client
 from partwise.core.rng import derive
-from partwise.core.update import Update
+from partwise.core.update import Update, wide, wide_type
 
 __all__ = ["LowRankStage", "LowRankSum"]
 
@@ -196,7 +196,7 @@ class _Client:
 
     def _matrix(self, name: str) -> Tensor:
         value = self._sent[name]
-        return value.reshape(len(value), -1).to(torch.promote_types(value.dtype, torch.float32))
+        return wide(value.reshape(len(value), -1))
 
     def part(self, stage: str, of: Any) -> tuple[Update, Params]:
         """What is summed at a stage, and the shapes of all of it."""
@@ -298,7 +298,7 @@ def _second(like: Tensor, name: str, thin: Mapping[str, tuple[int, int]], rank: 
 
 def _basis(matrix: Tensor) -> Tensor:
     """An orthonormal basis of the columns' span: (n, r)."""
-    basis: Tensor = torch.linalg.qr(matrix.to(torch.promote_types(matrix.dtype, torch.float32))).Q
+    basis: Tensor = torch.linalg.qr(wide(matrix)).Q
     return basis.contiguous()
 
 
@@ -318,7 +318,7 @@ def _digest(of: bytes, session: int, to: Any) -> bytes:
 
 def _mixed(name: str, shape: tuple[int, ...], digest: bytes, dtype: torch.dtype) -> Tensor:
     drawn = uniform(key_of(int.from_bytes(digest[:7], "little"), name), torch.arange(prod(shape)))
-    found: Tensor = drawn.to(torch.promote_types(dtype, torch.float32)).reshape(shape)
+    found: Tensor = drawn.to(wide_type(dtype)).reshape(shape)
     return found
 
 

@@ -288,7 +288,7 @@ class Accumulator:
         state = self._state
         if name in state.value:
             return
-        state.value[name] = torch.zeros_like(self._params[name], dtype=wide_type(self._params[name]))
+        state.value[name] = torch.zeros_like(self._params[name], dtype=wide_type(self._params[name].dtype))
         if name in state.rows:
             rows, value, weight = state.rows.pop(name).total()
             assert isinstance(weight, Tensor)

@@ -95,7 +95,7 @@ class Latest:
             # Cloned: what a client sent may lie in memory that it shares with others, or with its own state.
             state.kept[reply.client] = Update(update.index, {n: v.clone() for n, v in update.values().items()})
             _add_(state, cover, params, state.kept[reply.client], 1.0)
-        value = {n: t.to(params[n].device, wide_type(params[n])) for n, t in state.total.items()}
+        value = {n: t.to(params[n].device, wide_type(params[n].dtype)) for n, t in state.total.items()}
         running = Running(value=value, cover=dict(cover.weights))
         held = Accumulator(params, running).take()
         if not state.heat:

@@ -268,11 +268,11 @@ def _lowest(weight: Weight) -> float:
     return min((float(w.min()) for w in weight.values() if w.numel()), default=0.0)
 
 
-def wide_type(like: Tensor) -> torch.dtype:
+def wide_type(dtype: torch.dtype) -> torch.dtype:
     """In which values are added up, and moments kept: at least single precision. In bfloat16, 256 and 1 are 256."""
-    return torch.promote_types(like.dtype, torch.float32)
+    return torch.promote_types(dtype, torch.float32)
 
 
 def wide(value: Tensor) -> Tensor:
     """The value in that type."""
-    return value.to(wide_type(value))
+    return value.to(wide_type(value.dtype))

@@ -106,7 +106,7 @@ class AdamW:
         _nonnegative("AdamW", "weight_decay", self.weight_decay)
 
     def init(self, params: Params) -> Any:
-        zeros = {n: torch.zeros_like(t, dtype=wide_type(t)) for n, t in params.items()}
+        zeros = {n: torch.zeros_like(t, dtype=wide_type(t.dtype)) for n, t in params.items()}
         return 0, zeros, {name: t.clone() for name, t in zeros.items()}
 
     def step_(self, params: Values, grads: Values, state: Any) -> Any:

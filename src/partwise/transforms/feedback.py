@@ -16,7 +16,7 @@ from partwise.core.joined import FLOATS, float_name
 from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
 from partwise.core.transform import State, Transform
-from partwise.core.update import Update, all_finite, not_finite
+from partwise.core.update import Update, all_finite, not_finite, wide
 from partwise.transforms.bits import places
 
 __all__ = ["ErrorFeedback", "Momentum", "Residual", "WhenAbsent"]
@@ -106,7 +106,7 @@ class ErrorFeedback:
         absent_at, absent = _absent(state, positions)
         owed: Values = {}
         for name, held in values.items():
-            flat = _wide(held).reshape(-1)
+            flat = wide(held).reshape(-1)
             owed[name] = _with_debt(flat, state, name, positions[name]).reshape(held.shape)
         given = {name: t.to(values[name].dtype) for name, t in owed.items()}
         sent, inner = self.inner.apply(replace(update, value=given), state.inner, rng)
@@ -165,7 +165,7 @@ class Momentum:
         kept_at, kept = _absent(state, positions)
         sent: Values = {}
         for name, held in values.items():
-            share = _wide(held).reshape(-1) * ((1 - self.beta) / self.beta)
+            share = wide(held).reshape(-1) * ((1 - self.beta) / self.beta)
             mean = _with_debt(share, state, name, positions[name]).mul_(self.beta)
             sent[name] = mean.reshape(held.shape).to(held.dtype)
             _keep_(kept_at, kept, name, positions[name], mean.clone())
@@ -179,11 +179,6 @@ def _finite(part: object, update: Update) -> Values:
     if not all(map(all_finite, values.values())):
         raise not_finite(part)
     return values
-
-
-def _wide(value: Tensor) -> Tensor:
-    """In which it is added to what is kept."""
-    return value.float() if value.dtype in _HALF else value
 
 
 def _is_unbiased(part: Transform) -> bool:

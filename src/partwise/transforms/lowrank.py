@@ -18,7 +18,7 @@ from partwise.core.joined import FLOATS, float_name
 from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
 from partwise.core.transform import State
-from partwise.core.update import Packed, Update, all_finite, not_finite
+from partwise.core.update import Packed, Update, all_finite, not_finite, wide_type
 
 __all__ = ["Factors", "LowRank"]
 
@@ -120,18 +120,13 @@ class LowRank:
         if held.dim() < 2 or not held.numel():
             return False
         rows, columns = held.shape[0], held[0].numel()
-        size = _wide(held.dtype).itemsize
+        size = wide_type(held.dtype).itemsize
         return self.rank * (rows + columns) * size < rows * columns * held.element_size()
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """What factors are made of: half precision has no decomposition."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _factored(held: Tensor, base: Tensor) -> tuple[Factors, Tensor]:
     """(n, ...) and (m, r) -> what stands for it, and the next base (m, r)."""
-    matrix = held.reshape(len(held), -1).to(_wide(held.dtype))
+    matrix = held.reshape(len(held), -1).to(wide_type(held.dtype))
     left = torch.linalg.qr(matrix @ base.to(matrix)).Q  # of a zero matrix: some basis, and the other factor is 0
     right = matrix.T @ left
     next_ = right if bool(right.any(0).all()) else base.to(right)  # a direction that is lost would stay so

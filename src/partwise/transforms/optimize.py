@@ -17,7 +17,7 @@ from partwise.core.index import Whole, shapes_of
 from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
 from partwise.core.transform import State
-from partwise.core.update import Update
+from partwise.core.update import Update, wide_type
 
 __all__ = ["Adagrad", "Adam", "ServerSGD", "Yogi"]
 
@@ -210,7 +210,7 @@ class Yogi(_Optimizer):
 
 def _filled(params: Params, fill: float) -> Values:
     """A slot; at least float32, because tau² and small steps vanish in half precision."""
-    return {n: torch.full_like(t, fill, dtype=torch.promote_types(t.dtype, torch.float32)) for n, t in params.items()}
+    return {n: torch.full_like(t, fill, dtype=wide_type(t.dtype)) for n, t in params.items()}
 
 
 def _types(params: Params) -> Values:

@@ -20,7 +20,7 @@ from partwise.core.joined import FLOATS, float_name
 from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.transform import State
-from partwise.core.update import Update, all_finite, not_finite
+from partwise.core.update import Update, all_finite, not_finite, wide
 from partwise.transforms.bits import CHUNK, narrowed, widened
 
 __all__ = ["Levels", "Quantize", "Rounding", "ScaleBy", "smoothed", "stochastic_levels"]
@@ -180,7 +180,7 @@ class Quantize:
     def _packed(self, value: Tensor, rng: Rng) -> Levels:
         name = float_name(self, value.dtype)
         top = 2 ** (self.bits - 1) - 1
-        flat = value.reshape(-1).to(torch.promote_types(value.dtype, torch.float32))
+        flat = wide(value.reshape(-1))
         if self.smooth:
             flat = smoothed(pad(flat, (0, -len(flat) % 2**self.smooth)), self.smooth)
         if self.rounding == "nearest":

@@ -21,7 +21,7 @@ from partwise.core.joined import FLOATS, float_name, joined
 from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.transform import State
-from partwise.core.update import Update, all_finite, not_finite
+from partwise.core.update import Update, all_finite, not_finite, wide_type
 from partwise.transforms.bits import narrowed, widened
 from partwise.transforms.distributed import rotate
 from partwise.transforms.sparsify import Scope, check_scope
@@ -158,7 +158,7 @@ class Eden:
 
     def _packed(self, value: Tensor, rng: Rng) -> Turned:
         name = float_name(self, value.dtype)
-        flat = value.reshape(-1).to("cpu", torch.promote_types(value.dtype, torch.float32))
+        flat = value.reshape(-1).to("cpu", wide_type(value.dtype))
         if not all_finite(flat):
             raise not_finite(self)
         size = 1 << max(0, (len(flat) - 1).bit_length()) if len(flat) else 0

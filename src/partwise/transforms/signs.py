@@ -17,7 +17,7 @@ from partwise.core.joined import FLOATS, float_name, joined
 from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.transform import State
-from partwise.core.update import Update, all_finite, not_finite
+from partwise.core.update import Update, all_finite, not_finite, wide
 from partwise.transforms.bits import CHUNK, mean_magnitude, signs_of, widened
 from partwise.transforms.sparsify import Scope, check_scope
 
@@ -106,7 +106,7 @@ class Sign:
 
     def _packed(self, value: Tensor) -> Signs:
         name = float_name(self, value.dtype)
-        flat = value.reshape(-1).to(torch.promote_types(value.dtype, torch.float32))
+        flat = wide(value.reshape(-1))
         if not all_finite(flat):
             raise not_finite(self)
         scale = flat.new_ones(1)

@@ -17,7 +17,7 @@ from partwise.core.limits import Limit
 from partwise.core.model import Params, Values
 from partwise.core.rng import Rng
 from partwise.core.transform import State
-from partwise.core.update import Update
+from partwise.core.update import Update, wide
 from partwise.transforms.quantize import smoothed
 
 __all__ = ["Smooth"]
@@ -88,7 +88,7 @@ class Smooth:
                 )
 
     def _spread(self, value: Tensor) -> Tensor:
-        flat = value.reshape(len(value), -1).to(torch.promote_types(value.dtype, torch.float32))  # (n, m)
+        flat = wide(value.reshape(len(value), -1))  # (n, m)
         parts = []
         for at, order, count in _runs(flat.shape[1], self.order):
             run = flat[:, at : at + (count << order)]

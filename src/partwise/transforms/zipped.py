@@ -16,7 +16,7 @@ from partwise.core.joined import FLOATS, float_name
 from partwise.core.model import Params
 from partwise.core.rng import Rng
 from partwise.core.transform import State
-from partwise.core.update import Update, all_finite, not_finite
+from partwise.core.update import Update, all_finite, not_finite, wide_type
 from partwise.transforms.bits import narrowed, places, widened
 from partwise.transforms.sparsify import TopK, check_ratio, restricted
 
@@ -148,9 +148,8 @@ def _clustered(value: Tensor, centres: Tensor, zero: int) -> Clustered:
     """Values of which none belongs to the centre at 0."""
     labels = _nearest(value.double(), centres)
     codes = (labels - (labels > zero).long()).to(torch.uint8)
-    without = torch.cat([centres[:zero], centres[zero + 1 :]])
-    wide = torch.promote_types(value.dtype, torch.float32)
-    return Clustered(narrowed(codes, _width(len(without))), without.to(wide), len(codes), float_name("", value.dtype))
+    without = torch.cat([centres[:zero], centres[zero + 1 :]]).to(wide_type(value.dtype))
+    return Clustered(narrowed(codes, _width(len(without))), without, len(codes), float_name("", value.dtype))
 
 
 def _nearest(values: Tensor, centres: Tensor) -> Tensor:
