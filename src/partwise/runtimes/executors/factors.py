@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from partwise.core.update import wide
+
 __all__ = ["Factors", "pays"]
 
 
@@ -60,14 +62,13 @@ class Factors:
         return found
 
     def weighted(self, weights: Sequence[float]) -> Tensor:
-        """Sum over clients of weight, C of them, times W_c - W, (o, i)."""
-        if not self.past:  # no gradient came: nobody needs what the map makes
-            return torch.zeros_like(self.start)
-        found, factors = torch.empty_like(self.start), -self.lr * self.start.new_tensor(weights)
-        for number, (grad, x) in enumerate(self.past):
-            scaled = grad * factors[: len(x), None, None]
-            left, right = scaled.view(-1, grad.shape[2]).t(), x.reshape(-1, x.shape[2])
-            found.addmm_(left, right, beta=1 if number else 0)
+        """Sum over clients of weight, C of them, times W_c - W, (o, i), in single precision at least."""
+        found = torch.zeros_like(wide(self.start))
+        factors = -self.lr * found.new_tensor(weights)
+        for grad, x in self.past:
+            scaled = wide(grad) * factors[: len(x), None, None]
+            left, right = scaled.view(-1, grad.shape[2]).t(), wide(x).reshape(-1, x.shape[2])
+            found.addmm_(left, right)
         return found
 
 
