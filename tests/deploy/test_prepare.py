@@ -78,6 +78,14 @@ def test_what_is_written_is_utf_8_whatever_the_locale(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_files_that_a_specification_names_are_found_from_every_folder_of_the_network(tmp_path):
+    (tmp_path / "paces.csv").write_text("client,seconds_per_step\n" + "".join(f"{c},0.5\n" for c in range(7)))
+    profiles = '[workload.profiles]\nname = "ProfileTable"\npath = "paces.csv"\n'
+    (tmp_path / "spec.toml").write_text(SPEC.replace("[algorithm]", profiles + "[algorithm]"))
+    for folder in prepare(tmp_path / "spec.toml", tmp_path / "net", nodes=2, address="127.0.0.1:9443"):
+        assert load(folder / "spec.toml").workload.profiles.path == (tmp_path / "paces.csv").resolve()
+
+
 def test_trusted_examples_are_refused_before_anything_is_written(tmp_path):
     (tmp_path / "spec.toml").write_text(SPEC + "[trusted]\nexamples = 10\n")
     with pytest.raises(CompositionError, match=r"a network has no examples for Trusted\(examples=10\)"):

@@ -105,8 +105,7 @@ def prepare(
             f"prepare(): a network has no examples for {experiment.trusted!r}, which takes them where server and "
             "clients are one process. Leave `trusted` out with what needs it, or simulate the specification."
         )
-    text = dump(experiment) if overrides else spec.read_text(encoding="utf-8")
-    text, files = _with_files(text, spec.parent)
+    text, files = _with_files(dump(experiment), spec.parent)  # as it was read: paths, overrides and defaults in full
     source = experiment.workload
     population = (source if isinstance(source, Workload) else source.build(experiment.seed)).population
     if not 1 <= nodes <= len(population.clients):

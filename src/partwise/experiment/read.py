@@ -317,14 +317,13 @@ def _tables(raw: Mapping[str, Any], fitting: Sequence[Any]) -> list[Any]:
 
 
 def _first(raw: object, fitting: Sequence[Any]) -> Any:
-    """The type to read by: the exact one where there is one."""
+    """The type to read by: the exact one where there is one, and a path where a path may also be text."""
     literal = [m for m in fitting if get_origin(m) is Literal]
     if any(raw in get_args(m) for m in literal) or len(literal) == len(fitting):
         return literal[0]
-    return next(
-        (m for m in fitting if m is type(raw)),
-        Path if Path in fitting else next(m for m in fitting if m not in literal),
-    )
+    if Path in fitting:  # what may be a path or text in Python is a path that is written as text
+        return Path
+    return next((m for m in fitting if m is type(raw)), next(m for m in fitting if m not in literal))
 
 
 def _words(wanted: Any) -> str:
