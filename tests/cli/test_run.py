@@ -191,7 +191,7 @@ def test_a_run_that_diverges(here):
 
 def test_a_folder_that_cannot_be_written(here):
     (here / "runs").write_text("a file")
-    _, err = call("run", "tiny.toml", code=1)
+    _, err = call("run", "tiny.toml", code=2)
     assert err.startswith("partwise: new_run_folder('runs'): needs a folder")
     assert err.endswith("Name another.\n")
 

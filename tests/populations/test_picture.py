@@ -27,6 +27,15 @@ def rows() -> tuple[ArrayPopulation, Model]:
     return population, Model(lambda: nn.Embedding(6, 2), BinaryCrossEntropy(), ("a",), {"weight": ("a", "b")})
 
 
+def test_an_ending_that_is_no_picture(tmp_path):
+    population, model = rows()
+    with pytest.raises(ValueError, match=r"x\.xyz'\): must end in .*, got '\.xyz'\. Use \.png, \.svg or \.pdf"):
+        draw(population, tmp_path / "x.xyz", model=model)
+    draw(population, tmp_path / "x.SVG", model=model)
+    assert (tmp_path / "x.SVG").read_text().startswith("<?xml")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.SVG"]
+
+
 def test_numbers():
     population, model = rows()
     found = describe(population, model)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
@@ -13,8 +14,9 @@ from typer.core import TyperGroup
 
 from partwise import __version__
 from partwise.core.errors import CheckpointError, PartwiseError
+from partwise.core.files import FULL
 
-__all__ = ["FAILED", "INTERRUPTED", "NOT_A_RUN", "UNUSABLE", "EndedError", "app", "main", "sentence"]
+__all__ = ["FAILED", "INTERRUPTED", "NOT_A_RUN", "UNUSABLE", "EndedError", "app", "main", "sentence", "written"]
 
 FAILED = 1
 UNUSABLE = 2
@@ -37,6 +39,31 @@ class EndedError(PartwiseError):
     def __init__(self, message: str, code: int) -> None:
         self.code = code
         super().__init__(message)
+
+
+@contextlib.contextmanager
+def written(option: str, path: Path | str) -> Iterator[None]:
+    """Ends the command where the place that an option names cannot be written: it cannot be used, or the disk is full.
+
+    Args:
+        option: as it is typed.
+        path: what was given, or its default.
+
+    Raises:
+        EndedError: an error of the system, or a `CheckpointError` that comes of one, was raised inside.
+    """
+    try:
+        yield
+    except (OSError, CheckpointError) as error:
+        cause = error.__cause__ if isinstance(error, CheckpointError) else error
+        if not isinstance(cause, OSError):
+            raise
+        is_full = cause.errno in FULL
+        remedy = "Free some space, or name another place" if is_full else "Name another"
+        raise EndedError(
+            f"{option} {path}: must be a place that can be written, got: {cause.strerror or cause}. {remedy}.",
+            FAILED if is_full else UNUSABLE,
+        ) from error
 
 
 class _Sentences(TyperGroup):

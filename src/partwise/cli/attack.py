@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from partwise.cli.app import INTERRUPTED, EndedError
+from partwise.cli.app import INTERRUPTED, EndedError, written
 
 if TYPE_CHECKING:
     from partwise.experiment.experiment import Experiment
@@ -73,11 +73,15 @@ def attack_command(
     ]
     for trial in trials:  # faults of what was typed are told now, not after an hour
         _experiment(spec, given, trial, typed, is_named=bool(named))
+    keep = folder / "trials.jsonl"
+    with written("--folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        keep.open("a", encoding="utf-8").close()
     try:
         rows = make_trials(
             trials,
             lambda trial: _experiment(spec, given, trial, typed, is_named=bool(named)),
-            folder / "trials.jsonl",
+            keep,
             about=dump(base),
             said=typer.echo,
         )
@@ -87,11 +91,11 @@ def attack_command(
             INTERRUPTED,
         ) from error
     table = markdown(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
     has_score = any(row["score"] is not None for row in rows)
-    if has_score:
-        heat_map(rows, f"{spec.stem} under attack").savefig(folder / "heat.svg")
+    with written("--folder", folder):
+        (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+        if has_score:
+            heat_map(rows, f"{spec.stem} under attack").savefig(folder / "heat.svg")
     for row in rows:
         if row["score"] is None:
             typer.echo(f"{row['rule']} / {row['attack']}: {row['ended']}")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from partwise.cli.app import written
 from partwise.cli.run import execute
 
 __all__ = ["DEMOS", "demo_command", "demo_spec"]
@@ -45,7 +46,8 @@ def demo_command(
             folders.append(execute(experiment, view, root=root).folder)
     typer.echo("")
     print_rows(compare(folders))
-    page = write_report(folders, out)
+    with written("--out", out):
+        page = write_report(folders, out)
     typer.echo(_what_next(page, folders[-1]))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from partwise.cli.app import NOT_A_RUN, UNUSABLE, EndedError
+from partwise.cli.app import NOT_A_RUN, UNUSABLE, EndedError, written
 from partwise.cli.options import Json, Metric, Runs, Target
 from partwise.cli.tables import plain_table, print_all
 from partwise.cli.watch import main_value
@@ -226,8 +226,11 @@ def report_command(
     It needs no other file and no network.
     """
     from partwise.experiment.report import write_report
+    from partwise.experiment.runs import read_runs
 
-    path = write_report(runs, out, metric=metric, target=target)
+    read = read_runs(runs)
+    with written("--out", out):
+        path = write_report(read, out, metric=metric, target=target)
     typer.echo(f"The report is in {path}")
 
 

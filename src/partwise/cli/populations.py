@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from partwise.cli.app import written
+
 __all__ = ["data"]
 
 data = typer.Typer(help="Who the clients of a specification are.", no_args_is_help=True)
@@ -39,7 +41,8 @@ def show(
     else:
         typer.echo(f"{found!r}\n" + "\n".join(_lines(numbers)))
     if out is not None:
-        draw(workload.population, out, model=workload.model)
+        with written("--out", out):
+            draw(workload.population, out, model=workload.model)
         typer.echo(f"The picture is in {out}", err=as_json)
 
 

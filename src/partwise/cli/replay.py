@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from partwise.cli.app import FAILED, UNUSABLE, EndedError
+from partwise.cli.app import FAILED, UNUSABLE, EndedError, written
 from partwise.cli.watch import Watcher
 
 __all__ = ["replay_command"]
@@ -26,9 +26,15 @@ def replay_command(
     """
     from partwise.cli.views import view_for
     from partwise.experiment.again import replay
+    from partwise.experiment.log import read_log
 
-    if into is not None and into.is_dir() and any(into.iterdir()):
-        raise EndedError(f"--into {into}: must be new or empty, got a folder with files. Name another.", UNUSABLE)
+    if into is not None:
+        read_log(run)  # or a folder would be made where there is no run
+        with written("--into", into):
+            if into.is_dir() and any(into.iterdir()):
+                said = f"--into {into}: must be new or empty, got a folder with files. Name another."
+                raise EndedError(said, UNUSABLE)
+            into.mkdir(parents=True, exist_ok=True)
     with closing(view_for(as_json=False, quiet=quiet)) as view:
         view.prepare("reading the specification, the log and the data")
         found = replay(run, into, progress=Watcher(view))

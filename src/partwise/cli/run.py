@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from partwise.cli.app import FAILED, INTERRUPTED, NOT_A_RUN, UNUSABLE, EndedError, sentence
+from partwise.cli.app import FAILED, INTERRUPTED, NOT_A_RUN, UNUSABLE, EndedError, sentence, written
 from partwise.cli.watch import Watcher
 from partwise.core.errors import CheckpointError, PartwiseError, SpecError
+from partwise.core.files import FULL
 
 if TYPE_CHECKING:
     from partwise.cli.watch import View
@@ -55,7 +56,9 @@ def run_command(
     from partwise.cli.views import view_for
     from partwise.experiment.store import RECORD
 
-    if folder is not None and folder.is_dir() and any(folder.iterdir()):
+    with written("--folder", folder or ""):
+        is_taken = folder is not None and folder.is_dir() and any(folder.iterdir())
+    if folder is not None and is_taken:
         said = f"--folder {folder}: must be new or empty, got a folder with files. Name another"
         more = f", or go on with the run in it: partwise resume {folder}" if (folder / RECORD).exists() else "."
         raise EndedError(said + more, UNUSABLE)
@@ -159,7 +162,9 @@ def execute(
     except (PartwiseError, ValueError, OSError) as error:
         if watcher.header is None:
             if isinstance(error, CheckpointError) and not resume:  # the new folder cannot be written
-                raise EndedError(str(error), FAILED) from error
+                cause = error.__cause__
+                is_unusable = cause is None or (isinstance(cause, OSError) and cause.errno not in FULL)
+                raise EndedError(str(error), UNUSABLE if is_unusable else FAILED) from error
             raise
         raise EndedError(f"{sentence(error)} {_how_to_see(watcher)}", FAILED) from error
     if watcher.reason == "interrupted":

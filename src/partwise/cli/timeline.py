@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from partwise.cli.app import UNUSABLE, EndedError
+from partwise.cli.app import UNUSABLE, EndedError, written
 
 if TYPE_CHECKING:
     from partwise.experiment.runs import Run
@@ -43,7 +43,8 @@ def timeline_command(
         typer.echo(timeline_text(found, shutil.get_terminal_size((100, 24)).columns))
     if out is not None or not text:
         path = out or Path("timeline.svg")
-        path.write_text(timeline_svg(found), encoding="utf-8", errors="replace")  # names may be any bytes
+        with written("--out", path):
+            path.write_text(timeline_svg(found), encoding="utf-8", errors="replace")  # names may be any bytes
         note = "" if text else found.note()
         typer.echo(f"The timeline is in {path}{'. ' if note else ''}{note}")
 

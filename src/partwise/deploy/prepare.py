@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import itertools
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,17 @@ def prepare(
 
     Raises:
         CompositionError: the experiment has trusted examples, which are not there on a network.
-        DataError: the folder has files, or there are fewer clients than nodes; or two files of parts have one name.
+        DataError: the folder has files or cannot be made, or there are fewer clients than nodes; or two files of parts
+            have one name.
         PartwiseError: the package cryptography is not installed.
         ValueError: the address is none.
     """
     host, _, port = address.rpartition(":")
     if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
         raise ValueError(f"prepare(address={address!r}): must be host:port, got {address!r}. Use 127.0.0.1:9443.")
-    if folder.exists() and any(folder.iterdir()):
+    with _made(folder):
+        is_taken = folder.exists() and any(folder.iterdir())
+    if is_taken:
         raise DataError(f"prepare({str(folder)!r}): needs a new or empty folder, got one with files. Name another.")
     experiment = load(spec, overrides)
     if experiment.trusted is not None:
@@ -122,8 +126,9 @@ def prepare(
         ) from error
 
     server, authority = folder / "server", folder / "authority"
-    for made in (server / "keys", server / "nodes", server / "app", server / "flwr", authority):
-        made.mkdir(parents=True)
+    with _made(folder):
+        for made in (server / "keys", server / "nodes", server / "app", server / "flwr", authority):
+            made.mkdir(parents=True)
     keys.make_authority(authority / "authority.key", authority / "authority.pem")
     shutil.copyfile(authority / "authority.pem", server / "keys" / "authority.pem")
     names = list(dict.fromkeys([h for h in (*hosts, host) if h not in _ANY] + ["localhost", "127.0.0.1"]))
@@ -138,6 +143,17 @@ def prepare(
     for side, file in itertools.product(sides, files):
         shutil.copyfile(file, side / file.name)
     return sides
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Says so where a folder cannot be looked into, or made."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"prepare({str(folder)!r}): needs a folder that can be made, got: {error.strerror}. Name another."
+        ) from error
 
 
 def _with_files(text: str, base: Path) -> tuple[str, list[Path]]:

@@ -74,9 +74,19 @@ def draw(
 
     Returns:
         the matplotlib figure.
+
+    Raises:
+        ValueError: the ending is no format of a picture.
     """
     from matplotlib.figure import Figure
 
+    # Without a format, matplotlib would write to another path than this one.
+    form = Path(path).suffix[1:].lower() or "png" if path is not None else ""
+    if form and form not in Figure().canvas.get_supported_filetypes():
+        raise ValueError(
+            f"draw(path={str(path)!r}): must end in a format that matplotlib writes, got '.{form}'. "
+            "Use .png, .svg or .pdf."
+        )
     tables = dict(model.tables) if model else {}
     figure = Figure(figsize=(11, 3.6 * (1 + len(tables))), layout="constrained")
     axes = figure.subplots(1 + len(tables), 2, squeeze=False)
@@ -88,8 +98,7 @@ def draw(
         _draw_histogram(below, held, f"rows of {table} per client")
         _draw_heat(beside, heat, table)
     if path is not None:
-        # Without a format, matplotlib would write to another path than this one.
-        figure.savefig(path, dpi=110, format=Path(path).suffix[1:] or "png")
+        figure.savefig(path, dpi=110, format=form)
     return figure
 
 
