@@ -57,6 +57,22 @@ def test_a_log_that_was_cut(made, tmp_path):
     assert found.difference.startswith("Record ")
 
 
+@pytest.mark.parametrize("length", [0, 8, 27], ids=["empty", "its head", "half a message"])
+def test_a_log_without_a_message(made, length, tmp_path):
+    made.run(tmp_path / "run")
+    data = (tmp_path / "run" / LOG).read_bytes()
+    (tmp_path / "run" / LOG).write_bytes(data[:length])
+    found = replay(tmp_path / "run", experiment=made)
+    assert not found.is_equal
+    assert (found.messages, found.versions) == (0, 0)
+    assert found.difference.startswith("Record 1 is missing, ")
+    assert found.difference.endswith(": log.bin ends before it, with message 0.")
+    with RunStore(tmp_path / "run") as store:  # killed before anything happened
+        store.truncate_after(seq=0, version=-1, heard=0)
+    with pytest.raises(CheckpointError, match=r"needs a log\.bin with messages, got an empty one: the run was killed"):
+        replay(tmp_path / "run", experiment=made)
+
+
 def test_a_log_that_was_altered(made, tmp_path):
     made.run(tmp_path / "run")
     now, _, _ = read_log(tmp_path / "run")[16]

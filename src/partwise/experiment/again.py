@@ -70,12 +70,15 @@ def replay(
         progress: shows the run.
 
     Raises:
-        CheckpointError: the folder holds no run, no log, or no specification and no experiment is given.
+        CheckpointError: the folder holds no run, no log, a log and a record in which nothing happened, or no
+            specification and no experiment is given.
     """
     path, log = Path(folder), read_log(folder)
     found = _described(path) if experiment is None else experiment
     with RunStore(path, "read") as store:
         notes = [event["body"] for event in store.events("executor")]
+        if not log:
+            return _nothing(path, [event for event in store.events() if event["kind"] not in _MINE])
     with _place(into) as there:
         runtime = _runtime(found.runtime, log, notes[-1] if notes else {})
         said = ""
@@ -89,6 +92,16 @@ def replay(
         if (path / SPEC).is_file():
             shutil.copyfile(path / SPEC, there / SPEC)
         return _compared(path, there, len(log), said)
+
+
+def _nothing(path: Path, events: list[dict[str, Any]]) -> Replayed:
+    """What comes of a log without a message, of which no run can be made."""
+    if not events:
+        raise CheckpointError(
+            f"replay({str(path)!r}): needs a {LOG} with messages, got an empty one: the run was killed before it wrote "
+            "one. Go on with it, or begin it again."
+        )
+    return Replayed(0, 0, _too_few_or_many(events, [], is_done=False, messages=0), ())
 
 
 def _described(path: Path) -> Experiment:
