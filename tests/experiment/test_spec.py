@@ -373,6 +373,24 @@ def test_a_byte_order_mark_is_none_of_the_text(tmp_path):
     assert load(tmp_path / "spec.toml").algorithm == FedAvg()
 
 
+def test_a_file_without_an_end(tmp_path):
+    (tmp_path / "large.toml").touch()
+    os.truncate(tmp_path / "large.toml", 1 << 36)  # takes no room on the disk, and more memory than there is
+    with pytest.raises(
+        DataError, match=r"large\.toml: must be a specification of 67,108,864 bytes at most, got more\."
+    ):
+        load(tmp_path / "large.toml")
+
+
+@pytest.mark.parametrize("opened", ["[", "{a="])
+def test_nested_too_deeply(opened):
+    value = opened * 5000 + "1" + {"[": "]", "{a=": "}"}[opened] * 5000
+    said = "must be TOML, got a syntax error: Arrays or inline tables are nested too deeply."
+    assert said in faults(in_least(f"seed = {value}"))[0]
+    with pytest.raises(SpecError, match="seed"):
+        loads(in_least(""), [f"seed={value}"])
+
+
 def test_a_file_that_is_not_text(tmp_path):
     path = tmp_path / "spec.toml"
     path.write_bytes(b'name = "a"\n# caf\xe9\n')

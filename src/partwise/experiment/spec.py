@@ -14,6 +14,8 @@ from partwise.experiment.toml import KeyPath, decode_error, locate, parse
 
 __all__ = ["SPEC", "dump", "load", "loads", "save_spec"]
 
+_LARGEST = 1 << 26  # bytes of a specification
+
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment from a TOML file.
@@ -28,9 +30,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:  # no more than can be one: a device has no end, and data may fill the memory
+            content = file.read(_LARGEST + 1)
     except OSError as error:
         raise DataError(f"{path}: must be a specification that can be read, got: {error.strerror}.") from error
+    if len(content) > _LARGEST:
+        raise DataError(f"{path}: must be a specification of {_LARGEST:,} bytes at most, got more. Name another file.")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -30,7 +30,10 @@ def parse(text: str) -> dict[str, object]:
     Raises:
         ValueError: it is not TOML; `decode_error` reads the error.
     """
-    found: dict[str, object] = _library.loads(text)
+    try:
+        found: dict[str, object] = _library.loads(text)
+    except RecursionError as error:
+        raise ValueError("Arrays or inline tables are nested too deeply") from error
     return found
 
 
