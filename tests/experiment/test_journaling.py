@@ -31,12 +31,13 @@ from partwise.experiment.experiment import Experiment
 from partwise.experiment.journal_check import check_journal
 from partwise.experiment.journaling import JOURNAL, Journaling, Keeper
 from partwise.experiment.noted import Noted
+from partwise.experiment.recorder import Silent
 from partwise.experiment.spec import loads
 from partwise.experiment.store import RECORD, RunStore
 from partwise.journal.entries import digest_of
 from partwise.observers import CoverageLimit
 from partwise.runtimes import Simulate
-from partwise.schedulers import FedBuff
+from partwise.schedulers import FedBuff, Synchronous
 from toy_cli import TINY, call
 from toy_experiments import LOCAL, experiment
 from toy_hostile import Stops
@@ -242,6 +243,35 @@ def test_a_full_disk_is_said_of_the_journal_too(tmp_path, monkeypatch):
         during.setattr(Path, "open", full)
         with pytest.raises(CheckpointError, match=r"journal\.jsonl: needs room on a disk it may write to, got: No"):
             made.run(tmp_path / "run")
+
+
+def test_a_disk_that_is_full_when_the_journal_is_to_be_on_it(tmp_path, monkeypatch):
+    kept, journal = os.fsync, tmp_path / "run" / JOURNAL
+
+    def full(handle):
+        if journal.exists() and os.path.samestat(os.fstat(handle), journal.stat()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        kept(handle)
+
+    made = experiment("residuals", Simulate(), journal=Journaling(tmp_path / "key"))
+    with monkeypatch.context() as during:
+        during.setattr(os, "fsync", full)
+        with pytest.raises(CheckpointError, match=r"journal\.jsonl: needs room on a disk it may write to, got: No"):
+            made.run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("version", [1, 3], ids=["early", "at the last version"])
+def test_a_journal_that_is_taken_away_while_the_run_goes_on(version, tmp_path):
+    class Takes(Silent):
+        def committed(self, made, *more):
+            if made == version:
+                (tmp_path / "run" / JOURNAL).unlink()
+
+    settings = Journaling(tmp_path / "key")
+    with pytest.raises(CheckpointError, match=r"entries that were written before, got no file: it was taken away"):
+        experiment("residuals", Simulate(), scheduler=Synchronous(2, rounds=3), journal=settings).run(
+            tmp_path / "run", progress=Takes()
+        )
 
 
 def test_resuming_a_tampered_run_is_refused(tmp_path):

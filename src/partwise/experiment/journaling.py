@@ -200,10 +200,24 @@ class Keeper:
         self.skipped()
 
     def flush(self) -> None:
-        """Wait until the disk has it."""
-        if self._path.exists():
+        """Wait until the disk has it.
+
+        Raises:
+            CheckpointError: it was taken away, or the disk is full.
+        """
+        try:
             with self._path.open("rb") as file:
                 os.fsync(file.fileno())
+        except FileNotFoundError as error:
+            if self._journal is not None:
+                from partwise.journal.journal import taken_away
+
+                raise taken_away(self._path, self._journal.books.count) from error
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._path}: needs room on a disk it may write to, got: {error.strerror}. "
+                "Free some, and resume the run."
+            ) from error
 
     def _open(self) -> Journal:
         if self._journal is None:

@@ -13,7 +13,16 @@ from partwise.journal.entries import GENESIS_PREV, Entry, canonical, entry_hash
 from partwise.journal.heads import are_two_heads, head_bytes, is_signed
 from partwise.journal.rules import Books
 
-__all__ = ["Fault", "Journal", "Signed", "find_tampering", "lines_of", "proves_equivocation", "two_stories"]
+__all__ = [
+    "Fault",
+    "Journal",
+    "Signed",
+    "find_tampering",
+    "lines_of",
+    "proves_equivocation",
+    "taken_away",
+    "two_stories",
+]
 
 _FIELDS = {"v", "seq", "prev", "round", "type", "author", "payload"}
 
@@ -98,6 +107,8 @@ class Journal:
         signed = Signed(entry, by, sign(self._operator, head_bytes(entry.seq, digest)).hex())
         self._take(signed)
         if self._path is not None:
+            if entry.seq and not self._path.exists():
+                raise taken_away(self._path, entry.seq)
             self._path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with self._path.open("a", encoding="ascii") as file:
@@ -145,6 +156,14 @@ class Journal:
         if self._path is None:
             self._kept.append(signed)
         self.head = entry_hash(signed.entry)
+
+
+def taken_away(path: Path, count: int) -> CheckpointError:
+    """What is said of a journal whose file is gone, where so many entries were in it."""
+    return CheckpointError(
+        f"{path}: must have the {count:,} entries that were written before, got no file: it was taken away while the "
+        "run went on. Put it back and resume the run, or begin it again."
+    )
 
 
 def lines_of(path: Path) -> list[str]:
