@@ -294,3 +294,20 @@ def test_resume_refuses_a_specification_that_was_edited(tmp_path):
     assert "spec.toml: must be as the run wrote it, got one that was changed since" in err
     spec.write_text(written)
     call("resume", tmp_path / "run", "--quiet")
+
+
+@pytest.mark.parametrize(("code", "shown"), [("", ""), ("0", "0"), ("'bye'", "'bye'")])
+def test_a_part_that_exits_is_no_run_that_is_done(here, code, shown):
+    text = "import sys\nfrom partwise.algorithms import FedAvg\nclass Exits(FedAvg):\n"
+    (here / "exits.py").write_text(f"{text}    def plan(self, *given):\n        sys.exit({code})\n")
+    _, err = call("run", "tiny.toml", "-q", "--folder", "it", "algorithm.name=exits.py:Exits", code=1)
+    assert err == (
+        f"partwise: a part called sys.exit({shown}), which ended the run. Have it raise an error instead. "
+        "See: partwise show it\n"
+    )
+
+
+def test_a_file_of_parts_that_exits_is_a_fault(here):
+    (here / "exits.py").write_text("import sys\nsys.exit(0)\n")
+    _, err = call("run", "tiny.toml", "-q", "--folder", "it", "algorithm.name=exits.py:Exits", code=2)
+    assert "exits.py must run, got SystemExit: 0. Try python exits.py." in err

@@ -159,6 +159,10 @@ def execute(
         if watcher.header is None:
             raise
         raise EndedError(f"interrupted at once. {_how_to_resume(watcher)}", INTERRUPTED) from error
+    except SystemExit as error:  # of code that is not ours: a run that did not end would pass for one that is done
+        said = f"a part called sys.exit({'' if error.code is None else repr(error.code)}), which ended the run. Have it"
+        see = _how_to_see(watcher) if watcher.header else "No run was begun."
+        raise EndedError(f"{said} raise an error instead. {see}", FAILED) from error
     except (PartwiseError, ValueError, OSError) as error:
         if watcher.header is None:
             if isinstance(error, CheckpointError) and not resume:  # the new folder cannot be written

@@ -343,7 +343,7 @@ def _load_file(path: Path) -> ModuleType:
     try:
         with _importable(path.parent):
             spec.loader.exec_module(module)
-    except Exception as error:  # the file is not ours and may raise anything
+    except (Exception, SystemExit) as error:  # the file is not ours and may raise anything
         del sys.modules[name]
         raise ValueError(f"{path} must run, got {type(error).__name__}: {error}. Try python {path.name}.") from error
     return module
