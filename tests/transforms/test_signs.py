@@ -19,6 +19,12 @@ def test_scaled_sign_is_the_mean_magnitude():
     assert sent_by(Sign(scaled=False), whole(3.0, -1.0, 0.0)).values()["w"].tolist() == [1.0, -1.0, 1.0]
 
 
+def test_values_whose_sum_overflows_stay_finite():
+    top = torch.finfo(torch.float32).max
+    update = Update(Whole({"w": (3,)}), {"w": torch.tensor([top, -top, top])})
+    assert sent_by(Sign(), update).values()["w"].tolist() == [top, -top, top]
+
+
 def test_scope():
     values = {"b": torch.tensor([[4.0, -2.0]]), "a": torch.tensor([0.5, -0.5, -0.5], dtype=torch.float64)}
     update = Update(Whole({"a": (3,), "b": (1, 2)}), values, 3.0)

@@ -58,7 +58,7 @@ class Signs:
         for at in range(0, size, CHUNK):
             part = value[at : at + CHUNK]
             codes = widened(self.bits[at // 8 : -(-min(at + CHUNK, size) // 8)], 1)[: len(part)]
-            part.copy_(codes).mul_(-2 * scale).add_(scale)
+            part.copy_(codes).mul_(-2).add_(1).mul_(scale)  # twice the scale may be more than the type has
         return value.to(FLOATS[self.dtype]).reshape(self.shape)
 
 
