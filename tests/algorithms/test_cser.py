@@ -16,6 +16,7 @@ from partwise.core.program import SERVER
 from partwise.core.transform import Identity, chain
 from partwise.programs.star import Star
 from partwise.schedulers import Synchronous
+from partwise.testing.examples import example_model, example_sites
 from partwise.transforms import ErrorFeedback, LowRank, RandomK, ServerSGD, Sign, TopK
 from toy_slopes import Itself, Weights, linear, quadratic, states_after, steps, theta_after
 from toy_star import Clients
@@ -212,6 +213,18 @@ def test_rates(every, model, gradient, rate):
     expected = rounds * size / rate
     assert rate == 1 / (1 / (every * model) + (1 / gradient if gradient else 0))
     assert sent == pytest.approx(expected, abs=5 * expected**0.5)
+
+
+def test_a_reset_sends_other_coordinates_than_the_gradient():
+    """What the gradient's draw has just sent is not owed: with the same draw, a reset would send nothing but zeros."""
+    part, size = CSER(RandomK(0.5), RandomK(0.5), every=1), 1000
+    trained, site = Trained({"w": torch.ones(size)}, 1, 0.0, 0), example_sites(example_model())[0]
+    index, held = Whole({"w": (size,)}), {"model": {"w": torch.zeros(size)}}
+    updates, own = part.finish(held, trained, index, Task(0, 0, 0, 0), Drift(), site)
+    first, second = (set(updates[stream].index.coords("w").tolist()) for stream in ("model", "reset"))
+    again = updates["reset"].values()["w"].sum()  # 1 for each that the first has left out
+    assert float(again) == len(second - first) > 150
+    assert float(own.value["w"].sum()) == size - len(first | second)
 
 
 def test_cser_refuses():

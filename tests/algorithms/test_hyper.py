@@ -19,9 +19,11 @@ from partwise.algorithms import (
 )
 from partwise.core.algorithm import Task
 from partwise.core.errors import CompositionError
-from partwise.core.index import Whole
+from partwise.core.index import Rows, Whole
 from partwise.core.model import Params
+from partwise.core.population import Census
 from partwise.core.transform import Chain
+from partwise.core.update import Update
 from partwise.local import SGD, HyperStep, LocalTraining
 from partwise.testing.examples import example_model, example_sites
 from partwise.transforms import HyperRate
@@ -148,6 +150,18 @@ def test_last_aggregate_is_zero_where_nobody_held():
     touched = [row for row in range(9) if direction["table.weight"][row].any()]
     assert touched == [2]  # client 1's only one; those of the round before are forgotten
     assert direction["out.weight"].any()
+
+
+def test_a_cosine_is_that_of_whole_aggregates():
+    """D = (2, 0) and D' = (3, 4): 6 / (2 * 5)."""
+    algorithm, params = FedHyper(FedSubAvg("count"), normalize=True), {"E": torch.zeros(2, 1, dtype=torch.float64)}
+    state = algorithm.init(params, Census(1))
+    rows = {at: Rows({"E": (2, 1)}, {"E": torch.tensor(at)}) for at in ((0, 1), (0,))}
+    for at, value in (((0, 1), [[3.0], [4.0]]), ((0,), [[2.0]])):
+        total = Update(rows[at], {"E": torch.tensor(value, dtype=torch.float64)})
+        state = algorithm.commit(state, {"model": total}, ())
+    assert float(state["rate"]["server"]) == pytest.approx(1.6, abs=1e-12)
+    assert state["model"]["E"].flatten().tolist() == [5.0, 4.0]
 
 
 @pytest.mark.parametrize(

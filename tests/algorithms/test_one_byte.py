@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -74,6 +75,36 @@ def test_worked_example(monkeypatch, is_coded, expected, eps, bowl):
     run = Star(OneByte(1, lr=0.1, eps=eps, is_coded=is_coded), Synchronous(1, rounds=1), of, clients, Plain(), seed=3)
     states, _ = Simulate().run(run.programs(), clients, Log())
     assert states[SERVER].streams["model"]["theta"].tolist() == pytest.approx(expected, abs=5e-5 if eps < 0.1 else 2e-6)
+
+
+@pytest.mark.parametrize(("normaliser", "divisor"), [("sqrt", math.sqrt(6)), ("mean", 6.0)])
+def test_every_sample_of_every_client_counts(monkeypatch, normaliser, divisor):
+    """Two clients with three samples each, all along z = (1,): w = -0.6 (1 + ... + 6) / √6, or / 6."""
+    monkeypatch.setattr(seeded, "_drawn", lambda law, size, keys, at: torch.ones(1)[at].expand(len(keys), -1))
+    part, found = OneByte(2, samples=3, lr=0.6, normaliser=normaliser, is_coded=False), {"w": torch.zeros(1)}
+    slopes = torch.arange(1.0, 7.0).reshape(2, 3)
+    part._step_(found, 0, {"slopes": slopes, "count": torch.tensor([2.0])})
+    assert found["w"].tolist() == pytest.approx([-0.6 * 21 / divisor])
+
+
+class Dropping(nn.Module):
+    def __init__(self, share):
+        super().__init__()
+        self.drop, self.out = nn.Dropout(share), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.out(self.drop(x)).squeeze(1)
+
+
+def test_a_slope_is_measured_without_dropout():
+    """communication.md §9: two passes with masks of their own would measure noise."""
+    clients = Clients([{"x": torch.ones(6, 4), "y": torch.zeros(6)}])
+    part, found = OneByte(1, batch_size=0), []
+    for share in (0.0, 0.5):
+        of = Model(partial(Dropping, share), MeanSquaredError(), inputs=("x",))
+        site = Star(part, Synchronous(1, rounds=1), of, clients, Plain(), seed=3).site(0, 0)
+        found.append(part._slope(of.init(3), 0, 0, site, torch.Generator()))
+    assert found[0] == found[1] != 0
 
 
 PARTS = {

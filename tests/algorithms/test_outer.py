@@ -188,6 +188,14 @@ def test_the_gap_holds_back():
     assert abs(found[3] - 1) < abs(constant[3] - 1)
 
 
+def test_the_gap_is_measured_by_the_mean_over_coordinates():
+    """D = (-1, 3) at gamma 1 moves x by (1, -3): then C = 0.1 * 2, and Lambda = 1 + (1, 3) / 0.2 = (6, 16)."""
+    part = CO2(FedAvg(), 1.0, beta=0.0, clip=math.inf, delay=0)
+    state = committed(part, {"w": torch.zeros(2).double()}, [1.0, -3.0], [6.0, -16.0])
+    assert state["model"]["w"].tolist() == pytest.approx([1.0 + 1.0, -3.0 - 1.0])
+    assert float(state["pace"]["w"]) == pytest.approx(0.2)
+
+
 def committed(part, params, *values, index=None):
     """The model after commits of these aggregates."""
     state = part.init(params, Census(0))

@@ -24,9 +24,11 @@ from partwise.transforms import (
     ErrorFeedback,
     GaussianNoise,
     Quantize,
+    RandomK,
     Scale,
     ServerSGD,
     TopK,
+    TreeNoise,
 )
 from toy_star import everybody, full_batch, number_model, parabolas, star_of
 
@@ -143,6 +145,11 @@ def test_limits_of_chains():
     assert CapWeight(2.0).limited(Clip(5.0).limited(clipped)) == Limit(3.0, 2.0)
     assert NOISE.limited(clipped) == Limit(math.inf, 1.0)
     assert Scale(0.0).limited(Limit()).norm == 0.0
+    assert Scale(-0.5).limited(clipped).norm == 1.5
+    assert RandomK(0.25, unbiased=True).limited(clipped).norm == 12.0  # what is sent is divided by 1/4
+    assert RandomK(0.25).limited(clipped).norm == 3.0
+    assert TreeNoise(1.0, 0.1).limited(clipped) == Limit(math.inf, 1.0)
+    assert TreeNoise(0.0, 0.1).limited(clipped) == Limit(3.0, 1.0)
     assert [type(s).__name__ for s in stages(chain(chain(Clip(1.0), Scale(2.0)), CapWeight()))] == [
         "Clip",
         "Scale",

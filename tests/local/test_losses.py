@@ -66,6 +66,17 @@ def test_nested_draws_every_width_alike_and_from_the_generator():
     assert all(70 < n < 130 for n in counts)
 
 
+def test_what_distils_is_not_differentiated():
+    """Of a prefix that is all of the model, softmax(z) is taught to z: softmax(z) - softmax(z) = 0 is added to d/dz."""
+    model, rows = Model(Two, CrossEntropy()), batch()
+    found = []
+    for loss in (Nested(model, [{}], distill=True), ModelLoss(model)):
+        params = {n: t.requires_grad_() for n, t in model.init(0).items()}
+        found.append(torch.autograd.grad(loss(params, rows, RNG), list(params.values())))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-14)
+
+
 def test_nested_needs_a_logit_per_class_to_distil():
     class One(nn.Module):
         def __init__(self):

@@ -132,6 +132,12 @@ def test_nothing_is_kept_where_nothing_is_owed():
     assert (state.at, state.value) == ({}, {})
 
 
+def test_what_is_owed_is_kept_where_it_adds_up_to_zero():
+    part = ErrorFeedback(TopK(k=1))
+    _, state = part.apply(whole(3.0, 1.0, -1.0), part.init({}), RNG)
+    assert owed(state) == {1: 1.0, 2: -1.0}
+
+
 def test_it_corrects_any_loss():
     part = ErrorFeedback(Clip(1.0))
     sent, state = part.apply(whole(3.0, -4.0), part.init({}), RNG)
@@ -224,6 +230,26 @@ def test_momentum_belongs_to_coordinates():
         sent, state = part.apply(Update(index, {"w": x}, 3.0), state, rng)
         assert torch.allclose(sent.values()["w"], m[at], atol=1e-12)
         assert sent.weight == 3.0
+
+
+def test_what_momentum_has_sent_stays_while_the_next_is_made():
+    """A server may keep an update longer than its client takes for the next: m = 1, then (1 + 3) / 2."""
+    part = Momentum(0.5)
+    first, state = part.apply(whole(2.0), part.init({}), RNG)
+    second, _ = part.apply(whole(3.0), state, RNG)
+    assert (first.values()["w"].tolist(), second.values()["w"].tolist()) == ([1.0], [2.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_momentum_of_half_precision_comes_near_what_it_follows(dtype):
+    """Of x = 1, m is 1 - 0.9^n. In bfloat16 it would stop where a tenth of the rest is half a last place: at 0.98."""
+    part = Momentum(0.9)
+    update, state = Update(Whole({"w": (1,)}), {"w": torch.ones(1, dtype=dtype)}), part.init({})
+    for _ in range(150):
+        sent, state = part.apply(update, state, RNG)
+    assert sent.values()["w"].dtype == dtype
+    assert sent.values()["w"].tolist() == [1.0]
+    assert float(state.value["w"]) == pytest.approx(1 - 0.9**150, abs=1e-6)
 
 
 def test_momentum_refuses():

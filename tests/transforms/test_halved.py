@@ -5,6 +5,7 @@ import torch
 
 from partwise.core.codec import encoded_size
 from partwise.core.index import Whole
+from partwise.core.limits import Limit
 from partwise.core.update import Update
 from partwise.transforms import Halved
 from partwise.transforms.halved import Halves
@@ -22,6 +23,14 @@ def test_the_ends_of_float16_stay_finite():
     """65504 would round to 65536, which float16 has no number for; 65280 is the largest below with 8 places."""
     update = Update(Whole({"w": (3,)}), {"w": torch.tensor([65504.0, -65504.0, 1.0], dtype=torch.float16)})
     assert sent_by(Halved(), update).values()["w"].tolist() == [65280.0, -65280.0, 1.0]
+
+
+def test_a_norm_may_grow_by_half_a_last_place():
+    """What lies just above the middle of 1 and 1 + 1/128 goes up, by a 256th of itself."""
+    before = 1 + 1.0001 / 256
+    after = float(sent_by(Halved(), whole(before)).values()["w"])
+    assert after == 1 + 2 / 256
+    assert before < after <= Halved().limited(Limit(before)).norm < 1.0001 * after
 
 
 def test_half_the_bytes():

@@ -100,6 +100,32 @@ def test_a_direction_that_is_lost_comes_back():
     assert torch.allclose(sent.values()["w"], other.value["w"], atol=1e-5)
 
 
+def test_one_of_two_directions_that_is_lost_comes_back():
+    """One row has rank 1, and leaves nothing of the second direction; a matrix of rank 2 is sent exactly afterwards."""
+    part, shape = LowRank(2), {"w": (8, 9)}
+    value = torch.zeros(8, 9, dtype=torch.float64)
+    value[0] = torch.arange(1.0, 10.0)
+    _, state = part.apply(Update(Whole(shape), {"w": value}), {}, RNG)
+    assert bool(state["w"].any(0).all())
+    factors = [torch.randn(size, generator=RNG, dtype=torch.float64) for size in ((8, 2), (2, 9))]
+    sent, _ = part.apply(Update(Whole(shape), {"w": factors[0] @ factors[1]}), state, RNG)
+    assert torch.allclose(sent.values()["w"], factors[0] @ factors[1], rtol=0, atol=1e-9)
+
+
+def test_the_base_of_what_is_not_held_now_stays():
+    value = torch.randn(6, 9, generator=RNG)
+    _, state = LowRank(1).apply(Update(Whole({"w": (6, 9)}), {"w": value}), {}, RNG)
+    _, after = LowRank(1).apply(Update(Whole({"v": (6, 9)}), {"v": value}), state, RNG)
+    assert after.keys() == {"w", "v"}
+    assert torch.equal(after["w"], state["w"])
+
+
+def test_a_table_of_which_no_row_is_held_is_sent_as_it_is():
+    rows = Rows({"E": (5, 4)}, {"E": torch.empty(0, dtype=torch.int64)})
+    sent, state = LowRank(1).apply(Update(rows, {"E": torch.empty(0, 4)}), {}, RNG)
+    assert (sent.values()["E"].shape, state) == ((0, 4), {})
+
+
 def test_with_error_feedback_everything_arrives():
     value = torch.randn(12, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     part = ErrorFeedback(LowRank(1))

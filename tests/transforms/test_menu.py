@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from partwise.core.codec import encode
-from partwise.core.compressor import Claims, chosen
+from partwise.core.compressor import Claims, chosen, common
 from partwise.core.errors import CompositionError
 from partwise.core.index import Whole
 from partwise.core.transform import Identity, chain
@@ -50,6 +50,18 @@ def test_what_one_leaves_out_another_sends():
         owed.append(float(residual.abs().max()))
     assert min(owed[:-1]) > 1e-4
     assert owed[-1] == 0.0  # the last was sent as it is
+
+
+def test_what_clients_draw_alike_follows_from_the_version():
+    """Its options get the seed of a version, as they do by themselves; another version's is another draw."""
+    menu, one = Menu((RandomK(0.5), RandomK(0.2)), at=1), update(1, (40, 25))
+    places = []
+    for seed in (7, 8):
+        alone, _ = common(RandomK(0.2), seed).apply(one, (), torch.Generator())
+        sent, _ = common(menu, seed).apply(one, menu.init({}), torch.Generator())
+        assert torch.equal(sent.index.coords("w"), alone.index.coords("w"))
+        places.append(sent.index.coords("w").tolist())
+    assert places[0] != places[1]
 
 
 def test_sizes_are_those_of_messages():

@@ -52,6 +52,14 @@ def test_the_noise_depends_on_the_generator_alone_not_on_what_is_held():
     assert not torch.equal(noised(part, rows([3], 1.0), seed=2).values()["b"], one["b"])
 
 
+def test_the_noise_of_a_parameter_does_not_depend_on_the_order_of_names():
+    part, found = GaussianNoise(1.0, sensitivity=1.0), []
+    for names in (["b", "E"], ["E", "b"]):
+        state = part.init({name: PARAMS[name] for name in names})
+        found.append(part.apply(rows([3], 1.0), state, generator(1, "test"))[0].values())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in ("b", "E"))
+
+
 def test_the_weight_that_comes_out_says_nothing():
     assert noised(GaussianNoise(1.0, sensitivity=1.0), rows([3], 1.0)).weight == 1.0
 

@@ -172,6 +172,16 @@ def test_not_lazy_means_a_zero_aggregate_elsewhere(part):
     assert float(one[-1]["E"][0, 0]) > float(one[0]["E"][0, 0])  # stale momentum moves on
 
 
+def test_not_lazy_counts_for_the_most_that_a_row_counts_for():
+    """A step of all rows has one weight."""
+    rows = Rows({"E": (4, 2), "F": (3, 2)}, {"E": torch.tensor([1, 3]), "F": torch.tensor([0])})
+    value = {"E": torch.ones(2, 2), "F": torch.ones(1, 2)}
+    weight = {"E": torch.tensor([2.0, 7.0]), "F": torch.tensor([5.0])}
+    part = ServerSGD(lazy=False)
+    step, _ = part.apply(Update(rows, value, weight), part.init({"E": torch.zeros(4, 2), "F": torch.zeros(3, 2)}), RNG)
+    assert step.weight == 7.0
+
+
 def test_half_precision_parameters_have_single_precision_state():
     """tau² = 1e-6 and a long average would be lost in bfloat16."""
     params = {"w": torch.zeros(2, dtype=torch.bfloat16)}

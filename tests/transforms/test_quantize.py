@@ -12,6 +12,7 @@ from partwise.core.update import Packed, Update, check_update
 from partwise.transforms import Quantize
 from partwise.transforms.bits import CHUNK
 from partwise.transforms.quantize import Levels, smoothed, stochastic_levels
+from toy_sent import sent_by
 
 
 def update_of(*values, dtype=torch.float64):
@@ -175,6 +176,19 @@ def test_tiny_and_huge_values_stay_finite(dtype):
         got = sent.values()["w"]
         assert torch.isfinite(got).all()
         assert (got - update_of(*values, dtype=dtype).values()["w"]).abs().max() <= size
+
+
+def test_a_value_whose_square_is_none_keeps_its_size():
+    assert sent_by(Quantize(), update_of(1e-200)).values()["w"].tolist() == [1e-200]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_nearest_level_loses_as_much_as_it_may(bits):
+    """The largest is exact, and seven others are half a step off: 7 / 4 steps² of as much and top² steps²."""
+    top, part = 2 ** (bits - 1) - 1, Quantize(bits, scale_by="max", rounding="nearest")
+    sent = sent_by(part, update_of(float(top), *[0.5] * 7)).values()["w"]
+    assert sent.tolist() == pytest.approx([top] + [1.0] * 7)
+    assert part.claims(8).delta == pytest.approx(1 - (7 / 4) / (7 / 4 + top**2))
 
 
 def test_buckets_keep_an_outlier_to_itself():

@@ -10,6 +10,7 @@ from partwise.core.errors import ProtocolError
 from partwise.core.index import Whole
 from partwise.core.update import Update
 from partwise.transforms import Eden
+from partwise.transforms.bits import widened
 from partwise.transforms.distributed import rotate
 from partwise.transforms.rotation import Turned, _centres
 from toy_sent import RNG, sent_by, whole
@@ -131,6 +132,22 @@ def test_a_spike_is_recovered_and_three_give_a_third():
     spike[[3, 500]] = 5.0
     got = sent_by(Eden(), whole(*spike.tolist())).values()["w"]
     assert float(((got - spike) ** 2).sum() / (spike**2).sum()) == pytest.approx(1 / 3)
+
+
+def test_zeros_count_as_positive():
+    """communication.md §15.5: sign is +1 for an exact zero; so is each label of an update of zeros."""
+    sent = sent_by(Eden(scope="layer"), whole(*[0.0] * 8))
+    assert widened(sent.value["w"].low, 1).tolist() == [1] * 8
+    assert sent.values()["w"].tolist() == [0.0] * 8
+
+
+def test_the_draw_of_a_layer_does_not_depend_on_the_order_of_names():
+    values, found = {"a": torch.randn(8, generator=RNG), "b": torch.randn(8, generator=RNG)}, []
+    for names in ("ab", "ba"):
+        update = Update(Whole(dict.fromkeys(names, (8,))), {name: values[name] for name in names})
+        sent, _ = Eden(scope="layer").apply(update, (), torch.Generator().manual_seed(4))
+        found.append(sent.values())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in "ab")
 
 
 def error_of(bits):

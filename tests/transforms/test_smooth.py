@@ -130,6 +130,12 @@ def test_a_parameter_whose_rows_have_no_values_is_taken():
     assert not sent.values()["w"].numel()
 
 
+def test_a_table_of_which_no_row_is_held_is_taken():
+    rows = Rows({"E": (5, 4)}, {"E": torch.empty(0, dtype=torch.int64)})
+    sent, _ = Smooth(1).apply(Update(rows, {"E": torch.empty(0, 4)}), (), RNG)
+    assert sent.values()["E"].shape == (0, 4)
+
+
 @pytest.fixture
 def clusters():
     """Three clusters of 2, 3 and 1 members; heavy tails."""

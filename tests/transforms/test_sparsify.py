@@ -130,6 +130,16 @@ def test_a_guess_that_fails_is_not_used():
     assert sent.index.coords("w").tolist() == list(range(1, 20, 2))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_guess_looks_into_layers_that_are_shorter_than_its_stride(seed):
+    """100 layers of 5 values, of which every 50th of a layer would be looked at: each gives one all the same."""
+    rng = torch.Generator().manual_seed(seed)
+    values = {f"w{i}": torch.randn(5, generator=rng) for i in range(100)}
+    update = Update(Whole(dict.fromkeys(values, (5,))), values)
+    sent, _ = TopK(ratio=0.1, sample=10).apply(update, (), rng)
+    assert 25 <= sum(v.numel() for v in sent.values().values()) <= 100
+
+
 # ---- Threshold ------------------------------------------------------------------------------------------------------
 
 

@@ -81,6 +81,29 @@ def test_a_completed_tree_leaves_the_noise_of_its_root_and_the_next_has_noise_of
     assert float((first * second).mean()) == pytest.approx(0, abs=5 * root / SIZE**0.5)
 
 
+class OneByOne:
+    """Draw k is the k-th unit vector, so that a sum of draws shows the factor of each."""
+
+    is_simulated = True
+
+    def __init__(self):
+        self.count = 0
+
+    def normal(self, shape, rng):
+        draw = torch.zeros(tuple(shape), dtype=torch.float64)
+        draw[self.count] = 1.0
+        self.count += 1
+        return draw
+
+
+@pytest.mark.parametrize("every", range(1, 17))
+def test_a_completed_tree_has_the_variance_of_its_root_exactly(every):
+    """The smallest tree over so many leaves has l levels, and the best estimate of its root 1 / (2 (1 - 2^-l))."""
+    noise = prefixes(every, restart_every=every, randomness=OneByOne())[-1]
+    levels = next(n for n in range(1, 6) if 2 ** (n - 1) >= every)
+    assert float((noise**2).sum()) == pytest.approx(1 / (2 * (1 - 2.0**-levels)), rel=1e-12)
+
+
 def test_the_state_is_one_vector_per_open_level():
     state = outputs(TreeNoise(1.0, 1.0), 15)[1]
     assert len(state["nodes"]) == 4

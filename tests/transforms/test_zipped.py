@@ -64,6 +64,18 @@ def test_what_belongs_to_zero_is_not_sent():
     assert not sent_by(FedZip(), whole(0.0, 0.0)).index.shapes
 
 
+def test_a_cluster_that_nobody_belongs_to_keeps_its_centre():
+    """Centres begin at -10, -5, 0, 5 and 10: nothing is near 5, so that 1 stays nearer to 0 and is not sent."""
+    sent = sent_by(FedZip(ratio=1.0, centres=4), whole(10.0, 9.0, 1.0, -10.0, -6.0))
+    assert sent.index.coords("w").tolist() == [0, 1, 3, 4]
+    assert sent.values()["w"].tolist() == pytest.approx([9.5, 9.5, -10.0, -6.0])
+
+
+def test_a_label_beyond_the_list_from_elsewhere_is_the_last():
+    centres = torch.arange(6.0)
+    assert Clustered(torch.tensor([0xF1], dtype=torch.uint8), centres, 2, "float32").unpack().tolist() == [1.0, 5.0]
+
+
 def test_positions_and_weights_are_those_of_the_whole_parameter():
     rows = Rows({"E": (6, 2)}, {"E": torch.tensor([1, 4])})
     weight = {"E": torch.tensor([10.0, 70.0])}
