@@ -179,7 +179,8 @@ def test_what_is_not_finite_is_dropped_before_the_rule(part):
         assert all(map(math.isfinite, value(part, [*rows, [bad, 1.0, 0.0]])))
 
 
-HALF = [Median(), GeometricMedian(), Medoid()]  # stand as long as less than half is faulty, whatever is declared
+# These stand as long as less than half is faulty, whatever is declared.
+HALF = [Median(), GeometricMedian(), Medoid(), CentredClip(2.0), FlagAggregator()]
 DECLARED = [MeanAroundMedian(f=1), Phocas(f=1), TrimmedMean(trim_count=1), Krum(f=1), Bulyan(f=1), PRE[0]]
 
 

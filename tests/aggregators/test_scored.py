@@ -31,6 +31,15 @@ def test_scores_of_the_table():
     assert part.scores(sent(GRADIENTS), ONES, 0) == pytest.approx(list(GRADIENTS.values()), abs=1e-12)
     mean = Zeno(f=3, rho=2 * RHO / GAMMA**2, probe=example_probe())  # of two coordinates
     assert mean.scores(sent(GRADIENTS), ONES, 0) == pytest.approx(list(GRADIENTS.values()), abs=1e-12)
+    plain = Zeno(f=3, rho=RHO, rate=GAMMA, penalty="sum", probe=example_probe())  # as the table has it, by γ itself
+    whole_steps = whole([[-x for x in u] for u in GRADIENTS])
+    assert plain.scores(whole_steps, ONES, 0) == pytest.approx(list(GRADIENTS.values()), abs=1e-12)
+
+
+def test_what_is_just_good_enough_is_accepted():
+    """§5: γ <v, g~> - ρ ‖g~‖² + γ ε >= 0. g = (4, -3) is across v = (3, 4), so that without ρ and ε this is 0."""
+    part, params = ZenoPlusPlus(rate=0.1, rho=0.0, probe=example_probe()), {"w": torch.tensor([3.0, 4.0]).double()}
+    assert aggregate(part, whole([[-4.0, 3.0]]), params).values()["w"].tolist() == pytest.approx([-0.4, 0.3])
 
 
 def test_the_best_of_five_are_averaged():

@@ -112,6 +112,7 @@ def test_a_little_by_hand():
     got = sent(ALittleIsEnough(z=1.5), [[1.0, 2.0], [3.0, 2.0], [2.0, 5.0]])
     assert got == [pytest.approx([0.775255, 0.878680], abs=1e-6)] * 3  # population deviations, not sample ones
     assert sent(ALittleIsEnough(z=1.0, is_omniscient=True), [[0.0]], [[1.0], [3.0]]) == [[1.0]]
+    assert sent(ALittleIsEnough(), [[1.0], [3.0]], [[0.0]]) == [[2.0 - 10 * 1.0]] * 2  # the majority: no more than ten
 
 
 def test_a_little_moves_robust_rules_farther_than_the_mean():
@@ -260,6 +261,8 @@ def test_coverage_attack_goes_where_fewest_are():
     got = moved(aggregate(Median(), [*honest, *bad]))
     assert 8 in got and got[8] < 0  # noqa: PT018 - they are three of four there: three holders are not enough of a rule
     assert all(got[j] == 1.0 for j in range(8))
+    own = partial([{0: 5.0, 9: 4.0}] * 3, size=10)  # of 9 there is no honest mean: what they computed is negated
+    assert moved(CoverageAttack(InnerProduct(10.0), size=0.2).forge(scene(own, honest))[0]) == {8: -10.0, 9: -4.0}
 
 
 def test_groups_with_attacks_of_their_own():
