@@ -299,9 +299,14 @@ def test_no_line_is_drawn_at_an_infinite_score(tmp_path, drawn):
     assert any(word.startswith(said) for word in page.words)
 
 
-def test_a_population_file_that_was_cut_off(tmp_path):
+@pytest.mark.parametrize(
+    "content",
+    ['{"clients": 4, "na', "[" * 100_000, '{"clients": "x"}', '{"numbers": "abc"}', '{"numbers": [1, "b"]}'],
+    ids=["cut off", "nested", "no count", "no numbers", "no number"],
+)
+def test_a_population_file_that_is_damaged(content, tmp_path):
     run = full_run(tmp_path / "run", 0.02, 100)
-    (run / "population.json").write_text('{"clients": 4, "na')
+    (run / "population.json").write_text(content)
     page = report(tmp_path / "x.html", run)
     assert "Data and model" not in page.words
     assert ["client 0", "0.400", "2", "3"] in page.cells

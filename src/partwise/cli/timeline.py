@@ -21,7 +21,7 @@ def timeline_command(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file; timeline.svg by default.")] = None,
     text: Annotated[bool, typer.Option("--text", help="A picture in letters, on the terminal.")] = False,
     clients: Annotated[str, typer.Option(help="Whose rows, such as 3,7-9.")] = "",
-    rows: Annotated[int, typer.Option(help="How many rows; of the clients that were asked most often.")] = 24,
+    rows: Annotated[int, typer.Option(help="How many rows, without --clients; of those asked most often.")] = 24,
     begin: Annotated[float, typer.Option("--from", help="Seconds on the run's clock.")] = 0.0,
     end: Annotated[float | None, typer.Option("--to", help="Seconds on the run's clock.")] = None,
 ) -> None:

@@ -303,12 +303,19 @@ def _suspected(told: Sequence[Mapping[str, Any]]) -> list[Trouble]:
 
 
 def read_population(path: Path) -> Mapping[str, Any] | None:
-    """What `population_summary` gave of a run's clients; a run that was killed while writing it is a run without."""
+    """What `population_summary` gave of a run's clients; one that was damaged, or half written, counts as none."""
     try:
         about = json.loads((path / "population.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return about if isinstance(about, dict) else None
+    return about if isinstance(about, dict) and _has_clients(about) else None
+
+
+def _has_clients(about: Mapping[str, Any]) -> bool:
+    """Whether what is said of clients can be meant by it, also where somebody has written into the file."""
+    numbers, names = about.get("numbers") or [], about.get("names") or []
+    is_list = isinstance(numbers, list) and isinstance(names, list)
+    return is_list and all(type(number) is int for number in (about.get("clients", 0), *numbers))
 
 
 def names_of(about: Mapping[str, Any]) -> dict[int, str]:
