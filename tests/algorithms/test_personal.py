@@ -27,6 +27,7 @@ from partwise.algorithms import (
     Scaffold,
     SignMomentum,
 )
+from partwise.algorithms.answers import Level
 from partwise.algorithms.personal import PersonalState
 from partwise.core.algorithm import Algorithm
 from partwise.core.codec import decode, encode
@@ -352,6 +353,14 @@ def test_a_table_that_stays_is_looked_up_by_its_own_ids():
         moved, lost = wide_and_deep(names, inner, deep)
         assert not lost
         assert moved == [dict.fromkeys(names, own) for own in ([5, 7], [7, 8])]
+
+
+@pytest.mark.parametrize(("names", "deep"), [(("wide.weight",), "again"), (("wide.weight", "deep.weight"), "ids")])
+def test_a_table_that_stays_needs_no_denial(names, deep):
+    """Who says what it holds, and nothing else, trains the rows that its examples touch."""
+    moved, lost = wide_and_deep(names, Deniable(FedSubAvg("count", full_batch(1)), (Level(1, 0, 1, 0),)), deep)
+    assert not lost
+    assert moved == [dict.fromkeys(names, own) for own in ([5, 7], [7, 8])]
 
 
 def test_a_table_that_stays_shares_no_ids_with_one_held_by_rows():

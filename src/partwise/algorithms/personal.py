@@ -17,6 +17,7 @@ from partwise.core.index import Grid, Index, members_of
 from partwise.core.limits import Limit
 from partwise.core.model import Model, Values
 from partwise.core.plan import LocalPlan, Trained
+from partwise.core.population import Dataset
 from partwise.core.update import Update, all_finite
 
 __all__ = ["LocalOnly", "PersonalState"]
@@ -145,6 +146,9 @@ class LocalOnly(Keeping):
 
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         return self.inner.plan(held, index, task, own.inner, site.without(own.value.keys()))
+
+    def examples(self, index: Index, own: ClientState, site: Site) -> Dataset:
+        return self.inner.examples(index, own.inner, site.without(own.value.keys()))
 
     def finish(
         self, held: Mapping[str, Values], trained: Trained, index: Index, task: Task, own: ClientState, site: Site
