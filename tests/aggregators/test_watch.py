@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from partwise.aggregators import Mean, Median, TrimmedMean, Watch
+from partwise.aggregators import Mean, Median, NearestNeighbours, TrimmedMean, Watch
 from partwise.core.detect import Reputation, Verdict, score_of
 from partwise.core.index import Whole
 from partwise.core.update import Update
@@ -103,6 +103,16 @@ def test_what_an_observer_saw_of_a_refused_commit_is_forgotten():
     assert (suspect["client"], suspect["kind"], suspect["confirmed"]) == (5, "sign flip", False)
     _, state = part.reduce(updates, state, PARAMS, sent_by(*range(6)))
     assert part.told(state)["suspects"][0]["confirmed"]
+
+
+def test_behind_a_mixture_of_neighbours_what_is_stale_is_scaled_once():
+    """It gets 1, 2 and 6, which the server has scaled by a half; with f = 0 each becomes the mean of all, 3."""
+    updates = [Update(Whole({"w": (1,)}), {"w": torch.tensor([v]).double()}, 7.0) for v in (1.0, 2.0, 6.0)]
+    replies = [reply._replace(scale=0.5) for reply in sent_by(0, 1, 2)]
+    for inner in (Mean("holders"), Mean("cohort"), Median(min_holders=1)):
+        part = NearestNeighbours(0, Watch(Says(()), inner))
+        got, _ = part.reduce(updates, part.init(PARAMS, None), PARAMS, replies)
+        assert float(got.values()["w"]) == pytest.approx(3.0)
 
 
 def test_rules_that_know_no_weights_are_given_who_is_left():

@@ -80,7 +80,8 @@ class NearestNeighbours:
             )
         updates, squared = compared(got, params, self.f, self, min_overlap=self.min_overlap)
         mixed = _mixed(updates, params, squared, len(got) - self.f)
-        return self.inner.reduce(_inner(self.inner, mixed, params), state, params, senders(got, replies))
+        whose = [reply._replace(scale=1.0) for reply in senders(got, replies)]  # what is mixed was scaled before
+        return self.inner.reduce(_inner(self.inner, mixed, params), state, params, whose)
 
     def told(self, state: Any) -> Mapping[str, Any]:
         """What the rule tells."""
