@@ -5,8 +5,19 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from partwise.aggregators import Mean, Median, NearestNeighbours, TrimmedMean, Watch
+from partwise.aggregators import (
+    Bucketing,
+    FoolsGold,
+    Latest,
+    Mean,
+    Median,
+    NearestNeighbours,
+    SybilWall,
+    TrimmedMean,
+    Watch,
+)
 from partwise.core.detect import Reputation, Verdict, score_of
+from partwise.core.errors import CompositionError
 from partwise.core.index import Whole
 from partwise.core.update import Update
 from partwise.observers import MUDHoG
@@ -127,3 +138,14 @@ def test_refusals(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=rf"Reputation\({name}={value}\): must lie between 0 and 1, got {value}\."):
         Reputation(**wrong)
+
+
+SENDERS_KNOWN = [FoolsGold(), SybilWall(), Latest(), Watch(MUDHoG()), NearestNeighbours(1, FoolsGold())]
+
+
+@pytest.mark.parametrize("rule", SENDERS_KNOWN)
+def test_buckets_have_no_sender(rule):
+    said = r"Bucketing\(inner=.*\): hands on means of several clients, got a rule that must know who sent each update\."
+    with pytest.raises(CompositionError, match=said):
+        Bucketing(rule)
+    assert Watch(MUDHoG(), Bucketing(Median())).needs == "each"

@@ -18,8 +18,9 @@ from partwise.aggregators.columns import finite, mean_of, reduce_columns, sender
 from partwise.aggregators.coordinatewise import TrimmedMean
 from partwise.aggregators.geometry import compared
 from partwise.aggregators.krum import ranked
-from partwise.core.aggregate import Aggregator, Sum, sum_updates, told_by
+from partwise.core.aggregate import Aggregator, Sum, needs_senders, sum_updates, told_by
 from partwise.core.checks import at_least
+from partwise.core.errors import CompositionError
 from partwise.core.model import Params
 from partwise.core.population import Census
 from partwise.core.probe import MakeProbe, probed
@@ -125,9 +126,12 @@ class Bucketing:
     holders. The chance is derived from the seed, the round and what was sent, not from who sent it.
 
     Args:
-        inner: the rule.
+        inner: the rule; not one that must know who sent each update, such as `FoolsGold` or `Latest`.
         size: s, clients in a bucket, >= 1; 1 leaves all as it is.
         seed: of the order; clients should not know it.
+
+    Raises:
+        CompositionError: a rule that must know who sent each update.
 
     Source: Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing", ICLR 2022,
         arXiv:2006.09365, algorithm 1.
@@ -149,6 +153,11 @@ class Bucketing:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"Bucketing(size={self.size}): must be at least 1, got {self.size}. 2 is usual.")
+        if needs_senders(self.inner):
+            raise CompositionError(
+                f"Bucketing(inner={self.inner!r}): hands on means of several clients, got a rule that must know who "
+                "sent each update. Use one that need not, such as Median; Watch can be put around Bucketing."
+            )
 
     def init(self, params: Params, census: Census) -> Any:
         return 0, self.inner.init(params, census)

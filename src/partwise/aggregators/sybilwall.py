@@ -66,6 +66,7 @@ class SybilWall:
     min_overlap: int = 1
     min_holders: int = 1
     needs: ClassVar[Literal["sum", "each"]] = "each"
+    needs_senders: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_kappa(self, self.kappa)

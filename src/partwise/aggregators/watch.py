@@ -42,6 +42,7 @@ class Watch:
     exclude: bool = False
     reputation: Reputation | None = None
     needs: ClassVar[Literal["sum", "each"]] = "each"
+    needs_senders: ClassVar[bool] = True
     takes_sent: ClassVar[bool] = True
 
     def init(self, params: Params, census: Census) -> Any:

@@ -30,6 +30,7 @@ __all__ = [
     "Telling",
     "given_to",
     "makes_steps",
+    "needs_senders",
     "sum_updates",
     "takes_sent",
     "told_by",
@@ -443,6 +444,11 @@ def makes_steps(part: object) -> bool:
 def takes_sent(part: object) -> bool:
     """Whether an aggregator is around another one, and gets updates as they were sent: `given_to` scales them."""
     return bool(getattr(part, "takes_sent", False))
+
+
+def needs_senders(part: object) -> bool:
+    """Whether an aggregator, or one inside it, must be told who sent each update."""
+    return part is not None and (getattr(part, "needs_senders", False) or needs_senders(getattr(part, "inner", None)))
 
 
 def given_to(

@@ -72,6 +72,7 @@ class Latest:
 
     by_heat: bool = False
     needs: ClassVar[Literal["sum", "each"]] = "each"
+    needs_senders: ClassVar[bool] = True
 
     def init(self, params: Params, census: Census) -> LatestState:
         if self.by_heat:
