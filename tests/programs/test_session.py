@@ -111,10 +111,11 @@ def test_same_on_both_runtimes():
 
 
 def test_patience_on_the_wall_clock():
-    _, log, reason = play(TwoMessages({3.0: 1}, patience_seconds=0.03), runtime=Processes())
+    """Long enough for clients 0 and 2 to answer, also where the machine has other things to do."""
+    _, log, reason = play(TwoMessages({3.0: 1}, patience_seconds=0.5), runtime=Processes())
     assert reason == "done"
     assert log.seen[0][0] == pytest.approx(oracle([(0, 2)]), abs=1e-12)
-    assert log.seen[1][1] >= 0.06
+    assert log.seen[1][1] >= 1.0
 
 
 @dataclass(frozen=True)
