@@ -5,6 +5,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -57,5 +58,21 @@ def test_a_process_that_any_signal_ended_is_told_of(number, said):
         os.kill(process.pid, number)
         process.join()
         assert child.how_it_ended(process) == said
+    finally:
+        child.end(process, sock)
+
+
+def test_a_process_that_takes_a_while_to_die_is_told_of():
+    """Its socket is closed before its exit code is there: on a loaded machine, well before."""
+
+    def slow(sock):
+        sock.close()
+        time.sleep(0.5)
+        os._exit(3)
+
+    process, sock = child.start(slow, closing=())
+    try:
+        assert sock.recv(1) == b""
+        assert child.how_it_ended(process) == "ended with exit code 3"
     finally:
         child.end(process, sock)

@@ -22,6 +22,7 @@ _HARD = 2  # omp_pause_hard
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES, _LARGE_BYTES = 1 << 30, 32 << 20  # the latter is the most that glibc takes
 _PATIENCE_SECONDS = 0.2  # for a worker to see that the socket is closed
+_DYING_SECONDS = 5.0  # for the end of one that has closed it: on a loaded machine it takes a while
 
 
 def start(
@@ -100,7 +101,7 @@ def _pause_openmp() -> bool:
 
 def how_it_ended(process: ForkProcess) -> str:
     """What became of a process that closed its socket: `was killed by SIGKILL`."""
-    process.join(_PATIENCE_SECONDS)
+    process.join(_DYING_SECONDS)
     code = process.exitcode
     if code is None:
         return "closed its socket"
