@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,19 @@ def same_draws() -> None:
     RNG.manual_seed(0)
     torch.manual_seed(0)
     random.seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers_save_what_was_measured() -> None:
+    """Where coverage is measured, a worker writes its lines down as it ends, which takes longer than a worker may.
+
+    One that is killed at that leaves half a file: its lines are lost, and with some halves coverage cannot go on.
+    """
+    measures = sys.modules.get("coverage")
+    if measures is not None and measures.Coverage.current() is not None:
+        from partwise.runtimes import child
+
+        child._PATIENCE_SECONDS = 10.0
 
 
 @pytest.fixture(scope="session")
