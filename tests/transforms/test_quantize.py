@@ -108,7 +108,11 @@ def test_differences_of_weights_are_exact_where_weights_are_not():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_four_bits_are_off_by_a_fourteenth_of_the_largest_at_most(seed):
-    """communication.md §6: |decoded - y| <= a / 14 to the nearest level, a / 7 by chance; a is its group's largest."""
+    """communication.md §6: |decoded - y| <= a / 14 to the nearest level, a / 7 by chance; a is its group's largest.
+
+    And no less: a value at a fraction f of its step is off by 1 - f with chance f, so by more than 0.8 steps with
+    chance 0.2², either way; that none of 500 values is has a chance of exp(-20). To the nearest level it is less still.
+    """
     y = torch.randn(37, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 3
     largest = y.abs().amax(1)
     for rounding, share in (("nearest", 14), ("stochastic", 7)):
@@ -116,7 +120,7 @@ def test_four_bits_are_off_by_a_fourteenth_of_the_largest_at_most(seed):
         sent, _ = part.apply(Update(Whole({"w": (37, 16)}), {"w": y}), (), torch.Generator().manual_seed(seed))
         off = (sent.values()["w"] - y).abs().amax(1) / largest
         assert float(off.max()) <= 1 / share * (1 + 1e-9)
-        assert float(off.max()) > 0.9 / share  # and no less
+        assert float(off.max()) > 0.8 / share
 
 
 def test_mixing_saves_small_values():
