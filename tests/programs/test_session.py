@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 import time
@@ -145,20 +146,35 @@ def test_client_whose_process_dies_is_not_waited_for():
 
 @dataclass(frozen=True)
 class DeadlyLater(Deadly):
-    """Client 1 does not survive the pause after its first answer, once: client 0 keeps the others waiting."""
+    """Client 1 does not survive the pause after its first answer, once: client 0 keeps the others waiting for it.
+
+    ends: of a pipe, on which client 1 says that it goes; clients of other workers are not waited for by the clock.
+    """
+
+    ends: tuple[int, int] = field(default_factory=os.pipe)
 
     def client(self, update: Update, params: Any, *seat: Any) -> Any:
         moved = float(update.values()["w"])
         if abs(moved - oracle_move(1)) < 1e-12:
-            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            threading.Timer(0.3, self.go).start()
         if abs(moved - oracle_move(0)) < 1e-12:
-            time.sleep(1.0)
+            assert select.select(self.ends[:1], [], [], 60.0)[0]
+            time.sleep(0.2)  # until the server has seen it, or it asks one who is gone
         return TwoMessages().client(update, params, *seat)
+
+    def go(self) -> None:
+        os.write(self.ends[1], b".")
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_client_whose_process_dies_idle_is_not_asked_again():
     """The answer that client 1 had given is there, but not what it would have to remember for the next one."""
-    _, log, reason = play(DeadlyLater(), runtime=Processes())
+    channel = DeadlyLater()
+    try:
+        _, log, reason = play(channel, runtime=Processes())
+    finally:
+        for end in channel.ends:
+            os.close(end)
     assert reason == "done"
     assert [w for w, _ in log.seen] == pytest.approx([oracle([(0, 2)]), oracle([(0, 2), (0, 1, 2)])], abs=1e-12)
 
