@@ -243,6 +243,19 @@ def test_weight_zero_is_no_vote():
     assert all(not bool(v.any()) for v in nobody.values().values())
 
 
+@pytest.mark.parametrize("held", ["rows", "whole"])
+def test_a_weight_that_single_precision_does_not_have_is_no_vote(held):
+    """1e-60 is 0 in float32: 0 divided by it is no number, and one such client would be the end of a run."""
+    params = {"E": torch.zeros(3, 2)}
+    index = Whole({"E": (3, 2)}) if held == "whole" else Rows({"E": (3, 2)}, {"E": torch.tensor([0, 2])})
+    shape = index.held_shape("E")
+    tiny = Update(index, {"E": torch.full(shape, 5.0)}, 1e-60)
+    one = Update(Rows({"E": (3, 2)}, {"E": torch.tensor([0])}), {"E": torch.full((1, 2), 3.0)}, 2.0)
+    got, _ = Mean("holders").reduce(sum_updates([tiny, one], params), (), params)
+    assert got.values()["E"][0].tolist() == [3.0, 3.0]
+    assert not bool(got.values()["E"][1:].any())  # NaN is any, too
+
+
 def test_mean_refuses():
     with pytest.raises(ValueError, match=r"Mean\(by='heat'\): must be one of holders, cohort, .*\. Choose one\."):
         Mean("heat")

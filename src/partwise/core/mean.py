@@ -146,6 +146,7 @@ def _divided(total: Tensor, by: Tensor) -> Tensor:
     if by.numel() == 1:  # a number: ten times faster than a tensor
         divisor = float(by.to(total.dtype))
         return total / divisor if divisor > 0 else torch.zeros_like(total)
+    by = by.to(total.dtype)  # in which a weight may be 0 that float64 can tell from it
     if bool((by > 0).all()):
-        return total / by.to(total.dtype)
-    return torch.where(by > 0, total / by.to(total.dtype), torch.zeros_like(total))
+        return total / by
+    return torch.where(by > 0, total / by, torch.zeros_like(total))
