@@ -108,6 +108,11 @@ ROWS = Rows({"E": (4, 2)}, {"E": torch.tensor([0, 2])})
         (Update(ROWS, {"E": torch.zeros(2, 2)}, None), r"Update\(weight=\.\.\.\): must be a number, or .*, got None\."),
         (Update(ROWS, {"E": torch.zeros(2, 2)}, {"E": 1.0}), r"or a dict of tensors by name, got a dict"),
         (Update(ROWS, {"E": torch.zeros(2, 2)}, -1.0), r"the weight must be at least 0, got -1\.0"),
+        (Update(ROWS, {"E": torch.zeros(2, 2)}, 1e39), r"the weight must be at most 3\.4e\+38, got 1e\+39"),
+        (
+            Update(ROWS, {"E": torch.zeros(2, 2)}, {"E": torch.tensor([1.0, 1e39], dtype=torch.float64)}),
+            r"the weight must be at most 3\.4e\+38, got 1e\+39",
+        ),
         (Update(ROWS, {"E": torch.zeros(2, 2)}, {"E": torch.tensor([1.0, -3.0])}), r"at least 0, got -3\.0"),
     ],
 )

@@ -213,10 +213,10 @@ def check_update(update: Update, params: Params) -> None:
             f"Update(): must have a weight for every parameter it holds, or one for all, got none for "
             f"{sorted(missing)}. Give all of them."
         )
-    lowest, most = _lowest(update.weight), torch.finfo(torch.float32).max
-    if not isinstance(update.weight, Mapping) and update.weight > most:
+    (lowest, highest), most = _range(update.weight), torch.finfo(torch.float32).max
+    if highest > most:
         raise ProtocolError(
-            f"Update(): the weight must be at most {most:.3g}, got {update.weight:.3g}. Send a number of examples."
+            f"Update(): the weight must be at most {most:.3g}, got {highest:.3g}. Send a number of examples."
         )
     if lowest < 0:
         raise ProtocolError(f"Update(): the weight must be at least 0, got {lowest}. Send a number of examples.")
@@ -262,10 +262,12 @@ def _other(what: str, kind: str, got: object) -> ProtocolError:
     return ProtocolError(f"{what}: must be {kind}, got {name}. Give one.")
 
 
-def _lowest(weight: Weight) -> float:
+def _range(weight: Weight) -> tuple[float, float]:
+    """The least and the largest weight."""
     if not isinstance(weight, Mapping):
-        return float(weight)
-    return min((float(w.min()) for w in weight.values() if w.numel()), default=0.0)
+        return float(weight), float(weight)
+    ends = [torch.aminmax(w) for w in weight.values() if w.numel()]
+    return min((float(low) for low, _ in ends), default=0.0), max((float(high) for _, high in ends), default=0.0)
 
 
 def wide_type(dtype: torch.dtype) -> torch.dtype:
