@@ -267,6 +267,16 @@ def test_barred_are_those_used_most_and_come_when_there_is_nobody_else():
     assert not Oort()._barred(game.state["known"], 10)
 
 
+@pytest.mark.parametrize("hundredths", [7, 29, 57])
+def test_as_many_are_barred_as_the_share_says(hundredths):
+    """0.29 times 100 is a hair less than 29 in floating point."""
+    game = Game(Oort(max_uses=1, max_barred=hundredths / 100), Town(100))
+    for client in range(100):
+        for _ in range(2):
+            game.hear(client, utility=1.0)
+    assert set(game.pick(100 - hundredths)) == set(range(hundredths, 100))  # all have answered as often as one another
+
+
 def test_utility_is_the_report_or_else_examples_times_loss():
     game = Game(Oort(), Town(5))
     game.hear(0, utility=4.5, examples=5, loss=2.0)

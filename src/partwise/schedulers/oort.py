@@ -232,7 +232,7 @@ class Oort(Choice):
         if not self.max_uses:
             return set()
         much = sorted((-entry[_USES], client) for client, entry in known.items() if entry[_USES] > self.max_uses)
-        return {client for _, client in much[: int(self.max_barred * num_clients)]}
+        return {client for _, client in much[: int(self.max_barred * num_clients + 1e-9)]}
 
     def _num_exploited(self, state: Any, count: int, roster: Roster, chance: random.Random) -> int:
         share = max(state["exploration"] * self.exploration_decay, self.exploration_min)
