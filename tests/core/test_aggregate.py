@@ -229,3 +229,41 @@ def test_half_precision_is_added_up_in_single_precision(held):
     assert got.value["E"].dtype == torch.float32
     assert {v for v, _ in by_position(got)["E"].values()} == {1000.0}
     assert got.total == 1000.0
+
+
+def test_updates_at_once_beside_one_that_was_scaled():
+    """Of room for two rows the second client fills one; `b` is held by rows first, and whole by both after that."""
+    shapes = {"E": (4, 2), "b": (2,)}
+    params = {"E": torch.zeros(4, 2), "b": torch.zeros(2)}
+    sums = Accumulator(params)
+    some = Rows(shapes, {"E": ONE, "b": ONE})
+    sums.add_(Update(some, {"E": torch.tensor([[7.0, 7.0]]), "b": torch.tensor([10.0])}, 4.0), 0.5)
+    indices = [Rows(shapes, {"E": torch.tensor(at), "b": None}) for at in ([0, 2], [2])]
+    rows = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [99.0, 99.0]]])
+    assert sums.add_stacked_(indices, {"E": rows, "b": torch.tensor([[1.0, 0.0], [0.0, 4.0]])}, [2.0, 3.0])
+    got = sums.take()
+    assert by_position(got) == {
+        "E": {0: (2, 2), 1: (4, 2), 2: (14, 2), 3: (14, 2), 4: (2 * 3 + 3 * 5, 5), 5: (2 * 4 + 3 * 6, 5)},
+        "b": {0: (2, 5), 1: (20 + 3 * 4, 2 + 5)},
+    }
+    assert (got.total, got.count, got.scale) == (4 + 5, 3, (2 + 5) / 9)
+
+
+def test_updates_at_once_that_run_over_are_left_to_be_added_one_by_one():
+    sums = Accumulator({"b": torch.zeros(2)})
+    whole = Whole({"b": (2,)})
+    large = torch.tensor([[3e38, 1.0], [3e38, 1.0]])
+    assert not sums.add_stacked_([whole, whole], {"b": large}, [1.0, 1.0])
+    assert encode(sums.take()) == encode(sum_updates([], {"b": torch.zeros(2)}))
+
+
+def test_a_scale_is_of_weights_per_row_too():
+    """Also of an update that all of a parameter's weights come from; `total` counts the largest, unscaled."""
+    index = Rows({"E": (4, 2), "b": (2,)}, {"E": torch.tensor([1, 3]), "b": None})
+    value = {"E": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "b": torch.tensor([8.0, 4.0])}
+    weight = {"E": torch.tensor([10.0, 0.5]), "b": torch.tensor([1.0, 2.0])}
+    got = sum_updates([Update(index, value, weight)], {"E": torch.zeros(4, 2), "b": torch.zeros(2)}, [0.5])
+    found = by_position(got)
+    assert found["E"] == {2: (5, 5), 3: (10, 5), 6: (0.75, 0.25), 7: (1, 0.25)}
+    assert found["b"] == {0: (4, 0.5), 1: (4, 1)}
+    assert (got.total, got.scale) == (10, 0.5)

@@ -104,3 +104,13 @@ def test_a_sum_that_half_precision_does_not_have():
     replies = [ReplyInfo(client, client, 0, 1, 1) for client in range(40)]
     mean, _ = part.reduce([sent] * 40, part.init(params, Census(40)), params, replies)
     assert mean.values()["w"].tolist() == [2000.0]
+
+
+def test_rows_of_single_precision_and_a_holder_that_was_not_counted():
+    """Row 0 has 3 holders; of row 3 the census counts none, so that its one is divided by 1, not by 0."""
+    params, part = {"E": torch.zeros(4, 2)}, Latest(by_heat=True)
+    index = Rows({"E": (4, 2)}, {"E": torch.tensor([0, 3])})
+    update = Update(index, {"E": torch.tensor([[6.0, 3.0], [5.0, -1.0]])})
+    mean, _ = part.reduce([update], part.init(params, CENSUS), params, [ReplyInfo(0, 2, 0, 1, 1)])
+    assert mean.index.rows["E"].tolist() == [0, 3]
+    assert mean.values()["E"].tolist() == [[2.0, 1.0], [5.0, -1.0]]

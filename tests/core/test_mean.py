@@ -296,3 +296,23 @@ def test_running_variances_are_means_of_those_who_sent_them(part):
     assert 1 + float(change["var"]) == pytest.approx((200 * 0.2 + 20 * 0.4) / 220)
     divisor = 220 if part.by == "ratio" else 130  # all hold all: their share of the weight is 1
     assert float(change["w"]) == pytest.approx((-160 - 12) / divisor)
+
+
+def test_an_update_that_a_scheduler_scaled():
+    """Weights 10 and 30, scales 1 and 1/2; row 1 is the second's alone. Their mean scale is 25 / 40."""
+    params = {"E": torch.zeros(2, 1)}
+    one = Update(Rows({"E": (2, 1)}, {"E": torch.tensor([0])}), {"E": torch.tensor([[4.0]])}, 10.0)
+    two = Update(Rows({"E": (2, 1)}, {"E": torch.tensor([0, 1])}), {"E": torch.tensor([[8.0], [6.0]])}, 30.0)
+    got = sum_updates([one, two], params, [1.0, 0.5])
+    by_holders = Mean("holders").reduce(got, (), params)[0].values()["E"].flatten().tolist()
+    assert by_holders == pytest.approx([(40 + 120) / 25 * 25 / 40, 90 / 15 * 25 / 40])
+    by_cohort = Mean("cohort").reduce(got, (), params)[0].values()["E"].flatten().tolist()
+    assert by_cohort == pytest.approx([(40 + 120) / 40, 90 / 40])
+
+
+@pytest.mark.parametrize("by", ["expected_holders", "ratio"])
+def test_a_row_whose_holders_were_not_counted_is_left_alone(by):
+    """One client of four; K/N times the holders' weights (4, 2, 0) divides 2, 3 and 7: not by 0."""
+    weight = torch.tensor([[4.0], [2.0], [0.0]], dtype=torch.float64)
+    known = Census(4, lambda: Counts({"E": weight}, {"E": weight}, 4.0))
+    assert flat(Mean(by), updates([{0: 2.0, 1: 3.0, 2: 7.0}], [1.0]), known) == [2.0, 6.0, 0.0]

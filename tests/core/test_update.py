@@ -78,6 +78,7 @@ def test_what_is_not_finite_is_seen(bad):
     index = Whole({"w": (2,)})
     good = torch.tensor([1.0, 2.0])
     assert is_finite(Update(index, {"w": good}, 3.0))
+    assert is_finite(Update(index, {"w": torch.tensor([3e38, 3e38])}))  # their sum is not
     assert not is_finite(Update(index, {"w": torch.tensor([1.0, bad])}))
     assert not is_finite(Update(index, {"w": good}, bad))
     assert not is_finite(Update(index, {"w": good}, {"w": torch.tensor([1.0, bad])}))

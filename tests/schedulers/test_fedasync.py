@@ -66,6 +66,11 @@ def test_what_is_too_stale_is_discarded():
     )
     assert actions == [Discard((reply,)), Dispatch(0)]
     assert state.version == 10
+    just = reply._replace(version=6)
+    _, actions = scheduler.step(
+        Async(Flights(flying={0: 1.0}, alarms={1: 9.0}), version=10), Arrived(2.0, just, 1.0), People(range(1))
+    )
+    assert [type(action) for action in actions] == [Commit, Dispatch]  # as stale as may be
 
 
 def test_unbiased_weights_make_up_for_how_often_clients_answer():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from partwise.core.schedule import Arrived, ReplyInfo, Started
-from partwise.schedulers import FedBuff, Synchronous, Tiered
+from partwise.schedulers import FedAsync, FedBuff, Synchronous, Tiered
 from partwise.schedulers.choices import Choice
-from toy_roster import Roster, asked
+from toy_roster import Play, Roster, asked
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,51 @@ def test_the_choice_of_a_tier_is_looked_at_too():
     state, actions = began(scheduler, roster)
     with pytest.raises(ValueError, match=r"Fixed\(\): pick must give different clients, got \(0, 0\)"):
         all_answer(scheduler, state, asked(actions), roster)
+
+
+@dataclass(frozen=True)
+class Noting(Choice):
+    """Picks the first who are free, and notes its turns and what it is told."""
+
+    turns: list[int] = field(default_factory=list)
+    told: list[tuple[int, float]] = field(default_factory=list)
+
+    def pick(self, state, count, *, turn, now, roster, busy=()):
+        self.turns.append(turn)
+        return tuple(client for client in roster.clients if client not in busy)[:count], state
+
+    def heard(self, state, reply, seconds):
+        self.told.append((reply.client, seconds))
+        return state
+
+    def lost(self, state, client):
+        self.told.append((client, -1.0))
+        return state
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda choice: Synchronous(cohort=2, rounds=6, choice=choice),
+        lambda choice: FedAsync(concurrency=2, versions=6, choice=choice),
+        lambda choice: FedBuff(buffer=2, concurrency=2, versions=6, choice=choice),
+        lambda choice: FedBuff(buffer=2, concurrency=2, versions=6, replace="commit", choice=choice),
+        lambda choice: Tiered(tiers=2, cohort=2, versions=6, choice=choice),
+    ],
+    ids=["Synchronous", "FedAsync", "FedBuff", "FedBuff by commits", "Tiered"],
+)
+def test_a_choice_is_told_its_turns_and_what_became_of_those_it_picked(part):
+    """Chance is derived from turns: of one for all, the same clients would be drawn again and again."""
+    choice, warm_up = Noting(), 9 if part(Noting()).__class__ is Tiered else 0
+
+    def seconds(client, id):
+        return -0.5 if id == warm_up + 3 else 1.0 + client / 16
+
+    play = Play(part(choice), Roster(9), seconds).run()
+    assert len(play.commits) == 6
+    assert len(choice.turns) >= 6
+    assert sorted(choice.turns) == list(range(len(choice.turns)))
+    heard = [(client, lasted) for client, lasted in choice.told if lasted > 0]
+    assert len(heard) >= sum(len(clients) for _, clients in play.commits)
+    assert all(lasted == 1.0 + client / 16 for client, lasted in heard)  # since it was asked, not since the run began
+    assert len(choice.told) == len(heard) + 1
