@@ -261,6 +261,20 @@ def test_half_precision_is_summed_as_it_is(kind, dtype):
     assert it.sum.value["w"].double() == pytest.approx(5 * value["w"].double(), rel=2.0**-8, abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", [Masked, Coded])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused_before_anything_is_sent(kind, bad):
+    """NaN would be the code of -limit, and infinity that of the limit: the others' mean would hold it as a value."""
+    update = Update(Whole({"w": (2,)}), {"w": torch.tensor([0.5, bad])})
+    fine = Update(Whole({"w": (2,)}), {"w": torch.zeros(2)})
+    params = {"w": torch.zeros(2)}
+    for sent, loss in ((update, 0.0), (fine, bad)):
+        side = kind().client(sent, params, seat_of(0, params=params, loss=loss))
+        with pytest.raises(ValueError, match=r"needs a finite update and a finite loss, got NaN or infinity"):
+            next(side)
+    next(kind().client(fine, params, seat_of(0, params=params)))
+
+
 def test_zero_stays_zero():
     nothing = {c: Update(Whole({"w": (3, 2)}), {"w": torch.zeros(3, 2)}, 3.0) for c in range(5)}
     assert not play(Masked(limit=0.3), nothing).sum.value["w"].any()

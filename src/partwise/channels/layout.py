@@ -8,6 +8,7 @@ Shapes: a part has u units of v values, and so a block of (u, v + 1) words.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from partwise.core.errors import ProtocolError
 from partwise.core.index import Weight
 from partwise.core.model import Params, Values
 from partwise.core.population import Client
-from partwise.core.update import Update, wide
+from partwise.core.update import Update, all_finite, wide
 
 __all__ = ["Encoding", "Kind", "MaskPart", "Sender", "UpdatePlanner", "held_of", "sum_of", "told_of"]
 
@@ -135,6 +136,11 @@ class Sender:
 
     def __init__(self, update: Update, params: Params, encoding: Encoding, seat: Seat) -> None:
         self._update, self._values, self._encoding, self._seat = update, update.values(), encoding, seat
+        if not math.isfinite(seat.loss) or not all(map(all_finite, self._values.values())):
+            raise ValueError(
+                "masked sum: needs a finite update and a finite loss, got NaN or infinity. Lower the learning rate or "
+                "look at the data."
+            )
         self._shapes = {name: tuple(t.shape) for name, t in params.items()}
         self.held = held_of(update)
         self.rows = {n: held[1] for n, held in self.held.items() if held is not None and encoding.is_table(held[0])}
