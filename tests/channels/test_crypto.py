@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +26,8 @@ from partwise.channels.crypto import (
     verify,
     verifying_key,
 )
+from partwise.channels.graphs import Complete
+from partwise.channels.protocol import MaskLayout, MaskNeighbours, Rules, digest, model_digest, session_of
 from partwise.core.errors import CompositionError, ProtocolError
 
 KEY = bytes(range(32))
@@ -134,3 +138,27 @@ def test_without_the_package(monkeypatch):
             require()
     finally:
         crypto._parts.cache_clear()
+
+
+def test_a_digest_tells_where_a_part_ends():
+    """SHA-256 of each part behind its length in eight bytes."""
+    assert digest(b"ab", b"c") == hashlib.sha256(b"\2" + bytes(7) + b"ab" + b"\1" + bytes(7) + b"c").digest()
+    assert len({digest(b"ab", b"c"), digest(b"a", b"bc"), digest(b"abc"), digest(b"abc", b"")}) == 4
+
+
+def test_a_session_hangs_on_all_that_clients_must_agree_on():
+    """Round, model, configuration, layout and everybody's keys: two clients told otherwise derive other masks."""
+    rules = Rules(Complete(), None, 3, bytes(32))
+    said = MaskNeighbours(3, bytes(32), MaskLayout(32, 5, given=("w",)), (0, 1, 2), (b"", b"", b""), {})
+    others = [
+        session_of(1, b"model", rules, said),
+        session_of(2, b"model", rules, said),
+        session_of(1, b"other", rules, said),
+        session_of(1, b"model", replace(rules, config=b"\1" * 32), said),
+        session_of(1, b"model", rules, said._replace(layout=replace(said.layout, dense=6))),
+        session_of(1, b"model", rules, said._replace(all_keys=b"\1" * 32)),
+    ]
+    assert len(set(others)) == len(others)
+    one, two = {"v": b"1", "w": b"2"}, {"v": b"2", "w": b"1"}
+    layout = MaskLayout(32, 5, given=("v", "w"))
+    assert len({model_digest(layout, one), model_digest(layout, two), model_digest(said.layout, one)}) == 3

@@ -54,6 +54,9 @@ def test_thresholds_of_the_complete_graph():
     assert [Complete().degree(n, is_active=True).threshold for n in (3, 10, 100)] == [3, 7, 67]
     assert Complete(0.8).degree(10, is_active=False) == Degree(9, 9)
     assert Complete(0.57).degree(100, is_active=False).threshold == 58  # though 0.57 * 100 is 56.99999999999999
+    # A share that is asked for does not lower what a server that lies makes necessary: 2 * 10 // 3 + 1 of ten.
+    assert Complete(0.5).degree(10, is_active=True).threshold == 7
+    assert Complete(0.5).degree(10, is_active=False).threshold == 6
     for n in range(2, 60):  # against a server with a third of the clients, 2t > n + n_c
         assert 2 * Complete().degree(n, is_active=True).threshold > n + (n - 1) // 3
     with pytest.raises(ValueError, match=r"Complete\(threshold=0.4\): must lie in \[0.5, 1\)"):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 
 import pytest
 
 from partwise.channels import Masked
 from partwise.channels.crypto import verify
+from partwise.channels.frames import read_advertised, read_consistency
 from partwise.channels.identities import KeyFolder, SimulatedIdentities, write_keys
+from partwise.channels.protocol import MaskSigned, digest
 from partwise.core.errors import ProtocolError
 from toy_exchange import play, whole
 
@@ -45,3 +48,47 @@ def test_simulated():
     assert verify(one.key_of(3), b"text", SimulatedIdentities(1).sign(3, b"text"))
     assert not verify(other.key_of(3), b"text", one.sign(3, b"text"))
     assert not verify(one.key_of(4), b"text", one.sign(3, b"text"))
+
+
+CLIENTS = {c: whole(c) for c in range(6)}
+SIGNED = Masked(min_contributors=3, identities=SimulatedIdentities(3))
+
+
+@pytest.mark.parametrize(
+    ("channel", "session"), [(SIGNED, 6), (replace(SIGNED, max_weight=7), 7)], ids=["another round", "other settings"]
+)
+def test_signed_keys_are_for_one_round_and_for_one_configuration(channel, session):
+    """Client 4 signed them, but not for this: the server deals them out once more, in a frame of this round."""
+    old = play(channel, CLIENTS, session=session).answers[0][4].keys
+    keys = read_advertised(old, session, 4, is_signed=True).pack(7, 4)
+
+    def again(step, client, message):
+        if (step, client) != (1, 2):
+            return message
+        dealt = (*message.keys[:4], keys, message.keys[5])
+        return message._replace(keys=dealt, all_keys=digest(*dealt))
+
+    it = play(SIGNED, CLIENTS, ask=again)
+    assert "keys are signed by whose they are, got keys of client 4 that are not" in it.refusals[2]
+
+
+def test_who_is_lost_does_not_vouch_for_who_is_left():
+    """floor(2 * 6 / 3) + 1 = 5 must sign. 5 is said to be lost, and signs for a server that it works with."""
+    told = {}
+
+    def ask(step, client, message):
+        if step == 3:
+            return message._replace(alive=(0, 1, 2, 3, 4), lost=(5,))
+        if (step, client) == (4, 2):
+            given = dict(zip(message.clients, message.signatures, strict=True))
+            given = {0: given[0], 1: given[1], 2: given[2], 3: given[3], 5: SIGNED.identities.sign(5, told["text"])}
+            return MaskSigned(tuple(given), tuple(given.values()))
+        return message
+
+    def answer(step, client, said):
+        if step == 3:
+            told["text"] = read_consistency(said, 7, client).digest
+        return said
+
+    it = play(SIGNED, CLIENTS, ask=ask, answer=answer)
+    assert "5 clients sign the same survivors, model and keys, got 4" in it.refusals[2]

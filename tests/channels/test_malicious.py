@@ -14,6 +14,7 @@ from partwise.channels.graphs import RandomRegular
 from partwise.channels.identities import KeyFolder, SimulatedIdentities, write_keys
 from partwise.channels.layout import Sender
 from partwise.channels.protocol import MaskBegin, MaskSigned, MaskSurvivors, advertisement, digest
+from partwise.channels.shamir import PRIME, element, weights_at_zero
 from partwise.core.channel import Seat
 from partwise.core.errors import ProtocolError
 from partwise.core.model import like
@@ -247,10 +248,13 @@ def test_lists_of_neighbours(change, words):
     refused(OPEN, at(1, change), words)
 
 
-def test_one_client_stands_for_two():
+@pytest.mark.parametrize(
+    "same", [{"share_key", "mask_key"}, {"share_key"}, {"mask_key"}], ids=["both", "share", "mask"]
+)
+def test_one_client_stands_for_two(same):
     def change(message):
-        old = read_advertised(message.keys[4], 7, 4, is_signed=False)
-        keys = (*message.keys[:5], old.pack(7, 5))
+        old, other = (read_advertised(message.keys[c], 7, c, is_signed=False) for c in (4, 5))
+        keys = (*message.keys[:5], other._replace(**{name: getattr(old, name) for name in same}).pack(7, 5))
         return message._replace(keys=keys, all_keys=digest(*keys))
 
     refused(OPEN, at(1, change), "all keys are distinct, got one of them twice")
@@ -326,6 +330,7 @@ def test_common_rows_that_are_not_common(wrong):
         (lambda m: m._replace(total=9), "of 6 clients, 3 must be in the sum"),
         (lambda m: m._replace(sources=(0, 1), sealed=m.sealed[:2]), "4 hold its shares, got 3 and 3"),
         (lambda m: m._replace(sources=(0, 1, 3, 4, 9)), "shares come from its neighbours, got [9]"),
+        (lambda m: m._replace(sources=(0, 1, 2, 3, 4)), "shares come from its neighbours, got [2]"),
         (lambda m: m._replace(sealed=m.sealed[:2]), "shares come from its neighbours"),
     ],
 )
@@ -336,13 +341,21 @@ def test_shares_that_were_not_sent(change, words):
 # Clients that lie, and what the server sees
 
 
-def test_a_client_sends_wrong_shares():
-    """Sealed for the right client, but of another secret: found when they do not give back what was committed to."""
+@pytest.mark.parametrize("lost", [{}, {5: 2}], ids=["of a self mask", "of a mask key"])
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_client_sends_wrong_shares(lost, fits):
+    """Sealed for the right client, but of another secret: found when they do not give back what was committed to.
+
+    That of 1, at point 2 of the lowest four, is changed so that what comes out for 5, the last entry, is more by 256,
+    which fits into 32 bytes as well, and whose bit is one that a key of X25519 is made of; or is 0.
+    """
+    more = 256 * pow(weights_at_zero((1, 2, 3, 4))[1], -1, PRIME)
 
     def answer(step, client, said):
-        return said[:-66] + bytes(65) + b"\0" if step == 3 and client == 1 else said
+        wrong = (element(said[-66:]) + more) % PRIME if fits and (step, client) == (3, 1) else 0
+        return said[:-66] + wrong.to_bytes(66, "little") if (step, client) == (3, 1) else said
 
-    it = play(OPEN, UPDATES, answer=answer)
+    it = play(OPEN, UPDATES, lost=lost, answer=answer)
     assert "must give back what was committed to, got another secret" in it.failure
 
 
@@ -460,6 +473,8 @@ def test_a_drawn_graph_asks_for_no_trust_it_does_not_have():
     updates = {c: whole(c) for c in range(40)}
     k = channel.graph.degree(40, is_active=False).neighbours
     refused(channel, at(1, lambda m: m._replace(clients=m.clients[1:], keys=m.keys[1:])), f"{k} and oneself", updates)
+    it = play(channel, updates, lost={39: 1}, ask=at(3, lambda m: m._replace(total=40)))  # 39 clients sent shares
+    assert "of 39 clients, 5 must be in the sum" in it.refusals[VICTIM]
 
 
 @pytest.mark.parametrize("part", [Masked, Coded])

@@ -45,6 +45,7 @@ def test_sizes_of_the_specification():
     # SFSL's sizes: so large may all weights together be in a ring of 32 bits.
     assert fitting_ring(2**15 - 1, 1, 131_072).bits == 32
     assert fitting_ring(2**15 - 1, 1, 131_077).bits == 33
+    assert fitting_ring(2, 1, 4).modulus == 16  # above 8, which words of three bits do not tell from 0
 
 
 def test_traffic_of_bonawitz():
@@ -83,6 +84,14 @@ def test_rounding_by_chance_is_right_on_average():
     codes = point.encode(np.full(1000, 2.3 / 5 - 1), uniform)
     assert sorted(set(codes.tolist())) == [2, 3]
     assert codes.mean() == pytest.approx(2.3, abs=1e-12)
+
+
+def test_a_level_itself_stays_whatever_is_drawn():
+    """Though 0.3 and the steps between are no binary fractions, so that some levels come out a little low or high."""
+    point, levels = FixedPoint(0.3, 254), np.arange(255)
+    values = levels * (0.6 / 254) - 0.3
+    for uniform in (0.0, 0.5, 1 - 2.0**-24):
+        assert point.encode(values, np.full(255, uniform)).tolist() == levels.tolist()
 
 
 def test_absence_is_nothing_and_not_the_code_of_zero():

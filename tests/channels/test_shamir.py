@@ -77,8 +77,9 @@ def test_an_element_has_one_form():
 def test_thresholds_that_cannot_be(threshold, points):
     with pytest.raises(ValueError, match=r"split\(threshold=\d\): needs between 1 and"):
         split([1], threshold, points)
-    with pytest.raises(ValueError, match="points lie in 1"):
-        split([1], 1, [0])
+    for secret, point in ((1, 0), (1, 2**32), (PRIME, 1), (-1, 1)):
+        with pytest.raises(ValueError, match="points lie in 1"):
+            split([secret], 1, [point])
 
 
 def test_known_weights_are_used():

@@ -117,6 +117,21 @@ def test_a_ledger_goes_on_from_its_state(new):
     assert one.epsilon() == other.epsilon()
 
 
+def test_of_what_two_courses_of_a_run_have_spent_the_larger_counts():
+    """Version by version where sampling hides who was in it, client by client elsewhere; keys may be strings."""
+    ledger = Sampled(1.0, 0.1, DELTA)
+    ledger.restore({"commits": 3, "made": 3, "again": {0: 3, 1: 2}})
+    ledger.count({"commits": 2, "made": 2, "again": {"0": 2, "1": 4}})
+    assert ledger.epsilon() == poisson_epsilon(1.0, 0.1, {1: 1, 3: 1, 4: 1}, DELTA)
+    for ledger in (Counted(2.0, DELTA), Nodes(2.0, DELTA)):
+        ledger.restore({"step": 0, "open": [], "spent": {1: 4.0, 2: 1.0}})
+        assert ledger.epsilon() == pytest.approx(gaussian_epsilon(math.sqrt(4) / 2.0, DELTA))
+        ledger.count({"step": 0, "open": [], "spent": {"1": 2.0, "2": 3.5}})
+        assert ledger.epsilon() == pytest.approx(gaussian_epsilon(math.sqrt(4) / 2.0, DELTA))
+        ledger.charge([2])
+        assert ledger.epsilon() == pytest.approx(gaussian_epsilon(math.sqrt(4.5) / 2.0, DELTA))
+
+
 @pytest.mark.parametrize("ledger", [lambda: Sampled(1.0, 0.1, DELTA), lambda: Replaced(2.0, 3, 30, DELTA)])
 def test_what_sampling_hides_takes_the_same_room_after_any_number_of_versions(ledger):
     sizes = []
