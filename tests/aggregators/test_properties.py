@@ -451,8 +451,10 @@ def test_centred_clipping_by_hand():
     """c = 0, τ = 2: (3, 4) is cut to (1.2, 1.6); then c is the new centre, and stays one for the next round."""
     part, params = CentredClip(radius=2.0), {"w": torch.zeros(2, dtype=torch.float64)}
     rows = [[3.0, 4.0], [0.0, 1.0], [0.0, -1.0]]
-    got, state = part.reduce(whole(rows), part.init(params, None), params)
+    first = part.init(params, None)
+    got, state = part.reduce(whole(rows), first, params)
     assert got.values()["w"].tolist() == pytest.approx([0.4, 1.6 / 3])
+    assert first["w"].tolist() == [0.0, 0.0]  # the state that was given is another one
     again, _ = part.reduce(whole([[0.4, 1.6 / 3]] * 3), state, params)
     assert again.values()["w"].tolist() == pytest.approx([0.4, 1.6 / 3])
     far = [[1e9, 0.0], [0.0, 0.0], [0.0, 0.0]]
