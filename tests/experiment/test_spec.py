@@ -10,7 +10,7 @@ import pytest
 
 from partwise.aggregators import Mean, Median
 from partwise.algorithms import FedAvg, FedSubAvg
-from partwise.core.errors import DataError, SpecError
+from partwise.core.errors import SpecError
 from partwise.experiment.evaluate import Evaluation
 from partwise.experiment.experiment import Experiment
 from partwise.experiment.parts import catalog
@@ -368,20 +368,6 @@ def test_a_part_inside_a_part():
     )
 
 
-def test_a_byte_order_mark_is_none_of_the_text(tmp_path):
-    (tmp_path / "spec.toml").write_bytes(b"\xef\xbb\xbf" + LEAST.strip().encode())
-    assert load(tmp_path / "spec.toml").algorithm == FedAvg()
-
-
-def test_a_file_without_an_end(tmp_path):
-    (tmp_path / "large.toml").touch()
-    os.truncate(tmp_path / "large.toml", 1 << 36)  # takes no room on the disk, and more memory than there is
-    with pytest.raises(
-        DataError, match=r"large\.toml: must be a specification of 67,108,864 bytes at most, got more\."
-    ):
-        load(tmp_path / "large.toml")
-
-
 @pytest.mark.parametrize("opened", ["[", "{a="])
 def test_nested_too_deeply(opened):
     value = opened * 5000 + "1" + {"[": "]", "{a=": "}"}[opened] * 5000
@@ -389,15 +375,6 @@ def test_nested_too_deeply(opened):
     assert said in faults(in_least(f"seed = {value}"))[0]
     with pytest.raises(SpecError, match="seed"):
         loads(in_least(""), [f"seed={value}"])
-
-
-def test_a_file_that_is_not_text(tmp_path):
-    path = tmp_path / "spec.toml"
-    path.write_bytes(b'name = "a"\n# caf\xe9\n')
-    with pytest.raises(SpecError, match=r"line 2: TOML must be UTF-8, got the byte 0xe9\. Save it as UTF-8\."):
-        load(path)
-    with pytest.raises(DataError, match=r"none\.toml: must be a specification that can be read, got: No such file"):
-        load(tmp_path / "none.toml")
 
 
 # ---- parts from outside ---------------------------------------------------------------------------------------------
