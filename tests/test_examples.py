@@ -20,7 +20,7 @@ def test_example(path: Path, tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,  # against hanging, not slowness
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def python(*args):
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "100"}
-    return subprocess.run([sys.executable, *args], env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([sys.executable, *args], env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_help_tells_of_every_command_and_exit_code():

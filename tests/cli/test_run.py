@@ -146,7 +146,7 @@ def test_a_run_goes_on_where_nobody_reads_its_output(here, options):
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=SOURCE)
     assert child.stdout is not None
     child.stdout.close()  # as `head` does
-    _, err = child.communicate(timeout=120)
+    _, err = child.communicate(timeout=600)
     assert err == "partwise: the output must be writable, got: Broken pipe. The run goes on without.\n"
     assert child.returncode == 0
     with RunStore("run", "read") as store:

@@ -162,7 +162,7 @@ def events_of(app, count, *, path="/events", meanwhile=lambda at: None):
         scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1"}
         scope |= {"method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": ""}
         scope |= {"scheme": "http", "headers": [(b"host", b"127.0.0.1")], "client": ("127.0.0.1", 1), "server": None}
-        await asyncio.wait_for(app(scope, receive, send), timeout=20)
+        await asyncio.wait_for(app(scope, receive, send), timeout=100)
 
     asyncio.run(ask())
     return found

@@ -92,7 +92,7 @@ def text(tab, selector):
 
 
 def until(tab, selector, said):
-    sync_api.expect(tab.locator(selector)).to_contain_text(said, timeout=15_000)
+    sync_api.expect(tab.locator(selector)).to_contain_text(said, timeout=60_000)
 
 
 def test_a_finished_run(tab, run):
@@ -157,7 +157,7 @@ def test_a_folder_that_goes_and_a_server_that_ends(tab, run, tmp_path):
         until(tab, "#fault", "there must be a run's record.sqlite, got no folder")
         assert text(tab, "#name") == "a"  # what was known stays
         shutil.move(tmp_path / "b", run)
-        sync_api.expect(tab.locator("#fault")).to_be_hidden(timeout=15_000)
+        sync_api.expect(tab.locator("#fault")).to_be_hidden(timeout=60_000)
         process.kill()
         until(tab, "#written", "does not answer; trying again")
 

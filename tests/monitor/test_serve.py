@@ -69,13 +69,13 @@ def test_from_the_command_line_until_ctrl_c(tmp_path):
         assert line.startswith(f"{run} is shown at http://127.0.0.1:")
         assert line.endswith("/  (Ctrl-C ends the page, not the run)\n")
         address = line.split(" is shown at ")[1].split()[0]
-        with urllib.request.urlopen(f"{address}run", timeout=20) as answer:
+        with urllib.request.urlopen(f"{address}run", timeout=100) as answer:
             assert json.load(answer)["run"]["version"] == 12
             assert "server" not in {name.lower() for name in answer.headers}
-        with urllib.request.urlopen(f"{address}events", timeout=20) as stream:
+        with urllib.request.urlopen(f"{address}events", timeout=100) as stream:
             assert json.loads(stream.readline()[6:])["run"]["name"] == "a"
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=100)
         assert (process.returncode, out, err) == (0, "", "")
     finally:
         process.kill()
@@ -106,8 +106,8 @@ def test_too_many_viewers_are_told_to_come_back(tmp_path, monkeypatch):
     thread.start()
     try:
         assert said.wait(20)
-        streams = [urllib.request.urlopen(f"{places[0]}events", timeout=20)]
-        with socket.create_connection(("127.0.0.1", int(places[0].rsplit(":", 1)[1].strip("/"))), timeout=20) as idle:
+        streams = [urllib.request.urlopen(f"{places[0]}events", timeout=100)]
+        with socket.create_connection(("127.0.0.1", int(places[0].rsplit(":", 1)[1].strip("/"))), timeout=100) as idle:
             idle.sendall(b"GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             assert b" 503 " in idle.recv(100)
         for stream in streams:

@@ -83,7 +83,7 @@ def elsewhere(tmp_path_factory):
         update, _ = common(part, 9).apply(Update(Whole(shapes), values, 3.0), part.init(values), rng)
         sent.append(update)
         (folder / f"{at:03d}.sent").write_bytes(encode(update))
-    subprocess.run([sys.executable, "-c", CHILD, str(folder)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", CHILD, str(folder)], check=True, timeout=600)
     return [(one, decode((folder / f"{at:03d}.values").read_bytes())) for at, one in enumerate(sent)]
 
 
