@@ -4,8 +4,18 @@ import pytest
 import torch
 
 from partwise.aggregators import MajorityVote
-from partwise.algorithms import Downlink, FedAvg, FedRank, FedSubAvg, Ferret, Mirrored, SignMomentum, Utility
-from partwise.core.algorithm import Algorithm
+from partwise.algorithms import (
+    Downlink,
+    FedAvg,
+    FedRank,
+    FedSubAvg,
+    Ferret,
+    HeteroFL,
+    Mirrored,
+    SignMomentum,
+    Utility,
+)
+from partwise.core.algorithm import Algorithm, Task
 from partwise.core.around import Around
 from partwise.core.codec import encode
 from partwise.core.errors import CompositionError
@@ -163,6 +173,18 @@ def test_submodels_fetch_their_rows_in_full_and_keep_nothing():
     assert reason == "done"
     assert all(not states[client].own.value for client in of.population.clients)
     assert all(states[client].own.inner is None for client in of.population.clients)
+
+
+def test_who_held_the_model_and_is_now_to_hold_a_part_fetches_it_in_full():
+    """With widths that are drawn anew for every task no update is refused, and only who held all keeps the shadow."""
+    inside = HeteroFL(LOCAL, redraw=(0.5, 1.0))
+    of = star("fedavg", algorithm=Downlink(inside, EIGHT), scheduler=Synchronous(cohort=7, rounds=6))
+    log = Log()
+    states, reason = Simulate().run(of.programs(), of.population, log)
+    assert (reason, log.of("lost"), log.of("refused")) == ("done", [], [])
+    ratios = [inside.ratio(Task(0, 5, 0, 0), of.site(client)) for client in of.population.clients]
+    assert set(ratios) == {0.5, 1.0}
+    assert [bool(states[client].own.value) for client in of.population.clients] == [ratio == 1.0 for ratio in ratios]
 
 
 def test_downlink_refuses():

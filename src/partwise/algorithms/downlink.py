@@ -124,7 +124,7 @@ class Downlink(Keeping):
         asked = {**self.asked(index, task, own.inner, site), "model": Whole({})}
         form = form_of("Downlink", self.compress, site.like)
         missed = _missed(own, task)
-        can_follow = own.value.keys() == site.like.keys() == index.shapes.keys() and is_near(missed, self.keep)
+        can_follow = own.value.keys() == site.like.keys() and holds_all(index, site) and is_near(missed, self.keep)
         if not can_follow or len(missed) * form.size >= sum(site.like[name].nbytes for name in index.shapes):
             return {**asked, "shadow": index, "steps": THE_VERSION}
         return {**asked, "shadow": Whole({}), "steps": rows_of_log(form.shapes, missed, self.keep)}
