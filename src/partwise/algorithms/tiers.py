@@ -59,6 +59,10 @@ class CrossTier(Around):
         check_sends_changes(self)
 
     @property
+    def groups(self) -> int:
+        return self.tiers
+
+    @property
     def sends_ends(self) -> bool:
         return True
 

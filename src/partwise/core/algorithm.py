@@ -206,6 +206,11 @@ class Algorithm(Protocol):
         return False
 
     @property
+    def groups(self) -> int | None:
+        """How many groups of tasks it tells apart, each with commits of its own; None where they say nothing to it."""
+        return None
+
+    @property
     def sends_ends(self) -> bool:
         """Whether clients send, in stream `model`, what they ended with, where others send how it changed."""
         return False

@@ -57,6 +57,10 @@ class Around(Algorithm, Protocol):
         return self.inner.mirrors
 
     @property
+    def groups(self) -> int | None:
+        return self.inner.groups
+
+    @property
     def sends_ends(self) -> bool:
         return self.inner.sends_ends
 

@@ -220,12 +220,17 @@ class Scheduler(Protocol):
     a commit may give updates scales. `sampling`: how those are drawn who take part in a commit; None where it
     cannot tell, or where they are chosen by what they keep private. `counts_once`: whether a commit has one reply
     of a client at most, and never scales it up. `measures`: whether it is told the bytes of replies and how long they
-    took.
+    took. `groups`: how many groups its tasks are of, from 0 on, where a task below 0 is of none so far; None where
+    there is no end of them.
     """
 
     @property
     def measures(self) -> bool:
         return False
+
+    @property
+    def groups(self) -> int | None:
+        return 1
 
     @property
     def state_types(self) -> tuple[type, ...]:

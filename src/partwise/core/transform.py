@@ -69,7 +69,7 @@ class Choosing(Protocol):
     """A transform that does one of several things, as the task at hand says by its `group`."""
 
     def chosen(self, number: int) -> Transform:
-        """The transform that does that of this number."""
+        """The transform that does that of this number; below 0 nothing is said, and it is as it would be without."""
         ...
 
 

@@ -14,7 +14,7 @@ from partwise.core.algorithm import Algorithm, ServerState, Site
 from partwise.core.attack import Hostile
 from partwise.core.channel import Binding, Channel, Guarded, Rounding, rounding_of
 from partwise.core.codec import encoded_size, register
-from partwise.core.compressor import compressors
+from partwise.core.compressor import chosen, compressors
 from partwise.core.errors import CompositionError
 from partwise.core.given import check_given
 from partwise.core.index import Index
@@ -117,6 +117,7 @@ class Star:
         self._check_withheld()
         self._check_storage()
         self._check_compressors()
+        self._check_groups()
         self._check_downloads()
         self._check_given()
         check_noise({s: self._side(s, aggregator) for s, aggregator in self._under_attack.items()})
@@ -227,6 +228,26 @@ class Star:
                         f"{stream!r}, which sends sums of all that anybody holds at full length. Use RandomK, a "
                         "LowRankSum of the channel, or fewer of its bits."
                     )
+
+    def _check_groups(self) -> None:
+        """What a client's transform chooses by the group of a task must be there for every group of the scheduler."""
+        groups, told_apart = self.scheduler.groups, self.algorithm.groups
+        if told_apart is not None and (self.scheduler.measures or groups is None or groups > told_apart):
+            raise CompositionError(
+                f"{self.algorithm!r}: has commits of one group of tasks each, from 0 to {told_apart - 1}, got "
+                f"{self.scheduler!r}, whose groups are others. Use Tiered(tiers={told_apart})."
+            )
+        for part in self.client_chain.values():
+            try:
+                for number in range(groups) if groups is not None else (_ANY_GROUP,):
+                    chosen(part, number)
+            except ValueError as error:
+                if groups is not None:
+                    raise CompositionError(f"{self.scheduler!r}: has {groups} groups of tasks: {error}") from error
+                raise CompositionError(
+                    f"{part!r}: chooses by the group of a task, got {self.scheduler!r}, which numbers groups without "
+                    "end. Use Tiered, ByLink around Synchronous, or one compressor."
+                ) from error
 
     def _check_downloads(self) -> None:
         if self.algorithm.mirrors and self.download_chain:
@@ -388,6 +409,7 @@ class Star:
 
 
 _SITES_KEPT = 2048
+_ANY_GROUP = 1 << 62  # of a scheduler that may come to any number
 
 
 class _Programs(Mapping[NodeId, Program]):

@@ -85,6 +85,8 @@ class ByLink(Scheduler):
     def __post_init__(self) -> None:
         object.__setattr__(self, "sizes", tuple(self.sizes))
         check_at_least(self, steps=1, patience=1, max_steps=0)
+        if self.inner.groups != 1:
+            raise self._has_groups(f"{self.inner.groups or 'one without end'} of them")
         if not self.sizes or not min(self.sizes) > 0:
             raise ValueError(f"ByLink(sizes={self.sizes}): needs bytes above 0, got others. Ask Menu.sizes.")
         if not 0 < self.overhead < math.inf or not 0 < self.smoothing <= 1:
@@ -96,6 +98,10 @@ class ByLink(Scheduler):
     @property
     def state_types(self) -> tuple[type, ...]:
         return (Links, Link, *self.inner.state_types)
+
+    @property
+    def groups(self) -> int:
+        return len(self.sizes)
 
     @property
     def versions(self) -> int:
@@ -128,12 +134,15 @@ class ByLink(Scheduler):
 
     def _asked(self, state: Links, wanted: Dispatch) -> Dispatch:
         if wanted.group:
-            raise ValueError(
-                f"ByLink(inner={self.inner!r}): needs a scheduler that has no groups of its own, got group "
-                f"{wanted.group}. Use Synchronous, Overlapped, FedBuff or FedAsync."
-            )
+            raise self._has_groups(f"group {wanted.group}")
         link = state.links.get(wanted.client, Link(steps=self.steps))
         return wanted._replace(group=link.at, steps=link.steps)
+
+    def _has_groups(self, got: str) -> ValueError:
+        return ValueError(
+            f"ByLink(inner={self.inner!r}): needs a scheduler that has no groups of its own, got {got}. Use "
+            "Synchronous, Overlapped, FedBuff or FedAsync."
+        )
 
     def _measure_(self, link: Link, reply: ReplyInfo) -> None:
         """Learn from a reply; one that took no time says nothing."""

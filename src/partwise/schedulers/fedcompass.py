@@ -139,6 +139,10 @@ class FedCompass(Scheduler):
     state_types: ClassVar[tuple[type, ...]] = (Compass, CompassGroup, Flights)
 
     @property
+    def groups(self) -> None:
+        return None
+
+    @property
     def may_scale(self) -> bool:
         return True
 

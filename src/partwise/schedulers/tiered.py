@@ -106,6 +106,10 @@ class Tiered(Scheduler):
     choice: Choice = field(default_factory=Uniform)
     state_types: ClassVar[tuple[type, ...]] = (Tiers, Tier, Flights)
 
+    @property
+    def groups(self) -> int:
+        return self.tiers
+
     def __post_init__(self) -> None:
         check_at_least(self, tiers=1, cohort=1, steps=0)
         require_exact("Tiered", self.choice)

@@ -29,7 +29,8 @@ class Menu:
     Args:
         options: compressors, and `Identity()` for none; the best quality first. Either all are right on average, or
             none is (but for `Identity()`).
-        at: the one in use where no task says otherwise.
+        at: the one in use where no task says otherwise: in a group below 0, as of clients that `Tiered` has not sorted
+            yet, and on the server.
 
     Raises:
         CompositionError: some of the options need error feedback, and others must not have it.
@@ -82,6 +83,8 @@ class Menu:
         )
 
     def chosen(self, number: int) -> Menu:
+        if number < 0:
+            return self
         self._check(number)
         return replace(self, at=number)
 
