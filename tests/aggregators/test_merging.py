@@ -16,6 +16,7 @@ from partwise.core.population import Examples
 from partwise.core.probe import ModelProbe
 from partwise.core.update import Update, map_values, to_dense, typed
 from partwise.testing.examples import example_params, example_probe, example_updates
+from toy_federation import star
 from toy_updates import moved, partial, whole
 
 
@@ -218,6 +219,14 @@ def test_model_probe_tells_predictions():
     ids = ModelProbe(Model(lambda: nn.Embedding(5, 2), CrossEntropy()), Examples({"x": y, "y": y}))
     with pytest.raises(CompositionError, match=r"inputs are shifted where they are floating numbers, got torch\.int64"):
         ids.scores({"weight": torch.zeros(5, 2)}, 0)
+
+
+def test_inputs_that_cannot_be_shifted_are_refused_when_the_star_is_made():
+    rule = {"aggregators": {"model": DefenceAwareMerging(steps=1, examples=4)}}
+    trusted = Examples({"words": torch.zeros(6, 3, dtype=torch.int64), "y": torch.zeros(6, dtype=torch.int64)})
+    with pytest.raises(CompositionError, match=r"inputs are shifted where they are floating numbers, got torch\.int64"):
+        star("fedavg", trusted=trusted, **rule)
+    star("fedavg", trusted=trusted, aggregators={"model": DefenceAwareMerging(steps=0)})  # a mean: nothing is tried
 
 
 def test_refusals():

@@ -135,7 +135,7 @@ class DefenceAwareMerging:
         """The same with what the server can try.
 
         Raises:
-            CompositionError: the server's probe tells no predictions.
+            CompositionError: the server's probe tells no predictions, or inputs are no numbers that can be shifted.
         """
         probe = make(self.examples)
         if not isinstance(probe, Predictor):
@@ -143,6 +143,8 @@ class DefenceAwareMerging:
                 f"{self!r}: needs predictions on the server's examples, got {type(probe).__name__}, which tells none. "
                 "Use a model whose first input is a number for each feature."
             )
+        if self.steps:
+            probe.blank()  # refuses inputs that cannot be shifted now, not at every commit
         return replace(self, probe=probe)
 
 

@@ -105,19 +105,27 @@ class ModelProbe:
         Raises:
             CompositionError: the first input is no numbers that a shift could be added to.
         """
+        batch, first = self._shiftable(number), self.model.inputs[0]
+        if shift is not None:
+            batch[first] = batch[first] + shift
+        return self.model.outputs(params, batch, training=False)
+
+    def blank(self) -> torch.Tensor:
+        """A shift of zero.
+
+        Raises:
+            CompositionError: as `scores`.
+        """
+        return torch.zeros_like(self._shiftable(0)[self.model.inputs[0]][0])
+
+    def _shiftable(self, number: int) -> dict[str, torch.Tensor]:
         batch, first = dict(self._batch(number)), self.model.inputs[0]
         if not batch[first].is_floating_point():
             raise CompositionError(
                 f"ModelProbe(): inputs are shifted where they are floating numbers, got {batch[first].dtype} in "
                 f"{first!r}. Use another rule for this model."
             )
-        if shift is not None:
-            batch[first] = batch[first] + shift
-        return self.model.outputs(params, batch, training=False)
-
-    def blank(self) -> torch.Tensor:
-        """A shift of zero."""
-        return torch.zeros_like(self._batch(0)[self.model.inputs[0]][0])
+        return batch
 
     def buffers(self) -> frozenset[str]:
         """The model's floating buffers."""
