@@ -237,6 +237,11 @@ class LANS(_Outer):
 
     def __post_init__(self) -> None:
         check_makes_steps(self)
+        if not self.inner.holds_alike:
+            raise CompositionError(
+                f"LANS({type(self.inner).__name__}): takes lengths of whole parameters, got an algorithm whose clients "
+                "hold different parts. Use one of whole models, such as FedAvg."
+            )
         _above("LANS", lr=self.lr, eps=self.eps)
         _shares("LANS", beta1=self.beta1, beta2=self.beta2)
         if not self.decay >= 0:
