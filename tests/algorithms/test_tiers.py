@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -14,6 +16,8 @@ from partwise.algorithms import (
     Mixing,
     SignMomentum,
 )
+from partwise.core.algorithm import Algorithm
+from partwise.core.around import Around
 from partwise.core.errors import CompositionError
 from partwise.core.index import Coords, Whole
 from partwise.core.population import Census, Profile
@@ -131,6 +135,17 @@ def test_what_works_on_changes_refuses_end_values(make):
         make()
 
 
+@dataclass(frozen=True)
+class Unsaid(Around):
+    """One that does not say what its clients send."""
+
+    inner: Algorithm
+
+    @property
+    def sends_all(self) -> bool:
+        return True
+
+
 @pytest.mark.parametrize(
     "inner",
     [
@@ -140,7 +155,7 @@ def test_what_works_on_changes_refuses_end_values(make):
 )
 @pytest.mark.parametrize("wrap", [Mixing, CrossTier])
 def test_what_a_client_ended_with_is_not_made_of_another_change_than_its_own(wrap, inner):
-    states, log = run(star("fedavg", rounds=1, algorithm=wrap(inner)))
+    states, log = run(star("fedavg", rounds=1, algorithm=wrap(Unsaid(inner))))
     assert all("got another change of [" in e["reason"] for e in log.of("lost"))
     assert log.of("lost")
     assert states[SERVER].version == 0

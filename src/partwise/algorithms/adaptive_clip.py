@@ -76,6 +76,10 @@ class AdaptiveClip(Around):
         check_sends_changes(self)
 
     @property
+    def sends_all(self) -> bool:
+        return False  # clipped
+
+    @property
     def only_adds(self) -> bool:
         return self.inner.only_adds  # C is made of the aggregate of its own stream
 

@@ -168,6 +168,10 @@ class FedAMD(Algorithm):
     def needs_unscaled(self) -> bool:
         return True
 
+    @property
+    def sends_all(self) -> bool:
+        return False  # anchors send their gradient and nothing of the model
+
     def init(self, params: Params, census: Census) -> ServerState:
         model = {name: t.clone() for name, t in params.items()}
         return {"model": model, "anchors": {name: torch.zeros_like(t) for name, t in params.items()}}

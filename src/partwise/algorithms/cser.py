@@ -89,6 +89,10 @@ class CSER(Algorithm):
         model = {name: t.clone() for name, t in params.items()}
         return {"model": model, "reset": {name: torch.zeros_like(t) for name, t in params.items()}}
 
+    @property
+    def sends_all(self) -> bool:
+        return False  # what a compressor leaves of it
+
     def client_init(self, site: Site) -> ClientState:
         return Drift()
 

@@ -164,6 +164,10 @@ class MCPSGD(Algorithm):
         """Two chains have two rates, which nobody else knows to change."""
         return True
 
+    @property
+    def sends_all(self) -> bool:
+        return False  # nothing at odd versions
+
     def init(self, params: Params, census: Census) -> ServerState:
         state = _state(params, self.num_blocks)
         state["separate"] = {name: t.expand(self.num_blocks, *t.shape).clone() for name, t in params.items()}

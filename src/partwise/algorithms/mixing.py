@@ -13,7 +13,7 @@ import torch
 
 from partwise.core.aggregate import Aggregator, Sum
 from partwise.core.algorithm import Algorithm, ClientState, Site, Task
-from partwise.core.around import Around, check_sends_changes, check_sends_model
+from partwise.core.around import Around, check_sends_all
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index
 from partwise.core.mean import Mean
@@ -109,8 +109,7 @@ class Mixing(Around):
     inner: Algorithm
 
     def __post_init__(self) -> None:
-        check_sends_model(self)
-        check_sends_changes(self)
+        check_sends_all(self)
 
     @property
     def sends_ends(self) -> bool:

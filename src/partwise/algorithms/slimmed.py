@@ -173,6 +173,10 @@ class FederatedDropout(Algorithm):
         return self.estimator == "heat" and self.keep_prob < 1
 
     @property
+    def sends_all(self) -> bool:
+        return not self._is_scaled
+
+    @property
     def sends_change(self) -> bool:
         return leaves_clients_to(type(self), FederatedDropout) and not self._is_scaled
 

@@ -13,7 +13,7 @@ import torch
 from partwise.algorithms.mixing import ended
 from partwise.core.aggregate import Aggregator
 from partwise.core.algorithm import Algorithm, ClientState, ServerState, Site, Task
-from partwise.core.around import Around, check_sends_changes, check_sends_model
+from partwise.core.around import Around, check_sends_all
 from partwise.core.errors import CompositionError
 from partwise.core.index import Index, Whole, shapes_of
 from partwise.core.mean import Mean
@@ -55,8 +55,7 @@ class CrossTier(Around):
     def __post_init__(self) -> None:
         if not self.tiers >= 1:
             raise ValueError(f"CrossTier(tiers={self.tiers}): must be at least 1, got {self.tiers}. Raise it.")
-        check_sends_model(self)
-        check_sends_changes(self)
+        check_sends_all(self)
 
     @property
     def groups(self) -> int:

@@ -216,6 +216,11 @@ class Algorithm(Protocol):
         return False
 
     @property
+    def sends_all(self) -> bool:
+        """Whether clients send, with every task, the change of all that they hold, unscaled, in stream `model`."""
+        return True
+
+    @property
     def holds_alike(self) -> bool:
         """Whether all clients hold the same part of the model, whatever their data."""
         return type(self).select is Algorithm.select

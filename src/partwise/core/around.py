@@ -23,6 +23,7 @@ __all__ = [
     "check_fetches_model",
     "check_makes_steps",
     "check_own",
+    "check_sends_all",
     "check_sends_changes",
     "check_sends_model",
 ]
@@ -59,6 +60,10 @@ class Around(Algorithm, Protocol):
     @property
     def groups(self) -> int | None:
         return self.inner.groups
+
+    @property
+    def sends_all(self) -> bool:
+        return self.inner.sends_all
 
     @property
     def sends_ends(self) -> bool:
@@ -202,6 +207,18 @@ def check_makes_steps(part: Around) -> None:
     check_sends_model(part)
     if not makes_steps(part.inner.aggregators()["model"]):
         check_sends_changes(part)
+
+
+def check_sends_all(part: Around) -> None:
+    """Refuse one inside that does not always send how all that a client holds has changed, of which ends are made."""
+    check_sends_model(part)
+    check_sends_changes(part)
+    if not part.inner.sends_all:
+        raise _unfit(
+            part,
+            "sends what a client ended with, got an algorithm whose clients may send nothing, a part of what they "
+            "hold, or a change that is scaled. Use one that sends the change as it is, such as FedAvg.",
+        )
 
 
 def check_fetches_model(part: Around) -> None:
