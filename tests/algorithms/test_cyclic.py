@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 import toy_federation
 from partwise.algorithms import MCPSGD, MMPSGD, FedAvg, LocalOnly
+from partwise.core.algorithm import Algorithm
+from partwise.core.around import Around
 from partwise.core.index import Rows, Whole
 from partwise.core.population import Census, Profile
 from partwise.core.program import SERVER
@@ -240,11 +243,22 @@ def test_contract(part):
     check_algorithm(part)
 
 
+@dataclass(frozen=True)
+class Unasked(Around):
+    """One that does not say that the algorithm inside needs all of the model."""
+
+    inner: Algorithm
+
+    @property
+    def needs_all(self) -> bool:
+        return False
+
+
 def test_the_comparison_needs_the_whole_model():
-    population = toy_federation.population(2)
-    algorithm = LocalOnly(MCPSGD(1), names=("out.bias",))
+    """With a wrapper that does not ask, they train, and then cannot compare."""
+    population, algorithm = toy_federation.population(2), LocalOnly(Unasked(MCPSGD(1)), names=("out.bias",))
     _, log = run(star_of(algorithm, toy_federation.model(), population, everybody(population, 2)))
-    assert len(log.of("commit")) == 1  # they train, and then cannot compare
+    assert len(log.of("commit")) == 1
     assert "MCPSGD(): compares losses of the whole model, but does not see ['out.bias']" in log.of("lost")[0]["reason"]
 
 

@@ -102,8 +102,8 @@ def test_it_must_be_outermost():
     )
     _, log = run(star)
     said = str(log.of("lost") + log.of("refused") + log.of("failed"))
-    assert "Utility(FedAvg): needs all of the model that the client uses, got values without 'norm." in said
-    assert "Put Utility outside of what keeps them: Utility(LocalOnly(...))." in said
+    assert "LocalOnly(Utility): keeps 'norm." in said
+    assert "from an algorithm whose clients need all of the model." in said
 
 
 def test_other_streams_stay():

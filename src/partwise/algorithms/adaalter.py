@@ -118,6 +118,10 @@ class AdaAlter(Algorithm):
         return {"model": {name: t.clone() for name, t in params.items()}, "squares": squares}
 
     @property
+    def needs_all(self) -> bool:
+        return True  # the squares that divide are those that all clients have in common
+
+    @property
     def holds_alike(self) -> bool:
         return not self.submodel
 

@@ -165,6 +165,10 @@ class MCPSGD(Algorithm):
         return True
 
     @property
+    def needs_all(self) -> bool:
+        return True  # losses are those of the whole model
+
+    @property
     def sends_all(self) -> bool:
         return False  # nothing at odd versions
 

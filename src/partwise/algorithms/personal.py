@@ -50,7 +50,8 @@ class LocalOnly(Keeping):
 
     Args:
         inner: what is done with all other parameters; not one whose clients make the server's model for themselves,
-            such as `Ferret`, `OneByte`, `FedRank`, `Mirrored` or `Downlink`.
+            such as `Ferret`, `OneByte`, `FedRank`, `Mirrored` or `Downlink`, or need all of it, such as `MCPSGD`,
+            `AdaAlter` or `Utility`.
         names: parameters that stay, by their full names.
         normalization: also everything in a BatchNorm, its affine map and its running statistics. Modules are told by
             their type; LayerNorm and GroupNorm have no statistics of the data and are shared.
@@ -63,6 +64,17 @@ class LocalOnly(Keeping):
     inner: Algorithm
     names: tuple[str, ...] = ()
     normalization: bool = True
+
+    def __post_init__(self) -> None:
+        if self.names and not self.inner.mirrors:  # of those it is said once it is known what else stays
+            self._check_needs(self.names)
+
+    def _check_needs(self, local: Collection[str]) -> None:
+        if local and self.inner.needs_all:
+            raise CompositionError(
+                f"LocalOnly({type(self.inner).__name__}): keeps {min(local)!r} from an algorithm whose clients need "
+                "all of the model. Use FedAvg or MMPSGD inside LocalOnly; put Utility around it."
+            )
 
     @property
     def is_personal(self) -> bool:
@@ -101,6 +113,7 @@ class LocalOnly(Keeping):
                 "the server's model for themselves, for which they need all of it. Put Downlink around LocalOnly, or "
                 "use an algorithm whose clients fetch the model."
             )
+        self._check_needs(local)
         initial = site.model.init(site.seed)
         inner = self.inner.client_init(site.without(local))
         return PersonalState(inner, {name: t for name, t in initial.items() if name in local})
@@ -112,7 +125,9 @@ class LocalOnly(Keeping):
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
         index = self.inner.select(task, own.inner, site.without(own.value.keys()))
         thinned = own.value.keys() & site.model.widths.keys()
-        if thinned and any(isinstance(part, Grid) for part in members_of(index)):
+        if self.inner.thins:  # what is held is whole, and what is trained of it is not
+            thinned = {name for name in thinned if any(site.model.widths[name])}
+        if thinned and (self.inner.thins or any(isinstance(part, Grid) for part in members_of(index))):
             raise CompositionError(
                 f"LocalOnly({type(self.inner).__name__}): what stays on a client is whole, but {min(thinned)!r} "
                 "belongs to a thinned layer. Leave it to be averaged, or train whole models."

@@ -245,6 +245,10 @@ class FjORD(Algorithm):
                 "(0.25, 0.5, 1.0) is fine."
             )
 
+    @property
+    def thins(self) -> bool:
+        return True
+
     def choices(self, site: Site) -> tuple[float, ...]:
         """The widths a client trains; the last one is what it holds.
 
@@ -260,7 +264,10 @@ class FjORD(Algorithm):
         return found
 
     def select(self, task: Task, own: ClientState, site: Site) -> Index:
-        return prefix(site, self.choices(site)[-1])
+        choices = self.choices(site)
+        if choices != (1.0,) or self.distill:
+            unit_counts(site.model, site.like)  # refuses a model without widths, whatever part is held
+        return prefix(site, choices[-1])
 
     def plan(self, held: Mapping[str, Values], index: Index, task: Task, own: ClientState, site: Site) -> LocalPlan:
         choices = self.choices(site)

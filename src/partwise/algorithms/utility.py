@@ -60,6 +60,10 @@ class Utility(Around):
             )
 
     @property
+    def needs_all(self) -> bool:
+        return True  # losses are those of the model that the client uses
+
+    @property
     def reports(self) -> bool:
         return True
 

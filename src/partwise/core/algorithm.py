@@ -216,6 +216,16 @@ class Algorithm(Protocol):
         return False
 
     @property
+    def needs_all(self) -> bool:
+        """Whether clients need all of the model from the server, so that none of it can stay with them."""
+        return self.mirrors
+
+    @property
+    def thins(self) -> bool:
+        """Whether clients train thinner models than the one that they hold."""
+        return False
+
+    @property
     def sends_all(self) -> bool:
         """Whether clients send, with every task, the change of all that they hold, unscaled, in stream `model`."""
         return True

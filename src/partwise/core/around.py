@@ -62,6 +62,14 @@ class Around(Algorithm, Protocol):
         return self.inner.groups
 
     @property
+    def needs_all(self) -> bool:
+        return self.mirrors or self.inner.needs_all
+
+    @property
+    def thins(self) -> bool:
+        return self.inner.thins
+
+    @property
     def sends_all(self) -> bool:
         return self.inner.sends_all
 
