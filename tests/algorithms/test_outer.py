@@ -293,6 +293,10 @@ def test_they_refuse():
     ):
         with pytest.raises(ValueError, match=message):
             make()
+    with pytest.raises(
+        CompositionError, match=r"LANS\(FedSubAvg\): takes lengths of whole parameters, got an algorithm"
+    ):
+        LANS(FedSubAvg("count"))
     params = {"w": torch.zeros(2)}
     with pytest.raises(CompositionError, match=r"has the streams \['momentum'\] of its own, got an algorithm that has"):
         SignMomentum(SignMomentum(FedAvg(), 0.1), 0.1).init(params, Census(0))

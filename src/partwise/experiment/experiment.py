@@ -161,7 +161,6 @@ class Experiment:
         )
         if self.evaluation.widths:
             self.evaluation.check_widths(workload.model, star.like, parts.algorithm)
-        star.check_begins()
         self.scheduler.init(star.roster)  # refuses a cohort that is too large now, not in the first round
         return star, workload
 

@@ -134,13 +134,6 @@ class Star:
                     "Name one of its streams."
                 )
 
-    def check_begins(self) -> None:
-        """Make the server's first state, which refuses algorithms that are not to be put around one another."""
-        streams = self.algorithm.init(self.initial(), self.census)
-        if self.algorithm.hides_holders:  # who would count the population is refused, and so nobody is counted here
-            for stream, aggregator in self.all_aggregators().items():
-                aggregator.init(streams[stream], self.census)
-
     def cannot_scale(self) -> CompositionError:
         """What is said of a scheduler that scales updates which are not seen; it may have said that it never does."""
         return CompositionError(
