@@ -130,6 +130,10 @@ def test_a_target_chooses_the_noise(epsilon):
     [
         (lambda: gaussian_epsilon(1.0, 0.0), r"delta=0.0: must lie in \(0, 1\), got 0.0"),
         (lambda: poisson_epsilon(1.0, 1.5, 1, DELTA), r"poisson_epsilon\(rate=1.5\): must lie in \(0, 1\], got 1.5"),
+        (
+            lambda: without_replacement_epsilon(1.0, 11, 10, 1, delta=DELTA),
+            r"without_replacement_epsilon\(size=11\): must lie in 1..10, the population, got 11",
+        ),
         (lambda: multiplier_for(0.0, lambda z: 1 / z), r"multiplier_for\(epsilon=0.0\): must be above 0 and finite"),
     ],
 )

@@ -337,6 +337,7 @@ AIMED = ClientDP(0.5, epsilon=2.0, delta=DELTA, amplification="none", cohort=3.0
         ({"scheduler": FedBuff(2, 4)}, "drawn at random, got FedBuff, of which it is not known how often"),
         ({"scheduler": FedAsync()}, "or set amplification='none' to charge each commit to those who are in it."),
         ({"choice": Uniform(), "population": Fickle()}, "while all are available, got clients that come and go"),
+        ({"privacy": ClientDP(0.5, epsilon=2.0, delta=DELTA), "choice": Uniform(), "cohort": 41}, "41 of 40 clients"),
         ({"algorithm": Scaffold(LOCAL)}, "got an algorithm with the streams ['control', 'model']"),
         ({"algorithm": CrossTier(FedAvg(LOCAL))}, "got CrossTier, which has a `commit` of its own"),
         ({"aggregator": Mean("cohort")}, "brings its own, got Mean(by='cohort', at_least=0.0). Leave"),

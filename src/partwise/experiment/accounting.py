@@ -131,7 +131,7 @@ def without_replacement_epsilon(
 
     Args:
         noise_multiplier: z in terms of the sensitivity to a replacement, which is twice the clip norm.
-        size: of the cohort.
+        size: of the cohort, in 1..N.
         population: N.
         releases: as of `poisson_epsilon`.
         delta: in (0, 1).
@@ -144,6 +144,11 @@ def without_replacement_epsilon(
         3.576
     """
     _check_delta(delta)
+    if not 1 <= size <= population:
+        raise ValueError(
+            f"without_replacement_epsilon(size={size}): must lie in 1..{population}, the population, got {size}. It is "
+            "the cohort."
+        )
     draws = _draws(releases)
     if not draws:
         return 0.0

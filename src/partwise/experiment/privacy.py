@@ -179,6 +179,11 @@ class ClientDP:
                 "is not known how often a client takes part. Use Synchronous(choice=Poisson()), or set "
                 "amplification='none' to charge each commit to those who are in it."
             )
+        elif sampling.kind == "fixed" and sampling.size > num_clients:
+            raise CompositionError(
+                f"{self._name}: draws a cohort from the population, got {sampling.size:g} of {num_clients} clients. "
+                f"Lower the cohort of {type(scheduler).__name__}, or add clients."
+            )
         elif sampling.kind == "fixed" and not _all_always_there(population):
             raise CompositionError(
                 f"{self._name}: a cohort of {sampling.size:g} is a sample of the whole population only while all are "
