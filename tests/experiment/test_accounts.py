@@ -132,6 +132,46 @@ def test_of_what_two_courses_of_a_run_have_spent_the_larger_counts():
         assert ledger.epsilon() == pytest.approx(gaussian_epsilon(math.sqrt(4.5) / 2.0, DELTA))
 
 
+def test_shares_of_noise_are_charged_for_every_commit_of_a_client_and_for_a_lost_course():
+    """The zCDP of commits adds up; of one to which a client sent twice it is four times that of one."""
+    ledger = Concentrated(0.05, DELTA)
+    for clients in ([4], [4, 7], [4]):
+        ledger.charge(clients)
+    assert ledger.epsilon() == pytest.approx(zcdp_epsilon(3 * 0.05, DELTA))
+    ledger.charge([7, 7])
+    assert ledger.epsilon() == pytest.approx(zcdp_epsilon(5 * 0.05, DELTA))
+    ledger.count({"spent": {"4": 6.0, "7": 2.0}})
+    assert ledger.epsilon() == pytest.approx(zcdp_epsilon(6 * 0.05, DELTA))
+
+
+def test_one_course_of_a_tree_goes_on_in_the_middle_of_it():
+    """Of leaves 0 to 4 in trees of three: as many nodes of each tree as without the stop after the second leaf."""
+    ledger = Nodes(4.0, DELTA, 3)
+    for t in range(5):
+        if t == 2:
+            state, ledger = ledger.state(), Nodes(4.0, DELTA, 3)
+            ledger.restore(state)
+        ledger.charge([5])
+        expected = math.sqrt(spent(range(t + 1), t + 1, 3)) / 4.0
+        assert ledger.epsilon() == pytest.approx(gaussian_epsilon(expected, DELTA)), t
+
+
+@pytest.mark.parametrize(
+    "new", [lambda: Counted(2.0, DELTA), lambda: Sampled(1.0, 0.1, DELTA), lambda: Nodes(2.0, DELTA)]
+)
+def test_a_state_stays_what_it_is_while_ledgers_go_on(new):
+    one, other = new(), new()
+    for _ in range(3):
+        one.charge([2])
+    state = one.state()
+    before = encode(state)
+    other.restore(state)
+    for ledger in (one, other):
+        for _ in range(2):
+            ledger.charge([2, 3])
+    assert encode(state) == before
+
+
 @pytest.mark.parametrize("ledger", [lambda: Sampled(1.0, 0.1, DELTA), lambda: Replaced(2.0, 3, 30, DELTA)])
 def test_what_sampling_hides_takes_the_same_room_after_any_number_of_versions(ledger):
     sizes = []
