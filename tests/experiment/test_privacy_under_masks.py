@@ -138,3 +138,15 @@ def test_noise_is_made_for_what_a_channel_adds_by_rounding():
     assert star.server_chain["model"].stages[0].sensitivity == pytest.approx(expected)
     with pytest.raises(CompositionError, match=r"Adaptive\(.* as they are sent, got Masked\(.* which rounds both\."):
         replace(made(masked), privacy=replace(privacy, mechanism=Adaptive(count_noise=2.0))).build()
+
+
+def test_settings_that_would_be_passed_over_are_refused_by_their_names():
+    privacy = ClientDP(0.5, delta=1e-3, noise_multiplier=1.2, mechanism=Adaptive(count_noise=2.0), amplification="none")
+    replace(made(Plain()), privacy=privacy).build()
+    with pytest.raises(CompositionError, match=r"Adaptive\(.*all count alike, got max_weight=50\. Leave it at 1\."):
+        replace(made(Plain()), privacy=replace(privacy, max_weight=50.0)).build()
+    for bad in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"ClientDP\(cohort=.*\): must be finite and at least 0, got"):
+            replace(privacy, cohort=bad)
+        with pytest.raises(ValueError, match=r"Adaptive\(count_noise=.*\): must be finite and at least 0, got"):
+            Adaptive(count_noise=bad)

@@ -189,7 +189,19 @@ class Adaptive(Mechanism):
     rate: float = 0.2
     count_noise: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.count_noise < math.inf:
+            raise ValueError(
+                f"Adaptive(count_noise={self.count_noise}): must be finite and at least 0, got {self.count_noise}. "
+                "0 takes a twentieth of the cohort."
+            )
+
     def compose(self, parts: Parts, setting: Setting, offer: Offer) -> Parts:
+        if setting.max_weight != 1:
+            raise CompositionError(
+                f"{self!r}: asks of each client whether its update is short, so that all count alike, got "
+                f"max_weight={setting.max_weight:g}. Leave it at 1."
+            )
         count = self.count_noise or setting.cohort / 20
         z, cohort = setting.noise_multiplier, setting.cohort
         noise = GaussianNoise(multiplier_beside_count(z, count), 1 / cohort, setting.randomness)

@@ -85,6 +85,11 @@ class ClientDP:
             )
         if not 0 < self.delta < 1:
             raise ValueError(f"ClientDP(delta={self.delta}): must lie in (0, 1), got {self.delta}. 1e-5 is usual.")
+        if not 0 <= self.cohort < math.inf:
+            raise ValueError(
+                f"ClientDP(cohort={self.cohort}): must be finite and at least 0, got {self.cohort}. "
+                "0 asks the scheduler."
+            )
         for name, kinds in (("amplification", Amplification), ("accountant", Accountant)):
             if getattr(self, name) not in get_args(kinds):
                 raise ValueError(
