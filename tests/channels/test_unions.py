@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from partwise.channels import unions
 from partwise.channels.identities import SimulatedIdentities
 from partwise.channels.ring import Ring
 from partwise.channels.unions import (
@@ -149,3 +150,25 @@ def test_settings_that_cannot_be(wrong):
         MaskedUnion(**wrong)
     with pytest.raises(ValueError, match=r"Bloom\(expected=0"):
         Bloom(0)
+
+
+def test_a_sum_tells_no_number_of_holders(monkeypatch):
+    """All six hold row 3, and one holds row 8: what the server adds up are residues, of which neither is a count."""
+    opened, of_round = [], unions.open_sum
+
+    def kept(*args):
+        opened.append((yield from of_round(*args)))
+        return opened[-1]
+
+    monkeypatch.setattr(unions, "open_sum", kept)
+    it = play(MaskedUnion(), {c: holding({3, 8} if c == 2 else {3}) for c in range(6)}, params=TABLES)
+    assert found(it)["E"] == [3, 8]
+    words = opened[0].dense
+    assert words[3] not in range(7)  # by chance once in half a billion runs
+    assert words[8] not in range(7)
+
+
+def test_filters_of_several_tables_lie_one_after_another():
+    """A filter is as long as the union may be large, and not as its table is."""
+    it = play(MaskedUnion(Bloom(1000, 1e-9)), {c: holding({c, 40}, {c}) for c in range(5)}, params=TABLES)
+    assert found(it) == {"E": [0, 1, 2, 3, 4, 40], "F": [0, 1, 2, 3, 4]}
