@@ -318,6 +318,36 @@ def test_who_answers_at_the_latest_moment_is_in_time():
         ]
 
 
+def test_a_group_at_its_latest_moment_is_no_measure_for_a_new_one():
+    """asynchrony.md, section 4, "Create": of groups with t < T_max. The first group's is 100 + 1.2 x 100 = 220 s, when
+    the second client's first task is over, 2.2 s a step: by it the new group would have 45 steps, 100 / 2.2.
+    """
+
+    def seconds(client, steps, now):
+        return 220.0 if client == 1 else steps * (1.0 if now < 100 else 3.0)
+
+    clock = played(FedCompass(20, 100, 1.2, versions=0, seconds=1e4), seconds, 2, until=230.0)
+    assert clock.made == [(100, 0, "g0", 100, (200, 220)), (220, 1, "g1", 100, pytest.approx((440, 484)))]
+
+
+def test_the_fastest_of_a_group_may_have_answered_already():
+    """asynchrony.md, section 4, "Create": f is the smallest pace of those who are waited for and those who are there.
+
+    At 220 s the first is there, 1 s a step, and the second is waited for until 250, 1.5 s a step. The third, 2.2 s a
+    step, cannot join them: (250 + 1 x 100 - 220) / 2.2 are 59 steps.
+    """
+
+    def seconds(client, steps, now):
+        return 100.0 if client == 0 else 220.0 if client == 2 else 90.0 if now else 150.0
+
+    clock = played(FedCompass(20, 100, 1.5, versions=0, seconds=1e4), seconds, 3, until=230.0)
+    assert [(when, client, group, steps) for when, client, group, steps, _ in clock.made] == [
+        (100, 0, "g0", 100),
+        (150, 1, "g0", 33),
+        (220, 2, "g1", 59),
+    ]
+
+
 def test_who_is_first_after_the_timer_does_not_wait_for_who_is_silent():
     """The timer rings first at T_max, nobody is there; then one client is, and the other never will be."""
 
@@ -370,6 +400,15 @@ def test_clients_that_are_always_late_are_committed_all_the_same():
     clock = _watched(FedCompass(5, 10, 1.5, versions=9, patience_seconds=1e9), seconds, 3)
     assert clock.stopped == "done"
     assert [len(stale) for _, _, stale in clock.commits[3:]] == [3] * 6
+
+
+def test_as_many_late_replies_as_there_are_clients_are_a_commit():
+    """The only one: each task takes twice as long per step as the last one did, 10 steps of 0.01 s at first."""
+    number = iter(range(9))
+    clock = _watched(FedCompass(10, 10, 1.5, versions=4), lambda client, steps, now: 0.1 * 2.0 ** next(number), 1)
+    assert [(when, stale) for when, _, stale in clock.commits] == [
+        *((pytest.approx(0.1 * sum(2.0**m for m in range(n))), {0: 0}) for n in range(1, 5))
+    ]
 
 
 @pytest.mark.parametrize("pace", [0.1, 0.3, 0.7, 1 / 3])

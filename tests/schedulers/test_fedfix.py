@@ -71,6 +71,12 @@ def test_estimated_weights_are_bounded():
     assert first == 20.0  # at most 10 N, not 96
 
 
+def test_windows_without_replies_count_for_estimated_weights():
+    """The first reply comes in the third window: r is 1/3."""
+    clock = Clock(FedFix(1.0, "estimated", versions=1), People(range(1)), paced([2.5])).run()
+    assert [action.scales for _, action in clock.of(Commit)] == [pytest.approx((3.0,))]
+
+
 def test_a_window_without_replies_commits_nothing_and_costs_nothing():
     clock = Clock(FedFix(1.0, versions=3), People(range(1)), paced([1000.5])).run()
     assert [when for when, _ in clock.of(Commit)] == pytest.approx([1001, 2002, 3003])

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from partwise.core.schedule import Commit
+from partwise.core.schedule import Arrived, Commit, Dispatch, Lost, ReplyInfo
 from partwise.schedulers import FedAsync, FedBuff, FedCompass, FedFix, Tiered
+from partwise.schedulers.choices import Weighted
+from partwise.schedulers.flights import Flights, answered_, news_
 from toy_clock import Clock, People
 
 N = 6
@@ -52,3 +54,32 @@ def test_an_alarm_that_was_set_for_later_rings_for_who_is_to_be_given_up_then():
     assert [when for when, action in clock.log if type(action).__name__ == "Dispatch" and action.client == 0][:6] == [
         *(0.0, 4.0, 8.0, 20.0, 24.0, 28.0)
     ]
+
+
+def test_what_was_asked_before_is_not_what_is_waited_for():
+    """Client 3 was given up and asked again at 100: what became of its task of 5 s is of no account."""
+    reply = ReplyInfo(0, 3, 0, 1, 1)
+    flights = Flights(flying={3: 100.0})
+    assert not answered_(flights, Arrived(120.0, reply, 5.0))
+    assert news_(flights, Lost(120.0, 3, 0, 5.0), FedAsync(1)) == ([], [], [], "")
+    assert flights == Flights(flying={3: 100.0})
+    assert answered_(flights, Arrived(130.0, reply, 100.0))
+    assert news_(Flights(flying={3: 100.0}), Lost(130.0, 3, 1, 100.0), FedAsync(1)).lost == [3]
+
+
+@pytest.mark.parametrize(("losses", "is_over"), [(1090, False), (1110, True)])
+def test_a_run_ends_after_a_thousand_losses_and_twenty_for_each_client_at_work(losses, is_over):
+    """One of six is lost, so that five are left: 1,100."""
+    flights = Flights(flying=dict.fromkeys(range(6), 0.0), losses=losses)
+    assert bool(news_(flights, Lost(1.0, 0, 0, 0.0), FedAsync(6)).end) is is_over
+
+
+def test_who_is_never_chosen_does_not_stand_for_who_will_be_there():
+    """Three are wanted, two of whom are there; the others have no weight, but for one who is away until 5 s."""
+    people = People(range(5), lambda client, now: max(now, 5.0) if client == 4 else now)
+    scheduler = FedAsync(concurrency=3, versions=9, choice=Weighted((1.0, 1.0, 0.0, 0.0, 1.0)))
+    clock = Clock(scheduler, people, lambda client, steps, now: 2.0).run(events=200)
+    assert clock.stopped == "done"
+    asked = [(now, action.client) for now, action in clock.of(Dispatch)]
+    assert min(now for now, client in asked if client == 4) == 5.0
+    assert {client for _, client in asked} == {0, 1, 4}

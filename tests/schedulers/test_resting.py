@@ -79,15 +79,44 @@ def test_a_buffer_takes_nobody_twice_while_another_will_be_there():
     assert sorted(reply.client for reply in commit.replies) == [1, 2, 3]
 
 
-def test_it_is_asked_again_after_a_hundredth_of_the_patience():
-    """A thousand seconds make ten: the reply of ten seconds ends a streak, and the next begins then."""
+def test_who_rests_is_not_asked_while_a_buffer_can_be_filled_by_another():
+    """Five losses at once, then it rests for 864 seconds; the other fills twelve buffers of two, alone."""
+    clock = Clock(FedBuff(buffer=2, concurrency=2, versions=12, replace="commit"), People(range(2)), seconds).run()
+    assert [round(now, 6) for now, _ in clock.of(Commit)] == [20.0 * n for n in range(1, 13)]
+    assert len(clock.of(Lost)) == 5
+
+
+def test_who_is_asked_in_spite_of_its_rest_rests_no_longer():
+    """All are lost five times at once and asked all the same; from then on, the first answers every ten seconds."""
+
+    def mended(client, steps, now):
+        return -1e-9 if now < 4.5e-9 else (10.0, 25.0)[client]
+
+    clock = Clock(FedAsync(concurrency=2, versions=4), People(range(2)), mended).run()
+    assert len(clock.of(Lost)) == 10
+    assert [round(now, 6) for now, _ in clock.of(Commit)] == [10, 20, 25, 30]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "moments"),
+    [
+        (FedAsync(concurrency=3, versions=20, patience_seconds=1000.0), [0, 10, 20, 30]),
+        (Tiered(tiers=3, cohort=1, versions=20, patience_seconds=1000.0), [0, 8, 18, 28]),
+    ],
+    ids=repr,
+)
+def test_it_is_asked_again_after_a_hundredth_of_the_patience(scheduler, moments):
+    """A thousand seconds make ten: a reply of the others ends a streak, and the next begins then.
+
+    Tiers are made at 8 s, when the times of the others have been taken.
+    """
 
     def until_25(client, steps, now):
         return -1e-9 if client == 0 and now < 25 else 8.0
 
-    clock = Clock(FedAsync(concurrency=3, versions=20, patience_seconds=1000.0), People(range(3)), until_25).run()
+    clock = Clock(scheduler, People(range(3)), until_25).run()
     asked = sorted({round(now, 6) for now, action in clock.of(Dispatch) if action.client == 0})
-    assert asked[:4] == [0, 10, 20, 30]
+    assert asked[:4] == moments
     assert {reply.client for _, commit in clock.of(Commit) for reply in commit.replies} == {0, 1, 2}
 
 
