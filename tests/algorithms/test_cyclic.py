@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import nn
 
 import toy_federation
 from partwise.algorithms import MCPSGD, MMPSGD, FedAvg, LocalOnly
 from partwise.core.algorithm import Algorithm
 from partwise.core.around import Around
+from partwise.core.algorithm import Site, Task
 from partwise.core.index import Rows, Whole
-from partwise.core.population import Census, Profile
+from partwise.core.model import CrossEntropy, Model, like
+from partwise.core.plan import Trained
+from partwise.core.population import Census, Examples, Profile
 from partwise.core.program import SERVER
 from partwise.core.schedule import ReplyInfo
 from partwise.core.update import Update
@@ -313,3 +317,45 @@ def test_a_predictor_of_half_precision_is_the_mean_of_all_rounds(make, dtype):
     found = algorithm.predictor(state, 0)["w"]
     assert found.dtype == dtype
     assert found.tolist() == pytest.approx([0.99] * 2, abs=0.003)  # 0.99 in bfloat16 is 0.98828125
+
+
+@pytest.mark.parametrize(
+    ("weights", "told", "is_apart"),
+    [
+        ("uniform", [(3, 1.0, 2.0), (1, 4.0, 2.0)], True),  # 5 and 4
+        ("samples", [(3, 1.0, 2.0), (1, 4.0, 2.0)], False),  # 3 + 4 and 6 + 2
+        ("uniform", [(1, 1.0, 3.0), (1, 3.0, 1.0)], False),  # equal
+    ],
+)
+def test_the_predictor_takes_in_the_chain_of_the_lower_mean_loss(weights, told, is_apart):
+    """x is 0 and y of block 0 is 1; (examples, loss of x, loss of y) of each client."""
+    algorithm = MCPSGD(2, weights=weights)
+    state = algorithm.init({"w": torch.tensor(0.0)}, Census(2))
+    state["separate"]["w"][0], state["rounds"]["open"][0] = 1.0, 1.0
+    replies = [
+        ReplyInfo(i, i, 1, 0, examples, report={"block": 0.0, "mixed": mixed, "separate": separate})
+        for i, (examples, mixed, separate) in enumerate(told)
+    ]
+    state = algorithm.commit(state, {}, replies)
+    assert float(algorithm.predictor(state, 0)["w"]) == float(is_apart)
+
+
+class Dropped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.out(nn.functional.dropout(x, 0.5, self.training))
+
+
+def test_losses_are_told_without_dropout():
+    model = Model(Dropped, CrossEntropy())
+    params = model.init(3)
+    x, y = torch.ones(2, 32), torch.tensor([0, 1])
+    site = Site(0, model, like(params), Examples({"x": x, "y": y}), Profile(block=0), 3)
+    held = {"model": params, "separate": {n: torch.zeros_like(t).unsqueeze(0) for n, t in params.items()}}
+    zeros = {n: torch.zeros_like(t) for n, t in params.items()}
+    told = MCPSGD(1).report(held, Trained(zeros, 0, 0.0), Task(0, 1, 0, 0), (), site)
+    loss = nn.functional.cross_entropy(x @ params["out.weight"].T + params["out.bias"], y)
+    assert told == {"block": 0.0, "mixed": pytest.approx(float(loss)), "separate": pytest.approx(math.log(2))}

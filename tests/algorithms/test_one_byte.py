@@ -13,9 +13,13 @@ from partwise.core import seeded
 from partwise.core.algorithm import Task
 from partwise.core.codec import encode
 from partwise.core.errors import CompositionError
+from partwise.core.index import Rows, Whole
 from partwise.core.model import MeanSquaredError, Model
+from partwise.core.population import Census
 from partwise.core.program import SERVER
+from partwise.core.schedule import ReplyInfo
 from partwise.core.transform import chain
+from partwise.core.update import Update
 from partwise.programs.star import Star
 from partwise.runtimes import Processes, Simulate
 from partwise.schedulers import FedBuff, Synchronous
@@ -263,3 +267,29 @@ def test_they_refuse(monkeypatch):
     late = Star(PARTS["ferret"], buffer, model(), population(), Plain(), seed=3)
     with pytest.raises(CompositionError, match=r"adds numbers of one version's directions, got replies of versions"):
         Simulate().run(late.programs(), late.population, Log())
+
+
+@pytest.mark.parametrize(("normaliser", "ratio"), [("mean", 4.0), ("sqrt", 2.0)])
+def test_a_step_is_divided_by_the_slopes_that_came_not_by_the_population(normaliser, ratio):
+    """The same slope, when one client answers and when four do, the others with slopes of zero; of eight."""
+    part = OneByte(8, lr=1.0, normaliser=normaliser, is_coded=False)
+    moved = []
+    for count in (1, 4):
+        state = part.init({"w": torch.zeros(5)}, Census(8))
+        total = Update(Rows({"slopes": (8, 1)}, {"slopes": torch.tensor([2])}), {"slopes": torch.tensor([[3.0]])})
+        replies = [ReplyInfo(i, i, 0, 0, 1) for i in range(count)]
+        moved.append(part.commit(state, {"numbers": total}, replies)["model"]["w"])
+    assert moved[1].all()
+    torch.testing.assert_close(moved[0], ratio * moved[1])
+
+
+def test_ferret_has_new_directions_in_every_version():
+    """The same numbers twice: the second step is another one."""
+    part, numbers = Ferret(directions=4), {"w": torch.ones(4)}
+    state, at = part.init({"w": torch.zeros(6)}, Census(1)), [torch.zeros(6)]
+    for version in (0, 1):
+        total = Update(Whole({"w": (4,)}), numbers)
+        state = part.commit(state, {"numbers": total}, [ReplyInfo(version, 0, version, 0, 1)])
+        at.append(state["model"]["w"].clone())
+    assert (at[1] - at[0]).abs().min() > 0
+    assert not torch.allclose(at[2] - at[1], at[1] - at[0])

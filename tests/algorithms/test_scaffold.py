@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from partwise.algorithms import FedAvg, FedProx, FedSubAvg, LocalOnly, Scaffold
-from partwise.core.algorithm import Task
+from partwise.core.algorithm import Site, Task
 from partwise.core.codec import decode, encode
 from partwise.core.errors import CompositionError
 from partwise.core.index import Whole
-from partwise.core.model import CrossEntropy, Model
+from partwise.core.model import CrossEntropy, Model, like
 from partwise.core.plan import Trained
-from partwise.core.population import Profile
+from partwise.core.population import Examples, Profile
 from partwise.local import SGD, AdamW, LocalTraining
 from partwise.schedulers import FedBuff, Synchronous
 from partwise.schedulers.staleness import Constant
@@ -327,3 +327,49 @@ def test_without_controls_it_is_fedavg():
         for algorithm in (Scaffold(full_batch(5)), FedProx(0.0, full_batch(5), "uniform"))
     )
     assert ours == theirs
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_after_one_step_the_control_is_the_gradient_whatever_the_rate_was(decay):
+    """Of a (w - b)^2 / 2 at the w of the last round, which is a (w - b)."""
+    a, b = (1.0, 3.0), (0.0, 4.0)
+    population = parabolas(a, b)
+    local = LocalTraining(SGD(0.1), batch_size=0, steps=1, lr_decay=decay)
+    star = star_of(Scaffold(local), number_model(), population, everybody(population, 4))
+    _, log = run(star, lambda world: (float(server(world).streams["model"]["w"]), controls(world, (0, 1))[1]))
+    for (w, _), (_, own) in zip(log.seen, log.seen[1:], strict=False):
+        assert own == pytest.approx({i: a[i] * (w - b[i]) for i in (0, 1)}, abs=1e-12)
+
+
+class Dropped(nn.Module):
+    """Half of the inputs are left out; one parameter is not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.out, self.unused = nn.Linear(32, 2), nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.out(nn.functional.dropout(x, 0.5, self.training))
+
+
+def test_the_gradient_of_option_one_has_its_own_dropout_for_each_task():
+    model = Model(Dropped, CrossEntropy())
+    params = model.init(3)
+    site = Site(0, model, like(params), Examples({"x": torch.ones(2, 32), "y": torch.tensor([0, 0])}), Profile(), 3)
+
+    def control(version):
+        task, algorithm = Task(0, version, 0, 0), Scaffold(full_batch(1), "I")
+        zeros = {n: torch.zeros_like(t) for n, t in params.items()}
+        held = {"model": params, "control": zeros}
+        own = algorithm.client_init(site)
+        updates, _ = algorithm.finish(held, Trained(zeros, 1, 0.0), site.whole(), task, own, site)
+        return updates["control"].values()
+
+    torch.manual_seed(1)
+    first, state = control(0), torch.get_rng_state()
+    torch.manual_seed(2)
+    assert torch.equal(control(0)["out.weight"], first["out.weight"])
+    assert not torch.equal(control(1)["out.weight"] == 0, first["out.weight"] == 0)
+    assert first["unused"].tolist() == [0.0, 0.0, 0.0]
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
