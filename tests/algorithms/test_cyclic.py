@@ -11,9 +11,8 @@ from torch import nn
 
 import toy_federation
 from partwise.algorithms import MCPSGD, MMPSGD, FedAvg, LocalOnly
-from partwise.core.algorithm import Algorithm
+from partwise.core.algorithm import Algorithm, Site, Task
 from partwise.core.around import Around
-from partwise.core.algorithm import Site, Task
 from partwise.core.index import Rows, Whole
 from partwise.core.model import CrossEntropy, Model, like
 from partwise.core.plan import Trained
