@@ -92,7 +92,8 @@ def test_a_grid_in_which_all_is_refused_says_why(here):
 
 
 def test_what_is_typed_twice_is_played_once(here):
-    twice = ("--attack", "SignFlip", "--attack", '{name="SignFlip"}', "--share", "0.3", "--share", "0.30")
+    twice = [word for name in ("SignFlip", '{name="SignFlip"}', "none") for word in ("--attack", name)]
+    twice += ["--share", "0.3", "--share", "0.30"]
     call("attack", "tiny.toml", *CLIENTS, "--rule", "Median", "--rule", "Median", *twice, "--folder", "out")
     rows = [json.loads(line) for line in (here / "out" / "trials.jsonl").read_text().splitlines()]
     assert [(r["rule"], r["attack"], r["share"]) for r in rows] == [

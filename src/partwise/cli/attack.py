@@ -63,7 +63,7 @@ def attack_command(
     named = base.hostile.clients if base.hostile and not shares else ()
     usual = round(len(named) / len(base.build()[1].population.clients), 6) if named else 0.2
     grid = [(NONE, 0.0)]
-    grid += [(_label(attack), share) for share in shares or [usual] for attack in attacks or ATTACKS]
+    grid += [(_label(attack), share) for share in shares or [usual] for attack in attacks or ATTACKS if attack != NONE]
     grid = list(dict.fromkeys(grid))  # what is typed twice is played once, or the table would take it for repetitions
     trials = [
         Trial("", rule, attack, share, base.seed + number)
