@@ -17,6 +17,7 @@ from partwise.core.algorithm import Algorithm, Task
 from partwise.core.codec import decode, encode
 from partwise.core.errors import ProtocolError
 from partwise.core.program import SERVER
+from partwise.core.schedule import After, Deadline, Scheduler, Started, Stop
 from partwise.core.spool import Kept
 from partwise.local import LocalTraining
 from partwise.programs.messages import Reply
@@ -339,7 +340,7 @@ def test_workers_die_with_their_parent():
 
 
 @dataclass
-class Patient:
+class Patient(Scheduler):
     """A scheduler that asks nobody, and stops when it is woken."""
 
     seconds: float
@@ -349,8 +350,6 @@ class Patient:
         return 0
 
     def step(self, state: int, event: Any, roster: Any) -> Any:
-        from partwise.core.schedule import After, Deadline, Started, Stop
-
         match event:
             case Started():
                 return state, [After(self.seconds, 7)]
