@@ -36,7 +36,7 @@ def same_draws() -> None:
 def workers_save_what_was_measured() -> None:
     """Where coverage is measured, a worker writes its lines down as it ends, which takes longer than a worker may.
 
-    One that is killed at that leaves half a file: its lines are lost, and with some halves coverage cannot go on.
+    One that is killed at that leaves half a file, and its lines are lost.
     """
     measures = sys.modules.get("coverage")
     if measures is not None and measures.Coverage.current() is not None:
