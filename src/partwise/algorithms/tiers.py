@@ -96,9 +96,8 @@ class CrossTier(Around):
         weights = count.flip(0) / count.sum()
         step: Values = {}
         for name, now in state["model"].items():
-            flat = wide(
-                state["tiers"][name].reshape(self.tiers, -1)
-            )  # weights of a half-precision type do not sum to 1
+            # The weights of a half-precision type do not sum to 1.
+            flat = wide(state["tiers"][name].reshape(self.tiers, -1))
             step[name] = ((weights.to(flat) @ flat).reshape(now.shape) - now).to(now.dtype)
         whole = Update(Whole(shapes_of(step)), step, total.weight)
         return self.inner.commit(state, {**totals, "model": whole}, replies)

@@ -205,19 +205,8 @@ class Keeper:
         Raises:
             CheckpointError: it was taken away, or the disk is full.
         """
-        try:
-            with self._path.open("rb") as file:
-                os.fsync(file.fileno())
-        except FileNotFoundError as error:
-            if self._journal is not None:
-                from partwise.journal.journal import taken_away
-
-                raise taken_away(self._path, self._journal.books.count) from error
-        except OSError as error:
-            raise CheckpointError(
-                f"{self._path}: needs room on a disk it may write to, got: {error.strerror}. "
-                "Free some, and resume the run."
-            ) from error
+        if self._journal is not None:
+            self._journal.flush()
 
     def _open(self) -> Journal:
         if self._journal is None:

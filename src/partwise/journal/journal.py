@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,16 +15,7 @@ from partwise.journal.entries import GENESIS_PREV, Entry, canonical, entry_hash
 from partwise.journal.heads import are_two_heads, head_bytes, is_signed
 from partwise.journal.rules import Books
 
-__all__ = [
-    "Fault",
-    "Journal",
-    "Signed",
-    "find_tampering",
-    "lines_of",
-    "proves_equivocation",
-    "taken_away",
-    "two_stories",
-]
+__all__ = ["Fault", "Journal", "Signed", "find_tampering", "lines_of", "proves_equivocation", "two_stories"]
 
 _FIELDS = {"v", "seq", "prev", "round", "type", "author", "payload"}
 
@@ -108,17 +101,24 @@ class Journal:
         self._take(signed)
         if self._path is not None:
             if entry.seq and not self._path.exists():
-                raise taken_away(self._path, entry.seq)
+                raise _taken_away(self._path, entry.seq)
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with self._path.open("a", encoding="ascii") as file:
-                    file.write(signed.line() + "\n")
-            except OSError as error:
-                raise CheckpointError(
-                    f"{self._path}: needs room on a disk it may write to, got: {error.strerror}. "
-                    "Free some, and resume the run."
-                ) from error
+            with _on_disk(self._path), self._path.open("a", encoding="ascii") as file:
+                file.write(signed.line() + "\n")
         return digest
+
+    def flush(self) -> None:
+        """Wait until the disk has what is in the file.
+
+        Raises:
+            CheckpointError: the file was taken away, or the disk is full.
+        """
+        if self._path is None or not self.books.count:
+            return
+        if not self._path.exists():
+            raise _taken_away(self._path, self.books.count)
+        with _on_disk(self._path), self._path.open("rb") as file:
+            os.fsync(file.fileno())
 
     def settle(self, payout: int, **facts: str) -> str:
         """Close the round, by the operator: scores and pay follow from the entries; `facts` are written beside them."""
@@ -158,7 +158,18 @@ class Journal:
         self.head = entry_hash(signed.entry)
 
 
-def taken_away(path: Path, count: int) -> CheckpointError:
+@contextmanager
+def _on_disk(path: Path) -> Iterator[None]:
+    """Says so where the disk does not take it."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: needs room on a disk it may write to, got: {error.strerror}. Free some, and resume the run."
+        ) from error
+
+
+def _taken_away(path: Path, count: int) -> CheckpointError:
     """What is said of a journal whose file is gone, where so many entries were in it."""
     return CheckpointError(
         f"{path}: must have the {count:,} entries that were written before, got no file: it was taken away while the "
